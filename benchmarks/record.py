@@ -1,0 +1,123 @@
+"""Writes one benchmark's rows as ``benchmarks/results/NAME.json``, with what is needed to measure them again.
+
+It knows the machine, the installed versions and the commit, and nothing of what was measured.
+No host name, user name or folder of the machine is written.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+__all__ = ["hardware", "record", "versions"]
+
+_ROOT = Path(__file__).resolve().parent.parent
+_PACKAGES = ("torch", "numpy", "constriction", "safetensors", "onnxruntime", "executorch", "tensorrt", "compoff")
+
+
+def record(name: str, rows: list[dict[str, Any]], *, seed: int, command: str) -> Path:
+    """Write the rows of one benchmark to its file of results and return that file.
+
+    Args:
+        name: the benchmark; the file is ``benchmarks/results/<name>.json``.
+        rows: what was measured, one flat dictionary a row, JSON-able.
+        seed: the seed that every random choice came from.
+        command: the command line, relative to the repository root, that measures it again.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ValueError: ``rows`` is empty or holds a value that is not finite: such a result says nothing.
+
+    Source: this project.
+    """
+    if not rows:
+        raise ValueError(f"benchmark {name!r} has no rows to record; measure something first")
+    result = {
+        "name": name,
+        "command": command,
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "seed": seed,
+        "hardware": hardware(),
+        "versions": versions(),
+        "rows": rows,
+    }
+    text = json.dumps(result, indent=1, allow_nan=False)
+    path = _ROOT / "benchmarks" / "results" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def hardware() -> dict[str, Any]:
+    """Describe the machine: processor, cores this process may use, memory in GB, GPU, operating system."""
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gb": _memory_gb(),
+        "gpu": _gpu(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """List the versions of Python and of those packages that are installed, without importing them."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        version = _installed(package)
+        if version is not None:
+            found[package] = version
+    return found
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_gb() -> float | None:
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1)
+
+
+def _gpu() -> str | None:
+    if shutil.which("nvidia-smi") is None:
+        return None
+    return _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or None
+
+
+@functools.cache
+def _commit() -> str:
+    """The commit, with a ``+`` where the working tree differs from it in anything but results."""
+    commit = _output("git", "rev-parse", "HEAD")
+    if not commit:
+        return "none"
+    changes = _output("git", "status", "--porcelain", "--", ":/", ":(top,exclude)benchmarks/results")
+    return commit + ("+" if changes else "")
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,139 @@
+"""compoff: a trained model across a weak device and an edge server, with almost nothing on the wire.
+
+Names are loaded on first use (PEP 562), so that ``import compoff`` costs nothing and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compoff.codec import Bottleneck, Geometry
+    from compoff.coding import Decoded, Payload, PayloadFormat, SymbolTables
+    from compoff.device.head import Head
+    from compoff.device.remote import AsyncRemote, Remote, connect, connect_async
+    from compoff.edge.server import Server, serve
+    from compoff.edge.tail import Tail
+    from compoff.errors import (
+        ArtifactError,
+        ArtifactMismatch,
+        AuthenticationError,
+        BackendError,
+        CompoffError,
+        ConnectTimeout,
+        ConnectionLost,
+        FeatureError,
+        FitError,
+        LocalProtocolError,
+        PayloadError,
+        ReadTimeout,
+        RemoteError,
+        RemoteProtocolError,
+        ServerBusy,
+        SplitError,
+        Timeout,
+        WireError,
+    )
+    from compoff.exporting import export
+    from compoff.fitting import FitReport, SplitReport, fit
+    from compoff.recipe import Recipe
+    from compoff.wrapping import Wrapped, load, wrap
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ArtifactError": "compoff.errors",
+    "ArtifactMismatch": "compoff.errors",
+    "AsyncRemote": "compoff.device.remote",
+    "AuthenticationError": "compoff.errors",
+    "BackendError": "compoff.errors",
+    "Bottleneck": "compoff.codec",
+    "CompoffError": "compoff.errors",
+    "ConnectTimeout": "compoff.errors",
+    "ConnectionLost": "compoff.errors",
+    "Decoded": "compoff.coding",
+    "FeatureError": "compoff.errors",
+    "FitError": "compoff.errors",
+    "FitReport": "compoff.fitting",
+    "Geometry": "compoff.codec",
+    "Head": "compoff.device.head",
+    "LocalProtocolError": "compoff.errors",
+    "Payload": "compoff.coding",
+    "PayloadError": "compoff.errors",
+    "PayloadFormat": "compoff.coding",
+    "ReadTimeout": "compoff.errors",
+    "Recipe": "compoff.recipe",
+    "Remote": "compoff.device.remote",
+    "RemoteError": "compoff.errors",
+    "RemoteProtocolError": "compoff.errors",
+    "Server": "compoff.edge.server",
+    "ServerBusy": "compoff.errors",
+    "SplitError": "compoff.errors",
+    "SplitReport": "compoff.fitting",
+    "SymbolTables": "compoff.coding",
+    "Tail": "compoff.edge.tail",
+    "Timeout": "compoff.errors",
+    "WireError": "compoff.errors",
+    "Wrapped": "compoff.wrapping",
+    "connect": "compoff.device.remote",
+    "connect_async": "compoff.device.remote",
+    "export": "compoff.exporting",
+    "fit": "compoff.fitting",
+    "load": "compoff.wrapping",
+    "serve": "compoff.edge.server",
+    "wrap": "compoff.wrapping",
+}
+
+__all__ = [
+    "ArtifactError",
+    "ArtifactMismatch",
+    "AsyncRemote",
+    "AuthenticationError",
+    "BackendError",
+    "Bottleneck",
+    "CompoffError",
+    "ConnectTimeout",
+    "ConnectionLost",
+    "Decoded",
+    "FeatureError",
+    "FitError",
+    "FitReport",
+    "Geometry",
+    "Head",
+    "LocalProtocolError",
+    "Payload",
+    "PayloadError",
+    "PayloadFormat",
+    "ReadTimeout",
+    "Recipe",
+    "Remote",
+    "RemoteError",
+    "RemoteProtocolError",
+    "Server",
+    "ServerBusy",
+    "SplitError",
+    "SplitReport",
+    "SymbolTables",
+    "Tail",
+    "Timeout",
+    "WireError",
+    "Wrapped",
+    "connect",
+    "connect_async",
+    "export",
+    "fit",
+    "load",
+    "serve",
+    "wrap",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'compoff' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,196 @@
+"""The bottleneck: encoder, quantizer, decoder and prior as one module at one split point.
+
+Where the user's own encoder or decoder takes the place of ours. Knows no model and no bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from compoff.codec.decoder import Decoder
+from compoff.codec.encoder import Encoder, semi_orthogonality_error
+from compoff.codec.prior import Prior
+from compoff.codec.quantizer import Quantizer
+from compoff.codec.spectral import SpectralConv
+from compoff.errors import FeatureError
+
+if TYPE_CHECKING:
+    from compoff.codec.geometry import Geometry
+
+__all__ = ["Bottleneck", "BottleneckOutput", "CodecFactory"]
+
+CodecFactory: TypeAlias = Callable[[tuple[int, ...], tuple[int, ...]], nn.Module]
+"""Makes the user's own encoder or decoder from ``(input shape, output shape)``, both without the batch axis."""
+
+
+@dataclass(frozen=True)
+class BottleneckOutput:
+    """What one pass through a bottleneck gives.
+
+    Args:
+        y: The feature that went in.
+        y_hat: The feature that comes out.
+        weights: Weight of each center for each latent value, as `Quantizer.forward` gives them.
+    """
+
+    y: Tensor
+    y_hat: Tensor
+    weights: Tensor
+
+
+class Bottleneck(nn.Module):
+    """Compress a feature to symbols and restore it.
+
+    Args:
+        geometry: Layout of the feature.
+        channels: Number of channels of the latent.
+        num_centers: Number of quantization levels, 2 to 256.
+        encoder: Factory of the user's own encoder; None for ours.
+        decoder: Factory of the user's own decoder; None for ours.
+
+    Shapes:
+        y and result ``(batch, *geometry.shape)``; symbols ``(batch, channels, *geometry.latent_space)``, uint8.
+
+    Raises:
+        FeatureError: A size is out of range, or a module from a factory gives another shape than was asked of it.
+
+    Example:
+        >>> import torch
+        >>> from compoff.codec import Geometry
+        >>> bottleneck = Bottleneck(Geometry((16, 8, 8)), channels=4).eval()
+        >>> symbols = bottleneck.encode(torch.randn(2, 16, 8, 8))
+        >>> symbols.shape, symbols.dtype, bottleneck.decode(symbols).shape
+        (torch.Size([2, 4, 2, 2]), torch.uint8, torch.Size([2, 16, 8, 8]))
+
+    Source: DeepCOD (SenSys 2020), Sec. 3.2, 3.4.1, Fig. 2-3.
+    """
+
+    calibrated: Tensor
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        channels: int = 8,
+        num_centers: int = 8,
+        *,
+        encoder: CodecFactory | None = None,
+        decoder: CodecFactory | None = None,
+    ) -> None:
+        super().__init__()
+        if channels < 1:
+            raise FeatureError(f"channels is {channels}; expected at least 1 channel in the latent, such as 8")
+        if not 2 <= num_centers <= 256:
+            raise FeatureError(f"num_centers is {num_centers}; expected 2 to 256, such as 8")
+        self.geometry = geometry
+        self.latent_shape = (channels, *geometry.latent_space)
+        self.encoder = encoder(geometry.shape, self.latent_shape) if encoder else Encoder(geometry, channels)
+        self.quantizer = Quantizer(num_centers)
+        self.decoder = decoder(self.latent_shape, geometry.shape) if decoder else Decoder(geometry, channels)
+        self.prior = Prior(channels, num_centers)
+        self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
+        if encoder:
+            _check_shape("encoder", self.encoder, geometry.shape, self.latent_shape)
+        if decoder:
+            _check_shape("decoder", self.decoder, self.latent_shape, geometry.shape)
+
+    @property
+    def num_centers(self) -> int:
+        """Number of quantization levels."""
+        return self.quantizer.num_centers
+
+    @torch.no_grad()
+    def calibrate(self, y: Tensor) -> None:
+        """Set the units of quantizer and decoder from one batch of real features; done once, before the first step.
+
+        Args:
+            y: Features of one batch.
+        """
+        self.geometry.check(y)
+        latent = self.encoder(y)
+        self.quantizer.calibrate(latent)
+        if isinstance(self.decoder, Decoder):
+            self.decoder.calibrate(self.quantizer.dequantize(self.quantizer.symbols(latent)), y)
+        self.calibrated.fill_(True)
+
+    def encode(self, y: Tensor) -> Tensor:
+        """What the device does: feature to symbols.
+
+        Args:
+            y: The feature.
+
+        Returns:
+            The symbols.
+        """
+        return self.quantizer.symbols(self.encoder(y))
+
+    def decode(self, symbols: Tensor) -> Tensor:
+        """What the edge does: symbols to feature.
+
+        Args:
+            symbols: The symbols.
+
+        Returns:
+            The restored feature.
+        """
+        return self.decoder(self.quantizer.dequantize(symbols))
+
+    def run(self, y: Tensor) -> BottleneckOutput:
+        """Compress and restore, keeping what the losses need.
+
+        Args:
+            y: The feature.
+
+        Returns:
+            Feature, restored feature and center weights, differentiable in training mode.
+        """
+        latent = self.encoder(y)
+        z_hat, weights = self.quantizer(latent)
+        return BottleneckOutput(y, self.decoder(z_hat), weights)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Compress and restore.
+
+        Args:
+            y: The feature.
+
+        Returns:
+            The restored feature, in the dtype of `y`.
+
+        Raises:
+            FeatureError: `y` has another shape than this bottleneck was made for.
+        """
+        self.geometry.check(y)
+        weight = self.quantizer.centers
+        if not self.training:
+            return self.decode(self.encode(y.to(weight.dtype))).to(y.dtype)
+        return self.run(y.to(weight.dtype)).y_hat.to(y.dtype)
+
+    def semi_orthogonality_error(self) -> Tensor:
+        """Distance of the encoder from an isometry, Eq. 7; zero for the user's own encoder, which Eq. 7 does not fit."""
+        if isinstance(self.encoder, Encoder):
+            return semi_orthogonality_error(self.encoder.weight)
+        return self.quantizer.centers.new_zeros(())
+
+    def spectral_layers(self) -> list[SpectralConv]:
+        """The layers under Eq. 9."""
+        return [module for module in self.modules() if isinstance(module, SpectralConv)]
+
+
+def _check_shape(role: str, module: nn.Module, given: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Run the user's module once and compare its output's shape with the one it was asked for."""
+    training = module.training
+    module.eval()
+    with torch.no_grad():
+        output = module(torch.zeros(2, *given))
+    module.train(training)
+    shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else None
+    if shape != expected:
+        raise FeatureError(
+            f"your {role} turns {given} into {shape or type(output).__name__} per sample; expected {expected}: the "
+            f"factory is called with (input shape, output shape) and must return a module that keeps to them"
+        )

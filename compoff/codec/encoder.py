@@ -1,0 +1,106 @@
+"""The encoder: one strided convolution (2-D, 1-D) or one linear layer, and its distance from an isometry.
+
+All that the device adds to its part of the network. Knows nothing of quantization.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compoff.codec.geometry import Geometry
+
+__all__ = ["Encoder", "semi_orthogonality_error"]
+
+_CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
+
+
+class Encoder(nn.Module):
+    """Turn a feature into a latent with one layer whose kernel equals its stride.
+
+    Starts as an exact semi-orthogonal map, which is where Eq. 7 pulls it.
+
+    Args:
+        geometry: Layout of the feature.
+        channels: Number of channels of the latent.
+
+    Shapes:
+        y ``(batch, geometry.channels, *space)``; result ``(batch, channels, *geometry.latent_space)``.
+
+    Example:
+        >>> import torch
+        >>> from compoff.codec import Geometry
+        >>> Encoder(Geometry((64, 56, 56)), channels=8)(torch.zeros(1, 64, 56, 56)).shape
+        torch.Size([1, 8, 14, 14])
+
+    Source: DeepCOD (SenSys 2020), Sec. 3.2.1 and 3.2.3, Eq. 5.
+    """
+
+    def __init__(self, geometry: Geometry, channels: int) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.layer: nn.Module
+        if geometry.space:
+            tile = geometry.tile
+            convolution = _CONVOLUTIONS[len(tile)]
+            self.layer = convolution(geometry.channels, channels, tile, stride=tile, bias=False)  # pyright: ignore[reportArgumentType]
+        else:
+            self.layer = nn.Linear(geometry.channels, channels, bias=False)
+        nn.init.orthogonal_(self.weight)
+
+    @property
+    def weight(self) -> Tensor:
+        """The kernel, ``(channels, geometry.channels, *tile)``."""
+        weight = self.layer.weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates that the encoder costs the device per sample."""
+        positions = 1
+        for count in self.geometry.latent_space:
+            positions *= count
+        return self.weight.numel() * positions
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Encode a feature.
+
+        Args:
+            y: The feature, ``(batch, geometry.channels, *space)``.
+
+        Returns:
+            The latent, ``(batch, channels, *geometry.latent_space)``.
+        """
+        return self.layer(self.geometry.pad(y))
+
+
+def semi_orthogonality_error(weight: Tensor) -> Tensor:
+    """Frobenius distance of a kernel from a semi-orthogonal matrix.
+
+    Zero means that the encoder preserves distances within the space it measures (Eq. 6 with γ = 1).
+
+    Args:
+        weight: The kernel, output channels first, as PyTorch stores it.
+
+    Returns:
+        ``‖E'ᵀE' − I‖``, a scalar.
+
+    Shapes:
+        weight ``(channels, in_channels, *tile)``; E' is its transpose as a matrix, ``(in_channels · tile, channels)``.
+
+    Example:
+        >>> import torch
+        >>> float(semi_orthogonality_error(torch.eye(3, 12)))
+        0.0
+
+    Source: DeepCOD (SenSys 2020), Sec. 3.2.2, Eq. 7.
+    """
+    rows = weight.flatten(1)  # E'ᵀ: (channels, in_channels * tile)
+    gram = rows @ rows.T
+    return torch.linalg.matrix_norm(gram - torch.eye(len(rows), dtype=gram.dtype, device=gram.device))

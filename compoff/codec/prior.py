@@ -1,0 +1,109 @@
+"""The prior: how probable each symbol is in each channel of the latent.
+
+Gives the rate term of the loss, and the integer tables that the coder uses on both sides. Knows no bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from compoff.coding.tables import SymbolTables
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Prior"]
+
+
+class Prior(nn.Module):
+    """Learned symbol probabilities, one table per channel.
+
+    Args:
+        channels: Number of channels of the latent.
+        num_centers: Number of symbols.
+
+    Shapes:
+        probabilities ``(channels, num_centers)``.
+
+    Example:
+        >>> Prior(channels=2, num_centers=4).probabilities()[0].tolist()
+        [0.25, 0.25, 0.25, 0.25]
+
+    Source: this project (the paper codes with Huffman and has no rate term, Sec. 3.4.1).
+    """
+
+    def __init__(self, channels: int, num_centers: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(channels, num_centers))
+
+    def probabilities(self) -> Tensor:
+        """Probability of each symbol in each channel.
+
+        Returns:
+            Rows that sum to 1.
+        """
+        return torch.softmax(self.logits, dim=-1)
+
+    def estimated_rate(self, weights: Tensor) -> Tensor:
+        """Bits per sample that the symbols would cost under this prior.
+
+        Args:
+            weights: Weight of each center for each latent value, as `Quantizer.forward` gives them.
+
+        Returns:
+            The mean over the batch, in bits; differentiable in the prior and in the weights.
+
+        Shapes:
+            weights ``(batch, channels, *space, num_centers)``; result a scalar.
+
+        Example:
+            >>> import torch
+            >>> prior = Prior(channels=1, num_centers=4)
+            >>> weights = torch.nn.functional.one_hot(torch.tensor([[[0, 1, 2]]]), 4).float()
+            >>> float(prior.estimated_rate(weights))
+            6.0
+
+        Source: this project.
+        """
+        bits = torch.log_softmax(self.logits, dim=-1) / -math.log(2)  # (channels, num_centers)
+        shares = weights.flatten(2, -2).sum(2) if weights.dim() > 3 else weights  # (batch, channels, num_centers)
+        return (shares * bits).sum((1, 2)).mean()
+
+    def tables(self) -> SymbolTables:
+        """The probabilities as the integers that both sides of the wire code with.
+
+        Returns:
+            One table per channel.
+
+        Example:
+            >>> Prior(channels=1, num_centers=4).tables().weights.tolist()
+            [[4194304, 4194304, 4194304, 4194304]]
+
+        Source: this project.
+        """
+        with torch.no_grad():
+            return SymbolTables.from_probabilities(torch.softmax(self.logits.double(), dim=-1).cpu().numpy())
+
+    @torch.no_grad()
+    def count(self, counts: Tensor) -> None:
+        """Replace the learned probabilities by measured frequencies.
+
+        Args:
+            counts: How often each symbol occurred, ``(channels, num_centers)``. Half a count is added to each, so that
+                a symbol that was never seen can still be coded.
+
+        Example:
+            >>> import torch
+            >>> prior = Prior(channels=1, num_centers=2)
+            >>> prior.count(torch.tensor([[1, 2]]))
+            >>> [round(value, 3) for value in prior.probabilities()[0].tolist()]
+            [0.375, 0.625]
+
+        Source: this project (Krichevsky-Trofimov smoothing).
+        """
+        smoothed = counts.to(torch.float64) + 0.5
+        self.logits.copy_((smoothed / smoothed.sum(1, keepdim=True)).log())

@@ -1,0 +1,182 @@
+"""Head: what runs on the device. Inputs to a payload of a few bytes.
+
+Checks what it is given, runs the program of its runtime, codes the symbols. Knows no network connection.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compoff.artifact import find_part, read_folder, write_folder
+from compoff.errors import BackendError, FeatureError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from compoff.artifact import Manifest, TensorSpec
+    from compoff.coding import Payload, SymbolTables
+    from compoff.coding.payload import Coding
+    from compoff.device.remote import Remote
+    from compoff.device.runners.runner import Runner
+
+__all__ = ["Head"]
+
+
+class Head:
+    """The part of a model that runs on the device, up to the bytes that leave it.
+
+    Made by `compoff.export` or `Head.load`.
+
+    Args:
+        manifest: What this head is.
+        tables: The coder's tables.
+        runner: The runtime that holds the program.
+
+    Example:
+        >>> import torch, compoff
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
+        >>> x = torch.randn(2, 3, 16, 16)
+        >>> model = compoff.wrap(net, "input", example_input=x)
+        >>> head, tail = compoff.export(model, "input")
+        >>> payload = head(x)
+        >>> tail(payload).shape
+        torch.Size([2, 5])
+
+    Source: DeepCOD (SenSys 2020), Sec. 3, Fig. 2 (left).
+    """
+
+    def __init__(self, manifest: Manifest, tables: SymbolTables, runner: Runner) -> None:
+        self.manifest = manifest
+        self.tables = tables
+        self.runner = runner
+        self.payload_format = manifest.payload_format(tables)
+
+    @property
+    def split(self) -> str:
+        """The split point."""
+        return self.manifest.split
+
+    @property
+    def artifact_id(self) -> bytes:
+        """The 32 bytes that this head and its tail share, and no others."""
+        return self.manifest.identity
+
+    def __repr__(self) -> str:
+        return f"Head({self.manifest.model} at '{self.split}', id {self.manifest.artifact_id[:8]})"
+
+    def __call__(self, *inputs: Any, quality: int | None = None, coding: Coding = "range") -> Payload:
+        """Turn inputs into the bytes to send.
+
+        Args:
+            *inputs: What the model takes: tensors of the runtime, or numpy arrays, with a batch axis.
+            quality: Index of the quality; None for the best.
+            coding: ``"range"`` (the shortest), ``"huffman"`` (the paper's) or ``"raw"``.
+
+        Returns:
+            The payload; ``bytes(payload)`` is what travels.
+
+        Raises:
+            FeatureError: An input has another shape or dtype than the head was exported for, or the batch is empty.
+        """
+        symbols = self.symbols(*inputs)
+        if quality is not None and 0 <= quality < len(self.payload_format.qualities):
+            symbols = symbols[:, : self.payload_format.qualities[quality]]
+        return self.payload_format.encode(symbols, quality=quality, coding=coding)
+
+    def symbols(self, *inputs: Any) -> NDArray[np.uint8]:
+        """Turn inputs into symbols, uncoded.
+
+        Args:
+            *inputs: As for a call.
+
+        Returns:
+            The symbols.
+
+        Shapes:
+            Result ``(batch, channels, *space)``.
+
+        Raises:
+            FeatureError: As for a call.
+        """
+        return self.runner.run(self._arrays(inputs))
+
+    def _arrays(self, inputs: tuple[Any, ...]) -> list[NDArray[Any]]:
+        """The inputs as arrays, checked against what the head was exported for."""
+        specs = self.manifest.inputs
+        if len(inputs) != len(specs):
+            raise FeatureError(f"{len(inputs)} inputs were given; {self!r} takes {len(specs)}, in the model's own order")
+        arrays = [self._array(value, spec, index) for index, (value, spec) in enumerate(zip(inputs, specs, strict=True))]
+        sizes = {len(array) for array, spec in zip(arrays, specs, strict=True) if spec.batched}
+        if len(sizes) > 1 or not 1 <= max(sizes, default=1) <= self.manifest.max_batch:
+            raise FeatureError(
+                f"the batch holds {sorted(sizes)} samples; expected the same number in every input, from 1 to "
+                f"{self.manifest.max_batch}"
+            )
+        return arrays
+
+    def _array(self, value: Any, spec: TensorSpec, index: int) -> NDArray[Any]:
+        """One input as a contiguous array."""
+        array = value if isinstance(value, np.ndarray) else self.runner.to_numpy(value)
+        if array is None:
+            raise FeatureError(f"input {index} is a {type(value).__name__}; expected a tensor or a numpy array")
+        expected = f"{spec.dtype} of shape {('batch', *spec.shape) if spec.batched else spec.shape}"
+        if str(array.dtype) != spec.dtype:
+            raise FeatureError(f"input {index} is {array.dtype}; expected {expected}: convert it as you do for the model")
+        if tuple(array.shape[1:] if spec.batched else array.shape) != spec.shape or (spec.batched and array.ndim == 0):
+            raise FeatureError(f"input {index} has shape {array.shape}; expected {expected}")
+        return np.ascontiguousarray(array)
+
+    def save(self, path: str | Path) -> None:
+        """Write this head to a folder.
+
+        Args:
+            path: The folder; made if need be.
+
+        Raises:
+            ArtifactError: The folder holds something else.
+        """
+        write_folder(path, self.manifest, self.tables, self.runner.files)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Head:
+        """Read a head from a folder; the model's class is not needed.
+
+        Args:
+            path: A folder that `save` wrote, or the one around ``head`` and ``tail``.
+
+        Returns:
+            The head.
+
+        Raises:
+            ArtifactError: The folder is damaged, foreign or of another format.
+            BackendError: No runtime for its program is installed.
+        """
+        folder = read_folder(find_part(path, "head"), "head")
+        if importlib.util.find_spec("torch") is None:
+            raise BackendError(f"'{path}' holds a PyTorch program and torch is not installed; install torch")
+        from compoff.device.runners.torch import TorchRunner  # only here, so that a device without torch can import us
+
+        return cls(folder.manifest, folder.tables, TorchRunner.load(folder.path))
+
+    def connect(self, address: str, *, token: str | None = None, timeout: float = 10.0) -> Remote:
+        """Open a connection to the edge server that holds this head's tail.
+
+        Args:
+            address: ``"host:port"``.
+            token: The server's token, if it asks for one.
+            timeout: Deadline of the connection and of each call, in seconds.
+
+        Returns:
+            The remote; calling it gives what the model would have returned.
+
+        Raises:
+            WireError: No connection, a refusal, or a server that holds another export.
+        """
+        from compoff.device.remote import connect  # remote builds on Head
+
+        return connect(self, address, token=token, timeout=timeout)

@@ -1,0 +1,1 @@
+"""One file a runtime, each with the same small interface: `Runner`."""

@@ -1,0 +1,86 @@
+"""A head's program under PyTorch: the exported ``.pt2``, as it was saved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from compoff.programs import TorchProgram
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = ["PROGRAM", "TorchRunner"]
+
+PROGRAM = "head.pt2"
+"""Name of the program in a head's folder."""
+
+
+class TorchRunner:
+    """Runs a head with PyTorch.
+
+    Args:
+        program: The head's program.
+    """
+
+    def __init__(self, program: TorchProgram) -> None:
+        self._program = program
+
+    @classmethod
+    def load(cls, folder: Path) -> TorchRunner:
+        """Read the program of a checked folder.
+
+        Args:
+            folder: The folder.
+
+        Returns:
+            The runner.
+
+        Raises:
+            ArtifactError: PyTorch cannot read the program.
+        """
+        path = folder / PROGRAM
+        return cls(TorchProgram.load(path.read_bytes(), str(path)))
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The program as files of an artifact, by name."""
+        return {PROGRAM: self._program.to_bytes()}
+
+    def run(self, inputs: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
+        """Turn inputs into symbols.
+
+        Args:
+            inputs: One array an input, one batch.
+
+        Returns:
+            The symbols.
+        """
+        return self._program.run(inputs)[0].astype(np.uint8, copy=False)
+
+    def to_numpy(self, value: Any) -> NDArray[Any] | None:
+        """The array behind a tensor.
+
+        Args:
+            value: Anything.
+
+        Returns:
+            Its array, or None if it is no tensor.
+        """
+        return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else None
+
+    def from_numpy(self, array: NDArray[Any]) -> Any:
+        """An array as a tensor.
+
+        Args:
+            array: The array.
+
+        Returns:
+            A tensor of its own memory, since what comes off the wire cannot be written to.
+        """
+        return torch.from_numpy(array.copy())

@@ -1,0 +1,234 @@
+"""One teacher pass and one student pass: what a step of label-free fitting computes.
+
+The teacher's pass records the features at the split points and after every later block; the student's pass runs the
+same model from the restored feature. Knows no optimizer and no loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from compoff.errors import FitError
+from compoff.losses import distillation, relative_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from compoff.cutting.sites import Site
+    from compoff.gates import Gate
+    from compoff.recipe import Recipe
+
+__all__ = ["Batch", "DistillationTerms", "TeacherRecord", "student_pass", "teacher_pass"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the model is called with.
+
+    Args:
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return next(len(value) for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor))
+
+
+class _Enough(Exception):  # noqa: N818 - not an error: it ends a pass that has shown all that is needed
+    """Ends a pass early."""
+
+
+@dataclass
+class TeacherRecord:
+    """What the teacher's pass leaves for the student's.
+
+    Args:
+        features: Feature at each split point.
+        blocks: Tensors that each later block returned.
+        output: Floating-point tensors of the model's output.
+    """
+
+    features: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    blocks: dict[str, list[Tensor]] = field(default_factory=dict[str, "list[Tensor]"])
+    output: list[Tensor] = field(default_factory=list[Tensor])
+
+
+@dataclass(frozen=True)
+class DistillationTerms:
+    """The terms of one step's loss, all scalars.
+
+    Args:
+        reconstruction: Eq. 10's first term, in units of the feature's own variance.
+        orthogonality: Eq. 7.
+        distillation: Eq. 11, or None in the first phase.
+        estimated_rate: Bits per sample under the prior; its gradient reaches the encoder.
+        prior_rate: The same with the symbols held fixed; its gradient reaches the prior only.
+        latent_values: Number of latent values per sample.
+    """
+
+    reconstruction: Tensor
+    orthogonality: Tensor
+    distillation: Tensor | None
+    estimated_rate: Tensor
+    prior_rate: Tensor
+    latent_values: int
+
+    def total(self, recipe: Recipe, rate: float) -> Tensor:
+        """The loss.
+
+        Args:
+            recipe: Weights of the terms.
+            rate: Weight of the rate, per bit and latent value.
+
+        Returns:
+            A scalar.
+        """
+        loss = recipe.reconstruction * self.reconstruction + recipe.orthogonality * self.orthogonality
+        if self.distillation is not None:
+            loss = loss + recipe.distillation * self.distillation
+        return loss + (recipe.prior * self.prior_rate + rate * self.estimated_rate) / self.latent_values
+
+
+@contextlib.contextmanager
+def _tapped(base: nn.Module, paths: tuple[str, ...], taken: dict[str, list[Tensor]]) -> Iterator[None]:
+    """Collect what the modules at `paths` return while the block runs."""
+
+    def tap(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            del module, args
+            taken.setdefault(path, []).extend(float_tensors(output))
+
+        return hook
+
+    handles = [base.get_submodule(path).register_forward_hook(tap(path)) for path in paths]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def float_tensors(value: Any) -> list[Tensor]:
+    """The floating-point tensors of a nested output, in order.
+
+    Args:
+        value: Any nesting of containers that PyTorch knows.
+
+    Returns:
+        The tensors.
+
+    Example:
+        >>> import torch
+        >>> len(float_tensors({"logits": torch.zeros(1), "ids": torch.zeros(1, dtype=torch.long)}))
+        1
+    """
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def teacher_pass(
+    base: nn.Module, gates: Mapping[str, Gate], sites: Mapping[str, Site], batch: Batch, *, blocks: bool
+) -> TeacherRecord:
+    """Run the model as it is and record what the student is compared with.
+
+    Args:
+        base: The model.
+        gates: Gates of the split points to record, by path.
+        sites: Sites of the same split points.
+        batch: One batch.
+        blocks: Whether later blocks and the output are needed; without them the pass ends at the last split point.
+
+    Returns:
+        The record.
+    """
+    record = TeacherRecord()
+
+    def keep(path: str) -> Any:
+        def replace(y: Tensor) -> Tensor:
+            record.features[path] = y.detach()
+            if not blocks and len(record.features) == len(gates):
+                raise _Enough
+            return y
+
+        return replace
+
+    later = tuple(dict.fromkeys(path for name in gates for path in sites[name].later)) if blocks else ()
+    for path, gate in gates.items():
+        gate.replace = keep(path)
+    try:
+        with torch.no_grad(), _tapped(base, later, record.blocks), contextlib.suppress(_Enough):
+            record.output = float_tensors(base(*batch.args, **batch.kwargs))
+    finally:
+        for gate in gates.values():
+            gate.replace = None
+    return record
+
+
+def student_pass(
+    base: nn.Module, gate: Gate, site: Site, record: TeacherRecord, batch: Batch, *, distill: bool
+) -> DistillationTerms:
+    """Compute the terms of the loss at one split point.
+
+    Args:
+        base: The model.
+        gate: The split point's gate.
+        site: The split point's site.
+        record: The teacher's record of the same batch.
+        batch: The batch.
+        distill: Whether to run the model on from the restored feature (Eq. 11).
+
+    Returns:
+        The terms.
+
+    Raises:
+        FitError: The model's output holds no floating-point tensor to compare.
+    """
+    bottleneck = gate.bottleneck
+    y = record.features[site.path].to(bottleneck.quantizer.centers.dtype)
+    if not bottleneck.calibrated:
+        bottleneck.calibrate(y)
+    output = bottleneck.run(y)
+    distance = None
+    if distill:
+        if not record.output:
+            raise FitError(
+                "the model returns no floating-point tensor, so there is nothing to distil; wrap the part of the model "
+                "that returns scores or features"
+            )
+        blocks: dict[str, list[Tensor]] = {}
+        gate.replace = lambda fresh: output.y_hat.to(fresh.dtype)
+        try:
+            with _tapped(base, site.later, blocks):
+                result = float_tensors(base(*batch.args, **batch.kwargs))
+        finally:
+            gate.replace = None
+        distance = _over_blocks(site, record, blocks, result)
+    return DistillationTerms(
+        relative_error(y, output.y_hat),
+        bottleneck.semi_orthogonality_error(),
+        distance,
+        bottleneck.prior.estimated_rate(output.weights),
+        bottleneck.prior.estimated_rate(output.weights.detach()),
+        output.weights[0, ..., 0].numel(),
+    )
+
+
+def _over_blocks(site: Site, record: TeacherRecord, blocks: dict[str, list[Tensor]], result: list[Tensor]) -> Tensor:
+    """Eq. 11 over the later blocks and the output; where the last block's tensor is the output, it counts once."""
+    teacher = [tensor for path in site.later for tensor in record.blocks[path]]
+    student = [tensor for path in site.later for tensor in blocks[path]]
+    for theirs, ours in zip(record.output, result, strict=True):
+        if not any(theirs is tensor for tensor in teacher):
+            teacher.append(theirs)
+            student.append(ours)
+    return distillation(teacher, student)

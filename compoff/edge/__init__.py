@@ -1,0 +1,1 @@
+"""What runs on the edge: the tail, and the server that answers devices with it."""

@@ -1,0 +1,215 @@
+"""One client's connection: bytes between its socket and the server's state machine, and its clocks.
+
+What a stranger sends is judged in ``compoff.wire.server_protocol``; here it is only limited in time and in bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, cast
+
+from compoff.errors import LocalProtocolError, WireError
+from compoff.wire.messages import ErrorCode
+from compoff.wire.protocol import Request
+from compoff.wire.server_protocol import ServerProtocol
+
+if TYPE_CHECKING:
+    from compoff.edge.service import Service
+    from compoff.edge.workers import Outcome
+
+__all__ = ["Connection"]
+
+_logger = logging.getLogger("compoff.serve")
+_WRITE_BUFFER_BYTES = 2**18  # beyond this a client that does not read its answers is not read from, either
+_LAST_WORDS = 1.0  # seconds for a closing connection to take what is still written
+_LINGER = 0.2  # seconds of quiet before a stopping server closes: closing under a request could destroy a reply
+
+
+class Connection(asyncio.Protocol):
+    """One client.
+
+    Args:
+        service: What the server's connections share.
+
+    Source: this project.
+    """
+
+    def __init__(self, service: Service) -> None:
+        """Start without a socket."""
+        self._service = service
+        self._protocol = ServerProtocol(service.artifacts, token=service.token, window=service.limits.window)
+        self._transport: asyncio.Transport | None = None
+        self._gone = False
+        self._draining = False
+        self._paused = False
+        self._since = time.monotonic()  # when the handshake, the half message or the quiet began
+        self._messages = 0
+        self._held_bytes = 0
+        self._unwritten = 0
+        self._abort_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet, or refuse where there is no room."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
+        self._since = time.monotonic()
+        if not self._service.join(self):
+            self._dismiss(ErrorCode.BUSY, "the server has no room for another connection; try again later")
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; a client that breaks the rules hears why and is closed."""
+        try:
+            events = self._protocol.receive_data(data)
+        except WireError as error:
+            _logger.info("closed %s: %s", self._name(), error)
+            self._close()
+            return
+        for event in events:
+            if isinstance(event, Request):
+                self._take(event)
+        self._account()
+        self._flush()
+        if self._protocol.closing:
+            self._finish_if_drained()
+
+    def eof_received(self) -> bool:
+        """The client has gone: nobody waits for its answers."""
+        try:
+            self._protocol.receive_eof()
+        except WireError as error:
+            _logger.debug("%s: %s", self._name(), error)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Give back what this connection held."""
+        self._gone = True
+        self._service.held_bytes -= self._held_bytes
+        self._held_bytes = 0
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
+        self._service.leave(self)
+
+    def pause_writing(self) -> None:
+        """The client does not read: stop reading from it, so that no more answers pile up."""
+        self._paused = True
+        self._since = time.monotonic()
+        if self._transport is not None:
+            self._unwritten = self._transport.get_write_buffer_size()
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._paused = False
+        self._since = time.monotonic()
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def check_clock(self, now: float) -> None:
+        """Close where a timeout is over."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        limits = self._service.limits
+        quiet = now - self._since
+        if self._paused:
+            self._check_progress(now, self._transport)
+        elif not self._protocol.opened:
+            if quiet >= limits.handshake_timeout:
+                self._dismiss(ErrorCode.PROTOCOL, f"no HELLO came within {limits.handshake_timeout:g} s")
+        elif self._protocol.buffered:
+            if quiet >= limits.message_timeout:
+                self._dismiss(ErrorCode.PROTOCOL, f"a message was not complete within {limits.message_timeout:g} s")
+        elif not self._protocol.in_flight and quiet >= limits.idle_timeout:
+            self._protocol.send_goodbye()
+            self._close()
+
+    def drain(self) -> None:
+        """Say goodbye; close when the answers in flight are sent."""
+        if not self._protocol.opened:
+            self._dismiss(ErrorCode.CLOSING, "the server is stopping; connect again later")
+            return
+        self._draining = True
+        self._protocol.send_goodbye()
+        self._flush()
+        self._finish_if_drained()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _take(self, request: Request) -> None:
+        def deliver(outcome: Outcome | None) -> None:
+            self._deliver(request.request_id, outcome)
+
+        self._service.take(request, self._is_here, deliver)
+
+    def _is_here(self) -> bool:
+        return not self._gone
+
+    def _deliver(self, request_id: int, outcome: Outcome | None) -> None:
+        if outcome is None or self._gone or self._transport is None or self._transport.is_closing():
+            return
+        if outcome.code is not None:
+            self._protocol.send_error(request_id, outcome.code, outcome.text)
+        else:
+            try:
+                self._protocol.send_reply(request_id, outcome.body)
+            except LocalProtocolError:
+                text = f"an answer of {len(outcome.body)} bytes is too long to send"
+                self._protocol.send_error(request_id, ErrorCode.TAIL, text)
+        if not self._protocol.buffered:
+            self._since = time.monotonic()
+        self._flush()
+        if self._protocol.closing:
+            self._finish_if_drained()
+
+    def _account(self) -> None:
+        """Restart the clock unless the same message is still half received; keep the count of bytes held."""
+        buffered = self._protocol.buffered
+        if self._protocol.opened and (self._protocol.received != self._messages or not (buffered and self._held_bytes)):
+            self._since = time.monotonic()
+        self._messages = self._protocol.received
+        self._service.held_bytes += buffered - self._held_bytes
+        self._held_bytes = buffered
+        if self._service.held_bytes > self._service.limits.max_held_bytes and buffered:
+            self._dismiss(ErrorCode.BUSY, "the server holds as many bytes as it may; try again later")
+
+    def _check_progress(self, now: float, transport: asyncio.Transport) -> None:
+        unwritten = transport.get_write_buffer_size()
+        if unwritten < self._unwritten:
+            self._unwritten, self._since = unwritten, now
+        elif now - self._since >= self._service.limits.message_timeout:
+            _logger.info("closed %s: it reads none of its answers", self._name())
+            transport.abort()
+
+    def _finish_if_drained(self) -> None:
+        if self._protocol.in_flight or self._gone:
+            return
+        rest = _LINGER - (time.monotonic() - self._since) if self._draining else 0.0
+        if rest > 0:
+            asyncio.get_running_loop().call_later(rest, self._finish_if_drained)
+        else:
+            self._close()
+
+    def _dismiss(self, code: ErrorCode, text: str) -> None:
+        """Tell the client why, and close."""
+        _logger.info("closed %s: %s", self._name(), text)
+        self._protocol.send_farewell(code, text)
+        self._close()
+
+    def _close(self) -> None:
+        """Close when everything is written, or a moment later where the client does not take it."""
+        self._flush()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.close()
+            self._abort_timer = asyncio.get_running_loop().call_later(_LAST_WORDS, self._transport.abort)
+
+    def _flush(self) -> None:
+        data = self._protocol.data_to_send()
+        if data and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def _name(self) -> str:
+        return str(self._transport.get_extra_info("peername")) if self._transport is not None else "a client"

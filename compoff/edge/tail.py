@@ -1,0 +1,175 @@
+"""Tail: what runs on the edge. Payloads to what the model returns.
+
+Decodes and checks the bytes, runs the program of its backend. Knows no sockets; `server` calls `answer`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from compoff.artifact import find_part, read_folder, write_folder
+from compoff.coding import Payload
+from compoff.edge.backends.eager import EagerBackend
+from compoff.errors import ArtifactMismatch
+from compoff.structure import unflatten
+from compoff.wire.tensors import pack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from compoff.artifact import Manifest
+    from compoff.coding import SymbolTables
+    from compoff.edge.backends.backend import Backend
+    from compoff.edge.server import Server
+
+__all__ = ["Tail"]
+
+
+class Tail:
+    """The part of a model that runs on the edge, from the bytes that arrive.
+
+    Made by `compoff.export` or `Tail.load`.
+
+    Args:
+        manifest: What this tail is.
+        tables: The coder's tables.
+        backend: The runtime that holds the program.
+
+    Example:
+        >>> import torch, compoff
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
+        >>> x = torch.randn(2, 3, 16, 16)
+        >>> model = compoff.wrap(net, "input", example_input=x)
+        >>> head, tail = compoff.export(model, "input")
+        >>> [y.shape for y in tail([head(x), head(x[:1])])]
+        [torch.Size([2, 5]), torch.Size([1, 5])]
+
+    Source: DeepCOD (SenSys 2020), Sec. 3, Fig. 2 (right).
+    """
+
+    def __init__(self, manifest: Manifest, tables: SymbolTables, backend: Backend) -> None:
+        self.manifest = manifest
+        self.tables = tables
+        self.backend = backend
+        self.payload_format = manifest.payload_format(tables)
+
+    @property
+    def split(self) -> str:
+        """The split point."""
+        return self.manifest.split
+
+    @property
+    def artifact_id(self) -> bytes:
+        """The 32 bytes that this tail and its head share, and no others."""
+        return self.manifest.identity
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """Length that no payload of this export exceeds, in bytes."""
+        return self.payload_format.max_bytes(self.manifest.max_batch)
+
+    def __repr__(self) -> str:
+        return f"Tail({self.manifest.model} at '{self.split}', id {self.manifest.artifact_id[:8]})"
+
+    def __call__(self, payload: Payload | bytes | Sequence[Payload | bytes]) -> Any:
+        """Turn payloads into what the model returns.
+
+        Args:
+            payload: One payload, or a list of them, which run as one batch.
+
+        Returns:
+            The model's output, nested as the model nests it, in torch tensors; for a list, a list of outputs.
+
+        Raises:
+            PayloadError: Bytes are damaged or of another export.
+            ArtifactMismatch: A payload object is of another export.
+        """
+        if isinstance(payload, (Payload, bytes)):
+            return self._output(self.backend.run(self._symbols(payload)))
+        parts = [self._symbols(one) for one in payload]
+        if not all(spec.batched for spec in self.manifest.outputs):
+            return [self._output(self.backend.run(part)) for part in parts]
+        return [self._output(leaves) for leaves in self._as_one_batch(parts)] if parts else []
+
+    def _as_one_batch(self, parts: list[NDArray[np.uint8]]) -> list[list[NDArray[Any]]]:
+        """Run several batches as one and take the outputs apart again."""
+        leaves = self.backend.run(np.concatenate(parts))
+        ends = np.cumsum([len(part) for part in parts])[:-1]
+        return [list(pieces) for pieces in zip(*(np.split(leaf, ends) for leaf in leaves), strict=True)]
+
+    def _symbols(self, payload: Payload | bytes) -> NDArray[np.uint8]:
+        """Decode one payload to the symbols of all channels."""
+        if isinstance(payload, Payload) and payload.artifact_id != self.artifact_id:
+            raise ArtifactMismatch(
+                f"the payload was made by the head of export {payload.artifact_id.hex()[:8]}, this tail is of export "
+                f"{self.manifest.artifact_id[:8]}; load head and tail of the same export"
+            )
+        return self.payload_format.decode(payload).symbols
+
+    def _output(self, leaves: list[NDArray[Any]]) -> Any:
+        return unflatten(self.manifest.structure, [torch.from_numpy(leaf) for leaf in leaves])
+
+    def answer(self, payload: bytes) -> bytes:
+        """Answer one request from the wire.
+
+        Args:
+            payload: The bytes that arrived.
+
+        Returns:
+            The bytes to send back: the leaves of the output, packed.
+
+        Raises:
+            PayloadError: The bytes are damaged or of another export.
+        """
+        return pack(self.backend.run(self._symbols(payload)))
+
+    def serve(self, address: str = "127.0.0.1:7878", *, token: str | None = None) -> Server:
+        """Serve this tail in the background; `compoff.serve` takes several tails and every option.
+
+        Args:
+            address: ``"host:port"``; port 0 picks a free one.
+            token: Token that devices must show; None to ask for none.
+
+        Returns:
+            The running server.
+
+        Raises:
+            OSError: The address cannot be listened on.
+        """
+        from compoff.edge.server import serve  # the server knows tails only by their interface
+
+        return serve(self, address, token=token)
+
+    def save(self, path: str | Path) -> None:
+        """Write this tail to a folder.
+
+        Args:
+            path: The folder; made if need be.
+
+        Raises:
+            ArtifactError: The folder holds something else.
+        """
+        write_folder(path, self.manifest, self.tables, self.backend.files)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "cpu") -> Tail:
+        """Read a tail from a folder; the model's class is not needed.
+
+        Args:
+            path: A folder that `save` wrote, or the one around ``head`` and ``tail``.
+            device: Where to run it, such as ``"cuda"``.
+
+        Returns:
+            The tail.
+
+        Raises:
+            ArtifactError: The folder is damaged, foreign or of another format.
+        """
+        folder = read_folder(find_part(path, "tail"), "tail")
+        return cls(folder.manifest, folder.tables, EagerBackend.load(folder.path, device))

@@ -1,0 +1,8 @@
+"""Label-free fitting: the two-phase loop, its checkpoint and its report."""
+
+from __future__ import annotations
+
+from compoff.fitting.fit import fit
+from compoff.fitting.report import FitReport, SplitReport
+
+__all__ = ["FitReport", "SplitReport", "fit"]

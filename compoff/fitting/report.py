@@ -1,0 +1,129 @@
+"""What a fit leaves behind: loss curves, bytes, agreement with the teacher, and how near the guarantee's terms are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from compoff.errors import BackendError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FitReport", "SplitReport"]
+
+
+@dataclass
+class SplitReport:
+    """What was measured at one split point.
+
+    Args:
+        loss: Loss of every step.
+        distilled_from: Step at which Eq. 11 was added, or None where it never was.
+        bytes: Mean length of one sample's payload, header and checksum included, in bytes.
+        ceiling_bytes: Length that no input's payload exceeds, in bytes.
+        raw_bytes: Size of one sample's feature in float32, in bytes.
+        agreement: Share of samples on which student and teacher choose the same class; None where the output is no
+            table of scores.
+        output_error: Squared distance of the student's output from the teacher's, in units of its variance.
+        semi_orthogonality_error: ‖EᵀE − I‖ of the encoder (Eq. 7).
+        lipschitz_bound: Upper bound of the decoder's gain over its convolutions (Eq. 8-9); None for a decoder of your
+            own.
+        local_gain: Largest gain of the whole decoder found at the measured samples.
+        encoder_macs: Multiply-accumulates that the encoder adds on the device, per sample; None for one of your own.
+    """
+
+    loss: list[float] = field(default_factory=list[float])
+    distilled_from: int | None = None
+    bytes: float = 0.0
+    ceiling_bytes: int = 0
+    raw_bytes: int = 0
+    agreement: float | None = None
+    output_error: float = 0.0
+    semi_orthogonality_error: float = 0.0
+    lipschitz_bound: float | None = None
+    local_gain: float = 0.0
+    encoder_macs: int | None = None
+
+
+    def figures(self) -> dict[str, Any]:
+        """Everything but the curve.
+
+        Returns:
+            Plain numbers by name.
+        """
+        return {name: value for name, value in vars(self).items() if name != "loss"}
+
+
+@dataclass
+class FitReport:
+    """The record of one fit.
+
+    Args:
+        splits: What was measured, by split point.
+        steps: Number of optimizer steps.
+        seconds: Wall-clock time of the fit, in seconds.
+        measured_on: Number of samples that bytes and agreement were measured on.
+        held_out: Whether those samples came from `validation`; otherwise they are training inputs.
+
+    Example:
+        >>> report = FitReport({"layer1": SplitReport(bytes=200.0, raw_bytes=65536, agreement=0.99)}, 10, 1.0, 64, True)
+        >>> print(report)
+        compoff.fit: 10 steps in 1 s, measured on 64 held-out samples
+          layer1: 200 B of 65536 B raw, agreement 99.0 %
+    """
+
+    splits: dict[str, SplitReport]
+    steps: int
+    seconds: float
+    measured_on: int
+    held_out: bool
+
+    def __str__(self) -> str:
+        origin = "held-out" if self.held_out else "training"
+        lines = [f"compoff.fit: {self.steps} steps in {self.seconds:.0f} s, measured on {self.measured_on} {origin} samples"]
+        for name, split in self.splits.items():
+            told = (
+                f"agreement {100 * split.agreement:.1f} %"
+                if split.agreement is not None
+                else f"output error {split.output_error:.4f}"
+            )
+            lines.append(f"  {name}: {split.bytes:.0f} B of {split.raw_bytes} B raw, {told}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain numbers, for JSON.
+
+        Returns:
+            A nested dict.
+        """
+        return {
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "measured_on": self.measured_on,
+            "held_out": self.held_out,
+            "splits": {name: vars(split) for name, split in self.splits.items()},
+        }
+
+    def plot(self) -> Figure:
+        """Draw the loss curves.
+
+        Returns:
+            A matplotlib figure: one curve per split point, with a mark where distillation sets in.
+
+        Raises:
+            BackendError: matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise BackendError('plots need matplotlib; install it with: pip install "compoff[demo]"') from error
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        for name, split in self.splits.items():
+            (line,) = axes.plot(split.loss, label=name, linewidth=1)
+            if split.distilled_from is not None:
+                axes.axvline(split.distilled_from, color=line.get_color(), linestyle=":", linewidth=1)
+        axes.set(xlabel="step", ylabel="loss (dotted: distillation sets in)", yscale="log")
+        axes.legend()
+        return figure

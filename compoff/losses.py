@@ -1,0 +1,95 @@
+"""The objectives of the paper as pure functions: reconstruction (Eq. 10) and distillation (Eq. 11).
+
+The orthogonality term (Eq. 7) lies with the encoder, the rate with the prior. Knows tensors only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["distillation", "reconstruction", "relative_error"]
+
+
+def reconstruction(y: Tensor, y_hat: Tensor) -> Tensor:
+    """Squared distance between a feature and its restored form.
+
+    Args:
+        y: The feature.
+        y_hat: The restored feature.
+
+    Returns:
+        ``‖y − y_hat‖²`` per sample, averaged over the batch: a scalar.
+
+    Shapes:
+        y and y_hat ``(batch, *shape)``.
+
+    Example:
+        >>> import torch
+        >>> float(reconstruction(torch.zeros(2, 3), torch.tensor([[1.0, 0, 0], [0, 2, 0]])))
+        2.5
+
+    Source: DeepCOD (SenSys 2020), Sec. 3.2.2, Eq. 10 (first term; Eq. 5 with a normalised decoder).
+    """
+    return (y - y_hat).float().square().flatten(1).sum(1).mean()
+
+
+def relative_error(teacher: Tensor, student: Tensor) -> Tensor:
+    """Squared distance in units of the teacher's own variation.
+
+    The paper sums the squared distances of layers whose sizes and scales differ by orders of magnitude and gives no
+    weights; this unit lets each of them count, and makes one learning rate fit every network.
+
+    Args:
+        teacher: What the model computes.
+        student: What it computes from the restored feature.
+
+    Returns:
+        `reconstruction` divided by the teacher's variance per element and by the number of elements: a scalar, 1 for a
+        student that always answers the mean.
+
+    Shapes:
+        teacher and student ``(batch, *shape)``.
+
+    Example:
+        >>> import torch
+        >>> teacher = torch.tensor([[1.0], [-1.0]])
+        >>> float(relative_error(teacher, torch.zeros(2, 1)))
+        1.0
+
+    Source: this project.
+    """
+    variance = teacher.float().var(unbiased=False).clamp_min(1e-12)
+    elements = max(1, teacher[0].numel())
+    return reconstruction(teacher, student) / (variance * elements).detach()
+
+
+def distillation(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
+    """Distance of the student's features from the teacher's, over every later block and the final output.
+
+    Args:
+        teacher: Features of the blocks after the split point and the model's output, from the teacher's pass.
+        student: The same from the student's pass.
+
+    Returns:
+        The sum of Eq. 11 over the features, each in the unit of `relative_error`: a scalar.
+
+    Shapes:
+        Each pair alike, ``(batch, *shape)``.
+
+    Example:
+        >>> import torch
+        >>> float(distillation([torch.tensor([[1.0], [-1.0]])], [torch.tensor([[0.0], [0.0]])]))
+        1.0
+
+    Source: DeepCOD (SenSys 2020), Sec. 3.3, Eq. 11.
+    """
+    terms = [relative_error(ours, theirs) for ours, theirs in zip(teacher, student, strict=True)]
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total

@@ -1,0 +1,303 @@
+"""The asyncio client: one persistent connection with many requests in flight, inside one event loop.
+
+Bytes only: what they mean is for ``compoff.device``. The blocking twin is ``client``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, cast
+
+from compoff.errors import CompoffError, ConnectionLost, ConnectTimeout, ReadTimeout, RemoteProtocolError, WireError
+from compoff.wire.client_protocol import MAX_REPLY_BYTES, ClientProtocol
+from compoff.wire.exchange import deadline_field, relocate
+from compoff.wire.protocol import Answer, Opened, Refusal
+from compoff.wire.sockets import check_timeout, connect_error, parse_target, unknown_host
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Sequence
+
+    from typing_extensions import Self
+
+__all__ = ["AsyncClient", "open_async_client"]
+
+
+class _Connection(asyncio.Protocol):
+    """Moves bytes between the transport and the state machine, and answers to their futures."""
+
+    def __init__(self, protocol: ClientProtocol, address: str) -> None:
+        self.protocol = protocol
+        self.address = address
+        self.failure: CompoffError | None = None
+        self.welcome: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.waiting: dict[int, asyncio.Future[bytes]] = {}
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self.gone = asyncio.Event()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            events = self.protocol.receive_data(data)
+        except WireError as error:
+            self.fail(relocate(error, self.address))
+            return
+        for event in events:
+            if isinstance(event, Opened):
+                _resolve(self.welcome, b"")
+            elif isinstance(event, Answer):
+                _resolve(self.waiting.pop(event.request_id, None), event.body)
+            elif isinstance(event, Refusal):
+                _reject(self.waiting.pop(event.request_id, None), relocate(event.error, self.address))
+
+    def eof_received(self) -> bool:
+        try:
+            self.protocol.receive_eof()
+        except WireError as error:
+            self.fail(relocate(error, self.address))
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        message = f"the connection to {self.address} broke: {exc or 'it was closed'}; open a new one"
+        greeting = not self.protocol.opened
+        self.fail(RemoteProtocolError(message) if greeting else ConnectionLost(message))
+        self.gone.set()
+
+    def pause_writing(self) -> None:
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        self.writable.set()
+
+    def flush(self) -> None:
+        data = self.protocol.data_to_send()
+        if data and self._transport is not None:
+            self._transport.write(data)
+
+    def fail(self, error: CompoffError) -> None:
+        """Give everything that waits the error; the first error is the connection's."""
+        self.failure = self.failure or error
+        waiting, self.waiting = self.waiting, {}
+        for future in waiting.values():
+            _reject(future, type(error)(*error.args))
+        _reject(self.welcome, error)
+        self.writable.set()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def finish(self) -> None:
+        """Say goodbye; the transport closes when it is written."""
+        self.protocol.send_goodbye()
+        self.flush()
+        if self._transport is not None:
+            self._transport.close()
+
+
+def _resolve(future: asyncio.Future[bytes] | None, body: bytes) -> None:
+    if future is not None and not future.done():
+        future.set_result(body)
+
+
+def _reject(future: asyncio.Future[bytes] | None, error: CompoffError) -> None:
+    if future is not None and not future.done():
+        future.set_exception(error)
+
+
+class AsyncClient:
+    """One connection to a server, for the tasks of one event loop; an async context manager.
+
+    ``open_async_client`` makes it.
+
+    Source: this project.
+    """
+
+    def __init__(self, connection: _Connection) -> None:
+        """Take over a connection after its handshake."""
+        self._connection = connection
+        self._protocol = connection.protocol
+
+    @property
+    def address(self) -> str:
+        """The server's address, as it was given."""
+        return self._connection.address
+
+    @property
+    def window(self) -> int:
+        """Requests that may be unanswered at a time; one more raises ServerBusy."""
+        return self._protocol.window
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is known to be over; open another one then."""
+        return self._connection.failure is not None or self._protocol.closing
+
+    def max_payload_bytes(self, route: int = 0) -> int:
+        """Longest request body of an artifact, in bytes."""
+        return self._protocol.routes[route].max_payload_bytes
+
+    async def request(self, body: bytes, *, route: int = 0, timeout: float = 30.0) -> bytes:
+        """Send a request and wait for its answer; a cancelled task gives the answer up.
+
+        Args:
+            body: Payload bytes.
+            route: Index into the artifact ids given to ``open_async_client``.
+            timeout: Seconds until nobody waits for the answer any more; the server is told.
+
+        Returns:
+            The reply's body.
+
+        Raises:
+            LocalProtocolError: An unknown route, a body longer than the artifact allows, or a timeout not above 0.
+            ReadTimeout: No answer came in time; a late one is dropped.
+            PayloadError: The server could not decode the payload.
+            RemoteError: The tail raised.
+            ServerBusy: ``window`` requests are unanswered, or the server has no room for the request now.
+            ConnectionLost: The connection broke, was closed, or the server is stopping.
+            RemoteProtocolError: The server broke the protocol.
+        """
+
+        def queue() -> int:
+            return self._protocol.send_request(body, route=route, deadline_ms=deadline_field(timeout))
+
+        return await self._ask(queue, timeout)
+
+    async def ping(self, *, timeout: float = 5.0) -> float:
+        """Seconds from here to the server and back, without any work there.
+
+        Args:
+            timeout: Seconds to wait for it.
+
+        Raises:
+            WireError: What ``request`` raises.
+        """
+        start = time.monotonic()
+        await self._ask(self._protocol.send_ping, timeout)
+        return time.monotonic() - start
+
+    async def close(self) -> None:
+        """Say goodbye and close the connection; unanswered requests get ConnectionLost."""
+        message = f"the connection to {self.address} was closed on this side; open a new one"
+        self._connection.finish()
+        self._connection.fail(ConnectionLost(message))
+        await self._connection.gone.wait()
+
+    async def __aenter__(self) -> Self:
+        """The client itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the connection."""
+        await self.close()
+
+    async def _ask(self, queue: Callable[[], int], timeout: float) -> bytes:
+        check_timeout(timeout)
+        connection = self._connection
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        if not connection.writable.is_set():
+            await self._writable(timeout)
+        if connection.failure is not None:
+            raise type(connection.failure)(*connection.failure.args)
+        request_id = queue()
+        future: asyncio.Future[bytes] = loop.create_future()
+        connection.waiting[request_id] = future
+        timer = loop.call_at(deadline, self._expire, future, timeout)
+        try:
+            connection.flush()
+            return await future
+        finally:
+            timer.cancel()
+            if connection.waiting.pop(request_id, None) is not None:
+                self._protocol.abandon(request_id)
+
+    async def _writable(self, timeout: float) -> None:
+        try:
+            await asyncio.wait_for(self._connection.writable.wait(), timeout)
+        except asyncio.TimeoutError:
+            raise self._late(timeout) from None
+
+    def _expire(self, future: asyncio.Future[bytes], timeout: float) -> None:
+        _reject(future, self._late(timeout))
+
+    def _late(self, timeout: float) -> ReadTimeout:
+        return ReadTimeout(f"{self.address} gave no answer within {timeout:g} s; a late one will be dropped")
+
+
+async def open_async_client(
+    address: str,
+    artifact_ids: Sequence[bytes],
+    *,
+    token: str | None = None,
+    tls: ssl.SSLContext | None = None,
+    connect_timeout: float = 5.0,
+    max_reply_bytes: int = MAX_REPLY_BYTES,
+) -> AsyncClient:
+    """Connect to a server that holds the tails of some artifacts, as ``open_client`` does.
+
+    Args:
+        address: ``"host:port"``, or ``"[host]:port"`` for an IPv6 host.
+        artifact_ids: The exports to use, 32 bytes each; a request names one by its index, its route.
+        token: The server's shared secret, or None.
+        tls: Context of a TLS client; None for plain TCP.
+        connect_timeout: Seconds for everything up to the server's welcome.
+        max_reply_bytes: Longest reply taken, in bytes.
+
+    Returns:
+        The client, ready for requests.
+
+    Raises:
+        ConnectTimeout: The server was not found or gave no welcome in time.
+        ConnectionLost: Nobody listens there, or the connection broke.
+        AuthenticationError: The server refused the token.
+        ArtifactMismatch: The server does not hold the tail of every artifact.
+        ServerBusy: The server has no room for another connection.
+        RemoteProtocolError: Something else than a compoff server of this version listens there.
+        LocalProtocolError: An argument has a form that cannot be sent.
+
+    Example:
+        >>> from compoff.edge.server import serve
+        >>> class Upper:
+        ...     artifact_id = bytes(32)
+        ...     max_payload_bytes = 100
+        ...     def answer(self, payload):
+        ...         return payload.upper()
+        >>> async def main(address):
+        ...     async with await open_async_client(address, [bytes(32)]) as client:
+        ...         return await asyncio.gather(*(client.request(word) for word in (b"head", b"tail")))
+        >>> with serve(Upper()) as server:
+        ...     asyncio.run(main(server.address))
+        [b'HEAD', b'TAIL']
+
+    Source: this project.
+    """
+    check_timeout(connect_timeout)
+    host, port = parse_target(address)
+    protocol = ClientProtocol(artifact_ids, token=token, max_reply_bytes=max_reply_bytes)
+    connection = _Connection(protocol, address)
+
+    async def connect() -> None:
+        await asyncio.get_running_loop().create_connection(lambda: connection, host, port, ssl=tls)
+        await connection.welcome
+
+    try:
+        await asyncio.wait_for(connect(), connect_timeout)
+    except WireError:
+        raise
+    except asyncio.TimeoutError as error:
+        message = f"{address} gave no welcome within {connect_timeout:g} s; is it a compoff server, and up?"
+        connection.fail(ConnectTimeout(message))
+        raise ConnectTimeout(message) from error
+    except OSError as error:
+        raise connect_error(address, error) from error
+    except UnicodeError as error:
+        raise connect_error(address, unknown_host(error)) from error
+    except BaseException:
+        connection.fail(ConnectionLost("connecting was cancelled"))
+        raise
+    return AsyncClient(connection)

@@ -1,0 +1,303 @@
+"""One blocking connection shared by many threads: whoever waits for an answer reads for all.
+
+One waiting thread leads: it reads the socket and settles every answer that comes, until its own is there; then another
+takes over. So a caller alone pays for no thread but its own. Bytes only; the face of this is ``client``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from compoff.errors import CompoffError, ConnectionLost, ConnectTimeout, WireError
+from compoff.wire.frames import MAX_DEADLINE_MS
+from compoff.wire.protocol import Answer, ClientEvent, Refusal
+from compoff.wire.sockets import check_timeout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from compoff.wire.client_protocol import ClientProtocol
+    from compoff.wire.sockets import Stream
+
+__all__ = ["Exchange", "Slot", "deadline_field", "relocate"]
+
+_PATIENCE = 0.05  # seconds a blocked writer waits before it looks again whether somebody has to read
+_FAREWELL = 0.2  # seconds given to the last message of a connection
+
+
+def deadline_field(timeout: float) -> int:
+    """The deadline_ms that tells the server of a timeout; 0, none given, where it is longer than the field can say.
+
+    Example:
+        >>> deadline_field(0.0501), deadline_field(3600.0)
+        (51, 0)
+
+    Source: this project.
+    """
+    milliseconds = math.ceil(timeout * 1000)
+    return milliseconds if milliseconds <= MAX_DEADLINE_MS else 0
+
+
+def relocate(error: CompoffError, address: str) -> CompoffError:
+    """A new error of the same class and words with the address in front: each waiting thread needs one of its own."""
+    return type(error)(f"{address}: {error}")
+
+
+class Slot:
+    """Where one answer will be; guarded by the lock of its exchange.
+
+    Args:
+        request_id: The request that it answers.
+        timeout: Seconds the caller gave it.
+        deadline: Moment of ``time.monotonic()`` at which nobody waits any more.
+
+    Source: this project.
+    """
+
+    __slots__ = ("body", "deadline", "done", "error", "event", "request_id", "timeout")
+
+    def __init__(self, request_id: int, timeout: float, deadline: float) -> None:
+        """Start unanswered."""
+        self.request_id = request_id
+        self.timeout = timeout
+        self.deadline = deadline
+        self.done = False
+        self.body = b""
+        self.error: CompoffError | None = None
+        self.event: threading.Event | None = None  # there only while a thread waits and another one reads
+
+    def settle(self, body: bytes = b"", error: CompoffError | None = None) -> None:
+        """Set the outcome and wake who waits for it."""
+        self.body, self.error, self.done = body, error, True
+        self.wake()
+
+    def wake(self) -> bool:
+        """Wake who waits, if anyone does."""
+        event, self.event = self.event, None
+        if event is not None:
+            event.set()
+        return event is not None
+
+
+class Exchange:
+    """Requests and answers of many threads over one stream.
+
+    Args:
+        stream: The connection; it belongs to the exchange from now on.
+        protocol: The client's state machine, with its HELLO still to send.
+        address: The server's, for messages.
+
+    Source: this project.
+    """
+
+    def __init__(self, stream: Stream, protocol: ClientProtocol, address: str) -> None:
+        """Start before the handshake."""
+        self.protocol = protocol
+        self.address = address
+        self._stream = stream
+        self._lock = threading.Lock()  # guards everything but the stream
+        self._send_lock = threading.Lock()  # a frame is written whole before the next
+        self._slots: dict[int, Slot] = {}
+        self._reading = False  # whether a thread leads
+        self._closed = False
+        self._failure: CompoffError | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether a new request would be refused because the connection is over."""
+        return self._failure is not None or self.protocol.closing
+
+    def handshake(self, timeout: float, deadline: float) -> None:
+        """Say HELLO and wait for WELCOME; everything is closed where that fails.
+
+        Args:
+            timeout: Seconds the caller gave it, for the message.
+            deadline: Moment of ``time.monotonic()`` at which they are over.
+
+        Raises:
+            ConnectTimeout: No answer by the deadline.
+            WireError: Any other that ``ClientProtocol.receive_data`` raises, or a broken connection.
+        """
+        with contextlib.suppress(OSError):  # where the peer has hung up, what it said before tells more
+            self._write(self.protocol.data_to_send(), deadline)
+        while not self.protocol.opened and self._failure is None:
+            if not self._read(deadline) or time.monotonic() >= deadline:
+                message = f"{self.address} did not answer HELLO within {timeout:g} s; is it a compoff server?"
+                self._fail(ConnectTimeout(message))
+        if self._failure is not None:
+            self.close()
+            raise self._failure
+
+    def start(self, queue: Callable[[], int], timeout: float) -> Slot:
+        """Send what ``queue`` puts into the protocol.
+
+        Args:
+            queue: Queues one request or ping and returns its id.
+            timeout: Seconds until nobody waits any more.
+
+        Returns:
+            Where the answer will be, or why there will be none: a connection that breaks meanwhile shows there.
+
+        Raises:
+            LocalProtocolError: The timeout is not positive, or ``queue`` raised it.
+            ServerBusy: The window is full.
+            ConnectionLost: The connection is over.
+        """
+        deadline = time.monotonic() + check_timeout(timeout)
+        with self._lock:
+            if self._failure is not None:
+                raise type(self._failure)(*self._failure.args)
+            slot = Slot(queue(), timeout, deadline)
+            self._slots[slot.request_id] = slot
+            data = self.protocol.data_to_send()
+        if not self._send_lock.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
+            with self._lock:
+                self.protocol.withdraw(slot.request_id)
+            return slot
+        try:
+            self._write(data, deadline)
+        except BaseException as error:  # half a frame may be out: nothing can follow it
+            self._fail(self._lost(error))
+            if not isinstance(error, OSError):
+                raise
+        finally:
+            self._send_lock.release()
+        return slot
+
+    def wait(self, slot: Slot, until: float) -> None:
+        """Wait until a slot is settled or a moment of ``time.monotonic()`` has come; read at least what is there."""
+        tried = False
+        while True:
+            with self._lock:
+                if slot.done or (tried and time.monotonic() >= until):
+                    slot.wake()  # another thread may wait for the same slot
+                    self._pass_on()
+                    return
+                event = None
+                if self._reading:
+                    event = slot.event = slot.event or threading.Event()
+                self._reading = True
+            tried = True
+            if event is None:
+                self._lead(slot, until)
+            else:
+                event.wait(min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX))
+
+    def drop(self, slot: Slot, error: CompoffError) -> None:
+        """Settle a slot with an error unless its answer is there; a late answer will be dropped."""
+        with self._lock:
+            if not slot.done:
+                self._slots.pop(slot.request_id, None)
+                self.protocol.abandon(slot.request_id)
+                slot.settle(error=error)
+
+    def close(self) -> None:
+        """Say GOODBYE and close; every unanswered request gets ConnectionLost. Again: nothing happens."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self.protocol.send_goodbye()
+            data = self.protocol.data_to_send()
+        if data and self._failure is None and self._send_lock.acquire(timeout=_FAREWELL):
+            with contextlib.suppress(OSError):
+                self._write(data, time.monotonic() + _FAREWELL)
+            self._send_lock.release()
+        self._fail(ConnectionLost(f"the connection to {self.address} was closed on this side; open a new one"))
+        # The descriptor may be freed, and its number used again, only when no thread waits on it any more.
+        while not self._take_lead():
+            time.sleep(0.001)
+        with self._send_lock:
+            self._stream.close()
+
+    def _lead(self, slot: Slot, until: float) -> None:
+        try:
+            while self._read(until) and not slot.done and time.monotonic() < until:
+                pass
+        finally:
+            with self._lock:
+                self._reading = False
+
+    def _take_lead(self) -> bool:
+        with self._lock:
+            lead = not self._reading
+            self._reading = True
+        return lead
+
+    def _pass_on(self) -> None:
+        """Wake one waiting thread where nobody reads; whoever leaves does this, so that somebody always reads."""
+        if not self._reading:
+            any(slot.wake() for slot in self._slots.values())
+
+    def _read(self, until: float) -> bool:
+        """Read once and settle what came; False when the moment came first."""
+        try:
+            if not self._stream.wait(until, read=True):
+                return False
+            data = self._stream.receive()
+            if data is not None:
+                self._receive(data)
+        except WireError as error:
+            self._fail(relocate(error, self.address))
+        except BaseException as error:  # bytes may be lost: the rest of the stream means nothing
+            self._fail(self._lost(error))
+            if not isinstance(error, OSError):
+                raise
+        return True
+
+    def _receive(self, data: bytes) -> None:
+        with self._lock:
+            if not data:
+                self.protocol.receive_eof()
+            for event in self.protocol.receive_data(data):
+                self._settle(event)
+
+    def _settle(self, event: ClientEvent) -> None:
+        if isinstance(event, Answer):
+            slot = self._slots.pop(event.request_id, None)
+            if slot is not None:
+                slot.settle(event.body)
+        elif isinstance(event, Refusal):
+            slot = self._slots.pop(event.request_id, None)
+            if slot is not None:
+                slot.settle(error=relocate(event.error, self.address))
+
+    def _write(self, data: bytes, deadline: float) -> None:
+        rest = memoryview(data)
+        while rest := rest[self._stream.send(rest) :]:
+            if time.monotonic() >= deadline:
+                message = "the server took only half a message before the deadline"
+                raise TimeoutError(message)
+            self._wait_writable(min(deadline, time.monotonic() + _PATIENCE))
+
+    def _wait_writable(self, until: float) -> None:
+        if not self._take_lead():
+            self._stream.wait(until, write=True)
+            return
+        # A server whose answers nobody reads stops reading, too: without this, both ends could wait for ever.
+        try:
+            self._stream.wait(until, read=True, write=True)
+            self._read(0.0)
+        finally:
+            with self._lock:
+                self._reading = False
+                self._pass_on()
+
+    def _lost(self, error: BaseException) -> ConnectionLost:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        return ConnectionLost(
+            f"the connection to {self.address} broke before the answer came: {reason}; open a new one"
+        )
+
+    def _fail(self, error: CompoffError) -> None:
+        """Give every unanswered request the error; the first error is the connection's."""
+        with self._lock:
+            self._failure = self._failure or error
+            slots, self._slots = self._slots, {}
+            for slot in slots.values():
+                slot.settle(error=type(error)(*error.args))
+        self._stream.shutdown()

@@ -1,0 +1,138 @@
+"""The rules of a conversation that both ends share: states, events, and bytes on their way in and out.
+
+The ends are ``client_protocol`` and ``server_protocol``. No sockets, threads or clocks: ``client`` and
+``compoff.edge.server`` move the bytes and keep the time::
+
+    client   HELLO ──────────────────────► server        then, in any order and many at a time:
+             ◄────────── WELCOME or ERROR                REQUEST ► ◄ REPLY or ERROR    PING ► ◄ PONG
+    either   GOODBYE: no new requests; the answers in flight still come
+
+An end that raised is dead: what it still has to send says why, and then the connection is closed.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from compoff.errors import LocalProtocolError, RemoteProtocolError
+from compoff.wire.frames import Frame, FrameParser, FrameType, serialize
+
+if TYPE_CHECKING:
+    from compoff.errors import CompoffError
+
+__all__ = [
+    "Answer",
+    "ClientEvent",
+    "Closing",
+    "Conversation",
+    "Opened",
+    "Refusal",
+    "Request",
+    "ServerEvent",
+    "State",
+]
+
+
+class State(Enum):
+    """How far a conversation is."""
+
+    GREETING = "waiting for the handshake"
+    OPEN = "open"
+    CLOSING = "closing"
+    DEAD = "closed"
+
+
+class Opened(NamedTuple):
+    """The handshake is done; at most ``window`` requests may be unanswered at a time."""
+
+    window: int
+
+
+class Answer(NamedTuple):
+    """A REPLY came, or the PONG to a ping (with an empty body)."""
+
+    request_id: int
+    body: bytes
+
+
+class Refusal(NamedTuple):
+    """An ERROR came instead of a reply."""
+
+    request_id: int
+    error: CompoffError
+
+
+class Request(NamedTuple):
+    """A REQUEST came; ``deadline_ms`` 0 means that none was given."""
+
+    request_id: int
+    artifact_id: bytes
+    body: bytes
+    deadline_ms: int
+
+
+class Closing(NamedTuple):
+    """The peer said GOODBYE."""
+
+
+ClientEvent: TypeAlias = "Opened | Answer | Refusal | Closing"
+ServerEvent: TypeAlias = "Opened | Request | Closing"
+
+
+class Conversation:
+    """One end: a parser, an output and a state."""
+
+    def __init__(self) -> None:
+        """Start before the handshake."""
+        self._parser = FrameParser(self._check_header)
+        self._output: list[bytes] = []
+        self._state = State.GREETING
+        self.received = 0  # messages, whatever they were
+
+    @property
+    def buffered(self) -> int:
+        """Bytes held of a message that is not complete yet."""
+        return self._parser.buffered
+
+    @property
+    def opened(self) -> bool:
+        """Whether the handshake is done."""
+        return self._state is not State.GREETING
+
+    @property
+    def closing(self) -> bool:
+        """Whether no further request can be sent or taken on this connection."""
+        return self._state in {State.CLOSING, State.DEAD}
+
+    def data_to_send(self) -> bytes:
+        """Bytes to write now, in one write; empty for none."""
+        output, self._output = self._output, []
+        return output[0] if len(output) == 1 else b"".join(output)
+
+    def send_goodbye(self) -> None:
+        """Queue a farewell, after which there are no new requests. Does nothing before WELCOME or the second time."""
+        if self._state is State.OPEN:
+            self._send(Frame(FrameType.GOODBYE))
+            self._state = State.CLOSING
+
+    def _send(self, frame: Frame) -> None:
+        self._output.append(serialize(frame))
+
+    def _next_frame(self) -> Frame | None:
+        if self._state is State.DEAD:
+            message = "bytes were received on a connection that is closed; open a new one"
+            raise LocalProtocolError(message)
+        frame = self._parser.next_frame()
+        self.received += frame is not None
+        return frame
+
+    def _check_header(self, frame_type: FrameType, route: int, length: int) -> None:
+        maximum = self._max_body_bytes(frame_type, route)
+        if length > maximum:
+            message = f"a {frame_type.name} of {length} bytes was announced; at most {maximum} are allowed here"
+            raise RemoteProtocolError(message)
+
+    def _max_body_bytes(self, frame_type: FrameType, route: int) -> int:
+        """Longest body of such a frame in this state; raises where there may be none."""
+        raise NotImplementedError

@@ -1,0 +1,228 @@
+"""The edge's end of a conversation: requests out, replies in; what a stranger sends wrong ends here.
+
+No sockets, threads or clocks. The rules are drawn in ``protocol``; the device's end is ``client_protocol``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from compoff.errors import (
+    ArtifactMismatch,
+    AuthenticationError,
+    ConnectionLost,
+    LocalProtocolError,
+    RemoteProtocolError,
+    WireError,
+)
+from compoff.wire.frames import Frame, FrameType
+from compoff.wire.messages import (
+    MAX_HANDSHAKE_BYTES,
+    PROTOCOL_VERSION,
+    ErrorCode,
+    Hello,
+    Route,
+    Welcome,
+    check_artifact_id,
+    encode_error,
+)
+from compoff.wire.protocol import Closing, Conversation, Opened, Request, ServerEvent, State
+from compoff.wire.security import check_token_form, token_matches
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ServerProtocol", "check_limits"]
+
+_MAX_WINDOW = 2**16 - 1
+_MAX_PAYLOAD_BYTES = 2**32 - 1
+
+
+def check_limits(artifacts: Mapping[bytes, int], token: str | None, window: int) -> None:
+    """Refuse settings that no server can keep.
+
+    Args:
+        artifacts: For each artifact id the longest payload in bytes.
+        token: The shared secret, or None.
+        window: Requests that may be unanswered at a time on one connection.
+
+    Raises:
+        LocalProtocolError: A setting is out of its range.
+    """
+    check_token_form(token)
+    if not artifacts:
+        message = "there is nothing to serve; give at least one tail"
+        raise LocalProtocolError(message)
+    for artifact_id, maximum in artifacts.items():
+        check_artifact_id(artifact_id)
+        if not 1 <= maximum <= _MAX_PAYLOAD_BYTES:
+            message = f"a longest payload of {maximum} bytes was given; expected 1 to {_MAX_PAYLOAD_BYTES}"
+            raise LocalProtocolError(message)
+    if not 1 <= window <= _MAX_WINDOW:
+        message = f"a window of {window} requests was given; expected 1 to {_MAX_WINDOW}"
+        raise LocalProtocolError(message)
+
+
+class ServerProtocol(Conversation):
+    """The edge's end.
+
+    Args:
+        artifacts: For each artifact id served here the longest payload in bytes.
+        token: The shared secret that a client must know, or None to let everyone in.
+        window: Requests that may be unanswered at a time; one more is refused as busy.
+
+    Raises:
+        LocalProtocolError: A setting is out of its range.
+
+    Example:
+        >>> server = ServerProtocol({bytes(32): 100}, token="secret")
+        >>> server.opened, server.in_flight
+        (False, 0)
+
+    Source: this project.
+    """
+
+    def __init__(self, artifacts: Mapping[bytes, int], *, token: str | None = None, window: int = 16) -> None:
+        """Start waiting for a HELLO."""
+        check_limits(artifacts, token, window)
+        super().__init__()
+        self._artifacts = artifacts
+        self._token = token
+        self._window = window
+        self._routes: tuple[bytes, ...] = ()
+        self._in_flight: set[int] = set()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests taken and not yet answered."""
+        return len(self._in_flight)
+
+    def send_reply(self, request_id: int, body: bytes) -> None:
+        """Queue the answer to a request.
+
+        Raises:
+            LocalProtocolError: No such request is waiting, or the body is longer than a frame can be.
+        """
+        self._settle(request_id, Frame(FrameType.REPLY, body, request_id))
+
+    def send_error(self, request_id: int, code: ErrorCode, text: str) -> None:
+        """Queue a refusal instead of the answer.
+
+        Raises:
+            LocalProtocolError: No such request is waiting.
+        """
+        self._settle(request_id, Frame(FrameType.ERROR, encode_error(code, text), request_id))
+
+    def send_farewell(self, code: ErrorCode, text: str) -> None:
+        """Queue the reason for which the connection is closed now; nothing can be sent or received after it."""
+        if self._state is not State.DEAD:
+            self._send(Frame(FrameType.ERROR, encode_error(code, text)))
+            self._state = State.DEAD
+
+    def receive_data(self, data: bytes) -> list[ServerEvent]:
+        """Take bytes from the client. Pings, and requests beyond the window, are answered here.
+
+        Returns:
+            What is left to do, in order.
+
+        Raises:
+            RemoteProtocolError: The client broke the protocol, or the connection damaged the bytes.
+            AuthenticationError: The client does not know the token.
+            ArtifactMismatch: The client asked for an artifact that is not served here.
+        """
+        try:
+            self._parser.feed(data)
+            events: list[ServerEvent] = []
+            while (frame := self._next_frame()) is not None:
+                event = self._take(frame) if self.opened else self._greet(frame)
+                if event is not None:
+                    events.append(event)
+        except WireError as error:
+            self.send_farewell(_farewell_code(error), str(error))
+            raise
+        return events
+
+    def receive_eof(self) -> None:
+        """The client closed its side.
+
+        Raises:
+            ConnectionLost: It did so in the middle of a message, or while requests are unanswered.
+        """
+        self._state = State.DEAD
+        if self.buffered or self._in_flight:
+            message = f"the client left with {self.in_flight} requests unanswered and {self.buffered} bytes half sent"
+            raise ConnectionLost(message)
+
+    def _max_body_bytes(self, frame_type: FrameType, route: int) -> int:
+        if not self.opened:
+            if frame_type is not FrameType.HELLO:
+                message = f"the first message is {frame_type.name}; expected HELLO"
+                raise RemoteProtocolError(message)
+            return MAX_HANDSHAKE_BYTES
+        if frame_type in {FrameType.PING, FrameType.GOODBYE}:
+            return 0
+        if frame_type is not FrameType.REQUEST:
+            message = f"a client may not send {frame_type.name} now"
+            raise RemoteProtocolError(message)
+        if route >= len(self._routes):
+            message = f"a request for route {route} of {len(self._routes)}; routes count the artifacts offered in HELLO"
+            raise RemoteProtocolError(message)
+        return self._artifacts[self._routes[route]]
+
+    def _greet(self, frame: Frame) -> Opened:
+        hello = Hello.decode(frame.body)
+        if hello.version != PROTOCOL_VERSION:
+            message = (
+                f"this server speaks protocol version {PROTOCOL_VERSION}, the client version {hello.version}; "
+                "install the same compoff on both"
+            )
+            self.send_farewell(ErrorCode.VERSION, message)
+            raise RemoteProtocolError(message)
+        # The token comes first: who does not know it learns nothing of what is served here.
+        if not token_matches(self._token, hello.token):
+            message = "the token is wrong" if hello.token else "a token is needed and none was given"
+            raise AuthenticationError(message)
+        missing = [artifact_id.hex()[:8] for artifact_id in hello.artifact_ids if artifact_id not in self._artifacts]
+        if missing:
+            message = f"no tail here belongs to the head {', '.join(missing)}; serve the tail of the same export"
+            raise ArtifactMismatch(message)
+        self._routes = hello.artifact_ids
+        routes = tuple(Route(index, self._artifacts[artifact_id]) for index, artifact_id in enumerate(self._routes))
+        self._send(Frame(FrameType.WELCOME, Welcome(self._window, routes).encode()))
+        self._state = State.OPEN
+        return Opened(self._window)
+
+    def _take(self, frame: Frame) -> Request | Closing | None:
+        if frame.type is FrameType.GOODBYE:
+            self._state = State.CLOSING
+            return Closing()
+        if frame.request_id == 0 or frame.request_id in self._in_flight:
+            message = f"request id {frame.request_id} is reserved or still in flight"
+            raise RemoteProtocolError(message)
+        if frame.type is FrameType.PING:
+            self._send(Frame(FrameType.PONG, request_id=frame.request_id))
+            return None
+        if self._state is State.CLOSING:
+            self._refuse(frame.request_id, ErrorCode.CLOSING, "the server is stopping; connect again")
+            return None
+        if len(self._in_flight) >= self._window:
+            self._refuse(frame.request_id, ErrorCode.BUSY, f"{self._window} requests are in flight on this connection")
+            return None
+        self._in_flight.add(frame.request_id)
+        return Request(frame.request_id, self._routes[frame.route], frame.body, frame.deadline_ms)
+
+    def _refuse(self, request_id: int, code: ErrorCode, text: str) -> None:
+        self._send(Frame(FrameType.ERROR, encode_error(code, text), request_id))
+
+    def _settle(self, request_id: int, frame: Frame) -> None:
+        if request_id not in self._in_flight or self._state is State.DEAD:
+            message = f"request {request_id} awaits no answer on this connection"
+            raise LocalProtocolError(message)
+        self._send(frame)
+        self._in_flight.remove(request_id)
+
+
+def _farewell_code(error: WireError) -> ErrorCode:
+    if isinstance(error, AuthenticationError):
+        return ErrorCode.TOKEN
+    return ErrorCode.ARTIFACT if isinstance(error, ArtifactMismatch) else ErrorCode.PROTOCOL

@@ -1,0 +1,233 @@
+"""One connected socket, plain or TLS, whose every wait ends by a deadline.
+
+Deadlines are moments of ``time.monotonic()``, in seconds. Knows nothing of frames; ``client`` does the talking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import select
+import socket
+import ssl
+import threading
+import time
+
+from compoff.errors import ConnectionLost, ConnectTimeout, LocalProtocolError, RemoteProtocolError, WireError
+from compoff.wire.address import parse_address
+
+__all__ = ["Stream", "check_timeout", "connect_error", "open_stream", "parse_target", "unknown_host"]
+
+_CHUNK_BYTES = 2**16  # small enough that malloc keeps it off mmap, whose page faults cost more than a second read
+
+
+def check_timeout(timeout: float) -> float:
+    """A timeout in seconds that can be waited for.
+
+    Raises:
+        LocalProtocolError: It is not a positive number.
+
+    Example:
+        >>> check_timeout(0.5)
+        0.5
+
+    Source: this project.
+    """
+    if not 0 < timeout < math.inf:
+        message = f"a timeout of {timeout} seconds was given; expected a positive number: every call ends some time"
+        raise LocalProtocolError(message)
+    return timeout
+
+
+def parse_target(address: str) -> tuple[str, int]:
+    """Host and port to connect to.
+
+    Raises:
+        LocalProtocolError: The address has another form than ``host:port``, or port 0.
+    """
+    host, port = parse_address(address)
+    if port == 0:
+        message = f"{address!r} has port 0, where nobody listens; give the port that the server's .address shows"
+        raise LocalProtocolError(message)
+    return host, port
+
+
+def unknown_host(error: UnicodeError) -> OSError:
+    """What looking up a host should have raised where it cannot be a name: an empty label, one too long."""
+    return socket.gaierror(socket.EAI_NONAME, str(error))
+
+
+def connect_error(address: str, error: OSError) -> WireError:
+    """The error of the tree for a connection that could not be opened.
+
+    Args:
+        address: The server's.
+        error: What the operating system or TLS said.
+    """
+    if isinstance(error, TimeoutError):
+        return ConnectTimeout(
+            f"{address} did not answer within the connect timeout; is the server up and the port open?"
+        )
+    if isinstance(error, ssl.SSLError):
+        return RemoteProtocolError(
+            f"TLS with {address} failed: {error}; does it speak TLS, with a trusted certificate?"
+        )
+    if isinstance(error, socket.gaierror):
+        return ConnectionLost(f"the host of {address} is unknown: {error.strerror}; correct the address")
+    reason = error.strerror or str(error)
+    return ConnectionLost(f"no connection to {address}: {reason}; start a server there (`compoff serve`) or correct it")
+
+
+class Stream:
+    """Bytes to and from one peer; reading, writing and closing may happen in different threads.
+
+    Args:
+        sock: A connected socket; it belongs to the stream from now on.
+
+    Source: this project.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Make the socket non-blocking: waiting is done here, with deadlines."""
+        sock.setblocking(False)
+        self._socket = sock
+        # OpenSSL's state for one connection is shared by reading and writing and must not be entered twice at once.
+        self._tls_lock = threading.Lock() if isinstance(sock, ssl.SSLSocket) else contextlib.nullcontext()
+
+    def receive(self) -> bytes | None:
+        """What has arrived: bytes, ``b""`` at the end of the stream, or None for nothing yet.
+
+        Raises:
+            OSError: The connection broke.
+        """
+        try:
+            with self._tls_lock:
+                return self._socket.recv(_CHUNK_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
+
+    def send(self, data: bytes | memoryview) -> int:
+        """How many bytes of the data could be handed over now, perhaps 0.
+
+        Raises:
+            OSError: The connection broke.
+        """
+        try:
+            with self._tls_lock:
+                return self._socket.send(data)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return 0
+
+    def wait(self, deadline: float, *, read: bool = False, write: bool = False) -> bool:
+        """Wait until something can be read or written; False when the deadline came first.
+
+        Raises:
+            OSError: The stream is closed on this side.
+        """
+        if read and isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+            return True
+        seconds = max(0.0, deadline - time.monotonic())
+        descriptor = self._socket.fileno()
+        if descriptor < 0:
+            message = "the connection was closed on this side"
+            raise OSError(message)
+        if not hasattr(select, "poll"):  # Windows
+            readers, writers = [descriptor] * read, [descriptor] * write
+            return any(select.select(readers, writers, readers + writers, seconds))
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN * read | select.POLLOUT * write)
+        return bool(poll.poll(seconds * 1000))
+
+    def shutdown(self) -> None:
+        """End the stream, so that a thread that waits on it wakes up; ``close`` frees it."""
+        with contextlib.suppress(OSError):
+            # The plain method: an SSLSocket's own would drop its TLS state under the feet of the other threads.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Free the socket; nobody may be waiting on it."""
+        self._socket.close()
+
+
+def open_stream(address: str, *, tls: ssl.SSLContext | None, deadline: float) -> Stream:
+    """Connect to ``host:port``.
+
+    Args:
+        address: ``"host:port"`` or ``"[host]:port"``.
+        tls: Context of a TLS client, or None for plain TCP.
+        deadline: Moment of ``time.monotonic()`` by which the connection must stand.
+
+    Returns:
+        The connection, with Nagle's algorithm off.
+
+    Raises:
+        LocalProtocolError: The address has another form, or port 0.
+        ConnectTimeout: The deadline came first.
+        ConnectionLost: Nobody listens there, or the host is unknown or cannot be reached.
+        RemoteProtocolError: The TLS handshake failed.
+
+    Source: this project.
+    """
+    host, port = parse_target(address)
+    candidates = _resolve(host, port, deadline, address)
+    failure = OSError("no addresses")
+    for index, (family, target) in enumerate(candidates):
+        # Each address gets its share of what is left: one that swallows packets must not use up the others' time.
+        seconds = (deadline - time.monotonic()) / (len(candidates) - index)
+        try:
+            sock = _connect(family, target, seconds)
+        except OSError as error:
+            failure = error
+            continue
+        return Stream(sock if tls is None else _start_tls(sock, tls, host, address, deadline))
+    raise connect_error(address, failure) from failure
+
+
+def _resolve(host: str, port: int, deadline: float, address: str) -> list[tuple[int, tuple[str, int]]]:
+    """Socket family and address of each address of a host."""
+    results: list[tuple[int, tuple[str, int]]] = []
+    failures: list[OSError] = []
+
+    def look_up() -> None:
+        try:
+            for family, _, _, _, target in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+                results.append((family, target))  # type: ignore[arg-type]
+        except OSError as error:
+            failures.append(error)
+        except UnicodeError as error:
+            failures.append(unknown_host(error))
+
+    # A name server may take longer than any deadline and cannot be interrupted; a thread of its own can be left.
+    thread = threading.Thread(target=look_up, name="compoff-resolve", daemon=True)
+    thread.start()
+    thread.join(max(0.0, deadline - time.monotonic()))
+    if failures:
+        raise connect_error(address, failures[0]) from failures[0]
+    if thread.is_alive() or not results:
+        message = f"the host of {address} was not found within the connect timeout; is there a name server?"
+        raise ConnectTimeout(message)
+    return list(results)
+
+
+def _connect(family: int, target: tuple[str, int], seconds: float) -> socket.socket:
+    if seconds <= 0:
+        raise TimeoutError
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(seconds)
+        sock.connect(target)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _start_tls(sock: socket.socket, tls: ssl.SSLContext, host: str, address: str, deadline: float) -> ssl.SSLSocket:
+    try:
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        return tls.wrap_socket(sock, server_hostname=host)
+    except OSError as error:
+        sock.close()
+        raise connect_error(address, error) from error

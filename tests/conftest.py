@@ -1,0 +1,32 @@
+"""What every test shares: repeatable random numbers, and the real data where it is there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# A deadline for an example would measure how busy the machine is; on a build server the examples are always the same.
+hypothesis.settings.register_profile("compoff", deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("compoff")
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    torch = sys.modules.get("torch")  # a test that needs no torch does not pay for it
+    if torch is not None:
+        torch.manual_seed(0)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("data") and not os.environ.get("COMPOFF_DATA"):
+        pytest.skip("needs real data: set COMPOFF_DATA to the folder of data and weights")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real data and weights; only for tests that carry the marker ``data``."""
+    return Path(os.environ["COMPOFF_DATA"])

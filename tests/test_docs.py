@@ -1,0 +1,85 @@
+"""Every public name is documented: a docstring with the fitting sections, and a place in ``docs/``.
+
+The examples in the docstrings run as doctests in the same pytest call.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import compoff
+from compoff import errors
+
+DOCS = Path(__file__).parent.parent / "docs"
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md")))
+CALLABLES = [name for name in compoff.__all__ if not name[0].isupper() and callable(getattr(compoff, name))]
+CLASSES = [
+    name
+    for name in compoff.__all__
+    if inspect.isclass(getattr(compoff, name)) and not issubclass(getattr(compoff, name), Exception)
+]
+
+
+def sections(docstring: str) -> set[str]:
+    return set(re.findall(r"^(Args|Returns|Yields|Shapes|Raises|Example|Source):", docstring, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", [*compoff.__all__, *errors.__all__])
+def test_has_a_docstring_of_its_own(name: str) -> None:
+    member = getattr(compoff, name) if name in compoff.__all__ else getattr(errors, name)
+    assert (member.__doc__ or "").strip(), f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_function_has_the_fitting_sections(name: str) -> None:
+    function = getattr(compoff, name)
+    signature = inspect.signature(function)
+    wanted = {"Example"}
+    wanted |= {"Args"} if signature.parameters else set()
+    wanted |= {"Returns"} if signature.return_annotation not in (None, "None") else set()
+    assert wanted <= sections(inspect.getdoc(function) or ""), f"{name} lacks sections"
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_function_documents_every_argument(name: str) -> None:
+    function = getattr(compoff, name)
+    text = inspect.getdoc(function) or ""
+    undocumented = [
+        arg for arg in inspect.signature(function).parameters if not re.search(rf"^\s+{arg}\b.*:", text, re.M)
+    ]
+    assert undocumented == []
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_class_has_an_example(name: str) -> None:
+    assert "Example" in sections(inspect.getdoc(getattr(compoff, name)) or "")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_public_methods_have_docstrings(name: str) -> None:
+    methods = inspect.getmembers(
+        getattr(compoff, name), lambda member: inspect.isfunction(member) or isinstance(member, property)
+    )
+    own = [(key, member) for key, member in methods if not key.startswith("_") and _is_ours(member)]
+    assert [key for key, member in own if not member.__doc__] == []
+
+
+def _is_ours(member: object) -> bool:
+    function = member.fget if isinstance(member, property) else member
+    return getattr(function, "__module__", "").startswith("compoff")
+
+
+@pytest.mark.parametrize("name", [*compoff.__all__, *errors.__all__])
+def test_is_mentioned_in_the_docs(name: str) -> None:
+    assert re.search(rf"\b{name}\b", TEXT), f"{name} is nowhere in docs/"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")]
+    assert pages
+    assert [page for page in pages if page not in navigation] == []
