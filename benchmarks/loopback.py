@@ -21,7 +21,6 @@ from compoff.wire.client import open_client
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-ARTIFACT_ID = bytes(range(32))
 SIZES = ((250, 40), (250, 4096), (6144, 4096), (65536, 65536))  # bytes up, bytes down
 WARM_UP = 500
 

@@ -55,7 +55,7 @@ def pack(arrays: Sequence[NDArray[Any]]) -> bytes:
         if code is None or array.ndim > _MAX_DIMENSIONS:
             message = (
                 f"an array of {array.dtype} with {array.ndim} dimensions cannot be sent; expected at most "
-                f"{_MAX_DIMENSIONS} dimensions of {', '.join(known.name for known in _NATIVE)}; convert it first"
+                f"{_MAX_DIMENSIONS} dimensions of {', '.join(str(known) for known in _NATIVE)}; convert it first"
             )
             raise FeatureError(message)
         parts.append(bytes([code, array.ndim]) + b"".join(_varint(size) for size in array.shape))
