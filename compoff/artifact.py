@@ -27,6 +27,9 @@ __all__ = ["FORMAT", "Folder", "Manifest", "TensorSpec", "find_part", "read_fold
 FORMAT = 1
 """Version of the folder's format; counted apart from the package's."""
 
+DTYPES = ("float16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
+"""What tensors may hold: what numpy, torch and the wire all know."""
+
 _MANIFEST = "manifest.yaml"
 _TABLES = "tables.safetensors"
 _MANIFEST_LIMIT = 1 << 20  # bytes; a manifest is about 2 KB, and YAML is slow on what a stranger may have written

@@ -14,17 +14,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from compoff.errors import FitError
+from compoff.errors import CompoffError, FeatureError, FitError, SplitError
 from compoff.losses import distillation, relative_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Mapping
 
     from compoff.cutting.sites import Site
     from compoff.gates import Gate
     from compoff.recipe import Recipe
 
-__all__ = ["Batch", "DistillationTerms", "TeacherRecord", "student_pass", "teacher_pass"]
+__all__ = [
+    "Batch",
+    "DistillationTerms",
+    "TeacherRecord",
+    "float_tensors",
+    "refusals_named",
+    "student_pass",
+    "teacher_pass",
+]
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,8 @@ class Batch:
         return next(len(value) for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor))
 
 
-class _Enough(Exception):  # noqa: N818 - not an error: it ends a pass that has shown all that is needed
-    """Ends a pass early."""
+class _Enough(Exception):
+    """Ends a pass that has shown all that is needed; not an error."""
 
 
 @dataclass
@@ -101,7 +109,7 @@ class DistillationTerms:
 
 
 @contextlib.contextmanager
-def _tapped(base: nn.Module, paths: tuple[str, ...], taken: dict[str, list[Tensor]]) -> Iterator[None]:
+def _tapped(base: nn.Module, paths: tuple[str, ...], taken: dict[str, list[Tensor]]) -> Generator[None]:
     """Collect what the modules at `paths` return while the block runs."""
 
     def tap(path: str) -> Any:
@@ -120,20 +128,54 @@ def _tapped(base: nn.Module, paths: tuple[str, ...], taken: dict[str, list[Tenso
 
 
 def float_tensors(value: Any) -> list[Tensor]:
-    """The floating-point tensors of a nested output, in order.
+    """The floating-point tensors of a nested output that hold something for each sample, in order.
 
     Args:
         value: Any nesting of containers that PyTorch knows.
 
     Returns:
-        The tensors.
+        The tensors; scalars, such as a loss that the model computes itself, are left out.
 
     Example:
         >>> import torch
         >>> len(float_tensors({"logits": torch.zeros(1), "ids": torch.zeros(1, dtype=torch.long)}))
         1
     """
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    leaves = pytree.tree_leaves(value)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 0]
+
+
+@contextlib.contextmanager
+def refusals_named(batch: Batch) -> Generator[None]:
+    """Turn what a model raises at inputs that it was not made for into an error that says so.
+
+    Args:
+        batch: What the model is called with inside the block.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        FeatureError: The model refused the batch; its own error is the cause.
+
+    Example:
+        >>> import torch
+        >>> with refusals_named(Batch((torch.zeros(2, 3, dtype=torch.uint8),))):
+        ...     raise RuntimeError("expected Float, found Byte")
+        Traceback (most recent call last):
+        compoff.errors.FeatureError: the model refuses a batch of uint8 (2, 3): expected Float, found Byte. ...
+    """
+    try:
+        yield
+    except (CompoffError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        tensors = [value for value in (*batch.args, *batch.kwargs.values()) if isinstance(value, Tensor)]
+        given = ", ".join(f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}" for tensor in tensors)
+        raise FeatureError(
+            f"the model refuses a batch of {given}: {error}. Give the batches that the model itself takes: the same "
+            "shapes, floating-point where it expects them, inputs before labels"
+        ) from error
 
 
 def teacher_pass(
@@ -150,12 +192,18 @@ def teacher_pass(
 
     Returns:
         The record.
+
+    Raises:
+        FeatureError: The model refused the batch.
+        SplitError: The pass did not come by a split point.
+
+    Source: DeepCOD (SenSys 2020), Sec. 3.3, Eq. 11, right-hand term.
     """
     record = TeacherRecord()
 
     def keep(path: str) -> Any:
         def replace(y: Tensor) -> Tensor:
-            record.features[path] = y.detach()
+            record.features[path] = y.detach().clone()  # the model may go on to change it in place
             if not blocks and len(record.features) == len(gates):
                 raise _Enough
             return y
@@ -166,11 +214,17 @@ def teacher_pass(
     for path, gate in gates.items():
         gate.replace = keep(path)
     try:
-        with torch.no_grad(), _tapped(base, later, record.blocks), contextlib.suppress(_Enough):
+        with torch.no_grad(), _tapped(base, later, record.blocks), refusals_named(batch), contextlib.suppress(_Enough):
             record.output = float_tensors(base(*batch.args, **batch.kwargs))
     finally:
         for gate in gates.values():
             gate.replace = None
+    for path in gates:
+        if path not in record.features:
+            raise SplitError(
+                f"this batch did not pass the split point '{path}'; choose one that every input passes, such as the "
+                "block around it"
+            )
     return record
 
 
@@ -191,36 +245,44 @@ def student_pass(
         The terms.
 
     Raises:
+        FeatureError: The feature has another shape or dtype than the bottleneck was made for.
         FitError: The model's output holds no floating-point tensor to compare.
+
+    Source: DeepCOD (SenSys 2020), Sec. 3.2.2, Eq. 10, and Sec. 3.3, Eq. 11, left-hand term.
     """
-    bottleneck = gate.bottleneck
-    y = record.features[site.path].to(bottleneck.quantizer.centers.dtype)
+    bottleneck, y = gate.bottleneck, record.features[site.path]
+    bottleneck.geometry.check(y)
+    y = y.to(bottleneck.quantizer.centers.dtype)
     if not bottleneck.calibrated:
         bottleneck.calibrate(y)
     output = bottleneck.run(y)
-    distance = None
-    if distill:
-        if not record.output:
-            raise FitError(
-                "the model returns no floating-point tensor, so there is nothing to distil; wrap the part of the model "
-                "that returns scores or features"
-            )
-        blocks: dict[str, list[Tensor]] = {}
-        gate.replace = lambda fresh: output.y_hat.to(fresh.dtype)
-        try:
-            with _tapped(base, site.later, blocks):
-                result = float_tensors(base(*batch.args, **batch.kwargs))
-        finally:
-            gate.replace = None
-        distance = _over_blocks(site, record, blocks, result)
+    # Before the model sees y_hat, which it may change in place.
+    restored = relative_error(y, output.y_hat)
     return DistillationTerms(
-        relative_error(y, output.y_hat),
+        restored,
         bottleneck.semi_orthogonality_error(),
-        distance,
+        _distilled(base, gate, site, record, batch, output.y_hat) if distill else None,
         bottleneck.prior.estimated_rate(output.weights),
         bottleneck.prior.estimated_rate(output.weights.detach()),
         output.weights[0, ..., 0].numel(),
     )
+
+
+def _distilled(base: nn.Module, gate: Gate, site: Site, record: TeacherRecord, batch: Batch, y_hat: Tensor) -> Tensor:
+    """Run the model on from a restored feature and compare what it computes with the teacher's record."""
+    if not record.output:
+        raise FitError(
+            "the model returns no floating-point tensor, so there is nothing to distil; wrap the part of the model "
+            "that returns scores or features"
+        )
+    blocks: dict[str, list[Tensor]] = {}
+    gate.replace = lambda fresh: y_hat.to(fresh.dtype)
+    try:
+        with _tapped(base, site.later, blocks), refusals_named(batch):
+            result = float_tensors(base(*batch.args, **batch.kwargs))
+    finally:
+        gate.replace = None
+    return _over_blocks(site, record, blocks, result)
 
 
 def _over_blocks(site: Site, record: TeacherRecord, blocks: dict[str, list[Tensor]], result: list[Tensor]) -> Tensor:

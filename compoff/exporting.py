@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from compoff.artifact import FORMAT, Manifest, TensorSpec
+from compoff.artifact import DTYPES, FORMAT, Manifest, TensorSpec
 from compoff.cutting.capture import capture
 from compoff.device.head import Head
 from compoff.device.runners.torch import TorchRunner
@@ -30,7 +31,8 @@ __all__ = ["export"]
 def export(wrapped: Wrapped, split: str, *, max_batch: int = 256) -> tuple[Head, Tail]:
     """Cut a wrapped model at a split point into the part for the device and the part for the edge.
 
-    The bottleneck is taken as it is: fit it first. The wrapped model stays as it was and can be exported again.
+    The bottleneck is taken as it is: fit it first. The wrapped model stays as it was and can be exported again. Inputs
+    that are no tensors (flags, numbers, None) become constants: a head takes the tensors, in the model's own order.
 
     Args:
         wrapped: What `compoff.wrap` returned, its shapes known.
@@ -42,7 +44,8 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256) -> tuple[Head,
 
     Raises:
         SplitError: `split` is unknown, the model cannot be exported, or more than the symbols crosses the cut.
-        ArtifactError: The model returns something that is not tensors in tuples, lists and dicts.
+        ArtifactError: The model returns something that is not tensors in tuples, lists and dicts, or `max_batch` is out
+            of range.
 
     Example:
         >>> import torch, compoff
@@ -55,46 +58,60 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256) -> tuple[Head,
     Source: DeepCOD (SenSys 2020), Sec. 4.1.
     """
     bottleneck = wrapped.bottleneck(split)
-    inputs = wrapped.example_inputs()
-    programs = capture(wrapped.base, wrapped.gate(split), split, inputs)
+    example = wrapped.example_inputs()
+    with wrapped.at(split):  # so that no other bottleneck is on, even if this is called inside `at`
+        programs = capture(wrapped.base, wrapped.gate(split), split, example)
     leaves, structure = flatten(programs.output, lambda value: isinstance(value, Tensor))
     if not leaves:
         raise SplitError("the model returns no tensor, so there is nothing for the tail to answer")
     tables = bottleneck.prior.tables()
-    tensors = [value for value in inputs if isinstance(value, Tensor)]
     shared: dict[str, Any] = {
-        "artifact_id": _identity(wrapped, split, tables.weights.tobytes()),
         "split": split,
         "model": type(wrapped.base).__name__,
-        "inputs": tuple(_spec(value) for value in tensors),
-        "outputs": tuple(_spec(value) for value in leaves),
+        "inputs": _specs(example.tensors, example.batched, "takes"),
+        "outputs": _specs(leaves, programs.batched, "returns"),
         "structure": structure,
         "latent_shape": bottleneck.latent_shape,
         "num_centers": bottleneck.num_centers,
         "qualities": (bottleneck.latent_shape[0],),
         "max_batch": max_batch,
-        "report": wrapped.reports.get(split, {}),
-        "versions": {"compoff": _version(), "torch": torch.__version__},
     }
+    shared["artifact_id"] = _identity(wrapped, shared, tables.weights.tobytes())
+    shared["report"] = wrapped.reports.get(split, {})
+    shared["versions"] = {"compoff": _version(), "torch": torch.__version__}
     head = Head(Manifest("head", **shared), tables, TorchRunner(TorchProgram(programs.head)))
     tail = Tail(Manifest("tail", **shared), tables, EagerBackend(TorchProgram(programs.tail)))
     return head, tail
 
 
-def _spec(value: Tensor) -> TensorSpec:
-    """Shape and dtype of a tensor at the example batch of two."""
-    batched = value.dim() > 0 and len(value) == 2
-    shape = tuple(value.shape[1:] if batched else value.shape)
-    return TensorSpec(shape, str(value.dtype).removeprefix("torch."), batched)
+def _specs(tensors: list[Tensor], batched: tuple[bool, ...], verb: str) -> tuple[TensorSpec, ...]:
+    """Shapes and dtypes of what the model takes or returns."""
+    specs = [
+        TensorSpec(tuple(value.shape[1:] if has_batch else value.shape), _dtype(value), has_batch)
+        for value, has_batch in zip(tensors, batched, strict=True)
+    ]
+    unknown = [spec.dtype for spec in specs if spec.dtype not in DTYPES]
+    if unknown:
+        raise SplitError(
+            f"the model {verb} {unknown[0]}, which numpy and the wire do not know; expected {', '.join(DTYPES)}: wrap "
+            "it in a module that converts at its ends"
+        )
+    return tuple(specs)
 
 
-def _identity(wrapped: Wrapped, split: str, tables: bytes) -> str:
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _identity(wrapped: Wrapped, agreed: dict[str, Any], tables: bytes) -> str:
     """A name that changes with anything that head and tail must agree on."""
+    specs = {key: [asdict(spec) for spec in agreed[key]] for key in ("inputs", "outputs")}
     parts = {
         "format": FORMAT,
-        "split": split,
+        **agreed,
+        **specs,
         "base": fingerprint(wrapped.base.state_dict()),
-        "bottleneck": fingerprint(wrapped.bottleneck(split).state_dict()),
+        "bottleneck": fingerprint(wrapped.bottleneck(agreed["split"]).state_dict()),
         "tables": hashlib.sha256(tables).hexdigest(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

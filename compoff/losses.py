@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+import torch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torch import Tensor
 
 __all__ = ["distillation", "reconstruction", "relative_error"]
 
@@ -35,7 +37,7 @@ def reconstruction(y: Tensor, y_hat: Tensor) -> Tensor:
 
     Source: DeepCOD (SenSys 2020), Sec. 3.2.2, Eq. 10 (first term; Eq. 5 with a normalised decoder).
     """
-    return (y - y_hat).float().square().flatten(1).sum(1).mean()
+    return (y - y_hat).float().square().reshape(len(y), -1).sum(1).mean()
 
 
 def relative_error(teacher: Tensor, student: Tensor) -> Tensor:
@@ -50,7 +52,7 @@ def relative_error(teacher: Tensor, student: Tensor) -> Tensor:
 
     Returns:
         `reconstruction` divided by the teacher's variance per element and by the number of elements: a scalar, 1 for a
-        student that always answers the mean.
+        student that always answers the mean. Where the teacher's elements are all alike, their square is the unit.
 
     Shapes:
         teacher and student ``(batch, *shape)``.
@@ -63,8 +65,9 @@ def relative_error(teacher: Tensor, student: Tensor) -> Tensor:
 
     Source: this project.
     """
-    variance = teacher.float().var(unbiased=False).clamp_min(1e-12)
-    elements = max(1, teacher[0].numel())
+    variance = teacher.float().var(unbiased=False)
+    variance = torch.where(variance > 0, variance, teacher.float().square().mean()).clamp_min(1e-12)
+    elements = teacher[0].numel()
     return reconstruction(teacher, student) / (variance * elements).detach()
 
 
@@ -89,7 +92,4 @@ def distillation(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor
     Source: DeepCOD (SenSys 2020), Sec. 3.3, Eq. 11.
     """
     terms = [relative_error(ours, theirs) for ours, theirs in zip(teacher, student, strict=True)]
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
+    return sum(terms[1:], start=terms[0])

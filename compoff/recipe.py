@@ -5,6 +5,7 @@ A recipe is data; `fit` carries it out.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from compoff.errors import FitError
@@ -20,15 +21,21 @@ class Recipe:
         orthogonality: α of Eq. 10, the weight of Eq. 7.
         reconstruction: Weight of Eq. 10's first term, in both phases.
         distillation: Weight of Eq. 11, in the second phase.
-        prior: Weight of the term that fits the prior to the symbols (bits a latent value); it does not reach the encoder.
+        prior: Weight of the term that fits the prior to the symbols, per bit and latent value; it does not reach the
+            encoder.
         reconstruction_share: Largest share of all steps that the first phase may take.
         patience: The first phase has converged when its loss, averaged over this many steps, has improved by less than
             one percent over the same number of steps before.
         betas: Adam's decay rates.
 
+    Raises:
+        FitError: A weight is negative or not finite, or the share, the patience or a decay rate is out of range.
+
     Example:
         >>> Recipe().orthogonality
         0.01
+
+    Source: DeepCOD (SenSys 2020), Eq. 10-11 and Sec. 3.3, which give no weights; these are this project's.
     """
 
     orthogonality: float = 0.01
@@ -38,6 +45,18 @@ class Recipe:
     reconstruction_share: float = 0.4
     patience: int = 100
     betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        for name in ("orthogonality", "reconstruction", "distillation", "prior"):
+            weight = getattr(self, name)
+            if not (math.isfinite(weight) and weight >= 0):
+                raise FitError(f"the recipe's {name} is {weight}; expected a weight of 0 or more")
+        if not 0 <= self.reconstruction_share <= 1:
+            raise FitError(f"the recipe's reconstruction_share is {self.reconstruction_share}; expected 0 to 1")
+        if self.patience < 1:
+            raise FitError(f"the recipe's patience is {self.patience}; expected at least 1 step")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise FitError(f"the recipe's betas are {self.betas}; expected two numbers from 0 to below 1")
 
 
 _RECIPES = {"deepcod": Recipe()}
@@ -62,5 +81,6 @@ def recipe_named(recipe: str | Recipe) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     if recipe not in _RECIPES:
-        raise FitError(f"'{recipe}' is not a recipe; expected one of {sorted(_RECIPES)}, or a compoff.Recipe of your own")
+        known = sorted(_RECIPES)
+        raise FitError(f"'{recipe}' is not a recipe; expected one of {known}, or a compoff.Recipe of your own")
     return _RECIPES[recipe]

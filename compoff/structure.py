@@ -1,6 +1,6 @@
 """Nested outputs ◄─► a flat list of arrays and a description that JSON can hold.
 
-So that the device returns what the model returns without torch and without the model's class.
+So that the device returns what the model returns without torch and without the model's class. Knows no tensors.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ __all__ = ["flatten", "unflatten"]
 _CONSTANTS = (bool, int, float, str, type(None))
 
 
-def flatten(value: Any, is_leaf: Callable[[Any], bool]) -> tuple[list[Any], dict[str, Any]]:
+def flatten(
+    value: Any, is_leaf: Callable[[Any], bool], what: str = "the model returns"
+) -> tuple[list[Any], dict[str, Any]]:
     """Take a nested value apart.
 
     Args:
         value: Tuples, lists and dicts of leaves and of plain constants.
         is_leaf: Whether a value is a leaf, such as a tensor.
+        what: Start of the message about a value that cannot be described.
 
     Returns:
         The leaves in order, and the description.
@@ -40,17 +43,16 @@ def flatten(value: Any, is_leaf: Callable[[Any], bool]) -> tuple[list[Any], dict
         if is_leaf(part):
             leaves.append(part)
             return {"leaf": len(leaves) - 1}
-        if type(part) is tuple:
-            return {"tuple": [describe(entry) for entry in part]}
-        if type(part) is list:
-            return {"list": [describe(entry) for entry in part]}
-        if type(part) is dict and all(isinstance(key, str) for key in part):
+        kind: type = type(part)
+        if kind in (tuple, list):
+            return {kind.__name__: [describe(entry) for entry in part]}
+        if kind is dict and all(isinstance(key, str) for key in part):
             return {"dict": [[key, describe(entry)] for key, entry in part.items()]}
-        if isinstance(part, _CONSTANTS):
+        if kind in _CONSTANTS:
             return {"value": part}
         raise ArtifactError(
-            f"the model returns a {type(part).__name__}; expected tensors in tuples, lists and dicts with string keys: "
-            "wrap the model in a module that returns one of these"
+            f"{what} a {kind.__name__}; expected tensors in tuples, lists and dicts with string keys: wrap the model in "
+            "a module that keeps to these"
         )
 
     return leaves, describe(value)
@@ -73,15 +75,31 @@ def unflatten(description: Any, leaves: Sequence[Any]) -> Any:
         >>> unflatten({"list": [{"leaf": 1}, {"leaf": 0}]}, ["x", "y"])
         ['y', 'x']
     """
-    if isinstance(description, dict) and len(description) == 1:  # pyright: ignore[reportUnknownArgumentType]
-        kind, content = next(iter(description.items()))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        if kind == "leaf" and type(content) is int and 0 <= content < len(leaves):
-            return leaves[content]
-        if kind == "value" and isinstance(content, _CONSTANTS):
-            return content
-        if kind in ("tuple", "list") and isinstance(content, list):
-            parts = [unflatten(entry, leaves) for entry in content]  # pyright: ignore[reportUnknownVariableType]
-            return tuple(parts) if kind == "tuple" else parts
-        if kind == "dict" and isinstance(content, list):
-            return {str(key): unflatten(entry, leaves) for key, entry in content}  # pyright: ignore[reportUnknownVariableType]
-    raise ArtifactError(f"output structure {description!r} is damaged, or does not fit {len(leaves)} leaves")
+    kind, content = _entry(description)
+    if kind == "leaf" and type(content) is int and 0 <= content < len(leaves):
+        return leaves[content]
+    if kind == "value" and type(content) in _CONSTANTS:
+        return content
+    if kind == "dict" and all(len(_list(pair)) == 2 and isinstance(pair[0], str) for pair in _list(content)):
+        return {key: unflatten(part, leaves) for key, part in _list(content)}
+    if kind in ("tuple", "list"):
+        parts = [unflatten(part, leaves) for part in _list(content)]
+        return tuple(parts) if kind == "tuple" else parts
+    raise ArtifactError(f"structure {_short(description)} is damaged, or does not fit {len(leaves)} tensors")
+
+
+def _entry(description: Any) -> tuple[Any, Any]:
+    """The one key of a description and what stands under it."""
+    pairs: list[tuple[Any, Any]] = list(description.items()) if isinstance(description, dict) else []  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return pairs[0] if len(pairs) == 1 else (None, None)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ArtifactError(f"structure holds {_short(value)} where a list belongs; it is damaged")
+    return value  # pyright: ignore[reportUnknownVariableType]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

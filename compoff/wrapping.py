@@ -13,55 +13,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from compoff.codec import Bottleneck, CodecFactory, Geometry
-from compoff.cutting.sites import INPUT, Site, check_names, locate
 from compoff.checkpoint import read_bottlenecks, save_bottlenecks
+from compoff.codec import Bottleneck
+from compoff.codec_options import CodecOptions
+from compoff.cutting.inputs import ExampleInputs
+from compoff.cutting.sites import INPUT, Site, check_names, locate
 from compoff.distilling import Batch, student_pass, teacher_pass
 from compoff.errors import ArtifactError, SplitError
 from compoff.gates import Gate, InputHook, OutputHook
 from compoff.recipe import Recipe, recipe_named
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from pathlib import Path
 
     from torch.utils.hooks import RemovableHandle
 
+    from compoff.codec import CodecFactory
+
 __all__ = ["CodecOptions", "Wrapped", "load", "wrap"]
 
-
-@dataclass
-class CodecOptions:
-    """How the bottlenecks of one wrap are made.
-
-    Args:
-        channels: Channels of the latent; None for 8, or a sixteenth of a flat feature.
-        num_centers: Number of quantization levels.
-        stride: Side of the encoder's tile, in elements.
-        encoder: Factory of the user's own encoder.
-        decoder: Factory of the user's own decoder.
-    """
-
-    channels: int | None = None
-    num_centers: int = 8
-    stride: int = 4
-    encoder: CodecFactory | None = None
-    decoder: CodecFactory | None = None
-
-    def describe(self) -> dict[str, Any]:
-        """These options as JSON can hold them."""
-        if self.encoder or self.decoder:
-            raise SplitError(
-                "an encoder or decoder of your own cannot be described in a file; save model.bottlenecks.state_dict() "
-                "instead, or export"
-            )
-        return {"channels": self.channels, "num_centers": self.num_centers, "stride": self.stride}
-
-    def build(self, shape: tuple[int, ...]) -> Bottleneck:
-        """Make the bottleneck for a feature of this shape."""
-        geometry = Geometry(shape, self.stride)
-        channels = self.channels if self.channels is not None else (8 if geometry.space else max(1, shape[0] // 16))
-        return Bottleneck(geometry, channels, self.num_centers, encoder=self.encoder, decoder=self.decoder)
+_MARK = "_compoff_wrapped"
 
 
 @dataclass
@@ -71,6 +43,19 @@ class _Flags:
     training: dict[str, bool] = field(default_factory=dict[str, bool])
     requires_grad: dict[str, bool] = field(default_factory=dict[str, bool])
 
+    @classmethod
+    def of(cls, base: nn.Module) -> _Flags:
+        return cls(
+            {name: module.training for name, module in base.named_modules()},
+            {name: parameter.requires_grad for name, parameter in base.named_parameters()},
+        )
+
+    def restore(self, base: nn.Module) -> None:
+        for name, module in base.named_modules():
+            module.training = self.training.get(name, module.training)
+        for name, parameter in base.named_parameters():
+            parameter.requires_grad_(self.requires_grad.get(name, parameter.requires_grad))
+
 
 class Wrapped(nn.Module):
     """The user's model with a bottleneck at each split point.
@@ -78,6 +63,8 @@ class Wrapped(nn.Module):
     Called as it is, it is the teacher: the model, unchanged. Inside ``with wrapped.at(split):`` it is the student. The
     base stays frozen and in eval mode whatever the script calls, since BatchNorm would otherwise drift. One thread at a
     time may use `at`; to serve, `compoff.export`.
+
+    Copies, pickles, moves between devices and dtypes, and compiles like any module.
 
     Args:
         base: The model.
@@ -102,21 +89,19 @@ class Wrapped(nn.Module):
 
     def __init__(self, base: nn.Module, split_points: Sequence[str], options: CodecOptions | None = None) -> None:
         super().__init__()
+        _refuse_wrapped(base)
         check_names(base, split_points)
         self.split_points = tuple(split_points)
         self.options = options or CodecOptions()
         self.bottlenecks = nn.ModuleDict()
         self.sites: dict[str, Site] = {}
         self.reports: dict[str, dict[str, Any]] = {}
-        self._example: tuple[Any, ...] = ()
+        self._example = ExampleInputs()
         self._handles: list[RemovableHandle] = []
-        self._flags = _Flags(
-            {name: module.training for name, module in base.named_modules()},
-            {name: parameter.requires_grad for name, parameter in base.named_parameters()},
-        )
+        self._flags = _Flags.of(base)
         self.base = base
-        base.requires_grad_(False)
-        base.eval()
+        setattr(base, _MARK, True)
+        self.freeze()
 
     # -- building ------------------------------------------------------------------------------------------------------
 
@@ -136,19 +121,18 @@ class Wrapped(nn.Module):
             SplitError: A split point cannot be used.
             FeatureError: A feature cannot be encoded.
         """
+        self._check_wrapped()
         if self.built:
             return
         sites = locate(self.base, self.split_points, inputs, keywords)
         made = {path: self.options.build(site.shape) for path, site in sites.items()}
-        self._install(sites, made, (*inputs, *keywords.values()))
+        self._install(sites, made, ExampleInputs.of_call(self.base, inputs, keywords))
 
-    def _install(self, sites: dict[str, Site], made: dict[str, Bottleneck], inputs: tuple[Any, ...]) -> None:
+    def _install(self, sites: dict[str, Site], made: dict[str, Bottleneck], example: ExampleInputs) -> None:
         """Hang the bottlenecks into the base."""
-        # Shapes are kept, not the user's data: an export stores its example inputs in the artifact.
-        self._example = tuple(value.new_zeros(2, *value.shape[1:]) if _has_batch(value) else value for value in inputs)
-        device = next((parameter.device for parameter in self.base.parameters()), None)
+        self._example = example
         for path, bottleneck in made.items():
-            self.bottlenecks[_key(path)] = bottleneck.to(device).train(self.training)
+            self.bottlenecks[_key(path)] = bottleneck.to(_device_of(self.base)).train(self.training)
             self._attach(sites[path], Gate(bottleneck))
         self.sites = sites
 
@@ -158,7 +142,7 @@ class Wrapped(nn.Module):
             module = self.base.get_submodule(site.producer)
             self._handles.append(module.register_forward_hook(OutputHook(gate)))
         else:
-            module = self.base if site.path == INPUT else self.base.get_submodule(site.path)
+            module = self.base if site.at_input else self.base.get_submodule(site.path)
             self._handles.append(module.register_forward_pre_hook(InputHook(gate), with_kwargs=True))
 
     def _gates(self) -> dict[str, Gate]:
@@ -171,18 +155,24 @@ class Wrapped(nn.Module):
                     gates[owned[hook.gate.bottleneck]] = hook.gate
         return gates
 
-    def example_inputs(self) -> tuple[Any, ...]:
+    def example_inputs(self) -> ExampleInputs:
         """Inputs of the shapes that this model was wrapped with: two samples of zeros, where the model is.
 
         Returns:
-            Positional inputs.
+            The inputs.
 
         Raises:
             SplitError: Shapes are not known yet.
         """
         self._check(self.split_points[0])
-        where = next((parameter.device for parameter in self.base.parameters()), None)
-        return tuple(value.to(where) if isinstance(value, torch.Tensor) else value for value in self._example)
+        where = _device_of(self.base)
+        return self._example.map(lambda tensor: tensor.to(where))
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Wrapped:
+        # What ``.to()``, ``.half()`` and the like call: the example inputs keep up with the model's dtype.
+        super()._apply(fn, recurse)
+        self._example = self._example.map(fn)
+        return self
 
     # -- using ---------------------------------------------------------------------------------------------------------
 
@@ -218,18 +208,23 @@ class Wrapped(nn.Module):
         self._check(split)
         return self._gates()[split]
 
+    def _check_wrapped(self) -> None:
+        if not getattr(self.base, _MARK, False):
+            raise SplitError("this model has been unwrapped; use the model itself, or wrap it again with compoff.wrap")
+
     def _check(self, split: str) -> None:
+        self._check_wrapped()
         if split not in self.split_points:
             known = ", ".join(f"'{path}'" for path in self.split_points)
             raise SplitError(f"'{split}' is not a split point of this model; it was wrapped at {known}")
         if not self.built:
             raise SplitError(
-                "the shapes at the split points are not known yet; pass example_input to compoff.wrap, or run one batch "
-                "through the wrapped model first"
+                "the shapes at the split points are not known yet; pass example_input to compoff.wrap, or run one "
+                "batch through the wrapped model first"
             )
 
     @contextlib.contextmanager
-    def at(self, split: str) -> Iterator[Wrapped]:
+    def at(self, split: str) -> Generator[Wrapped]:
         """Make this model the student: the bottleneck at `split` is on inside the block.
 
         Args:
@@ -261,16 +256,24 @@ class Wrapped(nn.Module):
 
         Returns:
             What the model returns.
+
+        Raises:
+            SplitError: Shapes were not known before and a split point turns out to be unusable, or this model has been
+                unwrapped.
+            FeatureError: A feature has another size than the model was wrapped with.
         """
         if not self.built:
             self.build(*inputs, **keywords)
+        self._check_wrapped()
         self.freeze()
         return self.base(*inputs, **keywords)
 
     def freeze(self) -> None:
-        """Put the base back into eval mode where a script has taken it out."""
+        """Put the base back into eval mode and without gradients, where a script has changed that."""
         if any(module.training for module in self.base.modules()):
             self.base.eval()
+        if any(parameter.requires_grad for parameter in self.base.parameters()):
+            self.base.requires_grad_(requires_grad=False)
 
     def train(self, mode: bool = True) -> Wrapped:
         """Switch the bottlenecks between training and evaluation; the base stays in eval mode.
@@ -282,7 +285,7 @@ class Wrapped(nn.Module):
             This model.
         """
         super().train(mode)
-        self.base.eval()
+        self.freeze()
         return self
 
     def bottleneck_parameters(self) -> Iterator[nn.Parameter]:
@@ -299,7 +302,12 @@ class Wrapped(nn.Module):
         return self.bottlenecks.parameters()
 
     def distillation_loss(
-        self, *inputs: Any, split: str | None = None, recipe: str | Recipe = "deepcod", rate: float = 0.0, distill: bool = True
+        self,
+        *inputs: Any,
+        split: str | None = None,
+        recipe: str | Recipe = "deepcod",
+        rate: float = 0.0,
+        distill: bool = True,
     ) -> torch.Tensor:
         """The objective for a loop of your own: call it, then ``backward`` and an optimizer step.
 
@@ -354,26 +362,28 @@ class Wrapped(nn.Module):
 
         Raises:
             SplitError: Shapes are not known yet, or an own encoder or decoder is in use and cannot be described.
+            ArtifactError: The model was called with something else than tensors and plain constants.
         """
         self._check(self.split_points[0])
         shapes = {split: list(site.shape) for split, site in self.sites.items()}
         description = {"options": self.options.describe(), "shapes": shapes, "reports": self.reports}
-        inputs = [[list(value.shape), str(value.dtype).removeprefix("torch.")] for value in self._example]
-        save_bottlenecks(path, self.base, self.bottlenecks, {**description, "inputs": inputs})
+        save_bottlenecks(path, self.base, self.bottlenecks, {**description, **self._example.describe()})
 
     def unwrap(self) -> nn.Module:
         """Take the hooks out again and hand the model back, bit for bit and with its flags as they were.
 
         Returns:
-            The base. This object is of no more use afterwards.
+            The base. Of this object only `bottlenecks` and `reports` are of use afterwards.
+
+        Raises:
+            SplitError: This was done before.
         """
+        self._check_wrapped()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for name, module in self.base.named_modules():
-            module.training = self._flags.training[name]
-        for name, parameter in self.base.named_parameters():
-            parameter.requires_grad_(self._flags.requires_grad[name])
+        delattr(self.base, _MARK)
+        self._flags.restore(self.base)
         return self.base
 
 
@@ -426,19 +436,13 @@ def wrap(
     """
     paths = [split_points] if isinstance(split_points, str) else list(split_points)
     options = CodecOptions(channels, num_centers, stride, encoder, decoder)
-    if any(isinstance(hook, (OutputHook, InputHook)) for module in model.modules() for hook in _hooks(module)):
-        raise SplitError(
-            "this model is wrapped already; give every split point to one call of compoff.wrap, or unwrap() it first"
-        )
-    check_names(model, paths)
+    _refuse_wrapped(model)
     if example_input is None:
         return Wrapped(model, paths, options)
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs: tuple[Any, ...] = example_input if isinstance(example_input, tuple) else (example_input,)  # pyright: ignore[reportUnknownVariableType]
     sites = locate(model, paths, inputs)
     made = {path: options.build(site.shape) for path, site in sites.items()}
-    wrapped = Wrapped(model, paths, options)
-    wrapped._install(sites, made, inputs)  # pyright: ignore[reportPrivateUsage] - same module
-    return wrapped
+    return _wrapped(model, options, sites, made, ExampleInputs.of_call(model, inputs))
 
 
 def load(path: str | Path, model: nn.Module) -> Wrapped:
@@ -465,34 +469,66 @@ def load(path: str | Path, model: nn.Module) -> Wrapped:
         >>> again.split_points
         ('1',)
     """
+    _refuse_wrapped(model)
     description, tensors = read_bottlenecks(path, model)
     try:
         options, shapes = CodecOptions(**description["options"]), description["shapes"]
         made = {split: options.build(tuple(shape)) for split, shape in shapes.items()}
         stacked = nn.ModuleDict({_key(split): bottleneck for split, bottleneck in made.items()})
         stacked.load_state_dict(tensors)
-        inputs = tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in description["inputs"])
-        reports = dict(description["reports"])
+        example, reports = ExampleInputs.of_description(description), dict(description["reports"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ArtifactError(f"'{path}': its description does not fit its tensors ({error}); save again") from error
-    where = next((parameter.device for parameter in model.parameters()), None)
-    inputs = tuple(value.to(where) for value in inputs)
-    sites = locate(model, list(shapes), inputs)
-    wrapped = Wrapped(model, list(shapes), options)
-    wrapped._install(sites, made, inputs)  # pyright: ignore[reportPrivateUsage] - same module
+    where = _device_of(model)
+    example = example.map(lambda tensor: tensor.to(where))
+    sites = locate(model, list(shapes), example.args, example.keywords)
+    for split, site in sites.items():
+        if list(site.shape) != list(shapes[split]):
+            raise ArtifactError(
+                f"'{path}': shapes say {shapes[split]} at '{split}', but this {type(model).__name__} has "
+                f"{list(site.shape)} there; the bottlenecks were fitted for another model"
+            )
+    wrapped = _wrapped(model, options, sites, made, example)
     wrapped.reports = reports
     return wrapped
 
 
+def _wrapped(
+    model: nn.Module,
+    options: CodecOptions,
+    sites: dict[str, Site],
+    made: dict[str, Bottleneck],
+    example: ExampleInputs,
+) -> Wrapped:
+    """Wrap where everything has been checked."""
+    wrapped = Wrapped(model, list(sites), options)
+    wrapped._install(sites, made, example)  # pyright: ignore[reportPrivateUsage] - same module
+    return wrapped
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    """A model can be wrapped once, or two masters would freeze and restore it."""
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's mistake all the same
+        raise SplitError(f"the model is a {type(model).__name__}; expected a torch.nn.Module")
+    for module in model.modules():
+        if getattr(module, _MARK, False) or any(isinstance(hook, (OutputHook, InputHook)) for hook in _hooks(module)):
+            raise SplitError(
+                "this model is wrapped already; give every split point to one call of compoff.wrap, or unwrap() it "
+                "first"
+            )
+
+
+def _device_of(model: nn.Module) -> torch.device | None:
+    """Where the model is, if it has parameters."""
+    return next((parameter.device for parameter in model.parameters()), None)
+
+
 def _hooks(module: nn.Module) -> list[Any]:
     """The forward hooks and pre-hooks of one module."""
-    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-
-
-def _has_batch(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dim() > 0
+    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]  # pyright: ignore[reportPrivateUsage] - there is no public way
 
 
 def _key(path: str) -> str:
-    """A split point's name as a key of ModuleDict, which allows no dots."""
-    return path.replace(".", "/")
+    """A split point's name as a key of ModuleDict, which allows no dots and none of its own attributes' names."""
+    key = path.replace(".", "/")
+    return f"{key}/" if hasattr(nn.ModuleDict, key) else key

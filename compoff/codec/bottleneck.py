@@ -171,26 +171,44 @@ class Bottleneck(nn.Module):
         return self.run(y.to(weight.dtype)).y_hat.to(y.dtype)
 
     def semi_orthogonality_error(self) -> Tensor:
-        """Distance of the encoder from an isometry, Eq. 7; zero for the user's own encoder, which Eq. 7 does not fit."""
+        """Distance of the encoder from an isometry, Eq. 7; zero for an own encoder, which Eq. 7 does not fit.
+
+        Returns:
+            A scalar.
+        """
         if isinstance(self.encoder, Encoder):
             return semi_orthogonality_error(self.encoder.weight)
         return self.quantizer.centers.new_zeros(())
 
     def spectral_layers(self) -> list[SpectralConv]:
-        """The layers under Eq. 9."""
+        """The layers under Eq. 9.
+
+        Returns:
+            The layers, in order.
+        """
         return [module for module in self.modules() if isinstance(module, SpectralConv)]
 
 
 def _check_shape(role: str, module: nn.Module, given: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """Run the user's module once and compare its output's shape with the one it was asked for."""
+    if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance] - what a factory returns is anything
+        raise FeatureError(f"your {role} factory returned {type(module).__name__}; expected a torch.nn.Module")
+    sample = torch.zeros(2, *given, device=next((parameter.device for parameter in module.parameters()), None))
     training = module.training
     module.eval()
-    with torch.no_grad():
-        output = module(torch.zeros(2, *given))
-    module.train(training)
+    try:
+        with torch.no_grad():
+            output = module(sample)
+    except Exception as error:
+        raise FeatureError(
+            f"your {role} cannot take {given} per sample ({error}); the factory is called with (input shape, output "
+            f"shape), here ({given}, {expected}), and must return a module that keeps to them"
+        ) from error
+    finally:
+        module.train(training)
     shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else None
     if shape != expected:
         raise FeatureError(
             f"your {role} turns {given} into {shape or type(output).__name__} per sample; expected {expected}: the "
-            f"factory is called with (input shape, output shape) and must return a module that keeps to them"
+            "factory is called with (input shape, output shape) and must return a module that keeps to them"
         )

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's own name for it
+import torch.nn.functional as F
 from torch import nn
 
 from compoff.codec.spectral import SpectralConv
@@ -71,7 +71,7 @@ class SelfAttention(nn.Module):
         key = pool(self.key(x), self.pool).flatten(2)  # (batch, narrow, keys)
         value = pool(self.value(x), self.pool).flatten(2)  # (batch, channels / 2, keys)
         attention = torch.softmax(query.transpose(1, 2) @ key, dim=-1)  # (batch, positions, keys)
-        mixed = (value @ attention.transpose(1, 2)).unflatten(2, x.shape[2:])
+        mixed = (value @ attention.transpose(1, 2)).reshape(*value.shape[:2], *x.shape[2:])
         return x + self.gain * self.project(mixed)
 
 
@@ -204,7 +204,9 @@ class Decoder(nn.Module):
         axes = (0, *range(2, y.dim()))
         raw = self._normalized(z_hat)
         spread = (raw - raw.mean(axes, keepdim=True)).square().mean().sqrt()
-        self.scale.copy_((y - y.mean(axes, keepdim=True)).square().mean().sqrt() / spread.clamp_min(1e-12))
+        level = (y - y.mean(axes, keepdim=True)).square().mean().sqrt()
+        if level > 0 and spread > 0:  # a batch whose samples are all alike shows no level: the scale stays 1
+            self.scale.copy_(level / spread.clamp_min(1e-12))
         self.offset.copy_(y.mean(axes) - self.scale * raw.mean(axes))
 
     @property
@@ -227,5 +229,5 @@ class Decoder(nn.Module):
             The feature, ``(batch, geometry.channels, *space)``.
         """
         y_hat = self._normalized(z_hat)
-        offset = self.offset.unflatten(0, (-1, *(1,) * len(self.geometry.space))) if self.geometry.space else self.offset
+        offset = self.offset.view(-1, *(1,) * len(self.geometry.space))
         return self.geometry.crop(y_hat * self.scale + offset)

@@ -5,7 +5,8 @@ All that the device adds to its part of the network. Knows nothing of quantizati
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -63,10 +64,7 @@ class Encoder(nn.Module):
     @property
     def macs(self) -> int:
         """Multiply-accumulates that the encoder costs the device per sample."""
-        positions = 1
-        for count in self.geometry.latent_space:
-            positions *= count
-        return self.weight.numel() * positions
+        return self.weight.numel() * math.prod(self.geometry.latent_space)
 
     def forward(self, y: Tensor) -> Tensor:
         """Encode a feature.
@@ -103,4 +101,5 @@ def semi_orthogonality_error(weight: Tensor) -> Tensor:
     """
     rows = weight.flatten(1)  # E'ᵀ: (channels, in_channels * tile)
     gram = rows @ rows.T
-    return torch.linalg.matrix_norm(gram - torch.eye(len(rows), dtype=gram.dtype, device=gram.device))
+    identity = torch.eye(len(rows), dtype=gram.dtype, device=gram.device)
+    return cast("Tensor", torch.linalg.matrix_norm(gram - identity))

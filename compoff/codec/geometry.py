@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F  # noqa: N812 - the field's own name for it
+import torch.nn.functional as F
 
 from compoff.errors import FeatureError
 
@@ -101,6 +101,8 @@ class Geometry:
                 f"the feature at this split point has shape {tuple(y.shape[1:])} per sample, but its codec was made "
                 f"for {self.shape}; give inputs of the size that it was wrapped with, or wrap again for this size"
             )
+        if y.shape[0] == 0:
+            raise FeatureError("the feature at this split point holds no sample; give a batch of at least one")
         if not y.is_floating_point():
             raise FeatureError(f"the feature at this split point is {y.dtype}; expected a floating-point tensor")
 

@@ -64,7 +64,7 @@ class Prior(nn.Module):
             >>> import torch
             >>> prior = Prior(channels=1, num_centers=4)
             >>> weights = torch.nn.functional.one_hot(torch.tensor([[[0, 1, 2]]]), 4).float()
-            >>> float(prior.estimated_rate(weights))
+            >>> prior.estimated_rate(weights).item()
             6.0
 
         Source: this project.

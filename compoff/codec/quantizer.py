@@ -149,7 +149,9 @@ class Quantizer(nn.Module):
         Source: this project.
         """
         deviation = latent.float().std(unbiased=False)
-        self.gain.copy_(_LATENT_DEVIATION / deviation.clamp_min(1e-12))
+        # Latents that are all alike show no unit.
+        gain = torch.where(deviation > 0, _LATENT_DEVIATION / deviation.clamp_min(1e-12), 1.0)
+        self.gain.copy_(gain)
         centers = torch.linspace(-_SPAN, _SPAN, self.num_centers, device=latent.device) * _LATENT_DEVIATION
         self.centers.copy_(centers + latent.float().mean() * self.gain)
 
@@ -192,6 +194,7 @@ class Quantizer(nn.Module):
             return look_up(symbols, self.centers), hard
         soft = soft_assign(scaled, self.centers, self.sharpness, self.power)
         soft_value = soft @ self.centers
-        # The value is the hard one, so that training sees what will travel; the gradient is the soft one's (STE).
-        quantized = soft_value + (look_up(symbols, self.centers) - soft_value).detach()
-        return quantized, soft + (hard - soft).detach()
+        # The value is the hard one to the last bit, so that training sees what will travel: x - x.detach() is zero and
+        # carries the soft value's gradient (STE).
+        quantized = look_up(symbols, self.centers).detach() + (soft_value - soft_value.detach())
+        return quantized, hard + (soft - soft.detach())

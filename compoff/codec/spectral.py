@@ -1,25 +1,27 @@
 """Spectrally normalised convolutions: every layer's matrix divided by its largest singular value (Eq. 9).
 
-Our own rather than PyTorch's parametrization, because a parametrized module cannot be pickled, and a wrapped model must.
+Our own rather than PyTorch's parametrization: a parametrized module cannot be pickled, and a wrapped model must be.
 Knows one layer; `decoder` puts them together.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's own name for it
+import torch.nn.functional as F
 from torch import nn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 __all__ = ["SpectralConv", "largest_singular_value"]
 
-_CONVOLUTIONS = {0: F.linear, 1: F.conv1d, 2: F.conv2d}
-_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d}
+_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d}
+_TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d}
 
 
 def largest_singular_value(matrix: Tensor, u: Tensor, iterations: int = 1) -> tuple[Tensor, Tensor]:
@@ -50,6 +52,11 @@ def largest_singular_value(matrix: Tensor, u: Tensor, iterations: int = 1) -> tu
             u = F.normalize(matrix @ v, dim=0)
         v = F.normalize(matrix.T @ u, dim=0)
     return u @ matrix @ v, u
+
+
+def _spectral_norm(matrix: Tensor) -> float:
+    """σ(W) without estimating."""
+    return float(cast("Tensor", torch.linalg.matrix_norm(matrix.double(), ord=2)))
 
 
 class SpectralConv(nn.Module):
@@ -93,7 +100,11 @@ class SpectralConv(nn.Module):
         return (self.weight.transpose(0, 1) if self.factor else self.weight).flatten(1)
 
     def normalized_weight(self) -> Tensor:
-        """SN(W) = W / σ(W); in training mode the estimate of σ moves one step on."""
+        """SN(W) = W / σ(W); in training mode the estimate of σ moves one step on.
+
+        Returns:
+            The weight that the layer applies.
+        """
         if self.folded:
             return self.weight
         sigma, u = largest_singular_value(self._matrix(), self.u, 1 if self.training else 0)
@@ -114,17 +125,21 @@ class SpectralConv(nn.Module):
 
     @property
     def lipschitz_bound(self) -> float:
-        """Upper bound of the layer's gain.
+        """Upper bound of the layer's gain, for any input size.
 
-        Eq. 9 normalises the kernel as a matrix. The layer applies that matrix to overlapping patches, in which an element
-        occurs up to ``prod(ceil(kernel / stride))`` times, so its gain is at most the square root of that.
+        Eq. 9 normalises the kernel as a matrix; the layer applies that matrix to patches, which overlap. Read forward,
+        with a row for each output channel, an input element lies in ``prod(kernel)`` patches; read backward (a map and
+        its adjoint have the same gain), with a row for each input channel, an output element lies in
+        ``prod(ceil(kernel / stride))`` patches. In either reading the gain is at most the matrix's largest singular
+        value times the root of that number.
         """
         steps = self.factor or (1,) * len(self.kernel)
         overlap = math.prod(-(-size // step) for size, step in zip(self.kernel, steps, strict=True))
         with torch.no_grad():
-            matrix = self.normalized_weight().transpose(0, 1) if self.factor else self.normalized_weight()
-            sigma = float(torch.linalg.matrix_norm(matrix.flatten(1).double(), ord=2))
-        return sigma * math.sqrt(overlap)
+            sigma = 1.0 if self.folded else float(largest_singular_value(self._matrix(), self.u, 0)[0])
+            backward = (self.weight if self.factor else self.weight.transpose(0, 1)).flatten(1)
+            readings = ((self._matrix(), math.prod(self.kernel)), (backward, overlap))
+            return min(_spectral_norm(matrix) * math.sqrt(patches) for matrix, patches in readings) / sigma
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer.
@@ -143,9 +158,7 @@ class SpectralConv(nn.Module):
             return _CONVOLUTIONS[len(self.kernel)](x, weight, self.bias, padding=padding)
         # Output size must be exactly factor times the input's: factor + 2 * padding - kernel elements are added.
         padding = tuple(max(0, -(-(size - step) // 2)) for size, step in zip(self.kernel, self.factor, strict=True))
-        extra = tuple(
-            step + 2 * pad - size for size, step, pad in zip(self.kernel, self.factor, padding, strict=True)
-        )
+        extra = tuple(step + 2 * pad - size for size, step, pad in zip(self.kernel, self.factor, padding, strict=True))
         return _TRANSPOSED[len(self.kernel)](
             x, weight, self.bias, stride=self.factor, padding=padding, output_padding=extra
         )

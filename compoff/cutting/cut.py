@@ -6,6 +6,7 @@ crosses is an error that names it. Knows graphs, not models.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,66 +17,94 @@ from torch.utils import _pytree as pytree
 from compoff.errors import SplitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["cut_at"]
+__all__ = ["Halves", "cut_at"]
 
 _SYMBOLS = "symbols"
 
 
-def cut_at(
-    graph_module: GraphModule, target: Any, inputs: tuple[Any, ...], split: str
-) -> tuple[GraphModule, GraphModule, Tensor]:
+@dataclass(frozen=True)
+class Halves:
+    """A graph in two.
+
+    Args:
+        head: From the tensors among the inputs to the symbols.
+        tail: From the symbols to the tensors of the output.
+        batched: For each tensor of the output, whether its first axis is the batch.
+    """
+
+    head: GraphModule
+    tail: GraphModule
+    batched: tuple[bool, ...]
+
+
+def cut_at(source: GraphModule, target: Any, split: str) -> Halves:
     """Cut at the one call of a marker operator.
 
     Args:
-        graph_module: A functional graph.
+        source: A functional graph.
         target: The marker operator.
-        inputs: Example inputs of the graph.
         split: Name of the split point, for messages.
 
     Returns:
-        Head, tail, and the example tensor that crosses between them.
+        Both halves.
 
     Raises:
-        SplitError: The marker is not there exactly once, or something else crosses.
+        SplitError: The marker is not there exactly once, something else crosses, or the batch is not the first axis of
+            what crosses and of what comes out.
+
+    Source: this project.
     """
-    marks = [node for node in graph_module.graph.nodes if node.op == "call_function" and node.target is target]
+    marks = [node for node in source.graph.nodes if node.op == "call_function" and node.target is target]
     if len(marks) != 1:
         raise SplitError(
-            f"the split point '{split}' is passed {len(marks)} times in the exported model; expected once: choose a block "
-            "that runs once"
+            f"the split point '{split}' is passed {len(marks)} times in the exported model; expected once: choose a "
+            "block that runs once"
         )
     mark = marks[0]
-    head_nodes = _ancestors(mark)
-    head = _head(graph_module, mark, head_nodes)
-    with torch.no_grad():
-        crossing: Tensor = head(*pytree.tree_leaves(inputs))
-    tail = _Tail(graph_module, mark, head_nodes, split).build()
-    return head, tail, crossing
+    head_nodes = _ancestors([mark], lambda _: False)
+    _check_batch(source, mark, split)
+    tail = _Tail(source, mark, head_nodes, split)
+    return Halves(_head(source, mark, head_nodes), tail.build(), tail.batched)
 
 
-def _ancestors(node: Node) -> set[Node]:
-    """Everything that a node depends on, the node itself included."""
+def _ancestors(nodes: Iterable[Node], stops: Callable[[Node], bool]) -> set[Node]:
+    """Everything that some nodes depend on, themselves included, not looking behind nodes where the walk stops."""
     found: set[Node] = set()
-    waiting = [node]
+    waiting = list(nodes)
     while waiting:
         current = waiting.pop()
         if current not in found:
             found.add(current)
-            waiting.extend(current.all_input_nodes)
+            if not stops(current):
+                waiting.extend(current.all_input_nodes)
     return found
 
 
+def _check_batch(source: GraphModule, mark: Node, split: str) -> None:
+    """The symbols must come in the model's own batch, or a payload could not say how many samples it holds."""
+    inputs = [node.meta.get("val") for node in source.graph.nodes if node.op == "placeholder"]
+    lengths = {str(value.shape[0]) for value in inputs if isinstance(value, Tensor) and value.dim()}
+    found = _shape(mark.meta["val"])
+    if str(found[0]) not in lengths:
+        raise SplitError(
+            f"the symbols at '{split}' have shape {found}, but the model's inputs have the batch {sorted(lengths)} as "
+            "their first axis; choose a split point where the batch is still as it was"
+        )
+
+
 def _head(source: GraphModule, mark: Node, nodes: set[Node]) -> GraphModule:
-    """The graph up to the marker, with every input of the model."""
+    """The graph up to the marker, with every tensor of the model's inputs."""
     graph, made = Graph(), dict[Node, Node]()
     for node in source.graph.nodes:
-        if node.op == "placeholder" or node in nodes:
-            made[node] = graph.placeholder(node.name) if node.op == "placeholder" else graph.node_copy(
-                node, made.__getitem__
-            )
-            made[node].meta = {}
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
+            made[node] = graph.placeholder(node.name)
+        elif node in nodes and node is not mark:
+            made[node] = graph.node_copy(node, made.__getitem__)
+        else:
+            continue
+        made[node].meta = {}
     graph.output(made[mark.all_input_nodes[0]])
     return _module(source, graph)
 
@@ -90,20 +119,22 @@ class _Tail:
         self.split = split
         self.graph = Graph()
         self.made: dict[Node, Node] = {mark: self.graph.placeholder(_SYMBOLS)}
-        self.from_input = _descendants(source)
-        self.crossing: list[Node] = []
+        self.from_input = self._descendants()
+        self.batched: tuple[bool, ...] = ()
 
     def build(self) -> GraphModule:
         """Copy what is not in the head, and what the tail needs of constants and sizes."""
         output = next(node for node in self.source.graph.nodes if node.op == "output")
-        needed = _ancestors_until(output, self._stops)
+        leaves = [leaf for leaf in pytree.tree_leaves(output.args[0]) if isinstance(leaf, Node)]
+        needed = _ancestors(leaves, self._stops)
+        crossing = [node for node in self.source.graph.nodes if node in needed and self._crosses(node)]
+        if crossing:
+            raise SplitError(self._complaint(crossing))
+        self.batched = tuple(self._has_batch(leaf) for leaf in leaves)
         for node in self.source.graph.nodes:
-            if node in needed and node not in self.made and node is not output:
+            if node in needed and node not in self.made:
                 self._place(node)
-        if self.crossing:
-            raise SplitError(self._complaint())
-        leaves = [self.made[leaf] if isinstance(leaf, Node) else leaf for leaf in pytree.tree_leaves(output.args[0])]
-        self.graph.output(tuple(leaves))
+        self.graph.output(tuple(self.made[leaf] for leaf in leaves))
         return _module(self.source, self.graph)
 
     def _stops(self, node: Node) -> bool:
@@ -112,10 +143,18 @@ class _Tail:
 
     def _crosses(self, node: Node) -> bool:
         """Whether the node is computed on the device from the model's inputs."""
-        value = node.meta.get("val")
-        if not isinstance(value, Tensor):
-            return node.op == "placeholder"
-        return node in self.from_input and (node in self.head or node.op == "placeholder")
+        if node.op == "placeholder":
+            return True
+        return node in self.from_input and node in self.head and isinstance(node.meta.get("val"), Tensor)
+
+    def _descendants(self) -> set[Node]:
+        """Nodes that depend on values of the inputs, not on their sizes alone; all others may stand on both sides."""
+        found: set[Node] = set()
+        for node in self.source.graph.nodes:
+            depends = any(parent in found for parent in node.all_input_nodes)
+            if node.op == "placeholder" or (depends and self._size_axis(node) is None):
+                found.add(node)
+        return found
 
     def _size_axis(self, node: Node) -> int | None:
         """Axis of the symbols whose size this symbolic integer is, if it is one."""
@@ -131,52 +170,48 @@ class _Tail:
         if axis is not None:
             size = torch.ops.aten.sym_size.int
             self.made[node] = self.graph.call_function(size, (self.made[self.mark], axis))
-        elif self._crosses(node):
-            self.crossing.append(node)
-            self.made[node] = self.graph.placeholder(node.name)
         else:
             self.made[node] = self.graph.node_copy(node, self.made.__getitem__)
             self.made[node].meta = {}
 
-    def _complaint(self) -> str:
+    def _has_batch(self, leaf: Node) -> bool:
+        """Whether an output's first axis is the batch; a batch anywhere else could not be put together again."""
+        value = leaf.meta.get("val")
+        if not isinstance(value, Tensor):
+            raise SplitError(
+                f"the model returns {leaf.name}, a number that depends on the batch; return a tensor instead, or leave it out"
+            )
+        free = [axis for axis, size in enumerate(value.shape) if not isinstance(size, int)]
+        if free and (free != [0] or str(value.shape[0]) != str(self.mark.meta["val"].shape[0])):
+            raise SplitError(
+                f"the model returns {leaf.name} of shape {_shape(value)}, where the batch is not the first axis as it "
+                "came in; return it batch first"
+            )
+        return bool(free)
+
+    def _complaint(self, crossing: list[Node]) -> str:
         """What crosses besides the symbols, how large it is, and what to do."""
-        told: list[str] = []
-        for node in self.crossing:
-            value = node.meta.get("val")
-            if isinstance(value, Tensor):
-                shape = [size if isinstance(size, int) else "batch" for size in value.shape]
-                count = 1
-                for size in value.shape[1:]:
-                    count *= size if isinstance(size, int) else 1
-                told.append(f"{node.name} {shape}, {count * value.element_size()} bytes a sample")
-            else:
-                told.append(f"{node.name} ({type(value).__name__})")
+        told = "; ".join(_told(node) for node in crossing)
         return (
-            f"besides the symbols, {len(told)} more tensor(s) would cross the cut at '{self.split}': {'; '.join(told)}. Choose "
+            f"besides the symbols, {len(crossing)} more tensor(s) would cross the cut at '{self.split}': {told}. Choose "
             "a split point that one tensor enters and no skip connection passes, such as the start of the block around it"
         )
 
 
-def _ancestors_until(node: Node, stops: Callable[[Node], bool]) -> set[Node]:
-    """Everything that a node depends on, not looking behind nodes where the walk stops."""
-    found: set[Node] = set()
-    waiting = [node]
-    while waiting:
-        current = waiting.pop()
-        if current not in found:
-            found.add(current)
-            if current is node or not stops(current):
-                waiting.extend(current.all_input_nodes)
-    return found
+def _told(node: Node) -> str:
+    """One crossing tensor in words."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return f"{node.name} ({type(value).__name__})"
+    count = 1
+    for size in value.shape[1:]:
+        count *= size if isinstance(size, int) else 1
+    return f"{node.name} {_shape(value)}, {count * value.element_size()} bytes a sample"
 
 
-def _descendants(source: GraphModule) -> set[Node]:
-    """Nodes that depend on an input of the model; the others are constants, free to stand on both sides."""
-    found: set[Node] = set()
-    for node in source.graph.nodes:
-        if node.op == "placeholder" or any(parent in found for parent in node.all_input_nodes):
-            found.add(node)
-    return found
+def _shape(value: Tensor) -> list[int | str]:
+    """A shape for people: free sizes by their symbol."""
+    return [size if isinstance(size, int) else str(size) for size in value.shape]
 
 
 def _module(source: GraphModule, graph: Graph) -> GraphModule:

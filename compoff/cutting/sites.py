@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import weakref
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 from compoff.errors import SplitError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
 
-__all__ = ["INPUT", "Site", "first_tensor", "locate"]
+__all__ = ["INPUT", "Site", "check_names", "first_tensor", "frozen", "locate"]
 
 INPUT = "input"
 """Name of the split point at the model's own input."""
@@ -35,12 +36,18 @@ class Site:
             made it, and the tensor must be caught on its way in.
         shape: Shape of the tensor without the batch axis.
         later: Paths of the blocks that run after the split point, in order: the features of Eq. 11.
+        at_input: Whether that tensor is the model's own first input.
+
+    Example:
+        >>> Site("layer2", "layer1", (16, 8, 8), ("layer2", "fc")).at_input
+        False
     """
 
     path: str
     producer: str | None
     shape: tuple[int, ...]
     later: tuple[str, ...]
+    at_input: bool = False
 
 
 def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
@@ -62,7 +69,7 @@ def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | Non
 
 
 @contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Generator[None]:
     """Run a block with the model in eval mode and no gradients, then give every module its own mode back.
 
     Args:
@@ -70,15 +77,43 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
     Yields:
         Nothing.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Dropout()
+        >>> with frozen(net):
+        ...     net.training
+        False
+        >>> net.training
+        True
     """
-    modes = {module: module.training for module in model.modules()}
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
+        # Inference mode is left, because its tensors do not tell whether they were changed in place.
+        with torch.inference_mode(mode=False), torch.no_grad():
             yield
     finally:
-        for module, training in modes.items():
+        for module, training in modes:
             module.training = training
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A tensor as it was at one moment: the object, and how often it had been changed in place."""
+
+    tensor: weakref.ref[Tensor]
+    version: int
+
+    @classmethod
+    def now(cls, tensor: Tensor) -> _Seen:
+        # Held weakly: the outputs of all modules together may not fit into memory.
+        return cls(weakref.ref(tensor), -1 if tensor.is_inference() else tensor._version)
+
+    def is_still(self, other: _Seen) -> bool:
+        """Whether both are the same tensor with the same values."""
+        tensor = self.tensor()
+        return tensor is not None and tensor is other.tensor() and self.version == other.version
 
 
 class _Trace:
@@ -87,9 +122,10 @@ class _Trace:
     def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
         self.calls: list[str] = []
         self.entered: dict[str, Any] = {}
-        self.makers: dict[int, tuple[Tensor, str]] = {}
+        self.moments: dict[str, _Seen] = {}
+        self.makers: list[tuple[_Seen, str]] = []
         self._names = {module: name for name, module in model.named_modules()}
-        self._wanted = set(paths)
+        self._wanted = {INPUT, *paths}
         self._handles = [module.register_forward_pre_hook(self._enter, with_kwargs=True) for module in self._names]
         self._handles += [module.register_forward_hook(self._leave) for module in self._names]
 
@@ -99,15 +135,22 @@ class _Trace:
         path = name or INPUT
         if path in self._wanted and path not in self.entered:
             given = args[0] if args else next(iter(kwargs.values()), None)
-            self.entered[path] = first_tensor(args, kwargs) if not isinstance(given, (list, tuple, dict)) else given
+            y = first_tensor(args, kwargs) if not isinstance(given, (list, tuple, dict)) else given
+            self.entered[path] = y
+            if isinstance(y, Tensor):
+                self.moments[path] = _Seen.now(y)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         del args
         if isinstance(output, Tensor):
-            # The outermost module that returns a tensor leaves last and wins. Keeping the tensor keeps its id unique.
-            self.makers[id(output)] = (output, self._names[module])
+            self.makers.append((_Seen.now(output), self._names[module]))
+
+    def producers(self, path: str) -> list[str]:
+        """Modules that returned the very tensor that entered the split point, unchanged since; the first one first."""
+        return [name for seen, name in self.makers if seen.is_still(self.moments[path])]
 
     def remove(self) -> None:
+        """Take the hooks out again."""
         for handle in self._handles:
             handle.remove()
 
@@ -127,8 +170,8 @@ def locate(
         A site for each path, in the order of `paths`.
 
     Raises:
-        SplitError: A path names no module; the module is never called, or more than once; or what enters it is not one
-            floating-point tensor with a batch axis.
+        SplitError: A path names no module; the module is never called, or more than once; what enters it is not one
+            floating-point tensor with a batch axis; or the inputs hold no sample.
 
     Example:
         >>> import torch
@@ -139,6 +182,7 @@ def locate(
     Source: this project.
     """
     check_names(model, paths)
+    _check_samples(args, kwargs or {})
     trace = _Trace(model, paths)
     try:
         with frozen(model):
@@ -147,6 +191,13 @@ def locate(
         trace.remove()
     counts = Counter(trace.calls)
     return {path: _site(model, path, trace, counts) for path in paths}
+
+
+def _check_samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse a batch of nothing, on which most models fail with words of their own."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.dim() and not len(value):
+            raise SplitError(f"an input has shape {tuple(value.shape)} and holds no sample; give a batch of 1 or more")
 
 
 def check_names(model: nn.Module, paths: Sequence[str]) -> None:
@@ -158,11 +209,17 @@ def check_names(model: nn.Module, paths: Sequence[str]) -> None:
 
     Raises:
         SplitError: A path names no module, or is given twice, or there is none.
+
+    Example:
+        >>> import torch
+        >>> check_names(torch.nn.Sequential(torch.nn.ReLU()), ["0", "input"])
     """
     if not paths:
         raise SplitError('no split point was given; expected module paths such as ["layer1", "layer2"], or "input"')
     names = [name for name, _ in model.named_modules() if name]
     for path in paths:
+        if not isinstance(path, str):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's mistake all the same
+            raise SplitError(f"split point {path!r} is a {type(path).__name__}; expected module paths as strings")
         if path != INPUT and path not in names:
             close = difflib.get_close_matches(path, [INPUT, *names], n=1, cutoff=0.4)
             hint = f" did you mean '{close[0]}'?" if close else ""
@@ -202,9 +259,11 @@ def _site(model: nn.Module, path: str, trace: _Trace, counts: Counter[str]) -> S
             f"the input of '{path}' has shape {tuple(y.shape)}; expected a batch of features, (batch, channels, height, "
             "width), (batch, channels, time) or (batch, features), none of them empty"
         )
-    maker = trace.makers.get(id(y), (y, None))[1] if path != INPUT else None
-    producer = maker if maker is not None and counts[maker] == 1 else None
-    return Site(path, producer, tuple(y.shape[1:]), _later_blocks(model, name, trace.calls))
+    # The first module that returned it: whoever reads the tensor later, skips included, then sees the decoded one.
+    producer = next((maker for maker in trace.producers(path) if counts[maker] == 1), None) if path != INPUT else None
+    first = trace.moments.get(INPUT)
+    at_input = producer is None and first is not None and first.is_still(trace.moments[path])
+    return Site(path, producer, tuple(y.shape[1:]), _later_blocks(model, name, trace.calls), at_input)
 
 
 def _later_blocks(model: nn.Module, name: str, calls: list[str]) -> tuple[str, ...]:

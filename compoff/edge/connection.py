@@ -85,8 +85,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Give back what this connection held."""
         self._gone = True
-        self._service.held_bytes -= self._held_bytes
-        self._held_bytes = 0
+        self._hold(0)
         if self._abort_timer is not None:
             self._abort_timer.cancel()
         self._service.leave(self)
@@ -171,10 +170,13 @@ class Connection(asyncio.Protocol):
         if self._protocol.opened and (self._protocol.received != self._messages or not (buffered and self._held_bytes)):
             self._since = time.monotonic()
         self._messages = self._protocol.received
-        self._service.held_bytes += buffered - self._held_bytes
-        self._held_bytes = buffered
+        self._hold(buffered)
         if self._service.held_bytes > self._service.limits.max_held_bytes and buffered:
             self._dismiss(ErrorCode.BUSY, "the server holds as many bytes as it may; try again later")
+
+    def _hold(self, num_bytes: int) -> None:
+        self._service.held_bytes += num_bytes - self._held_bytes
+        self._held_bytes = num_bytes
 
     def _check_progress(self, now: float, transport: asyncio.Transport) -> None:
         unwritten = transport.get_write_buffer_size()
@@ -201,6 +203,7 @@ class Connection(asyncio.Protocol):
 
     def _close(self) -> None:
         """Close when everything is written, or a moment later where the client does not take it."""
+        self._hold(0)
         self._flush()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.close()

@@ -6,16 +6,17 @@ Knows the shapes of loaders (tensors, tuples, dicts), nothing of training.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compoff.distilling import Batch
 from compoff.errors import FitError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from torch import nn
 
 __all__ = ["to_batch"]
 
@@ -26,8 +27,8 @@ def to_batch(item: Any, model: nn.Module, device: torch.device | None = None) ->
     """Take the model's inputs out of one item of a loader.
 
     Args:
-        item: A tensor; a tuple or list, whose first entry is the input (or a tuple of inputs) and whose others are
-            labels; or a dict, of which the model's own argument names are taken, labels excepted.
+        item: A tensor; a dict, of which the model's own argument names are taken, labels excepted; or a tuple or list,
+            whose first entry is the input (a tensor, a tuple of them, or such a dict) and whose others are labels.
         model: The model.
         device: Where to move the tensors; None to leave them.
 
@@ -42,30 +43,45 @@ def to_batch(item: Any, model: nn.Module, device: torch.device | None = None) ->
         >>> to_batch((torch.ones(2, 3), torch.tensor([0, 1])), torch.nn.Linear(3, 1)).args[0].shape
         torch.Size([2, 3])
     """
+    inputs: Any = item
+    if isinstance(item, (tuple, list)):
+        inputs = item[0] if item else None  # pyright: ignore[reportUnknownVariableType]
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
-    if isinstance(item, dict):
-        kwargs = _arguments(item, model)  # pyright: ignore[reportUnknownArgumentType]
-    elif isinstance(item, (tuple, list)):
-        first: Any = item[0] if item else None  # pyright: ignore[reportUnknownVariableType]
-        args = tuple(first) if isinstance(first, (tuple, list)) else (first,)  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(inputs, Mapping):
+        kwargs = _arguments(cast("Mapping[str, Any]", inputs), model)
+    elif isinstance(inputs, (tuple, list)):
+        args = tuple(cast("tuple[Any, ...]", inputs))
     else:
-        args = (item,)
+        args = (inputs,)
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     if not tensors:
         raise FitError(
-            f"a batch is {type(item).__name__} without a tensor where the input is expected; give tensors, (input, label) "
-            "tuples, or dicts with the model's argument names"
+            f"a batch is {_described(inputs)}, without a tensor that {type(model).__name__} takes; give tensors, (input, "
+            f"label) tuples, or dicts with the model's argument names: {', '.join(_names(model))}"
         )
     if any(tensor.dim() == 0 or tensor.shape[0] == 0 for tensor in tensors):
         raise FitError("a batch is empty (no samples in its first axis); drop empty batches from the loader")
     return Batch(tuple(_move(value, device) for value in args), {k: _move(v, device) for k, v in kwargs.items()})
 
 
+def _names(model: nn.Module) -> list[str]:
+    """Names of the model's arguments."""
+    return list(inspect.signature(model.forward).parameters)
+
+
 def _arguments(item: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """The entries of a dict that the model takes, without labels."""
-    names = set(inspect.signature(model.forward).parameters)
-    return {key: value for key, value in item.items() if key in names and key not in _LABELS}
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {key: value for key, value in item.items() if (takes_any or key in parameters) and key not in _LABELS}
+
+
+def _described(inputs: Any) -> str:
+    """What was given, in a few words."""
+    if isinstance(inputs, Mapping):
+        return f"a dict of {sorted(map(str, cast('Mapping[Any, Any]', inputs)))}"
+    return f"a {type(inputs).__name__}"
 
 
 def _move(value: Any, device: torch.device | None) -> Any:

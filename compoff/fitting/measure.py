@@ -1,27 +1,26 @@
-"""After the last step: count the symbols, settle the norms, and measure bytes and agreement as a user would meet them."""
+"""After the last step: count the symbols, and measure bytes and agreement as a user would meet them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import Tensor
 
 from compoff.codec import Decoder, Encoder
 from compoff.coding import PayloadFormat
-from compoff.distilling import float_tensors
-from compoff.losses import relative_error
+from compoff.distilling import float_tensors, teacher_pass
+from compoff.errors import FitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from torch import Tensor
 
     from compoff.codec import Bottleneck
     from compoff.distilling import Batch
     from compoff.fitting.report import SplitReport
     from compoff.wrapping import Wrapped
 
-__all__ = ["count_symbols", "measure"]
+__all__ = ["count_symbols", "local_gain", "measure", "symbols_of"]
 
 
 @torch.no_grad()
@@ -33,15 +32,16 @@ def count_symbols(wrapped: Wrapped, split: str, batches: Iterable[Batch]) -> Non
         split: The split point.
         batches: What to count on.
     """
-    bottleneck = wrapped.bottleneck(split)
-    counts = torch.zeros(bottleneck.latent_shape[0], bottleneck.num_centers, dtype=torch.int64)
+    prior = wrapped.bottleneck(split).prior
+    channels, num_centers = prior.logits.shape
+    # One row a channel: symbol s of channel c is counted at c * num_centers + s.
+    rows = torch.arange(channels, device=prior.logits.device).mul(num_centers).view(-1, 1)
+    counts = torch.zeros(channels * num_centers, dtype=torch.int64, device=prior.logits.device)
     for batch in batches:
-        symbols = symbols_of(wrapped, split, batch).flatten(2) if bottleneck.geometry.space else symbols_of(
-            wrapped, split, batch
-        ).unsqueeze(2)
-        for channel in range(symbols.shape[1]):
-            counts[channel] += torch.bincount(symbols[:, channel].flatten().long().cpu(), minlength=counts.shape[1])
-    bottleneck.prior.count(counts.to(bottleneck.prior.logits.device))
+        symbols = symbols_of(wrapped, split, batch)
+        places = symbols.reshape(len(symbols), channels, -1).long() + rows
+        counts += torch.bincount(places.flatten(), minlength=len(counts))
+    prior.count(counts.view(channels, num_centers))
 
 
 @torch.no_grad()
@@ -49,26 +49,56 @@ def symbols_of(wrapped: Wrapped, split: str, batch: Batch) -> Tensor:
     """The symbols that the device would send for a batch.
 
     Args:
-        wrapped: The model.
+        wrapped: The model, its bottlenecks in eval mode.
         split: The split point.
         batch: The inputs.
 
     Returns:
         Symbols, uint8.
+
+    Shapes:
+        Result ``(batch, channels, *latent space)``.
+
+    Example:
+        >>> import torch, compoff
+        >>> from compoff.distilling import Batch
+        >>> model = compoff.wrap(torch.nn.Linear(32, 4), "input", example_input=torch.zeros(2, 32)).eval()
+        >>> symbols_of(model, "input", Batch((torch.randn(5, 32),))).shape
+        torch.Size([5, 2])
     """
-    gate = wrapped.gate(split)
-    kept: list[Tensor] = []
+    bottleneck = wrapped.bottleneck(split)
+    record = teacher_pass(wrapped.base, {split: wrapped.gate(split)}, wrapped.sites, batch, blocks=False)
+    y = record.features[split]
+    bottleneck.geometry.check(y)
+    return bottleneck.encode(y.to(bottleneck.quantizer.centers.dtype))
 
-    def keep(y: Tensor) -> Tensor:
-        kept.append(gate.bottleneck.encode(y.to(gate.bottleneck.quantizer.centers.dtype)))
-        return y
 
-    gate.replace = keep
-    try:
-        wrapped.base(*batch.args, **batch.kwargs)
-    finally:
-        gate.replace = None
-    return kept[0]
+class _Comparison:
+    """Teacher against student over many batches."""
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(3, dtype=torch.float64)  # of the teacher, of its square, of the squared difference
+        self._elements = 0
+        self._agreed: list[Tensor] = []
+
+    def add(self, teacher: Tensor, student: Tensor) -> None:
+        """Compare the outputs for one batch."""
+        ours, theirs = teacher.detach().cpu().double(), student.detach().cpu().double()
+        self._sums += torch.stack([ours.sum(), ours.square().sum(), (ours - theirs).square().sum()])
+        self._elements += ours.numel()
+        if teacher.dim() == 2 and teacher.shape[1] > 1:
+            self._agreed.append(ours.argmax(1) == theirs.argmax(1))
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of samples with the same class; None where the output is no table of scores."""
+        return float(torch.cat(self._agreed).double().mean()) if self._agreed else None
+
+    @property
+    def error(self) -> float:
+        """Squared distance in units of the teacher's variance over all samples."""
+        mean, square, distance = (float(value) / self._elements for value in self._sums)
+        return distance / max(square - mean * mean, 1e-12)
 
 
 def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitReport) -> int:
@@ -82,12 +112,14 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
 
     Returns:
         Number of samples measured.
+
+    Raises:
+        FitError: The model's output holds no floating-point tensor to compare.
     """
     bottleneck = wrapped.bottleneck(split)
     coder = PayloadFormat(bytes(32), bottleneck.prior.tables(), bottleneck.latent_shape)
     lengths: list[int] = []
-    agreed: list[Tensor] = []
-    errors: list[Tensor] = []
+    comparison = _Comparison()
     with torch.no_grad():
         for batch in batches:
             symbols = symbols_of(wrapped, split, batch).cpu().numpy()
@@ -95,14 +127,14 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
             teacher = float_tensors(wrapped(*batch.args, **batch.kwargs))
             with wrapped.at(split):
                 student = float_tensors(wrapped(*batch.args, **batch.kwargs))
-            errors.append(relative_error(teacher[0], student[0]).cpu())
-            if teacher[0].dim() == 2 and teacher[0].shape[1] > 1:
-                agreed.append((teacher[0].argmax(1) == student[0].argmax(1)).cpu())
+            if not teacher:
+                raise FitError("the model returns no floating-point tensor, so there is nothing to compare")
+            comparison.add(teacher[0], student[0])
     report.bytes = sum(lengths) / len(lengths)
     report.ceiling_bytes = coder.max_bytes(1)
     report.raw_bytes = bottleneck.geometry.raw_bytes
-    report.agreement = float(torch.cat(agreed).float().mean()) if agreed else None
-    report.output_error = float(torch.stack(errors).mean())
+    report.agreement = comparison.agreement
+    report.output_error = comparison.error
     _guarantee(wrapped, split, batches[0], report)
     return len(lengths)
 
@@ -145,10 +177,10 @@ def local_gain(bottleneck: Bottleneck, symbols: Tensor, iterations: int = 8) -> 
         return bottleneck.decoder(value)
 
     for _ in range(iterations):
-        direction = direction / direction.norm()
-        _, moved = torch.autograd.functional.jvp(decode, z_hat, direction)
-        gain = float(moved.norm())
+        direction = direction / direction.square().sum().sqrt()
+        moved = cast("Tensor", torch.autograd.functional.jvp(decode, z_hat, direction)[1])
+        gain = float(moved.square().sum().sqrt())
         if gain == 0.0:
             break
-        _, direction = torch.autograd.functional.vjp(decode, z_hat, moved)
+        direction = cast("Tensor", torch.autograd.functional.vjp(decode, z_hat, moved)[1])
     return gain

@@ -5,22 +5,28 @@ Holds the bottlenecks, Adam's moments, the random state and the curves; read bac
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
 from compoff.errors import FitError
+from compoff.fingerprint import fingerprint
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from torch import Tensor, nn
 
-__all__ = ["FitState", "load_state", "save_state"]
+__all__ = ["FitState", "RandomState", "load_state", "save_state"]
+
+_BOTTLENECKS, _ADAM = "bottlenecks.", "adam."
 
 
 @dataclass
@@ -44,8 +50,26 @@ class FitState:
     distilled_from: dict[str, int] = field(default_factory=dict[str, int])
 
 
+@dataclass(frozen=True)
+class RandomState:
+    """PyTorch's random state at two moments.
+
+    Args:
+        round: When the current round of the loader began: it then shuffles as it did.
+        now: After the last step; None in a file of an older version.
+    """
+
+    round: Tensor
+    now: Tensor | None
+
+
 def save_state(
-    path: Path, state: FitState, settings: dict[str, Any], bottlenecks: nn.Module, optimizer: torch.optim.Adam, rng: Tensor
+    path: Path,
+    state: FitState,
+    settings: dict[str, Any],
+    bottlenecks: nn.Module,
+    optimizer: torch.optim.Adam,
+    rng: RandomState,
 ) -> None:
     """Write the state; the old file stays until the new one is whole.
 
@@ -55,14 +79,27 @@ def save_state(
         settings: What makes this fit this fit; compared when it is read back.
         bottlenecks: The bottlenecks.
         optimizer: Their optimizer.
-        rng: Random state at the start of the current round of the loader.
+        rng: Random state.
+
+    Example:
+        >>> import tempfile, pathlib, torch
+        >>> net = torch.nn.Linear(2, 1)
+        >>> adam, rng = torch.optim.Adam(net.parameters()), RandomState(torch.get_rng_state(), torch.get_rng_state())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "state.safetensors")
+        ...     save_state(path, FitState(step=7), {"seed": 0}, net, adam, rng)
+        ...     load_state(path, {"seed": 0}, net, adam)[0].step
+        7
     """
-    tensors = {f"bottlenecks.{name}": tensor.contiguous() for name, tensor in bottlenecks.state_dict().items()}
+    tensors = {_BOTTLENECKS + name: tensor.contiguous() for name, tensor in bottlenecks.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         for name, value in moments.items():
-            tensors[f"adam.{index}.{name}"] = torch.as_tensor(value).contiguous()
-    tensors["rng"] = rng
+            tensors[f"{_ADAM}{index}.{name}"] = torch.as_tensor(value).contiguous()
+    tensors["rng"] = rng.round
+    if rng.now is not None:
+        tensors["rng_now"] = rng.now
     metadata = {"settings": json.dumps(settings, sort_keys=True), "state": json.dumps(vars(state))}
+    metadata["checksum"] = _checksum(metadata, tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
     save_file(tensors, draft, metadata)
@@ -71,7 +108,7 @@ def save_state(
 
 def load_state(
     path: Path, settings: dict[str, Any], bottlenecks: nn.Module, optimizer: torch.optim.Adam
-) -> tuple[FitState, Tensor]:
+) -> tuple[FitState, RandomState]:
     """Read the state back into bottlenecks and optimizer.
 
     Args:
@@ -81,33 +118,75 @@ def load_state(
         optimizer: Their optimizer.
 
     Returns:
-        Progress, and the random state at the start of the round.
+        Progress, and the random state.
 
     Raises:
         FitError: The file is damaged or belongs to another fit; nothing has been changed then.
     """
+    metadata, tensors = _read(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         found, state = json.loads(metadata["settings"]), FitState(**json.loads(metadata["state"]))
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise FitError(f"'{path}' is not the state of a fit ({error}); delete it to start afresh") from error
+        # A file of an older version has no checksum and fewer settings; what it has must still fit.
+        whole = metadata.get("checksum") in (None, _checksum(metadata, tensors))
+        rng = RandomState(tensors["rng"], tensors.get("rng_now"))
+    except (KeyError, ValueError, TypeError) as error:
+        raise FitError(f"'{path}' is not the state of a fit ({error!r}); delete it to start afresh") from error
+    if not whole:
+        raise FitError(f"'{path}' is damaged (its checksum is wrong); delete it to start afresh")
     expected = json.loads(json.dumps(settings))
-    for key in sorted({*found, *expected}):
-        if found.get(key) != expected.get(key):
+    for key in sorted(found):
+        if found[key] != expected.get(key):
             raise FitError(
-                f"'{path}' was written by a fit with {key}={found.get(key)}, and this one has {key}={expected.get(key)}; "
+                f"'{path}' was written by a fit with {key}={found[key]}, and this one has {key}={expected.get(key)}; "
                 "give the same arguments to go on with it, or another file to start afresh"
             )
-    bottlenecks.load_state_dict(_under("bottlenecks.", tensors))
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _under("adam.", tensors).items():
-        index, _, key = name.partition(".")
-        moments.setdefault(int(index), {})[key] = tensor
+    weights = _under(_BOTTLENECKS, tensors)
+    _compare(path, weights, bottlenecks.state_dict())
+    moments = _moments(path, tensors, optimizer)
+    bottlenecks.load_state_dict(weights)
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return state, tensors["rng"]
+    return state, rng
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Everything in the file."""
+    try:
+        with cast("Any", safe_open)(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FitError(f"'{path}' is not the state of a fit ({error}); delete it to start afresh") from error
+
+
+def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """One name for all that is in the file."""
+    told = f"{metadata['settings']}|{metadata['state']}|{fingerprint(tensors)}"
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _compare(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that do not fit the ones they are to replace."""
+    for name in sorted({*found, *expected}):
+        shapes = [tuple(side[name].shape) if name in side else None for side in (found, expected)]
+        if shapes[0] != shapes[1]:
+            theirs, ours = ("none" if shape is None else f"shape {shape}" for shape in shapes)
+            raise FitError(
+                f"'{path}' was written for other bottlenecks: it has {theirs} for {name}, and this fit has {ours}; wrap "
+                "as before to go on with it, or give another file to start afresh"
+            )
+
+
+def _moments(path: Path, tensors: Mapping[str, Tensor], optimizer: torch.optim.Adam) -> dict[int, dict[str, Tensor]]:
+    """Adam's state by parameter."""
+    parameters: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _under(_ADAM, tensors).items():
+        index, _, key = name.partition(".")
+        fits = index.isdecimal() and int(index) < len(parameters)
+        if not fits or (key != "step" and tensor.shape != parameters[int(index)].shape):
+            raise FitError(f"'{path}' has a moment for {name} that fits no parameter of this fit; delete it to start afresh")
+        moments.setdefault(int(index), {})[key] = tensor
+    return moments
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from compoff.errors import CompoffError, ConnectionLost, ConnectTimeout, WireError
+from compoff.errors import CompoffError, ConnectionLost, ConnectTimeout, RemoteProtocolError, WireError
 from compoff.wire.frames import MAX_DEADLINE_MS
 from compoff.wire.protocol import Answer, ClientEvent, Refusal
 from compoff.wire.sockets import check_timeout
@@ -125,9 +125,10 @@ class Exchange:
         with contextlib.suppress(OSError):  # where the peer has hung up, what it said before tells more
             self._write(self.protocol.data_to_send(), deadline)
         while not self.protocol.opened and self._failure is None:
-            if not self._read(deadline) or time.monotonic() >= deadline:
+            if time.monotonic() >= deadline:
                 message = f"{self.address} did not answer HELLO within {timeout:g} s; is it a compoff server?"
                 self._fail(ConnectTimeout(message))
+            self._read(deadline)
         if self._failure is not None:
             self.close()
             raise self._failure
@@ -287,8 +288,11 @@ class Exchange:
                 self._reading = False
                 self._pass_on()
 
-    def _lost(self, error: BaseException) -> ConnectionLost:
+    def _lost(self, error: BaseException) -> WireError:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        if not self.protocol.opened:
+            message = f"{self.address} hung up before it answered HELLO: {reason}; is a compoff server listening there?"
+            return RemoteProtocolError(message)
         return ConnectionLost(
             f"the connection to {self.address} broke before the answer came: {reason}; open a new one"
         )

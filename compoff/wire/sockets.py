@@ -18,6 +18,7 @@ from compoff.wire.address import parse_address
 
 __all__ = ["Stream", "check_timeout", "connect_error", "open_stream", "parse_target", "unknown_host"]
 
+_LONGEST_WAIT = 3600.0  # seconds; a longer wait is more than one, because poll counts milliseconds in an int
 _CHUNK_BYTES = 2**16  # small enough that malloc keeps it off mmap, whose page faults cost more than a second read
 
 
@@ -119,14 +120,14 @@ class Stream:
             return 0
 
     def wait(self, deadline: float, *, read: bool = False, write: bool = False) -> bool:
-        """Wait until something can be read or written; False when the deadline came first.
+        """Wait until something can be read or written; False when nothing can be yet.
 
         Raises:
             OSError: The stream is closed on this side.
         """
         if read and isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
             return True
-        seconds = max(0.0, deadline - time.monotonic())
+        seconds = min(max(0.0, deadline - time.monotonic()), _LONGEST_WAIT)
         descriptor = self._socket.fileno()
         if descriptor < 0:
             message = "the connection was closed on this side"

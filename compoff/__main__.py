@@ -1,0 +1,27 @@
+"""The `compoff` command: hands over to `cli`, or says what to install."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line.
+
+    Raises:
+        SystemExit: Always; the status is 0 when the command succeeded.
+    """
+    try:
+        from compoff.cli import run  # typer and rich are an extra
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        sys.stderr.write(f'compoff: the command line needs {error.name}: pip install "compoff[cli]"\n')
+        raise SystemExit(1) from None
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""The command line: demo, inspect, serve, call. Reads arguments, calls the package, prints; computes nothing itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from compoff.artifact import Folder, find_part, read_folder
+from compoff.errors import ArtifactError, CompoffError, FeatureError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from compoff.device.answers import CallReport
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="compoff",
+    help="A trained model across a weak device and an edge server, with almost nothing on the wire.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_TOKEN = "COMPOFF_TOKEN"  # noqa: S105 - the name of a variable, not a token
+_TokenFile = Annotated[
+    Path | None, typer.Option(help=f"File that holds the token; without it, the variable {_TOKEN} if it is set.")
+]
+_Parts = Annotated[list[Path], typer.Argument(help="Folders of exported tails, or the folders around head and tail.")]
+_Part = Annotated[Path, typer.Argument(help="Folder of an exported head or tail, or the folder around both.")]
+
+
+def run() -> None:
+    """Run the command line; an error of compoff is one line on stderr and status 1.
+
+    Raises:
+        SystemExit: Always.
+    """
+    try:
+        app()
+    except (CompoffError, OSError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"compoff: {error}", style="red", markup=False, highlight=False)
+        sys.exit(1)
+
+
+@app.command()
+def demo(
+    data: Annotated[Path | None, typer.Option(help="Folder with CIFAR-10 and the ResNet-56; without it, digits.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.html and results.json.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+) -> None:
+    """Train, wrap, fit, export, and run every test image over a real socket; print what each way costs."""
+    from compoff.demo.run import run_demo  # pulls in torch and the demo's extras
+
+    run_demo(data, out, seed=seed, console=Console())
+
+
+@app.command()
+def inspect(
+    folder: _Part, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
+) -> None:
+    """Check a folder and say what is in it."""
+    parts = [_read(folder, kind) for kind in _kinds(folder)]
+    if as_json:
+        typer.echo(json.dumps([_described(part) for part in parts], indent=2))
+        return
+    for part in parts:
+        table = Table(title=f"{part.manifest.kind} · {part.path}", show_header=False, title_justify="left")
+        for key, value in _described(part).items():
+            table.add_row(key, value if isinstance(value, str) else json.dumps(value))
+        Console().print(table)
+
+
+@app.command()
+def serve(
+    folders: _Parts,
+    address: Annotated[str, typer.Option(help="host:port to listen on; port 0 picks a free one.")] = "127.0.0.1:7878",
+    device: Annotated[str, typer.Option(help="Where the tails run, such as cuda.")] = "cpu",
+    token_file: _TokenFile = None,
+) -> None:
+    """Serve tails until interrupted."""
+    from compoff.edge.server import serve as serve_tails  # these pull in torch, which `inspect` does not need
+    from compoff.edge.tail import Tail
+
+    tails = [Tail.load(folder, device=device) for folder in folders]
+    stop = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stop.set())
+    with serve_tails(tails, address, token=_token(token_file)) as server:
+        for tail in tails:
+            typer.echo(f"serving {tail!r} on {server.address}")
+        sys.stdout.flush()
+        while not (stop.is_set() or server.wait(0.2)):
+            pass
+    typer.echo("stopped")
+
+
+@app.command()
+def call(
+    folder: _Part,
+    address: Annotated[str, typer.Option(help="host:port of the server.")],
+    inputs: Annotated[list[Path], typer.Option("--input", help=".npy file of an input; once for each input.")],
+    output: Annotated[Path | None, typer.Option(help=".npy file for the answer.")] = None,
+    timeout: Annotated[float, typer.Option(help="Deadline, in seconds.")] = 10.0,
+    token_file: _TokenFile = None,
+) -> None:
+    """Run one input through a head here and its tail on a server."""
+    from compoff.device.head import Head  # loads the runtime
+    from compoff.device.remote import connect
+
+    head = Head.load(folder)
+    arrays = [_input(path, len(spec.shape)) for path, spec in zip(inputs, head.manifest.inputs, strict=False)]
+    with connect(head, address, token=_token(token_file), timeout=timeout) as remote:
+        answer = remote(*arrays, *inputs[len(arrays) :])
+        report = remote.last
+    if output is not None:
+        _save(output, answer)
+    _print_answer(answer, report)
+
+
+def _kinds(folder: Path) -> list[str]:
+    """Which parts a folder holds."""
+    if (folder / "manifest.yaml").exists():
+        return ["tail" if (folder / "tail.pt2").exists() else "head"]
+    found = [kind for kind in ("head", "tail") if (folder / kind).is_dir()]
+    if not found:
+        raise ArtifactError(f"'{folder}' holds no head and no tail; expected a folder that Head.save or Tail.save wrote")
+    return found
+
+
+def _read(folder: Path, kind: str) -> Folder:
+    return read_folder(find_part(folder, kind), kind)
+
+
+def _described(part: Folder) -> dict[str, Any]:
+    """What `inspect` says of a folder."""
+    manifest = asdict(part.manifest)
+    sizes = {name: (part.path / name).stat().st_size for name in part.names}
+    coder = part.manifest.payload_format(part.tables)
+    return {**manifest, "ceiling_bytes": coder.max_bytes(1), "files": sizes}
+
+
+def _token(path: Path | None) -> str | None:
+    """The token from a file or the environment; never from the command line, which others can read."""
+    return path.read_text().strip() if path is not None else os.environ.get(_TOKEN)
+
+
+def _input(path: Path, axes: int) -> NDArray[Any]:
+    """An input from a file, with a batch axis."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise FeatureError(f"'{path}' is not a .npy file of numbers ({error}); write it with numpy.save") from error
+    return array[None] if array.ndim == axes else array
+
+
+def _save(path: Path, answer: Any) -> None:
+    if not isinstance(answer, np.ndarray):
+        raise FeatureError(f"the model answers with a {type(answer).__name__}, which one .npy file cannot hold")
+    np.save(path, answer)
+
+
+def _print_answer(answer: Any, report: CallReport | None) -> None:
+    """The answer, briefly, and where bytes and time went."""
+    if isinstance(answer, np.ndarray) and answer.ndim == 2:
+        for row in answer:
+            best = np.argsort(row)[::-1][:5]
+            typer.echo("top 5: " + ", ".join(f"{index} ({row[index]:.3f})" for index in best))
+    else:
+        typer.echo(str(answer))
+    if report is not None:
+        typer.echo(
+            f"split {report.split}: {report.payload_bytes} B sent, {report.reply_bytes} B received; head "
+            f"{1000 * report.head_seconds:.1f} ms, link and tail {1000 * report.remote_seconds:.1f} ms"
+        )

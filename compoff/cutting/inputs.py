@@ -1,0 +1,158 @@
+"""What a model was called with, reduced to shapes: two samples of zeros, in the order of the model's own signature.
+
+Kept to export with later, without keeping the user's data. Knows neither codecs nor graphs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from compoff.structure import flatten, unflatten
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+__all__ = ["ExampleInputs"]
+
+
+@dataclass(frozen=True)
+class ExampleInputs:
+    """Inputs of the shapes that a model was called with, two samples of zeros.
+
+    Args:
+        args: Positional inputs.
+        keywords: Inputs that the model takes by keyword only.
+        batched: For each tensor in them, in order, whether its first axis is the batch.
+
+    Example:
+        >>> import torch
+        >>> example = ExampleInputs.of_call(torch.nn.Identity(), (torch.ones(8, 3),))
+        >>> example.args[0].tolist(), example.batched
+        ([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]], (True,))
+
+    Source: this project.
+    """
+
+    args: tuple[Any, ...] = ()
+    keywords: dict[str, Any] = field(default_factory=dict[str, Any])
+    batched: tuple[bool, ...] = ()
+
+    @classmethod
+    def of_call(
+        cls, model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | None = None
+    ) -> ExampleInputs:
+        """Keep the shapes of one call.
+
+        A tensor is taken to have a batch axis if its first axis is as long as that of the first tensor.
+
+        Args:
+            model: The model that was called.
+            args: Positional inputs.
+            keywords: Keyword inputs; those that the model also takes by position are put there.
+
+        Returns:
+            The same call with two samples of zeros.
+        """
+        args, keywords = _in_order(model, args, keywords or {})
+        tensors = _tensors((args, keywords))
+        length = next((len(tensor) for tensor in tensors if tensor.dim()), None)
+        batched = tuple(tensor.dim() > 0 and len(tensor) == length for tensor in tensors)
+        flags = iter(batched)
+
+        def empty(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.new_zeros((2, *value.shape[1:]) if next(flags) else value.shape)
+
+        with torch.inference_mode(mode=False):
+            zeros: tuple[Any, ...] = pytree.tree_map(empty, (args, keywords))
+        return cls(*zeros, batched)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors, in order: what a head takes."""
+        return _tensors((self.args, self.keywords))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> ExampleInputs:
+        """Change every tensor.
+
+        Args:
+            function: What to do with each, keeping its shape.
+
+        Returns:
+            The changed inputs.
+        """
+        moved: tuple[Any, ...] = pytree.tree_map_only(Tensor, function, (self.args, self.keywords))
+        return ExampleInputs(*moved, self.batched)
+
+    def describe(self) -> dict[str, Any]:
+        """These inputs as JSON can hold them.
+
+        Returns:
+            Shapes and dtypes under ``"inputs"``, their nesting under ``"call"``.
+
+        Raises:
+            ArtifactError: An input is something else than tensors in tuples, lists and dicts, and plain constants.
+        """
+        leaves, call = flatten([list(self.args), self.keywords], _is_tensor, "the model was called with")
+        inputs = [
+            [list(tensor.shape), str(tensor.dtype).removeprefix("torch."), batched]
+            for tensor, batched in zip(leaves, self.batched, strict=True)
+        ]
+        return {"inputs": inputs, "call": call}
+
+    @classmethod
+    def of_description(cls, description: dict[str, Any]) -> ExampleInputs:
+        """Make the inputs again that `describe` described.
+
+        Args:
+            description: The description; one without ``"call"`` holds positional tensors only.
+
+        Returns:
+            The inputs, on the CPU.
+
+        Raises:
+            ArtifactError: The nesting is damaged.
+            ValueError: Something else is.
+        """
+        zeros: list[Tensor] = []
+        batched: list[bool] = []
+        for shape, dtype, *has_batch in description["inputs"]:
+            zeros.append(torch.zeros(shape, dtype=_dtype(dtype)))
+            batched.append(has_batch != [False] and len(shape) > 0)
+        args, keywords = unflatten(description["call"], zeros) if "call" in description else (zeros, {})
+        return cls(tuple(args), dict(keywords), tuple(batched))
+
+
+def _in_order(
+    model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call with as much as possible by position, where two sides cannot disagree on names."""
+    if not keywords:
+        return args, {}
+    bound = inspect.signature(model.forward).bind(*args, **keywords)
+    bound.apply_defaults()
+    return bound.args, bound.kwargs
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _dtype(name: Any) -> torch.dtype:
+    found = getattr(torch, str(name), None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"there is no dtype {name!r}")
+    return found

@@ -1,0 +1,122 @@
+"""What a call over the wire needs besides the wire: which head runs, and the reply made into the model's output.
+
+Shared by the blocking and the asyncio remote. Knows no connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compoff.errors import FeatureError, RemoteProtocolError, SplitError
+from compoff.structure import unflatten
+from compoff.wire.tensors import unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from compoff.coding import Payload
+    from compoff.device.head import Head
+
+__all__ = ["CallReport", "Heads", "restore"]
+
+
+@dataclass(frozen=True)
+class CallReport:
+    """Where one call's time and bytes went.
+
+    Args:
+        split: The split point that was used.
+        payload_bytes: Bytes sent, without the frame around them.
+        reply_bytes: Bytes received, without the frame around them.
+        head_seconds: Time of the head: its part of the model, the encoder and the coder, in seconds.
+        remote_seconds: Time from sending to the reply: link, queue and tail, in seconds.
+        total_seconds: Time of the whole call, in seconds.
+    """
+
+    split: str
+    payload_bytes: int
+    reply_bytes: int
+    head_seconds: float
+    remote_seconds: float
+    total_seconds: float
+
+
+class Heads:
+    """The heads that one connection serves, by split point.
+
+    Args:
+        heads: One head, or several of different split points.
+
+    Raises:
+        SplitError: There is no head, or two of the same split point.
+    """
+
+    def __init__(self, heads: Head | Sequence[Head]) -> None:
+        self.all: list[Head] = [*heads] if isinstance(heads, (list, tuple)) else [heads]  # pyright: ignore[reportAttributeAccessIssue]
+        splits = [head.split for head in self.all]
+        if not splits or len(set(splits)) != len(splits):
+            raise SplitError(f"heads of the split points {splits} were given; expected one or more, each split point once")
+
+    @property
+    def artifact_ids(self) -> list[bytes]:
+        """Ids of the exports, in the order that routes count in."""
+        return [head.artifact_id for head in self.all]
+
+    def choose(self, split: str | None) -> tuple[int, Head]:
+        """The head to run.
+
+        Args:
+            split: The split point; None for the only one, or the first that was given.
+
+        Returns:
+            Its route on the wire, and the head.
+
+        Raises:
+            SplitError: There is no head for `split`.
+        """
+        for route, head in enumerate(self.all):
+            if split is None or head.split == split:
+                return route, head
+        known = ", ".join(f"'{head.split}'" for head in self.all)
+        raise SplitError(f"no head is connected for '{split}'; connected are {known}")
+
+
+def restore(head: Head, inputs: tuple[Any, ...], payload: Payload, reply: bytes) -> Any:
+    """Make a reply into what the model would have returned.
+
+    Args:
+        head: The head whose payload was answered.
+        inputs: What it was called with: numpy in, numpy out; else the runtime's own tensors.
+        payload: The payload.
+        reply: The reply's body.
+
+    Returns:
+        The model's output, nested as the model nests it.
+
+    Raises:
+        RemoteProtocolError: The reply is not what this export's tail answers.
+    """
+    try:
+        arrays = unpack(reply)
+    except (FeatureError, ValueError) as error:
+        raise RemoteProtocolError(f"the server's reply cannot be read: {error}") from error
+    specs = head.manifest.outputs
+    expected = [((payload.batch_size, *spec.shape) if spec.batched else spec.shape, spec.dtype) for spec in specs]
+    found = [(array.shape, str(array.dtype)) for array in arrays]
+    if found != expected:
+        raise RemoteProtocolError(
+            f"the server answered with tensors {found}, expected {expected}; is it serving this export with the same compoff?"
+        )
+    plain = all(isinstance(value, np.ndarray) for value in inputs)
+    leaves: list[Any] = [_own(array) if plain else head.runner.from_numpy(array) for array in arrays]
+    return unflatten(head.manifest.structure, leaves)
+
+
+def _own(array: NDArray[Any]) -> NDArray[Any]:
+    """A copy that can be written to; what comes off the wire cannot."""
+    return array.copy()

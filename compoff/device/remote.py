@@ -1,0 +1,271 @@
+"""connect() and Remote: the model as the device sees it. Runs a head, sends its bytes, returns what the model would have.
+
+Every call ends by its deadline with the right answer or an error; nothing is answered from anywhere else in silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from compoff.device.answers import CallReport, Heads, restore
+from compoff.errors import LocalProtocolError
+from compoff.wire.async_client import AsyncClient, open_async_client
+from compoff.wire.client import Client, open_client
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Sequence
+
+    from typing_extensions import Self
+
+    from compoff.coding import Payload
+    from compoff.device.head import Head
+
+__all__ = ["AsyncRemote", "Remote", "connect", "connect_async"]
+
+
+class Remote:
+    """A model whose tail runs elsewhere. `connect` makes it; threads may share it.
+
+    Example:
+        >>> import torch, compoff
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
+        >>> x = torch.randn(2, 3, 16, 16)
+        >>> model = compoff.wrap(net, "input", example_input=x)
+        >>> head, tail = compoff.export(model, "input")
+        >>> with tail.serve("127.0.0.1:0") as server, head.connect(server.address) as remote:
+        ...     y = remote(x)
+        >>> y.shape, remote.last.payload_bytes
+        (torch.Size([2, 5]), ...)
+
+    Source: DeepCOD (SenSys 2020), Sec. 4.2.
+    """
+
+    def __init__(self, heads: Heads, address: str, *, token: str | None, tls: ssl.SSLContext | None, timeout: float) -> None:
+        self.address = address
+        self.timeout = timeout
+        self._heads = heads
+        self._token = token
+        self._tls = tls
+        self._opening = threading.Lock()
+        self._report = threading.local()
+        self._closed = False
+        self._client = self._open(timeout)
+
+    def _open(self, timeout: float) -> Client:
+        return open_client(
+            self.address, self._heads.artifact_ids, token=self._token, tls=self._tls, connect_timeout=timeout
+        )
+
+    @property
+    def last(self) -> CallReport | None:
+        """Where the time and the bytes of this thread's last call went; None before the first."""
+        return getattr(self._report, "last", None)
+
+    def __call__(
+        self, *inputs: Any, split: str | None = None, quality: int | None = None, timeout: float | None = None
+    ) -> Any:
+        """Run the model: its head here, its tail on the edge.
+
+        Args:
+            *inputs: What the model takes: tensors, or numpy arrays.
+            split: Where to split; None for the first head that was connected.
+            quality: Index of the quality; None for the best.
+            timeout: Deadline of this call, in seconds; None for the remote's own.
+
+        Returns:
+            What the model would have returned: tensors, or numpy arrays where numpy arrays were given.
+
+        Raises:
+            FeatureError: An input has another shape or dtype than the head was exported for.
+            SplitError: There is no head for `split`.
+            ReadTimeout: No answer came in time.
+            WireError: The connection or the server failed; the class says how.
+        """
+        begin = time.monotonic()
+        deadline = begin + (self.timeout if timeout is None else timeout)
+        route, head = self._heads.choose(split)
+        payload = head(*inputs, quality=quality)
+        encoded = time.monotonic()
+        client = self._connected(deadline)
+        reply = client.request(bytes(payload), route=route, timeout=max(1e-3, deadline - time.monotonic()))
+        answered = time.monotonic()
+        output = restore(head, inputs, payload, reply)
+        self._report.last = _report(head, payload, reply, begin, encoded, answered)
+        return output
+
+    def _connected(self, deadline: float) -> Client:
+        """The open connection, or a fresh one where the last one broke."""
+        with self._opening:
+            if self._closed:
+                raise LocalProtocolError("this Remote was closed; connect again")
+            if self._client.closed:
+                self._client.close()
+                self._client = self._open(max(1e-3, deadline - time.monotonic()))
+            return self._client
+
+    def close(self) -> None:
+        """Close the connection; calls under way end with ConnectionLost."""
+        self._closed = True
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncRemote:
+    """The asyncio twin of `Remote`; `connect_async` makes it.
+
+    Many calls may be in flight at once; the head runs in a thread, so that the event loop stays free.
+
+    Source: DeepCOD (SenSys 2020), Sec. 4.2.
+    """
+
+    def __init__(self, heads: Heads, client: AsyncClient, timeout: float) -> None:
+        self.timeout = timeout
+        self.last: CallReport | None = None
+        self._heads = heads
+        self._client = client
+
+    async def __call__(
+        self, *inputs: Any, split: str | None = None, quality: int | None = None, timeout: float | None = None
+    ) -> Any:
+        """Run the model: its head here, its tail on the edge.
+
+        Args:
+            *inputs: As for `Remote`.
+            split: As for `Remote`.
+            quality: As for `Remote`.
+            timeout: As for `Remote`.
+
+        Returns:
+            What the model would have returned.
+
+        Raises:
+            WireError: As for `Remote`; a connection that broke is not opened again.
+        """
+        begin = time.monotonic()
+        deadline = begin + (self.timeout if timeout is None else timeout)
+        route, head = self._heads.choose(split)
+        payload = await asyncio.to_thread(head, *inputs, quality=quality)
+        encoded = time.monotonic()
+        reply = await self._client.request(bytes(payload), route=route, timeout=max(1e-3, deadline - encoded))
+        answered = time.monotonic()
+        output = restore(head, inputs, payload, reply)
+        self.last = _report(head, payload, reply, begin, encoded, answered)
+        return output
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def _report(head: Head, payload: Payload, reply: bytes, begin: float, encoded: float, answered: float) -> CallReport:
+    """The report of a call that ends now."""
+    return CallReport(
+        head.split, len(payload), len(reply), encoded - begin, answered - encoded, time.monotonic() - begin
+    )
+
+
+def connect(
+    heads: Head | Sequence[Head],
+    address: str,
+    *,
+    # security
+    token: str | None = None,
+    tls: ssl.SSLContext | None = None,
+    # deadlines
+    timeout: float = 10.0,
+) -> Remote:
+    """Connect the heads on this device to the server that holds their tails.
+
+    The connection opens now and stays open; one that breaks is opened again by the next call.
+
+    Args:
+        heads: One head, or several of different split points.
+        address: ``"host:port"``.
+        token: The server's token, if it asks for one.
+        tls: Context of a TLS connection; None for plain TCP.
+        timeout: Deadline of the connection, and of each call that names none, in seconds.
+
+    Returns:
+        The remote: call it as the model; a context manager.
+
+    Raises:
+        ConnectTimeout: No server answered in time.
+        ConnectionLost: Nobody listens there.
+        AuthenticationError: The server refused the token.
+        ArtifactMismatch: The server does not hold the tails of these heads.
+        RemoteProtocolError: Something else than a compoff server listens there.
+        SplitError: No head was given, or two of the same split point.
+
+    Example:
+        >>> import torch, compoff
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
+        >>> model = compoff.wrap(net, "input", example_input=torch.zeros(2, 3, 16, 16))
+        >>> head, tail = compoff.export(model, "input")
+        >>> with compoff.serve([tail]) as server, compoff.connect([head], server.address) as remote:
+        ...     remote(torch.zeros(1, 3, 16, 16)).shape
+        torch.Size([1, 5])
+
+    Source: DeepCOD (SenSys 2020), Sec. 4.2, 5.2.
+    """
+    return Remote(Heads(heads), address, token=token, tls=tls, timeout=timeout)
+
+
+async def connect_async(
+    heads: Head | Sequence[Head],
+    address: str,
+    *,
+    # security
+    token: str | None = None,
+    tls: ssl.SSLContext | None = None,
+    # deadlines
+    timeout: float = 10.0,
+) -> AsyncRemote:
+    """The asyncio twin of `connect`.
+
+    Args:
+        heads: As for `connect`.
+        address: As for `connect`.
+        token: As for `connect`.
+        tls: As for `connect`.
+        timeout: As for `connect`.
+
+    Returns:
+        The remote: await its calls; an async context manager.
+
+    Raises:
+        WireError: As for `connect`.
+        SplitError: As for `connect`.
+
+    Example:
+        >>> import asyncio, torch, compoff
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
+        >>> model = compoff.wrap(net, "input", example_input=torch.zeros(2, 3, 16, 16))
+        >>> head, tail = compoff.export(model, "input")
+        >>> async def main(address):
+        ...     async with await compoff.connect_async(head, address) as remote:
+        ...         answers = await asyncio.gather(*(remote(torch.zeros(1, 3, 16, 16)) for _ in range(3)))
+        ...     return len(answers)
+        >>> with compoff.serve(tail) as server:
+        ...     asyncio.run(main(server.address))
+        3
+
+    Source: this project.
+    """
+    chosen = Heads(heads)
+    client = await open_async_client(address, chosen.artifact_ids, token=token, tls=tls, connect_timeout=timeout)
+    return AsyncRemote(chosen, client, timeout)

@@ -1,0 +1,259 @@
+"""The remote: right answers over a real socket, one call's answer never another's, every failure an error in time."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+import compoff
+from compoff.wire.tensors import pack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class Net(torch.nn.Module):
+    """Two convolutions and a nested output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.block = torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.classifier = torch.nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = torch.relu(self.block(torch.relu(self.stem(x))))
+        return {"scores": self.classifier(y.mean((2, 3))), "map": y}
+
+
+@pytest.fixture(scope="module")
+def wrapped() -> compoff.Wrapped:
+    torch.manual_seed(1)
+    model = compoff.wrap(Net().eval(), ["input", "block"], example_input=torch.zeros(2, 3, 12, 12))
+    compoff.fit(model, [torch.randn(8, 3, 12, 12)], steps=3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def parts(wrapped: compoff.Wrapped) -> tuple[list[compoff.Head], list[compoff.Tail]]:
+    pairs = [compoff.export(wrapped, split) for split in wrapped.split_points]
+    return [head for head, _ in pairs], [tail for _, tail in pairs]
+
+
+@pytest.fixture(scope="module")
+def server(parts: tuple[list[compoff.Head], list[compoff.Tail]]) -> Iterator[compoff.Server]:
+    with compoff.serve(parts[1], "127.0.0.1:0", workers=2) as running:
+        yield running
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+@pytest.mark.parametrize("split", ["input", "block"])
+def test_remote_returns_what_the_student_returns(wrapped, parts, server, split: str, batch: int) -> None:
+    x = torch.randn(batch, 3, 12, 12)
+    with torch.no_grad(), wrapped.at(split):
+        expected = wrapped(x)
+    with compoff.connect(parts[0], server.address) as remote:
+        answer = remote(x, split=split)
+        report = remote.last
+    assert answer.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(answer[name], tensor, atol=1e-5, rtol=0)
+    assert report is not None
+    assert report.split == split
+    assert report.payload_bytes == len(bytes(parts[0][wrapped.split_points.index(split)](x)))
+    assert 0 < report.head_seconds + report.remote_seconds <= report.total_seconds
+
+
+def test_numpy_in_numpy_out_and_the_answer_can_be_written_to(parts, server) -> None:
+    with compoff.connect(parts[0][0], server.address) as remote:
+        answer = remote(np.zeros((2, 3, 12, 12), np.float32))
+        tensors = remote(torch.zeros(2, 3, 12, 12))
+    answer["scores"][0, 0] = 7
+    tensors["scores"][0, 0] = 7
+    assert isinstance(answer["scores"], np.ndarray)
+    assert isinstance(tensors["scores"], torch.Tensor)
+
+
+def test_threads_get_their_own_answers(wrapped, parts, server) -> None:
+    inputs = [torch.randn(1, 3, 12, 12) for _ in range(48)]
+    with torch.no_grad(), wrapped.at("block"):
+        expected = [wrapped(x)["scores"] for x in inputs]
+    with compoff.connect(parts[0], server.address) as remote, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda x: remote(x, split="block")["scores"], inputs))
+    for answer, right in zip(answers, expected, strict=True):
+        torch.testing.assert_close(answer, right, atol=1e-5, rtol=0)
+
+
+def test_async_remote_has_many_in_flight(wrapped, parts, server) -> None:
+    inputs = [torch.randn(1, 3, 12, 12) for _ in range(12)]
+    with torch.no_grad(), wrapped.at("input"):
+        expected = [wrapped(x)["scores"] for x in inputs]
+
+    async def main() -> list[torch.Tensor]:
+        async with await compoff.connect_async(parts[0], server.address) as remote:
+            answers = await asyncio.gather(*(remote(x) for x in inputs))
+            assert remote.last is not None
+            return [answer["scores"] for answer in answers]
+
+    for answer, right in zip(asyncio.run(main()), expected, strict=True):
+        torch.testing.assert_close(answer, right, atol=1e-5, rtol=0)
+
+
+def test_wrong_inputs_never_reach_the_wire(parts, server) -> None:
+    with compoff.connect(parts[0], server.address) as remote:
+        for wrong in (torch.zeros(1, 3, 12, 13), torch.zeros(1, 3, 12, 12).double(), torch.zeros(0, 3, 12, 12), "x"):
+            with pytest.raises(compoff.FeatureError):
+                remote(wrong)
+        with pytest.raises(compoff.SplitError, match="no head is connected for 'layer9'"):
+            remote(torch.zeros(1, 3, 12, 12), split="layer9")
+        assert remote.last is None
+        assert remote(torch.zeros(1, 3, 12, 12))["scores"].shape == (1, 5)
+
+
+def test_heads_must_be_there_and_of_different_split_points(parts, server) -> None:
+    for heads in ([], [parts[0][0], parts[0][0]]):
+        with pytest.raises(compoff.SplitError, match="each split point once"):
+            compoff.connect(heads, server.address)
+
+
+def test_a_head_of_another_export_is_refused(wrapped, server) -> None:
+    other = compoff.wrap(Net().eval(), "input", example_input=torch.zeros(2, 3, 12, 12))
+    head, _ = compoff.export(other, "input")
+    with pytest.raises(compoff.ArtifactMismatch):
+        compoff.connect(head, server.address)
+
+
+def test_no_server(parts) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    began = time.monotonic()
+    with pytest.raises((compoff.ConnectionLost, compoff.ConnectTimeout), match=address):
+        compoff.connect(parts[0], address, timeout=2)
+    assert time.monotonic() - began < 3
+
+
+def test_a_server_that_says_nothing(parts) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        with pytest.raises(compoff.ConnectTimeout):
+            compoff.connect(parts[0], f"127.0.0.1:{silent.getsockname()[1]}", timeout=0.5)
+        assert time.monotonic() - began < 2
+
+
+class _Stand:
+    """A tail that does as it is told."""
+
+    def __init__(self, tail: compoff.Tail, reply: bytes | None = None, seconds: float = 0.0) -> None:
+        self.artifact_id = tail.artifact_id
+        self.max_payload_bytes = tail.max_payload_bytes
+        self.reply = reply
+        self.seconds = seconds
+
+    def answer(self, payload: bytes) -> bytes:
+        time.sleep(self.seconds)
+        if self.reply is None:
+            raise ValueError("no luck today")
+        return self.reply
+
+
+def test_a_tail_that_raises_is_a_remote_error(parts) -> None:
+    heads, tails = parts
+    with compoff.serve(_Stand(tails[0])) as broken, compoff.connect(heads[0], broken.address) as remote:
+        with pytest.raises(compoff.RemoteError, match="no luck today"):
+            remote(torch.zeros(1, 3, 12, 12))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"",
+        b"garbage",
+        pack([np.zeros((1, 5), np.float32)]),
+        pack([np.zeros((2, 5), np.float32), np.zeros((2, 8, 12, 12), np.float32)]),
+        pack([np.zeros((1, 5), np.float64), np.zeros((1, 8, 12, 12), np.float32)]),
+    ],
+    ids=["empty", "garbage", "too few", "another batch", "another dtype"],
+)
+def test_a_reply_of_another_form_is_refused(parts, reply: bytes) -> None:
+    heads, tails = parts
+    with compoff.serve(_Stand(tails[0], reply)) as odd, compoff.connect(heads[0], odd.address) as remote:
+        with pytest.raises(compoff.RemoteProtocolError, match="reply|answered"):
+            remote(torch.zeros(1, 3, 12, 12))
+
+
+def test_a_late_answer_is_a_timeout_and_is_never_taken_for_the_next(parts) -> None:
+    heads, tails = parts
+    slow = _Stand(tails[0], b"", seconds=0.4)
+    with compoff.serve(slow) as server, compoff.connect(heads[0], server.address) as remote:
+        began = time.monotonic()
+        with pytest.raises(compoff.ReadTimeout):
+            remote(torch.zeros(1, 3, 12, 12), timeout=0.1)
+        assert time.monotonic() - began < 0.4
+        slow.seconds = 0.0
+        slow.reply = pack([np.ones((1, 5), np.float32), np.zeros((1, 8, 12, 12), np.float32)])
+        time.sleep(0.5)
+        assert float(remote(torch.zeros(1, 3, 12, 12))["scores"].sum()) == 5.0
+
+
+def test_a_closed_remote_says_so(parts, server) -> None:
+    remote = compoff.connect(parts[0], server.address)
+    remote.close()
+    with pytest.raises(compoff.LocalProtocolError, match="closed"):
+        remote(torch.zeros(1, 3, 12, 12))
+
+
+_EDGE = """
+import sys, torch, compoff
+tail = compoff.Tail.load(sys.argv[1])
+with tail.serve(sys.argv[2]) as server:
+    print(server.address, flush=True)
+    server.wait()
+"""
+
+
+def _edge(folder: Path, address: str = "127.0.0.1:0") -> tuple[subprocess.Popen[str], str]:
+    """A real edge process; returns it and its address."""
+    command = [sys.executable, "-c", _EDGE, str(folder), address]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+def test_a_killed_edge_process_ends_the_call_and_the_next_call_finds_its_successor(wrapped, parts, tmp_path) -> None:
+    heads, tails = parts
+    tails[1].save(tmp_path / "tail")
+    first, address = _edge(tmp_path / "tail")
+    x = torch.randn(1, 3, 12, 12)
+    with torch.no_grad(), wrapped.at("block"):
+        expected = wrapped(x)["scores"]
+    successor = None
+    try:
+        with compoff.connect(heads[1], address, timeout=30) as remote:
+            torch.testing.assert_close(remote(x)["scores"], expected, atol=1e-5, rtol=0)
+            threading.Timer(0.3, first.kill).start()
+            with pytest.raises(compoff.WireError):
+                for _ in range(100_000):
+                    remote(x)
+            with pytest.raises(compoff.WireError):
+                remote(x, timeout=1)
+            first.wait()
+            successor, _ = _edge(tmp_path / "tail", address)
+            torch.testing.assert_close(remote(x)["scores"], expected, atol=1e-5, rtol=0)
+    finally:
+        for process in (first, successor):
+            if process is not None:
+                process.kill()
+                process.wait()
+                process.stdout.close()

@@ -1,0 +1,122 @@
+"""Jobs: every way in which a tail can end, and what a client may learn of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from compoff.edge.workers import Job, Outcome, Workers, describe_error, run_job
+from compoff.errors import PayloadError
+from compoff.wire.messages import ErrorCode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Tail:
+    """Does what it was made with."""
+
+    artifact_id = bytes(range(32))
+    max_payload_bytes = 100
+
+    def __init__(self, do: Callable[[bytes], bytes]) -> None:
+        self._do = do
+
+    def answer(self, payload: bytes) -> bytes:
+        return self._do(payload)
+
+
+def job(do: Callable[[bytes], bytes], *, deadline: float = math.inf, wanted: bool = True) -> Job:
+    return Job(Tail(do), b"payload", deadline, lambda: wanted, lambda outcome: None)
+
+
+def raising(error: BaseException) -> Callable[[bytes], bytes]:
+    def do(payload: bytes) -> bytes:
+        raise error
+
+    return do
+
+
+def test_an_answer() -> None:
+    assert run_job(job(bytes.upper)) == Outcome(b"PAYLOAD")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (PayloadError("bad checksum\nat byte 3"), ErrorCode.PAYLOAD, "bad checksum"),
+        (ValueError("no"), ErrorCode.TAIL, "ValueError: no"),
+        (ValueError(), ErrorCode.TAIL, "ValueError"),
+        (RuntimeError("first\nTraceback: second"), ErrorCode.TAIL, "RuntimeError: first"),
+        (MemoryError("too much"), ErrorCode.TAIL, "MemoryError: too much"),
+        (SystemExit(1), ErrorCode.TAIL, "SystemExit: 1"),
+        (KeyboardInterrupt(), ErrorCode.TAIL, "KeyboardInterrupt"),
+    ],
+)
+def test_what_a_tail_raises(error: BaseException, code: ErrorCode, text: str) -> None:
+    assert run_job(job(raising(error))) == Outcome(b"", code, text)
+
+
+def test_an_answer_that_is_no_bytes() -> None:
+    outcome = run_job(job(lambda payload: "text"))  # type: ignore[arg-type, return-value]
+    assert outcome == Outcome(b"", ErrorCode.TAIL, "TypeError: the tail answered with str; expected bytes")
+
+
+def test_an_expired_job_is_not_even_decoded() -> None:
+    called: list[bytes] = []
+    outcome = run_job(job(lambda payload: called.append(payload) or b"", deadline=time.monotonic() - 0.001))
+    assert outcome is not None
+    assert outcome.code is ErrorCode.DEADLINE
+    assert run_job(job(lambda payload: called.append(payload) or b"", wanted=False)) is None
+    assert called == []
+
+
+def test_an_answer_after_the_deadline_is_not_sent() -> None:
+    outcome = run_job(job(lambda payload: time.sleep(0.03) or b"late", deadline=time.monotonic() + 0.01))
+    assert outcome is not None
+    assert (outcome.code, outcome.body) == (ErrorCode.DEADLINE, b"")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("[Errno 2] No such file: '/srv/models/tail.pt2'", "[Errno 2] No such file: '<path>'"),
+        ("C:\\models\\tail.pt2 is damaged", "<path> is damaged"),
+        ("in ~/models/a and ../b/c or ./d", "in <path> and <path> or <path>"),
+        ("(/a/b), then \"/c\"", "(<path>), then \"<path>\""),
+        ("shapes 3/4 and n/a stay", "shapes 3/4 and n/a stay"),
+        ("sizes (1, 3) x [4]: 5", "sizes (1, 3) x [4]: 5"),
+        ("x" * 1000, "x" * 288),
+        ("\x1b[2J", "?[2J"),
+    ],
+)  # fmt: skip
+def test_paths_and_control_characters_are_taken_out(text: str, shown: str) -> None:
+    assert describe_error(RuntimeError(text)).removeprefix("RuntimeError: ")[:288] == shown
+
+
+def test_the_log_has_the_frames_and_not_the_payload(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "compoff.serve"):
+        run_job(job(raising(ValueError("no"))))
+    assert "in answer" in caplog.text
+    assert "the tail of 00010203 raised ValueError: no" in caplog.text
+    assert "payload'" not in caplog.text
+
+
+def test_threads_work_in_parallel_and_stop_after_what_is_queued() -> None:
+    outcomes: list[Outcome | None] = []
+    together = threading.Barrier(2)
+
+    def meet(payload: bytes) -> bytes:
+        together.wait(5)
+        return payload
+
+    workers = Workers(2)
+    for _ in range(4):
+        workers.submit(Job(Tail(meet), b"x", math.inf, lambda: True, outcomes.append))
+    workers.stop(5)
+    assert outcomes == [Outcome(b"x")] * 4

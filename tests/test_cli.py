@@ -1,0 +1,135 @@
+"""The command line, as a user meets it: real processes for serve and call, no traceback for a typo."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+import compoff
+from compoff.__main__ import main
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def _compoff(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "compoff", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(256, 6)).eval()
+    model = compoff.wrap(net, "input", example_input=torch.zeros(2, 3, 8, 8)).eval()
+    head, tail = compoff.export(model, "input")
+    path = tmp_path_factory.mktemp("export")
+    head.save(path / "head")
+    tail.save(path / "tail")
+    np.save(path.parent / "one.npy", np.ones((3, 8, 8), np.float32))
+    np.save(path.parent / "three.npy", np.ones((3, 3, 8, 8), np.float32))
+    np.save(path.parent / "expected.npy", tail(head(torch.ones(1, 3, 8, 8))).numpy())
+    return path
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "compoff", "serve", str(folder), "--address", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[-1]
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "stopped\n"
+        assert process.wait(timeout=20) == 0
+
+
+def test_call_gets_what_the_tail_answers(folder: Path, address: str, tmp_path: Path) -> None:
+    answer = tmp_path / "answer.npy"
+    done = _compoff(
+        "call", str(folder), "--address", address, "--input", str(folder.parent / "one.npy"), "--output", str(answer)
+    )
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load(answer), np.load(folder.parent / "expected.npy"), atol=1e-5)
+    assert "top 5: " in done.stdout
+    assert "B sent" in done.stdout
+
+
+def test_call_takes_a_batch(folder: Path, address: str) -> None:
+    done = _compoff("call", str(folder), "--address", address, "--input", str(folder.parent / "three.npy"))
+    assert done.stdout.count("top 5: ") == 3
+
+
+def test_inspect_tells_both_parts(folder: Path) -> None:
+    told = json.loads(_compoff("inspect", str(folder), "--json").stdout)
+    assert [part["kind"] for part in told] == ["head", "tail"]
+    assert told[0]["artifact_id"] == told[1]["artifact_id"]
+    assert told[0]["ceiling_bytes"] == compoff.Head.load(folder).payload_format.max_bytes(1)
+    table = _compoff("inspect", str(folder / "tail")).stdout
+    assert "artifact_id" in table
+    assert "tail.pt2" in table
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["inspect", "no-such-folder"], "no-such-folder"),
+        (["serve", "no-such-folder"], "no-such-folder"),
+        (["serv"], "serve"),
+        (["call", "FOLDER", "--address", "nonsense", "--input", "ONE"], "host:port"),
+        (["call", "FOLDER", "--address", "127.0.0.1:1", "--input", "ONE"], "compoff serve"),
+        (["call", "FOLDER", "--address", "127.0.0.1:1", "--input", "no-such-file.npy"], "no-such-file.npy"),
+        (["call", "FOLDER", "--address", "127.0.0.1:1", "--input", "TEXT"], "numpy.save"),
+        (["demo", "--data", "no-such-folder"], "no-such-folder"),
+    ],
+    ids=" ".join,
+)
+def test_a_typo_gets_one_message_and_no_traceback(
+    folder: Path, tmp_path: Path, words: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.npy").write_text("text")
+    names = {"FOLDER": str(folder), "ONE": str(folder.parent / "one.npy"), "TEXT": str(tmp_path / "text.npy")}
+    monkeypatch.setattr(sys, "argv", ["compoff", *(names.get(word, word) for word in words)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code not in (0, None)
+    assert told in capfd.readouterr().err
+
+
+def test_a_failing_command_prints_no_traceback() -> None:
+    done = _compoff("inspect", "no-such-folder")
+    assert done.returncode == 1
+    assert done.stderr.startswith("compoff: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_token_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("right\n")
+    (tmp_path / "wrong").write_text("wrong\n")
+    words = ["serve", str(folder), "--address", "127.0.0.1:0", "--token-file", str(tmp_path / "token")]
+    with subprocess.Popen([sys.executable, "-m", "compoff", *words], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            address = process.stdout.readline().split()[-1]
+            call = ["call", str(folder), "--address", address, "--input", str(folder.parent / "one.npy")]
+            refused = _compoff(*call, "--token-file", str(tmp_path / "wrong"))
+            served = _compoff(*call, "--token-file", str(tmp_path / "token"))
+        finally:
+            process.terminate()
+    assert refused.returncode == 1
+    assert "token" in refused.stderr
+    assert served.returncode == 0
+
+
+def test_the_command_without_its_extra_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None; sys.modules['rich'] = None\nfrom compoff.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert 'pip install "compoff[cli]"' in done.stderr

@@ -1,0 +1,277 @@
+"""The asyncio client over real sockets: tasks, deadlines, cancellation, and wrong servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from compoff.edge.server import serve
+from compoff.errors import (
+    ArtifactMismatch,
+    AuthenticationError,
+    CompoffError,
+    ConnectionLost,
+    ConnectTimeout,
+    LocalProtocolError,
+    PayloadError,
+    ReadTimeout,
+    RemoteError,
+    RemoteProtocolError,
+    ServerBusy,
+)
+from compoff.wire.async_client import AsyncClient, open_async_client
+from compoff.wire.frames import Frame, FrameType, serialize
+from compoff.wire.messages import Route, Welcome
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+
+ID = bytes(range(32))
+WELCOME = serialize(Frame(FrameType.WELCOME, Welcome(4, (Route(0, 2**24),)).encode()))
+
+
+class Reverse:
+    """Answers with the payload reversed; sleeps as many milliseconds as a payload of digits says."""
+
+    artifact_id = ID
+    max_payload_bytes = 2**20
+
+    def answer(self, payload: bytes) -> bytes:
+        if payload == b"broken":
+            raise PayloadError("the payload is broken")
+        if payload == b"raise":
+            raise ValueError("no")
+        if payload.isdigit():
+            time.sleep(int(payload) / 1000)
+        return payload[::-1]
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    async def guarded() -> None:
+        await asyncio.wait_for(main, 20)
+
+    asyncio.run(guarded())
+
+
+@contextlib.asynccontextmanager
+async def connected(**options: Any) -> AsyncIterator[AsyncClient]:
+    with serve(Reverse(), workers=4, **options) as server:
+        async with await open_async_client(server.address, [ID]) as client:
+            yield client
+
+
+@contextlib.asynccontextmanager
+async def scripted(greeting: bytes, hold: bool) -> AsyncIterator[str]:
+    """A server that greets each connection with some bytes, then waits or hangs up."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
+        with contextlib.suppress(OSError):
+            while hold and await reader.read(65536):
+                pass
+            writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await asyncio.sleep(0.05)  # for the handlers to see that the client has gone
+
+
+def test_many_tasks_each_get_their_own_answer() -> None:
+    async def main() -> None:
+        rng = random.Random(0)
+        async with connected(window=64) as client:
+            bodies = [f"{number} ".encode() + rng.randbytes(rng.choice((0, 10, 50_000))) for number in range(64)]
+            for _ in range(10):
+                answers = await asyncio.gather(*(client.request(body) for body in bodies))
+                assert answers == [body[::-1] for body in bodies]
+            assert (client.window, client.max_payload_bytes(), client.closed) == (64, 2**20, False)
+
+    run(main())
+
+
+def test_answers_may_come_out_of_order() -> None:
+    async def main() -> None:
+        async with connected() as client:
+            done: list[bytes] = []
+
+            async def ask(body: bytes) -> None:
+                done.append(await client.request(body))
+
+            await asyncio.gather(ask(b"0500"), ask(b"0200"), ask(b"x"))
+            assert done == [b"x", b"0020", b"0050"]
+
+    run(main())
+
+
+def test_deadline_and_late_answer() -> None:
+    async def main() -> None:
+        async with connected() as client:
+            start = time.monotonic()
+            with pytest.raises(ReadTimeout, match=r"no answer within 0\.05 s"):
+                await client.request(b"0500", timeout=0.05)
+            assert time.monotonic() - start < 0.4
+            await asyncio.sleep(0.5)
+            assert await client.request(b"on") == b"no"
+
+    run(main())
+
+
+def test_a_cancelled_task_gives_its_answer_up() -> None:
+    async def main() -> None:
+        async with connected(window=1) as client:
+            task = asyncio.create_task(client.request(b"0100"))
+            await asyncio.sleep(0.02)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            with pytest.raises(ServerBusy, match="1 requests are unanswered, 1 of them"):
+                await client.request(b"x")
+            await asyncio.sleep(0.5)
+            assert await client.request(b"on") == b"no"
+
+    run(main())
+
+
+def test_errors_come_back() -> None:
+    async def main() -> None:
+        async with connected() as client:
+            with pytest.raises(PayloadError, match="broken"):
+                await client.request(b"broken")
+            with pytest.raises(RemoteError, match="ValueError: no"):
+                await client.request(b"raise")
+            with pytest.raises(LocalProtocolError, match="route 1"):
+                await client.request(b"x", route=1)
+            with pytest.raises(LocalProtocolError, match="positive"):
+                await client.request(b"x", timeout=0)
+            assert 0 < await client.ping() < 1
+
+    run(main())
+
+
+def test_close_ends_what_waits() -> None:
+    async def main() -> None:
+        async with connected() as client:
+            task = asyncio.create_task(client.request(b"0300"))
+            await asyncio.sleep(0.02)
+            await client.close()
+            with pytest.raises(ConnectionLost, match="closed on this side"):
+                await task
+            with pytest.raises(ConnectionLost, match="closed on this side"):
+                await client.request(b"x")
+            assert client.closed
+            await client.close()
+
+    run(main())
+
+
+def test_server_stops_and_server_gone() -> None:
+    async def main() -> None:
+        with serve(Reverse()) as server:
+            client = await open_async_client(server.address, [ID])
+            task = asyncio.create_task(client.request(b"0100"))
+            await asyncio.sleep(0.02)
+            await asyncio.to_thread(server.close)
+            assert await task == b"0010"
+            with pytest.raises(ConnectionLost):
+                await client.request(b"x")
+            await client.close()
+            with pytest.raises(ConnectionLost, match="compoff serve"):
+                await open_async_client(server.address, [ID])
+        async with scripted(WELCOME, hold=False) as address:
+            client = await open_async_client(address, [ID])
+            with pytest.raises(ConnectionLost):
+                await client.request(b"x", timeout=1)
+            await client.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("ids", "token", "expected"),
+    [
+        ([ID], "wrong", AuthenticationError),
+        ([ID], None, AuthenticationError),
+        ([bytes(32)], "secret", ArtifactMismatch),
+        ([bytes(3)], "secret", LocalProtocolError),
+    ],
+)
+def test_a_refused_handshake(ids: list[bytes], token: str | None, expected: type[CompoffError]) -> None:
+    async def main() -> None:
+        with serve(Reverse(), token="secret") as server:
+            with pytest.raises(expected):
+                await open_async_client(server.address, ids, token=token)
+            async with await open_async_client(server.address, [ID], token="secret") as client:
+                assert await client.request(b"in") == b"ni"
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("greeting", "hold", "expected"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", False, RemoteProtocolError),
+        (b"\x15\x03\x03\x00\x02\x02\x0a", False, RemoteProtocolError),
+        (b"", True, ConnectTimeout),
+        (b"", False, RemoteProtocolError),
+        (WELCOME[:9], True, ConnectTimeout),
+        (WELCOME[:9], False, RemoteProtocolError),
+        (WELCOME[:-1] + b"\x00", True, RemoteProtocolError),
+    ],
+    ids=["http", "tls", "silence", "hang-up", "half", "half-hang-up", "damaged"],
+)
+def test_another_service_on_the_port(greeting: bytes, hold: bool, expected: type[CompoffError]) -> None:
+    async def main() -> None:
+        async with scripted(greeting, hold) as address:
+            start = time.monotonic()
+            with pytest.raises(expected, match=address):
+                await open_async_client(address, [ID], connect_timeout=0.3)
+            assert time.monotonic() - start < 1
+
+    run(main())
+
+
+def test_addresses_that_lead_nowhere() -> None:
+    async def main() -> None:
+        with pytest.raises(LocalProtocolError, match="port 0"):
+            await open_async_client("127.0.0.1:0", [ID])
+        with pytest.raises(ConnectionLost, match="is unknown"):
+            await open_async_client("a..b:7878", [ID])
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(ConnectionLost, match=f"no connection to {address}"):
+            await open_async_client(address, [ID])
+
+    run(main())
+
+
+def test_a_peer_that_does_not_read_cannot_stretch_a_deadline() -> None:
+    async def main() -> None:
+        release = asyncio.Event()
+
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(WELCOME)
+            writer.transport.pause_reading()
+            await release.wait()
+            writer.transport.abort()
+
+        async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+            address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            client = await open_async_client(address, [ID])
+            with pytest.raises(ReadTimeout):
+                await client.request(bytes(2**24), timeout=0.1)
+            start = time.monotonic()
+            with pytest.raises(ReadTimeout):
+                await client.request(b"x", timeout=0.1)
+            assert time.monotonic() - start < 1
+            await client.close()
+            release.set()
+            await asyncio.sleep(0.05)
+
+    run(main())
