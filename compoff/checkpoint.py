@@ -5,13 +5,14 @@ Holds the bottlenecks and how to make them again, never the model's own weights.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import safetensors.torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from compoff.errors import ArtifactError
 from compoff.fingerprint import fingerprint
@@ -35,9 +36,12 @@ def save_bottlenecks(path: str | Path, base: nn.Module, bottlenecks: nn.Module, 
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": _FORMAT, "base": fingerprint(base.state_dict()), "description": json.dumps(description)}
+    tensors = {name: tensor.contiguous() for name, tensor in bottlenecks.state_dict().items()}
+    text = json.dumps(description)
+    metadata = {"format": _FORMAT, "base": fingerprint(base.state_dict()), "description": text}
+    metadata["checksum"] = _checksum(text, tensors)
     draft = target.with_name(target.name + ".part")
-    save_file({name: tensor.contiguous() for name, tensor in bottlenecks.state_dict().items()}, draft, metadata)
+    safetensors.torch.save_file(tensors, draft, metadata)
     os.replace(draft, target)  # noqa: PTH105 - atomic, and says so
 
 
@@ -55,18 +59,31 @@ def read_bottlenecks(path: str | Path, base: nn.Module) -> tuple[dict[str, Any],
         ArtifactError: The file is damaged or foreign, or was fitted for a model with other weights.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        description = json.loads(metadata.get("description", "null"))
+        with cast("Any", safe_open)(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        text = metadata.get("description", "null")
+        description: Any = json.loads(text)
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"'{path}' cannot be read ({error}); expected a file that Wrapped.save wrote") from error
     if metadata.get("format") != _FORMAT or not isinstance(description, dict):
-        raise ArtifactError(f"'{path}': format is {metadata.get('format')!r}, expected {_FORMAT!r}; save again with this version")
+        raise ArtifactError(
+            f"'{path}': format is {metadata.get('format')!r}, expected {_FORMAT!r}; save again with this version"
+        )
+    # The first files had no checksum.
+    if metadata.get("checksum", _checksum(text, tensors)) != _checksum(text, tensors):
+        raise ArtifactError(
+            f"'{path}': checksum does not fit the rest of the file; it was changed or damaged: save again"
+        )
     found, given = metadata.get("base", ""), fingerprint(base.state_dict())
     if found != given:
         raise ArtifactError(
-            f"'{path}': base is {found[:8]}…, but this {type(base).__name__} has the fingerprint {given[:8]}…; the bottlenecks "
-            "were fitted for a model with other weights: load those, or fit again"
+            f"'{path}': base is {found[:8]}…, but this {type(base).__name__} has the fingerprint {given[:8]}…; the "
+            "bottlenecks were fitted for a model with other weights: load those, or fit again"
         )
     return description, tensors  # pyright: ignore[reportUnknownVariableType]
+
+
+def _checksum(description: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of all that the file holds of the bottlenecks."""
+    return hashlib.sha256(f"{description}|{fingerprint(tensors)}".encode()).hexdigest()

@@ -22,7 +22,8 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
         state: Tensors by name.
 
     Returns:
-        64 hexadecimal digits, the same for the same names and values on every platform.
+        64 hexadecimal digits, the same for the same names and values on every platform; extra state that is no tensor
+        does not count.
 
     Example:
         >>> import torch
@@ -33,6 +34,8 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(state):
+        if not isinstance(state[name], torch.Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] - extra state may be
+            continue
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")

@@ -7,8 +7,10 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+from torch.export.passes import move_to_device_pass
 
-from compoff.errors import ArtifactError
+from compoff.errors import ArtifactError, BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,16 +25,31 @@ class TorchProgram:
     """A program ready to run.
 
     Args:
-        program: The exported program.
+        program: The exported program, on the CPU.
         data: The same as the bytes of a ``.pt2`` file; None to make them when they are asked for.
-        device: Where to run it.
+        device: Where to run it, such as ``"cuda"``.
+
+    Raises:
+        BackendError: There is no such device here.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> exported = torch.export.export(torch.nn.ReLU(), (torch.zeros(3),))
+        >>> TorchProgram(exported).run([np.array([-1, 0, 2], np.float32)])
+        [array([0., 0., 2.], dtype=float32)]
     """
 
     def __init__(self, program: ExportedProgram, data: bytes | None = None, device: str = "cpu") -> None:
         self._program = program
         self._data = data
-        self._device = torch.device(device)
-        self._module = program.module(check_guards=False).to(self._device)
+        try:
+            self._device = torch.device(device)
+            if self._device.type != "cpu":
+                self._data = self.to_bytes()  # before the program moves: files hold programs for the CPU
+                program = move_to_device_pass(program, device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # as torch names a device that is missing
+            raise BackendError(f"the program cannot run on device '{device}' ({error}); choose another") from error
+        self._module = program.module(check_guards=False)
 
     @classmethod
     def load(cls, data: bytes, name: str, device: str = "cpu") -> TorchProgram:
@@ -48,6 +65,7 @@ class TorchProgram:
 
         Raises:
             ArtifactError: PyTorch cannot read it.
+            BackendError: There is no such device here.
         """
         try:
             with warnings.catch_warnings():
@@ -56,8 +74,8 @@ class TorchProgram:
         except Exception as error:  # torch.export raises many types for one fact
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ArtifactError(
-                f"{name}: torch {torch.__version__} cannot load this program ({reason}); export again with this torch, or "
-                "install the one named under versions in the manifest"
+                f"{name}: torch {torch.__version__} cannot load this program ({reason}); export again with this torch, "
+                "or install the one named under versions in the manifest"
             ) from error
         return cls(program, data, device)
 
@@ -69,7 +87,9 @@ class TorchProgram:
         """
         if self._data is None:
             buffer = io.BytesIO()
-            torch.export.save(self._program, buffer)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # deprecations inside torch.export.save
+                torch.export.save(self._program, buffer)
             self._data = buffer.getvalue()
         return self._data
 
@@ -83,7 +103,12 @@ class TorchProgram:
             One array an output.
         """
         with torch.inference_mode():
-            tensors = [torch.from_numpy(array).to(self._device) for array in inputs]
-            outputs = self._module(*tensors)
-            leaves = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+            tensors = [_tensor(array).to(self._device) for array in inputs]
+            outputs: Sequence[Tensor] | Tensor = self._module(*tensors)
+            leaves = [outputs] if isinstance(outputs, Tensor) else outputs
             return [leaf.cpu().numpy() for leaf in leaves]
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """The array as a tensor; one that cannot be written to is copied, since PyTorch has no such tensors."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())  # pyright: ignore[reportUnknownMemberType]

@@ -5,7 +5,7 @@ So that the device returns what the model returns without torch and without the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from compoff.errors import ArtifactError
 
@@ -43,7 +43,7 @@ def flatten(
         if is_leaf(part):
             leaves.append(part)
             return {"leaf": len(leaves) - 1}
-        kind: type = type(part)
+        kind = cast("type[Any]", type(part))
         if kind in (tuple, list):
             return {kind.__name__: [describe(entry) for entry in part]}
         if kind is dict and all(isinstance(key, str) for key in part):
@@ -51,8 +51,8 @@ def flatten(
         if kind in _CONSTANTS:
             return {"value": part}
         raise ArtifactError(
-            f"{what} a {kind.__name__}; expected tensors in tuples, lists and dicts with string keys: wrap the model in "
-            "a module that keeps to these"
+            f"{what} a {kind.__name__}; expected tensors in tuples, lists and dicts with string keys: wrap the model "
+            "in a module that keeps to these"
         )
 
     return leaves, describe(value)

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Programs", "capture", "marker"]
 
-_CODEC = "_compoff_codec"
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
 
 _CODEC = "_compoff_codec"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

@@ -6,6 +6,7 @@ crosses is an error that names it. Knows graphs, not models.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -143,8 +144,8 @@ class _Tail:
 
     def _crosses(self, node: Node) -> bool:
         """Whether the node is computed on the device from the model's inputs."""
-        if node.op == "placeholder":
-            return True
+        if node is self.mark or node.op == "placeholder":
+            return node is not self.mark
         return node in self.from_input and node in self.head and isinstance(node.meta.get("val"), Tensor)
 
     def _descendants(self) -> set[Node]:
@@ -179,9 +180,9 @@ class _Tail:
         value = leaf.meta.get("val")
         if not isinstance(value, Tensor):
             raise SplitError(
-                f"the model returns {leaf.name}, a number that depends on the batch; return a tensor instead, or leave it out"
+                f"the model returns {leaf.name}, a number that depends on the batch; return a tensor, or leave it out"
             )
-        free = [axis for axis, size in enumerate(value.shape) if not isinstance(size, int)]
+        free = [axis for axis, size in enumerate(_shape(value)) if isinstance(size, str)]
         if free and (free != [0] or str(value.shape[0]) != str(self.mark.meta["val"].shape[0])):
             raise SplitError(
                 f"the model returns {leaf.name} of shape {_shape(value)}, where the batch is not the first axis as it "
@@ -193,8 +194,9 @@ class _Tail:
         """What crosses besides the symbols, how large it is, and what to do."""
         told = "; ".join(_told(node) for node in crossing)
         return (
-            f"besides the symbols, {len(crossing)} more tensor(s) would cross the cut at '{self.split}': {told}. Choose "
-            "a split point that one tensor enters and no skip connection passes, such as the start of the block around it"
+            f"besides the symbols, {len(crossing)} more tensor(s) would cross the cut at '{self.split}': {told}. "
+            "Choose a split point that one tensor enters and no skip connection passes, such as the start of the block "
+            "around it"
         )
 
 
@@ -203,15 +205,14 @@ def _told(node: Node) -> str:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return f"{node.name} ({type(value).__name__})"
-    count = 1
-    for size in value.shape[1:]:
-        count *= size if isinstance(size, int) else 1
+    count = math.prod(size for size in _shape(value)[1:] if not isinstance(size, str))
     return f"{node.name} {_shape(value)}, {count * value.element_size()} bytes a sample"
 
 
 def _shape(value: Tensor) -> list[int | str]:
     """A shape for people: free sizes by their symbol."""
-    return [size if isinstance(size, int) else str(size) for size in value.shape]
+    sizes: list[Any] = list(value.shape)  # in a graph they may be symbols, whatever their annotation says
+    return [size if isinstance(size, int) else str(size) for size in sizes]
 
 
 def _module(source: GraphModule, graph: Graph) -> GraphModule:

@@ -46,9 +46,7 @@ class ExampleInputs:
     batched: tuple[bool, ...] = ()
 
     @classmethod
-    def of_call(
-        cls, model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | None = None
-    ) -> ExampleInputs:
+    def of_call(cls, model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> ExampleInputs:
         """Keep the shapes of one call.
 
         A tensor is taken to have a batch axis if its first axis is as long as that of the first tensor.
@@ -73,8 +71,8 @@ class ExampleInputs:
             return value.new_zeros((2, *value.shape[1:]) if next(flags) else value.shape)
 
         with torch.inference_mode(mode=False):
-            zeros: tuple[Any, ...] = pytree.tree_map(empty, (args, keywords))
-        return cls(*zeros, batched)
+            zeros: Any = pytree.tree_map(empty, (args, keywords))
+        return cls(zeros[0], zeros[1], batched)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -90,8 +88,8 @@ class ExampleInputs:
         Returns:
             The changed inputs.
         """
-        moved: tuple[Any, ...] = pytree.tree_map_only(Tensor, function, (self.args, self.keywords))
-        return ExampleInputs(*moved, self.batched)
+        args, keywords = pytree.tree_map_only(Tensor, function, (self.args, self.keywords))
+        return ExampleInputs(args, keywords, self.batched)
 
     def describe(self) -> dict[str, Any]:
         """These inputs as JSON can hold them.
@@ -128,8 +126,8 @@ class ExampleInputs:
         for shape, dtype, *has_batch in description["inputs"]:
             zeros.append(torch.zeros(shape, dtype=_dtype(dtype)))
             batched.append(has_batch != [False] and len(shape) > 0)
-        args, keywords = unflatten(description["call"], zeros) if "call" in description else (zeros, {})
-        return cls(tuple(args), dict(keywords), tuple(batched))
+        call: list[Any] = unflatten(description["call"], zeros) if "call" in description else [zeros, {}]
+        return cls(tuple(call[0]), dict(call[1]), tuple(batched))
 
 
 def _in_order(

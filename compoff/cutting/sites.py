@@ -10,7 +10,7 @@ import difflib
 import weakref
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from compoff.errors import SplitError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
-__all__ = ["INPUT", "Site", "check_names", "first_tensor", "frozen", "locate"]
+__all__ = ["INPUT", "Site", "check_names", "first_tensor", "frozen", "locate", "named_modules"]
 
 INPUT = "input"
 """Name of the split point at the model's own input."""
@@ -116,6 +116,18 @@ class _Seen:
         return tensor is not None and tensor is other.tensor() and self.version == other.version
 
 
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module by its path, the model itself under the empty one.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Modules by path; one that has several is listed under the first.
+    """
+    return dict(cast("Iterator[tuple[str, nn.Module]]", model.named_modules()))
+
+
 class _Trace:
     """What one run of a model shows: calls in order, inputs of the split points, who made which tensor."""
 
@@ -124,7 +136,7 @@ class _Trace:
         self.entered: dict[str, Any] = {}
         self.moments: dict[str, _Seen] = {}
         self.makers: list[tuple[_Seen, str]] = []
-        self._names = {module: name for name, module in model.named_modules()}
+        self._names: dict[nn.Module, str] = {module: name for name, module in named_modules(model).items()}
         self._wanted = {INPUT, *paths}
         self._handles = [module.register_forward_pre_hook(self._enter, with_kwargs=True) for module in self._names]
         self._handles += [module.register_forward_hook(self._leave) for module in self._names]
@@ -134,8 +146,8 @@ class _Trace:
         self.calls.append(name)
         path = name or INPUT
         if path in self._wanted and path not in self.entered:
-            given = args[0] if args else next(iter(kwargs.values()), None)
-            y = first_tensor(args, kwargs) if not isinstance(given, (list, tuple, dict)) else given
+            given: Any = args[0] if args else next(iter(kwargs.values()), None)
+            y = cast("Any", given) if isinstance(given, (list, tuple, dict)) else first_tensor(args, kwargs)
             self.entered[path] = y
             if isinstance(y, Tensor):
                 self.moments[path] = _Seen.now(y)
@@ -177,7 +189,7 @@ def locate(
         >>> import torch
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
         >>> locate(net, ["2"], (torch.zeros(2, 3, 16, 16),))["2"]
-        Site(path='2', producer='1', shape=(8, 14, 14), later=('2',))
+        Site(path='2', producer='1', shape=(8, 14, 14), later=('2',), at_input=False)
 
     Source: this project.
     """
@@ -216,7 +228,7 @@ def check_names(model: nn.Module, paths: Sequence[str]) -> None:
     """
     if not paths:
         raise SplitError('no split point was given; expected module paths such as ["layer1", "layer2"], or "input"')
-    names = [name for name, _ in model.named_modules() if name]
+    names = [name for name in named_modules(model) if name]
     for path in paths:
         if not isinstance(path, str):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's mistake all the same
             raise SplitError(f"split point {path!r} is a {type(path).__name__}; expected module paths as strings")
@@ -239,15 +251,15 @@ def _site(model: nn.Module, path: str, trace: _Trace, counts: Counter[str]) -> S
     if counts[name] != 1:
         happened = "never called" if not counts[name] else f"called {counts[name]} times"
         raise SplitError(
-            f"'{path}' is {happened} in one forward pass of {type(model).__name__} with these inputs, so there is no one "
-            "place to split; choose a module that runs exactly once, such as the block around it or the block after it"
+            f"'{path}' is {happened} in one forward pass of {type(model).__name__} with these inputs, so there is no "
+            "one place to split; choose a module that runs exactly once, such as the block around it or after it"
         )
-    y = trace.entered[path]
+    y: Any = trace.entered[path]
     if not isinstance(y, Tensor):
-        what = f"a {type(y).__name__} of {len(y)} items" if isinstance(y, (list, tuple, dict)) else type(y).__name__
+        what = type(y).__name__ if y is None else f"a {type(y).__name__} of {len(y)} items"
         raise SplitError(
-            f"the input of '{path}' is {what}, not one tensor; choose a block start that one tensor enters, such as the "
-            "block around it"
+            f"the input of '{path}' is {what}, not one tensor; choose a block start that one tensor enters, such as "
+            "the block around it"
         )
     if not y.is_floating_point():
         raise SplitError(
@@ -256,8 +268,8 @@ def _site(model: nn.Module, path: str, trace: _Trace, counts: Counter[str]) -> S
         )
     if not 2 <= y.dim() <= 4 or y.numel() == 0:
         raise SplitError(
-            f"the input of '{path}' has shape {tuple(y.shape)}; expected a batch of features, (batch, channels, height, "
-            "width), (batch, channels, time) or (batch, features), none of them empty"
+            f"the input of '{path}' has shape {tuple(y.shape)}; expected a batch of features, (batch, channels, "
+            "height, width), (batch, channels, time) or (batch, features), none of them empty"
         )
     # The first module that returned it: whoever reads the tensor later, skips included, then sees the decoded one.
     producer = next((maker for maker in trace.producers(path) if counts[maker] == 1), None) if path != INPUT else None
@@ -272,7 +284,7 @@ def _later_blocks(model: nn.Module, name: str, calls: list[str]) -> tuple[str, .
     for part in name.split(".")[:-1]:
         parents.append(f"{parents[-1]}.{part}".lstrip("."))
     later = calls[calls.index(name) :]
-    modules = dict(model.named_modules())
+    modules = named_modules(model)
     blocks: dict[str, None] = {}
     for call in later:
         parent = call.rpartition(".")[0]

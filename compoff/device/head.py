@@ -6,7 +6,7 @@ Checks what it is given, runs the program of its runtime, codes the symbols. Kno
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from compoff.artifact import find_part, read_folder, write_folder
 from compoff.errors import BackendError, FeatureError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -73,7 +74,8 @@ class Head:
         """Turn inputs into the bytes to send.
 
         Args:
-            *inputs: What the model takes: tensors of the runtime, or numpy arrays, with a batch axis.
+            *inputs: The tensors that the model takes, in its own order: tensors of the runtime, or numpy arrays.
+                Flags and numbers became constants at the export and are not given again.
             quality: Index of the quality; None for the best.
             coding: ``"range"`` (the shortest), ``"huffman"`` (the paper's) or ``"raw"``.
 
@@ -107,10 +109,15 @@ class Head:
 
     def _arrays(self, inputs: tuple[Any, ...]) -> list[NDArray[Any]]:
         """The inputs as arrays, checked against what the head was exported for."""
-        specs = self.manifest.inputs
-        if len(inputs) != len(specs):
-            raise FeatureError(f"{len(inputs)} inputs were given; {self!r} takes {len(specs)}, in the model's own order")
-        arrays = [self._array(value, spec, index) for index, (value, spec) in enumerate(zip(inputs, specs, strict=True))]
+        specs, values = self.manifest.inputs, list(_leaves(inputs))
+        if len(values) != len(specs):
+            raise FeatureError(
+                f"{len(values)} inputs were given; {self!r} takes {len(specs)}: the tensors that the model takes, in "
+                "its own order"
+            )
+        arrays = [
+            self._array(value, spec, index) for index, (value, spec) in enumerate(zip(values, specs, strict=True))
+        ]
         sizes = {len(array) for array, spec in zip(arrays, specs, strict=True) if spec.batched}
         if len(sizes) > 1 or not 1 <= max(sizes, default=1) <= self.manifest.max_batch:
             raise FeatureError(
@@ -121,15 +128,19 @@ class Head:
 
     def _array(self, value: Any, spec: TensorSpec, index: int) -> NDArray[Any]:
         """One input as a contiguous array."""
-        array = value if isinstance(value, np.ndarray) else self.runner.to_numpy(value)
+        array = cast("NDArray[Any]", value) if isinstance(value, np.ndarray) else self.runner.to_numpy(value)
         if array is None:
-            raise FeatureError(f"input {index} is a {type(value).__name__}; expected a tensor or a numpy array")
-        expected = f"{spec.dtype} of shape {('batch', *spec.shape) if spec.batched else spec.shape}"
+            given = type(cast("object", value)).__name__
+            raise FeatureError(f"input {index} is a {given}; expected a tensor or a numpy array")
+        shape = ("batch", *spec.shape) if spec.batched else spec.shape
         if str(array.dtype) != spec.dtype:
-            raise FeatureError(f"input {index} is {array.dtype}; expected {expected}: convert it as you do for the model")
+            raise FeatureError(
+                f"input {index} is {array.dtype}; expected {spec.dtype} of shape {shape}: convert it as you do for the "
+                "model"
+            )
         if tuple(array.shape[1:] if spec.batched else array.shape) != spec.shape or (spec.batched and array.ndim == 0):
-            raise FeatureError(f"input {index} has shape {array.shape}; expected {expected}")
-        return np.ascontiguousarray(array)
+            raise FeatureError(f"input {index} has shape {array.shape}; expected {spec.dtype} of shape {shape}")
+        return np.asarray(array, order="C")
 
     def save(self, path: str | Path) -> None:
         """Write this head to a folder.
@@ -161,7 +172,7 @@ class Head:
             raise BackendError(f"'{path}' holds a PyTorch program and torch is not installed; install torch")
         from compoff.device.runners.torch import TorchRunner  # only here, so that a device without torch can import us
 
-        return cls(folder.manifest, folder.tables, TorchRunner.load(folder.path))
+        return cls(folder.manifest, folder.tables, TorchRunner.load(folder))
 
     def connect(self, address: str, *, token: str | None = None, timeout: float = 10.0) -> Remote:
         """Open a connection to the edge server that holds this head's tail.
@@ -180,3 +191,14 @@ class Head:
         from compoff.device.remote import connect  # remote builds on Head
 
         return connect(self, address, token=token, timeout=timeout)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Tensors of nested inputs in order; None, which a model may take for "not given", is none."""
+    if isinstance(value, (tuple, list)):
+        for entry in value:  # pyright: ignore[reportUnknownVariableType]
+            yield from _leaves(entry)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
+    elif value is not None:
+        yield value

@@ -146,8 +146,7 @@ def serve(
         max_pending: Requests that may wait for the workers, of all connections; one more is refused as busy.
         max_held_bytes: Payloads waiting and messages half received, of all connections, in bytes.
         handshake_timeout: Seconds for a new client to say HELLO.
-        message_timeout: Seconds from a message's first byte to its last, and without progress for a client that does
-            not read its answers.
+        message_timeout: Seconds from a message's first byte to its last, or without any answer being read.
         idle_timeout: Seconds without any message after which a connection is closed.
         drain_timeout: Seconds that ``close`` gives the answers in flight.
 
@@ -170,16 +169,8 @@ def serve(
 
     Source: this project.
     """
-    limits = Limits(
-        max_connections=max_connections,
-        window=window,
-        max_pending=max_pending,
-        max_held_bytes=max_held_bytes,
-        handshake_timeout=handshake_timeout,
-        message_timeout=message_timeout,
-        idle_timeout=idle_timeout,
-        drain_timeout=drain_timeout,
-    )
+    how_much = (max_connections, window, max_pending, max_held_bytes)
+    how_long = (handshake_timeout, message_timeout, idle_timeout, drain_timeout)
     parse_address(address)
     every_tail = list(tails) if isinstance(tails, Sequence) else [tails]
-    return Server(Service(every_tail, token, limits, workers), address, tls)
+    return Server(Service(every_tail, token, Limits(*how_much, *how_long), workers), address, tls)

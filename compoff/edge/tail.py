@@ -13,7 +13,7 @@ import torch
 from compoff.artifact import find_part, read_folder, write_folder
 from compoff.coding import Payload
 from compoff.edge.backends.eager import EagerBackend
-from compoff.errors import ArtifactMismatch
+from compoff.errors import ArtifactMismatch, PayloadError
 from compoff.structure import unflatten
 from compoff.wire.tensors import pack
 
@@ -90,7 +90,7 @@ class Tail:
             PayloadError: Bytes are damaged or of another export.
             ArtifactMismatch: A payload object is of another export.
         """
-        if isinstance(payload, (Payload, bytes)):
+        if not isinstance(payload, (list, tuple)):
             return self._output(self.backend.run(self._symbols(payload)))
         parts = [self._symbols(one) for one in payload]
         if not all(spec.batched for spec in self.manifest.outputs):
@@ -103,8 +103,12 @@ class Tail:
         ends = np.cumsum([len(part) for part in parts])[:-1]
         return [list(pieces) for pieces in zip(*(np.split(leaf, ends) for leaf in leaves), strict=True)]
 
-    def _symbols(self, payload: Payload | bytes) -> NDArray[np.uint8]:
+    def _symbols(self, payload: Any) -> NDArray[np.uint8]:
         """Decode one payload to the symbols of all channels."""
+        if not isinstance(payload, (Payload, bytes)):
+            raise PayloadError(
+                f"a {type(payload).__name__} was given; expected what a Head returns, its bytes, or a list of these"
+            )
         if isinstance(payload, Payload) and payload.artifact_id != self.artifact_id:
             raise ArtifactMismatch(
                 f"the payload was made by the head of export {payload.artifact_id.hex()[:8]}, this tail is of export "
@@ -170,6 +174,7 @@ class Tail:
 
         Raises:
             ArtifactError: The folder is damaged, foreign or of another format.
+            BackendError: There is no such device here.
         """
         folder = read_folder(find_part(path, "tail"), "tail")
-        return cls(folder.manifest, folder.tables, EagerBackend.load(folder.path, device))
+        return cls(folder.manifest, folder.tables, EagerBackend.load(folder, device))

@@ -53,12 +53,12 @@ def to_batch(item: Any, model: nn.Module, device: torch.device | None = None) ->
     elif isinstance(inputs, (tuple, list)):
         args = tuple(cast("tuple[Any, ...]", inputs))
     else:
-        args = (inputs,)
+        args = (cast("Any", inputs),)
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     if not tensors:
         raise FitError(
-            f"a batch is {_described(inputs)}, without a tensor that {type(model).__name__} takes; give tensors, (input, "
-            f"label) tuples, or dicts with the model's argument names: {', '.join(_names(model))}"
+            f"a batch is {_described(inputs)}, without a tensor that {type(model).__name__} takes; give tensors, "
+            f"(input, label) tuples, or dicts with the model's argument names: {', '.join(_names(model))}"
         )
     if any(tensor.dim() == 0 or tensor.shape[0] == 0 for tensor in tensors):
         raise FitError("a batch is empty (no samples in its first axis); drop empty batches from the loader")

@@ -5,6 +5,7 @@ Reads from `batches`, computes through `distilling`, leaves a `FitReport`. The m
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import logging
@@ -18,16 +19,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from compoff.distilling import Batch, student_pass, teacher_pass
+from compoff.distilling import Batch, TeacherRecord, refusals_named, student_pass, teacher_pass
 from compoff.errors import FitError
+from compoff.fingerprint import fingerprint
 from compoff.fitting.batches import to_batch
 from compoff.fitting.measure import count_symbols, measure
 from compoff.fitting.report import FitReport, SplitReport
-from compoff.fitting.state import FitState, load_state, save_state
+from compoff.fitting.state import FitState, RandomState, load_state, save_state
 from compoff.recipe import Recipe, recipe_named
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sized
+    from collections.abc import Generator, Iterable, Iterator, Sized
 
     from torch import Tensor
 
@@ -48,29 +50,33 @@ class _Fitter:
 
     def __init__(self, wrapped: Wrapped, recipe: Recipe, *, lr: float, rate: float, total: int) -> None:
         self.wrapped = wrapped
+        self.gates = {split: wrapped.gate(split) for split in wrapped.split_points}
         self.recipe = recipe
         self.rate = rate
         self.lr = lr
         self.total = total
         self.state = FitState(
-            loss={split: [] for split in wrapped.split_points}, reconstruction={split: [] for split in wrapped.split_points}
+            loss={split: [] for split in self.gates}, reconstruction={split: [] for split in self.gates}
         )
         self.parameters = list(wrapped.bottleneck_parameters())
         self.optimizer = torch.optim.Adam(self.parameters, lr=lr, betas=recipe.betas)
-        self._good = copy.deepcopy(wrapped.bottlenecks.state_dict())
+        self.keep()
+
+    def keep(self) -> None:
+        """Remember the bottlenecks as they are, to return to."""
+        self._good = copy.deepcopy(self.wrapped.bottlenecks.state_dict())
 
     def step(self, batch: Batch) -> float:
         """One optimizer step on every split point; returns the mean loss."""
         state, wrapped = self.state, self.wrapped
-        gates = {split: wrapped.gate(split) for split in wrapped.split_points}
-        for split in gates:
+        for split in self.gates:
             self._advance_phase(split)
         wrapped.freeze()
-        record = teacher_pass(wrapped.base, gates, wrapped.sites, batch, blocks=bool(state.distilled_from))
+        record = teacher_pass(wrapped.base, self.gates, wrapped.sites, batch, blocks=bool(state.distilled_from))
         self._schedule()
         self.optimizer.zero_grad(set_to_none=True)
         losses: list[float] = []
-        for split, gate in gates.items():
+        for split, gate in self.gates.items():
             distill = split in state.distilled_from
             terms = student_pass(wrapped.base, gate, wrapped.sites[split], record, batch, distill=distill)
             loss = terms.total(self.recipe, self.rate)
@@ -80,11 +86,11 @@ class _Fitter:
             state.reconstruction[split].append(float(terms.reconstruction.detach()))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         if not (math.isfinite(sum(losses)) and bool(torch.isfinite(norm))):
-            self._stop(losses, batch)
+            self._stop(losses, batch, record)
+        if state.step % _KEEP_EVERY == 0:
+            self.keep()  # only here is it known that these weights give a finite loss
         self.optimizer.step()
         state.step += 1
-        if state.step % _KEEP_EVERY == 0:
-            self._good = copy.deepcopy(wrapped.bottlenecks.state_dict())
         return sum(losses) / len(losses)
 
     def _advance_phase(self, split: str) -> None:
@@ -104,32 +110,62 @@ class _Fitter:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * share
 
-    def _stop(self, losses: list[float], batch: Batch) -> None:
+    def _stop(self, losses: list[float], batch: Batch, record: TeacherRecord) -> None:
         """Give the last good state back and say why the fit ends."""
         self.wrapped.bottlenecks.load_state_dict(self._good)
-        inputs = [tensor for tensor in (*batch.args, *batch.kwargs.values()) if isinstance(tensor, torch.Tensor)]
-        clean = all(bool(torch.isfinite(tensor).all()) for tensor in inputs if tensor.is_floating_point())
-        cause = "lower the learning rate" if clean else "the batch itself holds NaN or infinity: clean the inputs"
+        if not _all_finite([*batch.args, *batch.kwargs.values()]):
+            cause = "the batch itself holds NaN or infinity: clean the inputs"
+        elif not _all_finite([*record.features.values(), *record.output]):
+            cause = "the model itself computes NaN or infinity from this batch: check its weights"
+        else:
+            cause = "lower the learning rate"
         raise FitError(
-            f"the loss is no longer finite at step {self.state.step} ({losses}); {cause}. The bottlenecks hold their last "
-            f"good state, at most {_KEEP_EVERY} steps older"
+            f"the loss is no longer finite at step {self.state.step} ({losses}); {cause}. The bottlenecks hold their "
+            f"last good state, at most {_KEEP_EVERY} steps older"
         )
+
+
+def _all_finite(values: list[Any]) -> bool:
+    """Whether no tensor among the values holds NaN or infinity."""
+    return all(bool(torch.isfinite(value).all()) for value in values if isinstance(value, torch.Tensor))
 
 
 def _total_steps(batches: Iterable[Any], epochs: int | None, steps: int | None) -> int:
     """Number of optimizer steps that were asked for."""
+    if steps is not None and epochs is not None:
+        raise FitError(f"epochs is {epochs} and steps is {steps}; give one of them")
+    for name, asked in (("steps", steps), ("epochs", epochs)):
+        if asked is not None and asked < 1:
+            raise FitError(f"{name} is {asked}; expected at least 1")
     if steps is not None:
-        if steps < 1:
-            raise FitError(f"steps is {steps}; expected at least 1")
         return steps
-    if epochs is not None and epochs < 1:
-        raise FitError(f"epochs is {epochs}; expected at least 1")
     if not hasattr(batches, "__len__"):
         raise FitError("these batches have no length, so epochs cannot be counted; say how long with steps=")
     sized: Sized = batches  # pyright: ignore[reportAssignmentType]
     if len(sized) == 0:
         raise FitError("the batches are empty; give at least one")
     return (10 if epochs is None else epochs) * len(sized)
+
+
+def _check_weights(lr: float, rate: float) -> None:
+    """Refuse a learning rate or a weight that cannot be meant."""
+    if not (math.isfinite(lr) and lr > 0):
+        raise FitError(f"lr is {lr}; expected a learning rate above 0, such as 3e-3")
+    if not (math.isfinite(rate) and rate >= 0):
+        raise FitError(f"rate is {rate}; expected a weight of 0 or more")
+
+
+@contextlib.contextmanager
+def _own_random_numbers(seed: int, device: torch.device | None) -> Generator[None]:
+    """Seed what the block draws; the caller's random numbers go on afterwards as if nothing had been drawn."""
+    accelerators = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=accelerators):
+        # torch.manual_seed would seed every accelerator, the caller's other ones too.
+        torch.default_generator.manual_seed(seed)
+        for accelerator in accelerators:
+            with torch.cuda.device(accelerator):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def fit(
@@ -157,7 +193,7 @@ def fit(
     Args:
         wrapped: What `compoff.wrap` returned.
         batches: Any iterable of tensors, of (input, label) tuples, or of dicts; labels are ignored. Gone through again
-            and again.
+            and again; one that can be gone through only once needs `steps`, and is measured by its last 8 batches.
         epochs: Rounds through `batches`; None for 10.
         steps: Optimizer steps instead of rounds.
         recipe: ``"deepcod"`` (the paper's), or a `Recipe` of your own.
@@ -165,7 +201,8 @@ def fit(
         lr: Learning rate at the start.
         validation: Held-out batches to measure bytes and agreement on; None for training inputs.
         device: Where to train, such as ``"cuda"``; None for where the model is. The model is moved there.
-        seed: Seed of everything random in the fit; the caller's random state is left alone.
+        seed: Seed of PyTorch's random numbers in the fit, the loader's among them; the caller's go on afterwards as if
+            nothing had been drawn.
         resume: File to keep the state in: a fit that was killed goes on from it, one that was finished returns at once.
         progress: Whether to draw a progress bar; None to draw it on a terminal only.
 
@@ -173,9 +210,10 @@ def fit(
         Loss curves, bytes, agreement.
 
     Raises:
-        FitError: No usable batches, a loss that is not finite (the last good state is kept), or a foreign `resume`.
+        FitError: No usable batches, an argument out of range, a loss that is not finite (the last good state is kept),
+            or a foreign or damaged `resume`.
         SplitError: Shapes were not known before and a split point turns out to be unusable.
-        FeatureError: An input has another size than the model was wrapped with.
+        FeatureError: An input has another size or dtype than the model takes or was wrapped with.
 
     Example:
         >>> import torch, compoff
@@ -188,107 +226,126 @@ def fit(
     Source: DeepCOD (SenSys 2020), Sec. 3.2.2 (Eq. 10), Sec. 3.3 (Eq. 11, and why it comes second).
     """
     chosen, total = recipe_named(recipe), _total_steps(batches, epochs, steps)
+    _check_weights(lr, rate)
     if device is not None:
         wrapped.to(device)
     where = next((parameter.device for parameter in wrapped.base.parameters()), None)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if not wrapped.built:
-            item, batches = _peek(batches)
-            first = to_batch(item, wrapped.base, where)
-            wrapped.build(*first.args, **first.kwargs)
+    with _own_random_numbers(seed, where), torch.enable_grad():
+        batches = _build(wrapped, batches, where)
         fitter = _Fitter(wrapped, chosen, lr=lr, rate=rate, total=total)
-        settings = {
-            "split_points": list(wrapped.split_points),
-            "steps": total,
-            "recipe": vars(chosen),
-            "rate": rate,
-            "lr": lr,
-            "seed": seed,
-        }
-        keeper = _Keeper(Path(resume), settings, fitter) if resume is not None else None
+        if any(gate.on for gate in fitter.gates.values()):
+            raise FitError(
+                "fit was called with a bottleneck on, so there is no teacher; call it outside `with model.at(…)`"
+            )
+        keeper = _Keeper(Path(resume), seed, fitter) if resume is not None else None
         recent = _train(fitter, batches, where, keeper, progress=progress)
         return _finish(fitter, recent, batches, validation, where)
+
+
+def _build(wrapped: Wrapped, batches: Iterable[Any], device: torch.device | None) -> Iterable[Any]:
+    """Learn the shapes from the first batch where they are not known; returns batches that still hold it."""
+    if wrapped.built:
+        return batches
+    iterator = iter(batches)
+    peeked = list(itertools.islice(iterator, 1))
+    if not peeked:
+        raise FitError("the batches are empty; give at least one")
+    first = to_batch(peeked[0], wrapped.base, device)
+    with refusals_named(first):
+        wrapped.build(*first.args, **first.kwargs)
+    return itertools.chain(peeked, iterator) if iterator is batches else batches
 
 
 class _Keeper:
     """Writes the state of a fit to disk now and then, and reads it back at the start."""
 
-    def __init__(self, path: Path, settings: dict[str, Any], fitter: _Fitter) -> None:
+    def __init__(self, path: Path, seed: int, fitter: _Fitter) -> None:
         self.path = path
-        self.settings = settings
         self.fitter = fitter
+        self.settings: dict[str, Any] = {
+            "model": fingerprint(fitter.wrapped.base.state_dict()),
+            "split_points": list(fitter.wrapped.split_points),
+            "steps": fitter.total,
+            "recipe": vars(fitter.recipe),
+            "rate": fitter.rate,
+            "lr": fitter.lr,
+            "seed": seed,
+        }
 
-    def restore(self) -> Tensor | None:
-        """Go on from the file if there is one; returns the random state of the round."""
+    def restore(self) -> RandomState | None:
+        """Go on from the file if there is one; returns the random state to go on with."""
         if not self.path.exists():
             return None
-        self.fitter.state, rng = load_state(
-            self.path, self.settings, self.fitter.wrapped.bottlenecks, self.fitter.optimizer
-        )
-        _log.info("going on from step %d of %s", self.fitter.state.step, self.path)
+        fitter = self.fitter
+        fitter.state, rng = load_state(self.path, self.settings, fitter.wrapped.bottlenecks, fitter.optimizer)
+        fitter.keep()
+        _log.info("going on from step %d of %s", fitter.state.step, self.path)
         return rng
 
-    def save(self, rng: Tensor) -> None:
-        """Write the file."""
-        save_state(
-            self.path, self.fitter.state, self.settings, self.fitter.wrapped.bottlenecks, self.fitter.optimizer, rng
-        )
+    def save(self, began: Tensor) -> None:
+        """Write the file; `began` is the random state at the start of the round."""
+        fitter, rng = self.fitter, RandomState(began, torch.get_rng_state())
+        save_state(self.path, fitter.state, self.settings, fitter.wrapped.bottlenecks, fitter.optimizer, rng)
 
 
 def _train(
-    fitter: _Fitter, batches: Iterable[Any], device: torch.device | None, keeper: _Keeper | None, *, progress: bool | None
+    fitter: _Fitter,
+    batches: Iterable[Any],
+    device: torch.device | None,
+    keeper: _Keeper | None,
+    *,
+    progress: bool | None,
 ) -> deque[Batch]:
     """The loop itself; returns the last batches."""
     wrapped, recent = fitter.wrapped, deque[Batch](maxlen=8)
     rng = keeper.restore() if keeper else None
     if rng is not None:
-        torch.set_rng_state(rng)  # the loader then shuffles this round as it did before the kill
+        finished = fitter.state.step >= fitter.total
+        torch.set_rng_state(rng.now if finished and rng.now is not None else rng.round)
     state, was_training = fitter.state, wrapped.training
-    began = time.monotonic() - state.seconds
+    start = time.monotonic() - state.seconds
     shown = sys.stderr.isatty() if progress is None else progress
     wrapped.train()
     try:
         with tqdm(total=fitter.total, initial=state.step, desc="compoff.fit", disable=not shown, unit="step") as bar:
             while state.step < fitter.total:
-                rng = torch.get_rng_state()
-                for item in _one_round(batches, state):
+                began = torch.get_rng_state()
+                for item in _one_round(batches, state, rng):
                     recent.append(to_batch(item, wrapped.base, device))
                     mean = fitter.step(recent[-1])
-                    state.seconds = time.monotonic() - began
+                    state.seconds = time.monotonic() - start
                     bar.update()
                     bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
                     if keeper and (state.step % _SAVE_EVERY == 0 or state.step == fitter.total):
-                        keeper.save(rng)
+                        keeper.save(began)
                     if state.step == fitter.total:
                         break
+                rng = None
     finally:
         wrapped.train(was_training)
     return recent
 
 
-def _one_round(batches: Iterable[Any], state: FitState) -> Iterator[Any]:
-    """The batches of one round from where the state stands, which moves on with each."""
-    count = 0
-    for count, item in enumerate(batches, start=1):
-        if count > state.position:
-            state.position = count
-            yield item
-    if count == 0:
+def _one_round(batches: Iterable[Any], state: FitState, rng: RandomState | None) -> Iterator[Any]:
+    """The batches of one round from where the state stands, which moves on with each.
+
+    Those that were used up before a kill are drawn once more, so that the loader shuffles as it did; from there on the
+    random numbers are those that followed.
+    """
+    items = iter(batches)
+    for _ in itertools.islice(items, state.position):
+        pass
+    if rng is not None and rng.now is not None:
+        torch.set_rng_state(rng.now)
+    for item in items:
+        state.position += 1
+        yield item
+    if state.position == 0:
         raise FitError(
-            "the batches gave nothing, or were used up before the last step; give a list, a DataLoader, or anything that "
-            "can be gone through again and again, or ask for fewer steps"
+            "the batches gave nothing, or were used up before the last step; give a list, a DataLoader, or anything "
+            "that can be gone through again and again, or ask for fewer steps"
         )
     state.position = 0
-
-
-def _peek(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """The first item, and batches that still hold it even if they can be gone through only once."""
-    iterator = iter(batches)
-    first = next(iterator, None)
-    if first is None:
-        raise FitError("the batches are empty; give at least one")
-    return first, (itertools.chain([first], iterator) if iterator is batches else batches)
 
 
 def _finish(
@@ -301,9 +358,12 @@ def _finish(
     """Settle, count and measure."""
     wrapped, state = fitter.wrapped, fitter.state
     once = iter(batches) is batches
-    counted = list(recent) if once else _up_to(batches, fitter, device)
-    measured = counted if validation is None else _up_to(validation, fitter, device, limit=None)
-    was_training = wrapped.training
+    counted = list(recent) if once and recent else _up_to(batches, wrapped, device, _MEASURED)
+    measured = counted if validation is None else _up_to(validation, wrapped, device, None)
+    if not (counted and measured):
+        given = "batches" if not counted else "validation batches"
+        raise FitError(f"the {given} are empty, so there is nothing to measure on; give at least one")
+    was_training, samples = wrapped.training, 0
     wrapped.eval()
     reports: dict[str, SplitReport] = {}
     try:
@@ -319,18 +379,13 @@ def _finish(
     return FitReport(reports, state.step, state.seconds, samples, held_out=validation is not None)
 
 
-def _up_to(
-    batches: Iterable[Any], fitter: _Fitter, device: torch.device | None, limit: int | None = _MEASURED
-) -> list[Batch]:
+def _up_to(batches: Iterable[Any], wrapped: Wrapped, device: torch.device | None, limit: int | None) -> list[Batch]:
     """Batches of at least `limit` samples together, or all of them."""
     taken: list[Batch] = []
     samples = 0
     for item in batches:
-        batch = to_batch(item, fitter.wrapped.base, device)
-        taken.append(batch)
-        samples += batch.size
+        taken.append(to_batch(item, wrapped.base, device))
+        samples += taken[-1].size
         if limit is not None and samples >= limit:
             break
-    if not taken:
-        raise FitError("the validation batches are empty; give at least one, or none at all")
     return taken

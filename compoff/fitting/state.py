@@ -170,8 +170,8 @@ def _compare(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Ten
         if shapes[0] != shapes[1]:
             theirs, ours = ("none" if shape is None else f"shape {shape}" for shape in shapes)
             raise FitError(
-                f"'{path}' was written for other bottlenecks: it has {theirs} for {name}, and this fit has {ours}; wrap "
-                "as before to go on with it, or give another file to start afresh"
+                f"'{path}' was written for other bottlenecks: it has {theirs} for {name}, and this fit has {ours}; "
+                "wrap as before to go on with it, or give another file to start afresh"
             )
 
 
@@ -183,7 +183,9 @@ def _moments(path: Path, tensors: Mapping[str, Tensor], optimizer: torch.optim.A
         index, _, key = name.partition(".")
         fits = index.isdecimal() and int(index) < len(parameters)
         if not fits or (key != "step" and tensor.shape != parameters[int(index)].shape):
-            raise FitError(f"'{path}' has a moment for {name} that fits no parameter of this fit; delete it to start afresh")
+            raise FitError(
+                f"'{path}' has a moment for {name} that fits no parameter of this fit; delete it to start afresh"
+            )
         moments.setdefault(int(index), {})[key] = tensor
     return moments
 

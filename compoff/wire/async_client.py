@@ -277,20 +277,26 @@ async def open_async_client(
     Source: this project.
     """
     check_timeout(connect_timeout)
+    parse_target(address)
+    connection = _Connection(ClientProtocol(artifact_ids, token=token, max_reply_bytes=max_reply_bytes), address)
+    await _connect(connection, tls, connect_timeout)
+    return AsyncClient(connection)
+
+
+async def _connect(connection: _Connection, tls: ssl.SSLContext | None, timeout: float) -> None:
+    address = connection.address
     host, port = parse_target(address)
-    protocol = ClientProtocol(artifact_ids, token=token, max_reply_bytes=max_reply_bytes)
-    connection = _Connection(protocol, address)
 
     async def connect() -> None:
         await asyncio.get_running_loop().create_connection(lambda: connection, host, port, ssl=tls)
         await connection.welcome
 
     try:
-        await asyncio.wait_for(connect(), connect_timeout)
+        await asyncio.wait_for(connect(), timeout)
     except WireError:
         raise
     except asyncio.TimeoutError as error:
-        message = f"{address} gave no welcome within {connect_timeout:g} s; is it a compoff server, and up?"
+        message = f"{address} gave no welcome within {timeout:g} s; is it a compoff server, and up?"
         connection.fail(ConnectTimeout(message))
         raise ConnectTimeout(message) from error
     except OSError as error:
@@ -300,4 +306,3 @@ async def open_async_client(
     except BaseException:
         connection.fail(ConnectionLost("connecting was cancelled"))
         raise
-    return AsyncClient(connection)

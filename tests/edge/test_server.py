@@ -14,102 +14,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from compoff.edge.server import Server, serve
-from compoff.errors import ConnectionLost, LocalProtocolError, PayloadError, ReadTimeout, ServerBusy, WireError
+from compoff.errors import ConnectionLost, LocalProtocolError, PayloadError, WireError
 from compoff.wire.client import open_client
-from compoff.wire.frames import Frame, FrameParser, FrameType, serialize
-from compoff.wire.messages import ErrorCode, Hello, Welcome, decode_error
+from compoff.wire.frames import Frame, FrameType
+from compoff.wire.messages import ErrorCode, Welcome, decode_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-ID = bytes(range(32))
-HELLO = serialize(Frame(FrameType.HELLO, Hello((ID,)).encode()))
-
-
-class Echo:
-    """Answers with the payload; counts; a payload of digits says how many milliseconds to sleep first."""
-
-    artifact_id = ID
-
-    def __init__(self, max_payload_bytes: int = 2**16) -> None:
-        self.max_payload_bytes = max_payload_bytes
-        self.answered = 0
-
-    def answer(self, payload: bytes) -> bytes:
-        self.answered += 1
-        if payload == b"broken":
-            raise PayloadError("the payload is broken")
-        if payload.isdigit():
-            time.sleep(int(payload) / 1000)
-        return payload
-
-
-class Peer:
-    """A raw connection to a server."""
-
-    def __init__(self, server: Server, first: bytes = HELLO, receive_buffer: int = 0) -> None:
-        host, port = server.address.rsplit(":", 1)
-        self.socket = socket.socket()
-        if receive_buffer:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.settimeout(5)
-        self.socket.connect((host, int(port)))
-        self.parser = FrameParser(lambda frame_type, route, length: None)
-        self.send(first)
-
-    def send(self, data: bytes) -> None:
-        if data:
-            self.socket.sendall(data)
-
-    def read(self) -> Frame | None:
-        """The next frame, or None where the server has closed."""
-        while (frame := self.parser.next_frame()) is None:
-            try:
-                data = self.socket.recv(65536)
-            except ConnectionResetError:
-                return None
-            if not data:
-                return None
-            self.parser.feed(data)
-        return frame
-
-    def refused(self) -> ErrorCode:
-        """The code of the farewell, after which the server has closed."""
-        frame = self.read()
-        assert frame is not None
-        assert (frame.type, frame.request_id) == (FrameType.ERROR, 0)
-        assert self.read() is None
-        return decode_error(frame.body)[0]
-
-    def __enter__(self) -> Peer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-
-def request(request_id: int, body: bytes, deadline_ms: int = 0) -> bytes:
-    return serialize(Frame(FrameType.REQUEST, body, request_id, 0, deadline_ms))
+from tests.edge.peers import HELLO, ID, Echo, Peer, request, still_right
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
     with serve(Echo()) as server:
         yield server
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until something holds, but not for ever."""
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def still_right(server: Server, **options: Any) -> None:
-    """A good client is served, and quickly."""
-    with open_client(server.address, [ID], **options) as client:
-        assert client.request(b"good", timeout=2) == b"good"
 
 
 def test_it_speaks_first_to_nobody_and_welcomes(server: Server) -> None:
@@ -173,171 +92,6 @@ def test_400_hostile_connections_leave_a_good_client_alone(server: Server) -> No
         stop.set()
         assert served.result(5) > 100
     assert replies > 0
-
-
-def test_handshake_half_message_and_idle_run_out() -> None:
-    with serve(Echo(), handshake_timeout=0.2, message_timeout=0.3, idle_timeout=0.5) as server:
-        start = time.monotonic()
-        with Peer(server, b"") as silent, Peer(server, HELLO[:20]) as slow, Peer(server) as half, Peer(server) as idle:
-            assert half.read() is not None
-            half.send(request(1, bytes(1000))[:-1])
-            assert silent.refused() is ErrorCode.PROTOCOL
-            assert slow.refused() is ErrorCode.PROTOCOL
-            assert 0.15 < time.monotonic() - start < 1.5
-            assert half.refused() is ErrorCode.PROTOCOL
-            assert 0.25 < time.monotonic() - start < 1.5
-            assert idle.read() is not None
-            assert idle.read() == Frame(FrameType.GOODBYE)
-            assert idle.read() is None
-            assert 0.45 < time.monotonic() - start < 2
-
-
-def test_dripping_does_not_stretch_the_timeouts() -> None:
-    with serve(Echo(), handshake_timeout=0.2, message_timeout=0.2) as server:
-        for first, drip in ((b"", HELLO), (HELLO, request(1, bytes(1000)))):
-            with Peer(server, first) as peer:
-                start = time.monotonic()
-                with contextlib.suppress(OSError):
-                    for index in range(200):
-                        peer.send(drip[index : index + 1])
-                        time.sleep(0.01)
-                assert time.monotonic() - start < 1.5, "200 drips take 2 s"
-
-
-def test_a_busy_connection_is_not_idle() -> None:
-    with serve(Echo(), idle_timeout=0.2) as server, open_client(server.address, [ID]) as client:
-        assert client.request(b"0500", timeout=2) == b"0500"
-        for _ in range(6):
-            time.sleep(0.05)
-            client.ping(timeout=1)
-        assert client.request(b"x", timeout=2) == b"x"
-
-
-def test_one_connection_too_many_is_busy() -> None:
-    with serve(Echo(), max_connections=2) as server:
-        with open_client(server.address, [ID]) as one, open_client(server.address, [ID]):
-            with pytest.raises(ServerBusy, match="no room for another connection"):
-                open_client(server.address, [ID])
-            assert one.request(b"x", timeout=2) == b"x"
-        deadline = time.monotonic() + 2
-        while time.monotonic() < deadline:
-            with contextlib.suppress(ServerBusy):
-                still_right(server)
-                return
-        pytest.fail("a place that is free again was not given away")
-
-
-def test_one_request_too_many_is_busy(server: Server) -> None:
-    with Peer(server) as peer:
-        peer.read()
-        peer.send(b"".join(request(number, b"0020") for number in range(1, 21)))
-        frames = [peer.read() for _ in range(20)]
-        busy = [frame for frame in frames if frame is not None and frame.type is FrameType.ERROR]
-        assert [frame.request_id for frame in busy] == [17, 18, 19, 20]
-        assert {decode_error(frame.body)[0] for frame in busy} == {ErrorCode.BUSY}
-        assert sum(frame is not None and frame.type is FrameType.REPLY for frame in frames) == 16
-
-
-def test_all_connections_share_one_queue() -> None:
-    with serve(Echo(), max_pending=3) as server, contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(open_client(server.address, [ID])) for _ in range(5)]
-        pending = [client.submit(b"0100", timeout=3) for client in clients]
-        outcomes: list[object] = []
-        for one in pending:
-            try:
-                outcomes.append(one.result())
-            except ServerBusy:
-                outcomes.append("busy")
-        assert sorted(map(str, outcomes)) == ["b'0100'"] * 3 + ["busy"] * 2
-        still_right(server)
-
-
-def test_half_messages_cannot_fill_the_server() -> None:
-    half = request(1, bytes(2**16))[:-1]
-    options = {"max_held_bytes": 4 * len(half) + 1000, "message_timeout": 30}
-    with serve(Echo(2**16), **options) as server, contextlib.ExitStack() as stack:
-        for number in range(4):
-            peer = stack.enter_context(Peer(server))
-            peer.send(half)
-            eventually(lambda count=number + 1: server._service.held_bytes == count * len(half))
-        for _ in range(4):
-            with Peer(server) as peer, contextlib.suppress(OSError):
-                assert peer.read() is not None
-                peer.send(half)
-                frame = peer.read()
-                assert frame is None or decode_error(frame.body)[0] is ErrorCode.BUSY
-        assert server._service.held_bytes <= options["max_held_bytes"]
-        stack.close()
-        eventually(lambda: server._service.held_bytes == 0)
-        still_right(server)
-
-
-def test_expired_requests_never_reach_the_tail() -> None:
-    echo = Echo()
-    with serve(echo) as server, open_client(server.address, [ID]) as client:
-        first = client.submit(b"0150", timeout=2)
-        late = [client.submit(b"late", timeout=0.05) for _ in range(5)]
-        assert first.result() == b"0150"
-        for one in late:
-            with pytest.raises(ReadTimeout):
-                one.result()
-        assert client.request(b"next", timeout=2) == b"next"
-        assert echo.answered == 2
-
-
-def test_the_deadline_of_the_server_is_told(server: Server) -> None:
-    with Peer(server) as peer:
-        peer.read()
-        peer.send(request(1, b"0100") + request(2, b"x", deadline_ms=20))
-        one, two = peer.read(), peer.read()
-        assert one == Frame(FrameType.REPLY, b"0100", 1)
-        assert two is not None
-        assert (two.request_id, decode_error(two.body)[0]) == (2, ErrorCode.DEADLINE)
-
-
-def test_requests_of_a_client_that_has_gone_never_reach_the_tail() -> None:
-    echo = Echo()
-    with serve(echo) as server:
-        with Peer(server) as peer:
-            peer.read()
-            peer.send(b"".join(request(number, b"0100") for number in range(1, 6)))
-            time.sleep(0.05)
-        still_right(server)
-        assert echo.answered <= 3
-
-
-def test_a_client_that_does_not_read_is_not_read_from_and_then_closed() -> None:
-    class Big(Echo):
-        def answer(self, payload: bytes) -> bytes:
-            return super().answer(payload).ljust(2**20)
-
-    big = Big()
-    with serve(big, window=8, message_timeout=0.5) as server, Peer(server, receive_buffer=4096) as peer:
-        peer.read()
-        peer.send(b"".join(request(number, b"x") for number in range(1, 9)))
-        [connection] = server._service.peers
-        eventually(lambda: connection._paused and big.answered == 8)
-        for number in range(9, 100):
-            peer.send(request(number, b"x"))
-        time.sleep(0.1)
-        assert big.answered == 8, "the server stopped reading"
-        assert connection._transport.get_write_buffer_size() <= 8 * (2**20 + 16)
-        eventually(lambda: not server._service.peers)
-        assert server._service.held_bytes == 0
-        with open_client(server.address, [ID]) as client:
-            assert client.request(b"good", timeout=5).strip() == b"good"
-
-
-def test_a_slow_reader_is_not_cut_off() -> None:
-    with serve(Echo(2**20), message_timeout=0.3) as server, Peer(server, receive_buffer=4096) as peer:
-        body = random.Random(0).randbytes(2**20)
-        peer.read()
-        for number in range(1, 5):
-            peer.send(request(number, body))
-        time.sleep(0.1)
-        for number in range(1, 5):
-            assert peer.read() == Frame(FrameType.REPLY, body, number)
-            time.sleep(0.15)
 
 
 def test_stopping_lets_answers_out_and_nothing_in() -> None:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from compoff.errors import FeatureError
 from compoff.programs import TorchProgram
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from compoff.artifact import Folder
 
 __all__ = ["PROGRAM", "TorchRunner"]
 
@@ -32,20 +34,19 @@ class TorchRunner:
         self._program = program
 
     @classmethod
-    def load(cls, folder: Path) -> TorchRunner:
+    def load(cls, folder: Folder) -> TorchRunner:
         """Read the program of a checked folder.
 
         Args:
-            folder: The folder.
+            folder: The folder, read and checked.
 
         Returns:
             The runner.
 
         Raises:
-            ArtifactError: PyTorch cannot read the program.
+            ArtifactError: The folder has no such program, or PyTorch cannot read it.
         """
-        path = folder / PROGRAM
-        return cls(TorchProgram.load(path.read_bytes(), str(path)))
+        return cls(TorchProgram.load(folder.file(PROGRAM), str(folder.path / PROGRAM)))
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -71,8 +72,18 @@ class TorchRunner:
 
         Returns:
             Its array, or None if it is no tensor.
+
+        Raises:
+            FeatureError: Numpy has no array like it.
         """
-        return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else None
+        if not isinstance(value, torch.Tensor):
+            return None
+        try:
+            return value.detach().cpu().numpy()
+        except TypeError as error:
+            raise FeatureError(
+                f"an input is {value.dtype}, {value.layout}, which numpy does not know; convert it"
+            ) from error
 
     def from_numpy(self, array: NDArray[Any]) -> Any:
         """An array as a tensor.
@@ -83,4 +94,4 @@ class TorchRunner:
         Returns:
             A tensor of its own memory, since what comes off the wire cannot be written to.
         """
-        return torch.from_numpy(array.copy())
+        return torch.from_numpy(array.copy())  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]

@@ -1,4 +1,4 @@
-"""A tail's program under PyTorch as it was exported: needs nothing else, and is what every other backend is built from."""
+"""A tail's program under PyTorch as it was exported: what every other backend is built from."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from compoff.programs import TorchProgram
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     from numpy.typing import NDArray
+
+    from compoff.artifact import Folder
 
 __all__ = ["PROGRAM", "EagerBackend"]
 
@@ -29,21 +29,20 @@ class EagerBackend:
         self._program = program
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu") -> EagerBackend:
+    def load(cls, folder: Folder, device: str = "cpu") -> EagerBackend:
         """Read the program of a checked folder.
 
         Args:
-            folder: The folder.
+            folder: The folder, read and checked.
             device: Where to run it, such as ``"cuda"``.
 
         Returns:
             The backend.
 
         Raises:
-            ArtifactError: PyTorch cannot read the program.
+            ArtifactError: The folder has no such program, or PyTorch cannot read it.
         """
-        path = folder / PROGRAM
-        return cls(TorchProgram.load(path.read_bytes(), str(path), device))
+        return cls(TorchProgram.load(folder.file(PROGRAM), str(folder.path / PROGRAM), device))
 
     @property
     def files(self) -> dict[str, bytes]:

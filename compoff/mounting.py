@@ -1,0 +1,161 @@
+"""What wrapping leaves in the user's model and takes out again: hooks, a mark, and the flags it changes.
+
+Knows neither what the gates hold nor who switches them (`wrapped`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from compoff.cutting.sites import named_modules
+from compoff.errors import SplitError
+from compoff.gates import Gate, InputHook, OutputHook
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch.utils.hooks import RemovableHandle
+
+    from compoff.cutting.sites import Site
+
+__all__ = ["Flags", "attach", "find_gates", "is_marked", "mark", "refuse_wrapped", "unmark"]
+
+_MARK = "_compoff_wrapped"
+
+
+@dataclass
+class Flags:
+    """A model's flags as they were at one moment.
+
+    Args:
+        training: Mode of each module, by name.
+        requires_grad: Whether each parameter wants gradients, by name.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Linear(2, 2)
+        >>> flags = Flags.of(net)
+        >>> flags.restore(net.eval().requires_grad_(False))
+        >>> net.training, net.weight.requires_grad
+        (True, True)
+    """
+
+    training: dict[str, bool] = field(default_factory=dict[str, bool])
+    requires_grad: dict[str, bool] = field(default_factory=dict[str, bool])
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Flags:
+        """Note a model's flags.
+
+        Args:
+            model: The model.
+
+        Returns:
+            Its flags.
+        """
+        return cls(
+            {name: module.training for name, module in named_modules(model).items()},
+            {name: parameter.requires_grad for name, parameter in model.named_parameters()},
+        )
+
+    def restore(self, model: nn.Module) -> None:
+        """Give a model its flags back; what has been added to it since is left alone.
+
+        Args:
+            model: The model.
+        """
+        for name, module in named_modules(model).items():
+            module.training = self.training.get(name, module.training)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(self.requires_grad.get(name, parameter.requires_grad))
+
+
+def attach(model: nn.Module, site: Site, gate: Gate) -> RemovableHandle:
+    """Hang a gate into a model.
+
+    Args:
+        model: The model.
+        site: Where.
+        gate: The gate.
+
+    Returns:
+        What takes it out again.
+    """
+    if site.producer is not None:
+        return model.get_submodule(site.producer).register_forward_hook(OutputHook(gate))
+    module = model if site.at_input else model.get_submodule(site.path)
+    return module.register_forward_pre_hook(InputHook(gate), with_kwargs=True)
+
+
+def find_gates(model: nn.Module, owners: Mapping[nn.Module, str]) -> dict[str, Gate]:
+    """The gates that hang in a model; found, not stored, so that copies find their own.
+
+    Args:
+        model: The model.
+        owners: Name of each bottleneck.
+
+    Returns:
+        The gates of these bottlenecks, by name.
+    """
+    gates: dict[str, Gate] = {}
+    for module in model.modules():
+        for hook in _gate_hooks(module):
+            if hook.gate.bottleneck in owners:
+                gates[owners[hook.gate.bottleneck]] = hook.gate
+    return gates
+
+
+def mark(model: nn.Module) -> None:
+    """Note in a model that it is wrapped.
+
+    Args:
+        model: The model.
+    """
+    setattr(model, _MARK, True)
+
+
+def unmark(model: nn.Module) -> None:
+    """Take the note out.
+
+    Args:
+        model: The model.
+    """
+    delattr(model, _MARK)
+
+
+def is_marked(model: nn.Module) -> bool:
+    """Whether a model is wrapped.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Whether `mark` was called on it.
+    """
+    return bool(getattr(model, _MARK, False))
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Refuse a model that is wrapped already: two masters would freeze and restore it.
+
+    Args:
+        model: The model.
+
+    Raises:
+        SplitError: The model, or a part of it, is wrapped; or it is no model.
+    """
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's mistake all the same
+        raise SplitError(f"the model is a {type(model).__name__}; expected a torch.nn.Module")
+    if any(is_marked(module) or _gate_hooks(module) for module in model.modules()):
+        raise SplitError(
+            "this model is wrapped already; give every split point to one call of compoff.wrap, or unwrap() it first"
+        )
+
+
+def _gate_hooks(module: nn.Module) -> list[OutputHook | InputHook]:
+    """Our hooks on one module."""
+    hooks: list[Any] = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]  # pyright: ignore[reportPrivateUsage] - there is no public way
+    return [hook for hook in hooks if isinstance(hook, (OutputHook, InputHook))]

@@ -1,0 +1,382 @@
+"""Wrapped: the user's model with a bottleneck at each split point, through hooks, the model itself untouched.
+
+The teacher is the model with its bottlenecks off, the student the same weights with one on. Knows nothing of training
+loops (`fitting`) and of programs (`cutting.capture`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from compoff.checkpoint import save_bottlenecks
+from compoff.codec import Bottleneck
+from compoff.codec_options import CodecOptions
+from compoff.cutting.inputs import ExampleInputs
+from compoff.cutting.sites import Site, check_names, locate
+from compoff.distilling import Batch, student_pass, teacher_pass
+from compoff.errors import SplitError
+from compoff.gates import Gate
+from compoff.mounting import Flags, attach, find_gates, is_marked, mark, refuse_wrapped, unmark
+from compoff.recipe import Recipe, recipe_named
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Sequence
+    from pathlib import Path
+
+    from torch.utils.hooks import RemovableHandle
+
+__all__ = ["Wrapped", "device_of", "key_of"]
+
+
+class Wrapped(nn.Module):
+    """The user's model with a bottleneck at each split point.
+
+    Called as it is, it is the teacher: the model, unchanged. Inside ``with wrapped.at(split):`` it is the student. The
+    base stays frozen and in eval mode whatever the script calls, since BatchNorm would otherwise drift. One thread at a
+    time may use `at`; to serve, `compoff.export`.
+
+    Copies, pickles, moves between devices and dtypes, and compiles like any module.
+
+    Args:
+        base: The model.
+        split_points: Module paths, or ``"input"``.
+        options: How the bottlenecks are made.
+
+    Example:
+        >>> import torch, compoff
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, padding=1))
+        >>> x = torch.randn(2, 3, 16, 16)
+        >>> wrapped = compoff.wrap(net, ["1"], example_input=x)
+        >>> torch.equal(wrapped(x), net(x))
+        True
+        >>> with wrapped.at("1"):
+        ...     wrapped(x).shape
+        torch.Size([2, 8, 16, 16])
+
+    Source: DeepCOD (SenSys 2020), Sec. 3.2-3.3, Fig. 2.
+    """
+
+    base: nn.Module
+
+    def __init__(self, base: nn.Module, split_points: Sequence[str], options: CodecOptions | None = None) -> None:
+        super().__init__()
+        refuse_wrapped(base)
+        check_names(base, split_points)
+        self.split_points = tuple(split_points)
+        self.options = options or CodecOptions()
+        self.bottlenecks = nn.ModuleDict()
+        self.sites: dict[str, Site] = {}
+        self.reports: dict[str, dict[str, Any]] = {}
+        self._example = ExampleInputs()
+        self._handles: list[RemovableHandle] = []
+        self._flags = Flags.of(base)
+        self.base = base
+        mark(base)
+        self.freeze()
+
+    # -- building ------------------------------------------------------------------------------------------------------
+
+    @property
+    def built(self) -> bool:
+        """Whether shapes are known and the bottlenecks exist."""
+        return bool(self.sites)
+
+    def build(self, *inputs: Any, **keywords: Any) -> None:
+        """Learn the shapes from one batch and make the bottlenecks; `fit` and `forward` do this by themselves.
+
+        Args:
+            *inputs: Positional inputs of the model.
+            **keywords: Keyword inputs of the model.
+
+        Raises:
+            SplitError: A split point cannot be used.
+            FeatureError: A feature cannot be encoded.
+        """
+        self._check_wrapped()
+        if self.built:
+            return
+        sites = locate(self.base, self.split_points, inputs, keywords)
+        made = {path: self.options.build(site.shape) for path, site in sites.items()}
+        self.install(sites, made, ExampleInputs.of_call(self.base, inputs, keywords))
+
+    def install(self, sites: dict[str, Site], made: dict[str, Bottleneck], example: ExampleInputs) -> None:
+        """Hang bottlenecks into the base; for `wrap` and `load`, which check first.
+
+        Args:
+            sites: Where, by split point.
+            made: The bottlenecks, by split point.
+            example: Inputs of the shapes that the sites were found with.
+        """
+        self._example = example
+        for path, bottleneck in made.items():
+            self.bottlenecks[key_of(path)] = bottleneck.to(device_of(self.base)).train(self.training)
+            self._handles.append(attach(self.base, sites[path], Gate(bottleneck)))
+        self.sites = sites
+
+    def _gates(self) -> dict[str, Gate]:
+        """The gates by split point."""
+        return find_gates(self.base, {self.bottlenecks[key_of(path)]: path for path in self.sites})
+
+    def example_inputs(self) -> ExampleInputs:
+        """Inputs of the shapes that this model was wrapped with: two samples of zeros, where the model is.
+
+        Returns:
+            The inputs.
+
+        Raises:
+            SplitError: Shapes are not known yet.
+        """
+        self._check(self.split_points[0])
+        where = device_of(self.base)
+        return self._example.map(lambda tensor: tensor.to(where))
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Wrapped:
+        # What ``.to()``, ``.half()`` and the like call: the example inputs keep up with the model's dtype.
+        super()._apply(fn, recurse)
+        self._example = self._example.map(fn)
+        return self
+
+    # -- using ---------------------------------------------------------------------------------------------------------
+
+    def bottleneck(self, split: str) -> Bottleneck:
+        """The bottleneck at a split point.
+
+        Args:
+            split: The split point.
+
+        Returns:
+            Its bottleneck.
+
+        Raises:
+            SplitError: `split` is not one of this model's split points, or shapes are not known yet.
+        """
+        self._check(split)
+        module = self.bottlenecks[key_of(split)]
+        assert isinstance(module, Bottleneck)
+        return module
+
+    def gate(self, split: str) -> Gate:
+        """The switch at a split point, for code that puts something else than the bottleneck there.
+
+        Args:
+            split: The split point.
+
+        Returns:
+            Its gate.
+
+        Raises:
+            SplitError: `split` is not one of this model's split points, or shapes are not known yet.
+        """
+        self._check(split)
+        return self._gates()[split]
+
+    def _check_wrapped(self) -> None:
+        if not is_marked(self.base):
+            raise SplitError("this model has been unwrapped; use the model itself, or wrap it again with compoff.wrap")
+
+    def _check(self, split: str) -> None:
+        self._check_wrapped()
+        if split not in self.split_points:
+            known = ", ".join(f"'{path}'" for path in self.split_points)
+            raise SplitError(f"'{split}' is not a split point of this model; it was wrapped at {known}")
+        if not self.built:
+            raise SplitError(
+                "the shapes at the split points are not known yet; pass example_input to compoff.wrap, or run one "
+                "batch through the wrapped model first"
+            )
+
+    @contextlib.contextmanager
+    def at(self, split: str) -> Generator[Wrapped]:
+        """Make this model the student: the bottleneck at `split` is on inside the block.
+
+        Args:
+            split: The split point.
+
+        Yields:
+            This model.
+
+        Raises:
+            SplitError: `split` is not one of this model's split points, or shapes are not known yet.
+        """
+        self._check(split)
+        gates = self._gates()
+        before = {path: gate.on for path, gate in gates.items()}
+        for path, gate in gates.items():
+            gate.on = path == split
+        try:
+            yield self
+        finally:
+            for path, gate in gates.items():
+                gate.on = before[path]
+
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+        """Run the model: the teacher, or the student inside `at`.
+
+        Args:
+            *inputs: What the model takes.
+            **keywords: What the model takes.
+
+        Returns:
+            What the model returns.
+
+        Raises:
+            SplitError: Shapes were not known before and a split point turns out to be unusable, or this model has been
+                unwrapped.
+            FeatureError: A feature has another size than the model was wrapped with.
+        """
+        if not self.built:
+            self.build(*inputs, **keywords)
+        self._check_wrapped()
+        self.freeze()
+        return self.base(*inputs, **keywords)
+
+    def freeze(self) -> None:
+        """Put the base back into eval mode and without gradients, where a script has changed that."""
+        if any(module.training for module in self.base.modules()):
+            self.base.eval()
+        if any(parameter.requires_grad for parameter in self.base.parameters()):
+            self.base.requires_grad_(requires_grad=False)
+
+    def train(self, mode: bool = True) -> Wrapped:
+        """Switch the bottlenecks between training and evaluation; the base stays in eval mode.
+
+        Args:
+            mode: True for training.
+
+        Returns:
+            This model.
+        """
+        super().train(mode)
+        self.freeze()
+        return self
+
+    def bottleneck_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that an optimizer should be given: those of the bottlenecks, never the base's.
+
+        Returns:
+            An iterator over parameters.
+
+        Raises:
+            SplitError: Shapes are not known yet.
+        """
+        for split in self.split_points:
+            self._check(split)
+        return self.bottlenecks.parameters()
+
+    def distillation_loss(
+        self,
+        *inputs: Any,
+        split: str | None = None,
+        recipe: str | Recipe = "deepcod",
+        rate: float = 0.0,
+        distill: bool = True,
+    ) -> torch.Tensor:
+        """The objective for a loop of your own: call it, then ``backward`` and an optimizer step.
+
+        Args:
+            *inputs: One batch, as the model takes it; labels are not needed.
+            split: The split point to train; None for the only one, or the one that is on inside `at`.
+            recipe: Weights of the terms.
+            rate: Weight of the rate, per bit and latent value.
+            distill: False for the first phase (Eq. 10 alone), True to add Eq. 11.
+
+        Returns:
+            The loss, a scalar that reaches the bottleneck's parameters only.
+
+        Raises:
+            SplitError: `split` is not one of this model's split points, or is needed and not given.
+
+        Example:
+            >>> import torch, compoff
+            >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3))
+            >>> model = compoff.wrap(net, "1", example_input=torch.zeros(2, 3, 18, 18))
+            >>> optimizer = torch.optim.Adam(model.bottleneck_parameters(), lr=1e-3)
+            >>> loss = model.distillation_loss(torch.randn(4, 3, 18, 18))
+            >>> loss.backward()
+            >>> optimizer.step()
+
+        Source: DeepCOD (SenSys 2020), Eq. 10-11.
+        """
+        if not self.built:
+            self.build(*inputs)
+        split = split or self._the_split()
+        gates = {split: self.gate(split)}
+        self.freeze()
+        batch = Batch(inputs)
+        record = teacher_pass(self.base, gates, self.sites, batch, blocks=distill)
+        terms = student_pass(self.base, gates[split], self.sites[split], record, batch, distill=distill)
+        return terms.total(recipe_named(recipe), rate)
+
+    def _the_split(self) -> str:
+        """The split point that goes without saying."""
+        active = [path for path, gate in self._gates().items() if gate.on]
+        chosen = active or list(self.split_points)
+        if len(chosen) != 1:
+            names = ", ".join(f"'{path}'" for path in self.split_points)
+            raise SplitError(f"this model has the split points {names}; say which one with split=")
+        return chosen[0]
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted bottlenecks to one safetensors file; the base's weights are not in it.
+
+        Args:
+            path: The file.
+
+        Raises:
+            SplitError: Shapes are not known yet, or an own encoder or decoder is in use and cannot be described.
+            ArtifactError: The model was called with something else than tensors and plain constants.
+        """
+        self._check(self.split_points[0])
+        shapes = {split: list(site.shape) for split, site in self.sites.items()}
+        description = {"options": self.options.describe(), "shapes": shapes, "reports": self.reports}
+        save_bottlenecks(path, self.base, self.bottlenecks, {**description, **self._example.describe()})
+
+    def unwrap(self) -> nn.Module:
+        """Take the hooks out again and hand the model back, bit for bit and with its flags as they were.
+
+        Returns:
+            The base. Of this object only `bottlenecks` and `reports` are of use afterwards.
+
+        Raises:
+            SplitError: This was done before.
+        """
+        self._check_wrapped()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        unmark(self.base)
+        self._flags.restore(self.base)
+        return self.base
+
+
+def device_of(model: nn.Module) -> torch.device | None:
+    """Where a model is.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The device of its first parameter; None where it has none.
+    """
+    return next((parameter.device for parameter in model.parameters()), None)
+
+
+def key_of(path: str) -> str:
+    """A split point's name as a key of ModuleDict, which allows no dots and none of its own attributes' names.
+
+    Args:
+        path: The split point.
+
+    Returns:
+        The key.
+
+    Example:
+        >>> key_of("layer1.0"), key_of("values")
+        ('layer1/0', 'values/')
+    """
+    key = path.replace(".", "/")
+    return f"{key}/" if hasattr(nn.ModuleDict, key) else key

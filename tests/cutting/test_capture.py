@@ -1,0 +1,126 @@
+"""One export with the marker in it, and what it leaves behind: nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import compoff
+from compoff.cutting.capture import capture, marker
+from compoff.errors import SplitError
+from tests.small_networks import BatchInside, DataDependent, FunctionalSkip, Plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def images(batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, 8, 8)
+
+
+def programs_of(net: nn.Module, split: str) -> tuple[compoff.Wrapped, Any]:
+    wrapped = compoff.wrap(net, split, example_input=images()).eval()
+    return wrapped, capture(wrapped.base, wrapped.gate(split), split, wrapped.example_inputs())
+
+
+def test_the_marker_gives_back_what_it_is_given() -> None:
+    symbols = torch.arange(6, dtype=torch.uint8).reshape(2, 3)
+    assert torch.equal(marker(symbols), symbols)
+    torch.library.opcheck(torch.ops.compoff.cut.default, (symbols,))
+
+
+def test_halves_are_the_student_at_any_batch() -> None:
+    wrapped, programs = programs_of(BatchInside(), "block1")
+    head, tail = (part.module(check_guards=False) for part in (programs.head, programs.tail))
+    for batch in (1, 2, 3, 64):
+        x = images(batch)
+        with wrapped.at("block1"), torch.no_grad():
+            expected = wrapped(x)
+        torch.testing.assert_close(tail(head(x))[0], expected, rtol=0, atol=1e-6)
+
+
+def test_symbols_are_bytes() -> None:
+    _, programs = programs_of(Plain(), "block1")
+    symbols = programs.head.module(check_guards=False)(images(3))
+    assert (symbols.dtype, tuple(symbols.shape)) == (torch.uint8, (3, 8, 2, 2))
+
+
+def test_programs_hold_each_only_its_own_weights_and_no_inputs() -> None:
+    wrapped, programs = programs_of(Plain(), "block1")
+    count = {
+        part: sum(value.numel() for value in getattr(programs, part).state_dict.values()) for part in ("head", "tail")
+    }
+    stem = sum(value.numel() for value in wrapped.base.stem.state_dict().values())
+    encoder = sum(value.numel() for value in wrapped.bottleneck("block1").encoder.state_dict().values())
+    assert count["head"] <= stem + encoder + 10
+    assert count["tail"] > 10 * encoder
+    assert programs.head.example_inputs is None
+    assert programs.tail.example_inputs is None
+
+
+def test_the_power_iteration_is_not_shipped() -> None:
+    _, programs = programs_of(Plain(), "block1")
+    assert not [
+        node for node in programs.tail.graph.nodes if "norm" in str(node.target) and "batch" not in str(node.target)
+    ]
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_containers_do_not_run_the_codec_as_a_layer_of_theirs(sequential: bool) -> None:
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(), nn.Conv2d(8, 8, 3, padding=1), nn.Flatten()]
+    net = nn.Sequential(*layers) if sequential else nn.Sequential(nn.Sequential(*layers[:2]), *layers[2:])
+    split = "2" if sequential else "1"
+    wrapped, programs = programs_of(net, split)
+    x = images(3)
+    with wrapped.at(split), torch.no_grad():
+        expected = wrapped(x)
+    head, tail = (part.module(check_guards=False) for part in (programs.head, programs.tail))
+    torch.testing.assert_close(tail(head(x))[0], expected, rtol=0, atol=1e-6)
+
+
+def test_a_model_without_a_weight_can_be_cut() -> None:
+    net = nn.Sequential(nn.ReLU(), nn.Flatten())
+    wrapped, programs = programs_of(net, "input")
+    with wrapped.at("input"), torch.no_grad():
+        expected = wrapped(images(3) * 0)
+    head, tail = (part.module(check_guards=False) for part in (programs.head, programs.tail))
+    torch.testing.assert_close(tail(head(images(3) * 0))[0], expected, rtol=0, atol=1e-6)
+
+
+def everything(model: nn.Module) -> Any:
+    return [
+        (name, id(module), module.training, sorted(vars(module)), list(module._modules), len(module._forward_pre_hooks))
+        for name, module in model.named_modules()
+    ]
+
+
+class WrittenBatch(Plain):
+    """The batch size of the example is written into the model."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).reshape(2, 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (Plain, None),
+        (DataDependent, "DataDependent cannot be exported at 'block1'.*control flow that depends on tensor values"),
+        (WrittenBatch, "WrittenBatch cannot be exported at 'block1'.*a batch size written into the model"),
+        (FunctionalSkip, r"1 more tensor\(s\) would cross the cut at 'block1': add"),
+    ],
+)
+def test_nothing_is_left_behind(make: Callable[[], nn.Module], reason: str | None) -> None:
+    wrapped = compoff.wrap(make(), "block1", example_input=images())
+    before, gate = everything(wrapped), wrapped.gate("block1")
+    if reason is None:
+        capture(wrapped.base, gate, "block1", wrapped.example_inputs())
+    else:
+        with pytest.raises(SplitError, match=reason):
+            capture(wrapped.base, gate, "block1", wrapped.example_inputs())
+    assert everything(wrapped) == before
+    assert gate.replace is None
+    assert not gate.on

@@ -1,0 +1,139 @@
+"""The cut of a graph, on graphs small enough to read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compoff.cutting.capture import marker
+from compoff.cutting.cut import cut_at
+from compoff.errors import SplitError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch.fx import GraphModule
+
+TARGET = torch.ops.compoff.cut.default
+
+
+class Function(nn.Module):
+    """A function as a model, with one weight."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((4,), 3.0))
+        self.unused = nn.Parameter(torch.ones(1000))
+        self.function = function
+
+    def forward(self, x: Tensor, *others: Any) -> Any:
+        return self.function(x, self.weight, *others)
+
+
+def graph_of(function: Callable[..., Any], *others: Any) -> GraphModule:
+    inputs = (torch.randn(2, 4), *others)
+    shapes = torch.export.ShapesCollection()
+    for value in inputs:
+        if isinstance(value, Tensor):
+            shapes[value] = {0: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(Function(function), inputs, dynamic_shapes=shapes, strict=False)
+    return program.run_decompositions({}).module(check_guards=False)  # type: ignore[return-value]
+
+
+def test_both_halves_together_are_the_whole() -> None:
+    halves = cut_at(graph_of(lambda x, w: marker(x * w) + w), TARGET, "here")
+    x = torch.randn(5, 4)
+    symbols = halves.head(x)
+    assert torch.equal(symbols, x * 3.0)
+    assert torch.equal(halves.tail(symbols)[0], x * 3.0 + 3.0)
+    assert halves.batched == (True,)
+
+
+def test_neither_half_needs_the_marker_or_weights_of_the_other() -> None:
+    halves = cut_at(graph_of(lambda x, w: marker(x * w) + 1.0), TARGET, "here")
+    for half in (halves.head, halves.tail):
+        assert all(node.target is not TARGET for node in half.graph.nodes)
+    assert [tuple(value.shape) for value in halves.head.state_dict().values()] == [(4,)]
+    assert not halves.tail.state_dict()
+
+
+def test_constants_stand_on_both_sides() -> None:
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        table = torch.arange(4.0) * w
+        return marker(x + table) - table
+
+    halves = cut_at(graph_of(function), TARGET, "here")
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(halves.tail(halves.head(x))[0], x)
+
+
+def test_sizes_of_the_batch_are_read_off_the_symbols() -> None:
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        length = x.shape[0]
+        ones = torch.ones(length, 4) * w
+        return (marker(x * ones) + ones + torch.zeros(length * 2, 4)[:length]).reshape(length * 2, 2).reshape(length, 4)
+
+    halves = cut_at(graph_of(function), TARGET, "here")
+    for batch in (1, 2, 7):
+        x = torch.randn(batch, 4)
+        assert torch.equal(halves.tail(halves.head(x))[0], x * 3.0 + 3.0)
+
+
+def test_operators_in_place_do_not_reach_across() -> None:
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        y = x * w
+        symbols = marker(y)
+        symbols.relu_()
+        y.add_(1.0)
+        return symbols
+
+    halves = cut_at(graph_of(function), TARGET, "here")
+    x = torch.randn(3, 4)
+    assert torch.equal(halves.head(x), x * 3.0)
+    assert torch.equal(halves.tail(x)[0], x.relu())
+
+
+def test_constants_among_the_inputs_are_no_inputs_of_the_head() -> None:
+    halves = cut_at(graph_of(lambda x, w, flag, none: marker(x * w) * flag, 3, None), TARGET, "here")
+    assert len([node for node in halves.head.graph.nodes if node.op == "placeholder"]) == 1
+    assert torch.equal(halves.tail(torch.ones(2, 4))[0], torch.full((2, 4), 3.0))
+
+
+def test_a_tensor_that_nobody_reads_stays_an_input_of_the_head() -> None:
+    halves = cut_at(graph_of(lambda x, w, y: marker(x * w), torch.randn(2, 3)), TARGET, "here")
+    assert halves.head(torch.ones(2, 4), torch.ones(2, 3)).shape == (2, 4)
+
+
+def test_outputs_are_told_apart_by_their_batch() -> None:
+    halves = cut_at(graph_of(lambda x, w: (marker(x), None, w * 2.0, 7, torch.ones(2))), TARGET, "here")
+    assert halves.batched == (True, False, False)
+    assert [tuple(value.shape) for value in halves.tail(torch.ones(5, 4))] == [(5, 4), (4,), (2,)]
+
+
+def skip(x: Tensor, w: Tensor) -> Tensor:
+    y = x * w
+    return marker(y) + y
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (skip, r"1 more tensor\(s\) would cross the cut at 'here': mul"),
+        (lambda x, w: marker(x * w) + x, r"would cross the cut at 'here': x .*4\], 16 bytes a sample"),
+        (lambda x, w: marker((x * w).sum(1, keepdim=True)) + (x * w), "16 bytes a sample. Choose a split point"),
+        (lambda x, w: (marker(x * w), x.mean(1)), "would cross the cut at 'here': x"),
+        (lambda x, w: marker(x.chunk(2, 1)[0]) + x.chunk(2, 1)[1], "1 more tensor.* would cross .*: x"),
+        (lambda x, w: (marker(x), x.shape[0]), "a number that depends on the batch"),
+        (lambda x, w: marker(x).T, "where the batch is not the first axis"),
+        (lambda x, w: marker(x).reshape(-1, 2), "where the batch is not the first axis"),
+        (lambda x, w: marker(x.reshape(-1, 2)).reshape(-1, 4), "where the batch is still as it was"),
+        (lambda x, w: x * w, "passed 0 times"),
+        (lambda x, w: marker(x) + marker(x), "passed 2 times"),
+    ],
+)
+def test_what_cannot_be_cut_is_named(function: Callable[..., Any], reason: str) -> None:
+    with pytest.raises(SplitError, match=reason):
+        cut_at(graph_of(function), TARGET, "here")

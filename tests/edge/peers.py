@@ -1,0 +1,100 @@
+"""A tail that echoes, and a raw connection that speaks to a server as no client of ours would."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from compoff.errors import PayloadError
+from compoff.wire.client import open_client
+from compoff.wire.frames import Frame, FrameParser, FrameType, serialize
+from compoff.wire.messages import ErrorCode, Hello, decode_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from compoff.edge.server import Server
+
+ID = bytes(range(32))
+HELLO = serialize(Frame(FrameType.HELLO, Hello((ID,)).encode()))
+
+
+class Echo:
+    """Answers with the payload; counts; a payload of digits says how many milliseconds to sleep first."""
+
+    artifact_id = ID
+
+    def __init__(self, max_payload_bytes: int = 2**16) -> None:
+        self.max_payload_bytes = max_payload_bytes
+        self.answered = 0
+
+    def answer(self, payload: bytes) -> bytes:
+        self.answered += 1
+        if payload == b"broken":
+            raise PayloadError("the payload is broken")
+        if payload.isdigit():
+            time.sleep(int(payload) / 1000)
+        return payload
+
+
+class Peer:
+    """A raw connection to a server."""
+
+    def __init__(self, server: Server, first: bytes = HELLO, receive_buffer: int = 0) -> None:
+        host, port = server.address.rsplit(":", 1)
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(5)
+        self.socket.connect((host, int(port)))
+        self.parser = FrameParser(lambda frame_type, route, length: None)
+        self.send(first)
+
+    def send(self, data: bytes) -> None:
+        if data:
+            self.socket.sendall(data)
+
+    def read(self) -> Frame | None:
+        """The next frame, or None where the server has closed."""
+        while (frame := self.parser.next_frame()) is None:
+            try:
+                data = self.socket.recv(65536)
+            except ConnectionResetError:
+                return None
+            if not data:
+                return None
+            self.parser.feed(data)
+        return frame
+
+    def refused(self) -> ErrorCode:
+        """The code of the farewell, after which the server has closed."""
+        frame = self.read()
+        assert frame is not None
+        assert (frame.type, frame.request_id) == (FrameType.ERROR, 0)
+        assert self.read() is None
+        return decode_error(frame.body)[0]
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+
+def request(request_id: int, body: bytes, deadline_ms: int = 0) -> bytes:
+    return serialize(Frame(FrameType.REQUEST, body, request_id, 0, deadline_ms))
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until something holds, but not for ever."""
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def still_right(server: Server, **options: Any) -> None:
+    """A good client is served, and quickly."""
+    with open_client(server.address, [ID], **options) as client:
+        assert client.request(b"good", timeout=2) == b"good"

@@ -1,0 +1,192 @@
+"""The server's limits in number, bytes and time: what one client may take from the others."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from compoff.edge.server import Server, serve
+from compoff.errors import ReadTimeout, ServerBusy
+from compoff.wire.client import open_client
+from compoff.wire.frames import Frame, FrameType
+from compoff.wire.messages import ErrorCode, decode_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+from tests.edge.peers import HELLO, ID, Echo, Peer, eventually, request, still_right
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serve(Echo()) as server:
+        yield server
+
+
+def test_handshake_half_message_and_idle_run_out() -> None:
+    with serve(Echo(), handshake_timeout=0.2, message_timeout=0.3, idle_timeout=0.5) as server:
+        start = time.monotonic()
+        with Peer(server, b"") as silent, Peer(server, HELLO[:20]) as slow, Peer(server) as half, Peer(server) as idle:
+            assert half.read() is not None
+            half.send(request(1, bytes(1000))[:-1])
+            assert silent.refused() is ErrorCode.PROTOCOL
+            assert slow.refused() is ErrorCode.PROTOCOL
+            assert 0.15 < time.monotonic() - start < 1.5
+            assert half.refused() is ErrorCode.PROTOCOL
+            assert 0.25 < time.monotonic() - start < 1.5
+            assert idle.read() is not None
+            assert idle.read() == Frame(FrameType.GOODBYE)
+            assert idle.read() is None
+            assert 0.45 < time.monotonic() - start < 2
+
+
+def test_dripping_does_not_stretch_the_timeouts() -> None:
+    with serve(Echo(), handshake_timeout=0.2, message_timeout=0.2) as server:
+        for first, drip in ((b"", HELLO), (HELLO, request(1, bytes(1000)))):
+            with Peer(server, first) as peer:
+                start = time.monotonic()
+                with contextlib.suppress(OSError):
+                    for index in range(200):
+                        peer.send(drip[index : index + 1])
+                        time.sleep(0.01)
+                assert time.monotonic() - start < 1.5, "200 drips take 2 s"
+
+
+def test_a_busy_connection_is_not_idle() -> None:
+    with serve(Echo(), idle_timeout=0.2) as server, open_client(server.address, [ID]) as client:
+        assert client.request(b"0500", timeout=2) == b"0500"
+        for _ in range(6):
+            time.sleep(0.05)
+            client.ping(timeout=1)
+        assert client.request(b"x", timeout=2) == b"x"
+
+
+def test_one_connection_too_many_is_busy() -> None:
+    with serve(Echo(), max_connections=2) as server:
+        with open_client(server.address, [ID]) as one, open_client(server.address, [ID]):
+            with pytest.raises(ServerBusy, match="no room for another connection"):
+                open_client(server.address, [ID])
+            assert one.request(b"x", timeout=2) == b"x"
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            with contextlib.suppress(ServerBusy):
+                still_right(server)
+                return
+        pytest.fail("a place that is free again was not given away")
+
+
+def test_one_request_too_many_is_busy(server: Server) -> None:
+    with Peer(server) as peer:
+        peer.read()
+        peer.send(b"".join(request(number, b"0020") for number in range(1, 21)))
+        frames = [peer.read() for _ in range(20)]
+        busy = [frame for frame in frames if frame is not None and frame.type is FrameType.ERROR]
+        assert [frame.request_id for frame in busy] == [17, 18, 19, 20]
+        assert {decode_error(frame.body)[0] for frame in busy} == {ErrorCode.BUSY}
+        assert sum(frame is not None and frame.type is FrameType.REPLY for frame in frames) == 16
+
+
+def test_all_connections_share_one_queue() -> None:
+    with serve(Echo(), max_pending=3) as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(open_client(server.address, [ID])) for _ in range(5)]
+        pending = [client.submit(b"0100", timeout=3) for client in clients]
+        outcomes: list[object] = []
+        for one in pending:
+            try:
+                outcomes.append(one.result())
+            except ServerBusy:
+                outcomes.append("busy")
+        assert sorted(map(str, outcomes)) == ["b'0100'"] * 3 + ["busy"] * 2
+        still_right(server)
+
+
+def test_half_messages_cannot_fill_the_server() -> None:
+    half = request(1, bytes(2**16))[:-1]
+    options = {"max_held_bytes": 4 * len(half) + 1000, "message_timeout": 30}
+    with serve(Echo(2**16), **options) as server, contextlib.ExitStack() as stack:
+        for number in range(4):
+            peer = stack.enter_context(Peer(server))
+            peer.send(half)
+            eventually(lambda count=number + 1: server._service.held_bytes == count * len(half))
+        for _ in range(4):
+            with Peer(server) as peer, contextlib.suppress(OSError):
+                assert peer.read() is not None
+                peer.send(half)
+                frame = peer.read()
+                assert frame is None or decode_error(frame.body)[0] is ErrorCode.BUSY
+        assert server._service.held_bytes <= options["max_held_bytes"]
+        stack.close()
+        eventually(lambda: server._service.held_bytes == 0)
+        still_right(server)
+
+
+def test_expired_requests_never_reach_the_tail() -> None:
+    echo = Echo()
+    with serve(echo) as server, open_client(server.address, [ID]) as client:
+        first = client.submit(b"0150", timeout=2)
+        late = [client.submit(b"late", timeout=0.05) for _ in range(5)]
+        assert first.result() == b"0150"
+        for one in late:
+            with pytest.raises(ReadTimeout):
+                one.result()
+        assert client.request(b"next", timeout=2) == b"next"
+        assert echo.answered == 2
+
+
+def test_the_deadline_of_the_server_is_told(server: Server) -> None:
+    with Peer(server) as peer:
+        peer.read()
+        peer.send(request(1, b"0100") + request(2, b"x", deadline_ms=20))
+        one, two = peer.read(), peer.read()
+        assert one == Frame(FrameType.REPLY, b"0100", 1)
+        assert two is not None
+        assert (two.request_id, decode_error(two.body)[0]) == (2, ErrorCode.DEADLINE)
+
+
+def test_requests_of_a_client_that_has_gone_never_reach_the_tail() -> None:
+    echo = Echo()
+    with serve(echo) as server:
+        with Peer(server) as peer:
+            peer.read()
+            peer.send(b"".join(request(number, b"0100") for number in range(1, 6)))
+            time.sleep(0.05)
+        still_right(server)
+        assert echo.answered <= 3
+
+
+def test_a_client_that_does_not_read_is_not_read_from_and_then_closed() -> None:
+    class Big(Echo):
+        def answer(self, payload: bytes) -> bytes:
+            return super().answer(payload).ljust(2**20)
+
+    big = Big()
+    with serve(big, window=8, message_timeout=0.5) as server, Peer(server, receive_buffer=4096) as peer:
+        peer.read()
+        peer.send(b"".join(request(number, b"x") for number in range(1, 9)))
+        [connection] = server._service.peers
+        eventually(lambda: connection._paused and big.answered == 8)
+        for number in range(9, 100):
+            peer.send(request(number, b"x"))
+        time.sleep(0.1)
+        assert big.answered == 8, "the server stopped reading"
+        assert connection._transport.get_write_buffer_size() <= 8 * (2**20 + 16)
+        eventually(lambda: not server._service.peers)
+        assert server._service.held_bytes == 0
+        with open_client(server.address, [ID]) as client:
+            assert client.request(b"good", timeout=5).strip() == b"good"
+
+
+def test_a_slow_reader_is_not_cut_off() -> None:
+    with serve(Echo(2**20), message_timeout=0.3) as server, Peer(server, receive_buffer=4096) as peer:
+        body = random.Random(0).randbytes(2**20)
+        peer.read()
+        for number in range(1, 5):
+            peer.send(request(number, body))
+        time.sleep(0.1)
+        for number in range(1, 5):
+            assert peer.read() == Frame(FrameType.REPLY, body, number)
+            time.sleep(0.15)

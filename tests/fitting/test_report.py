@@ -1,0 +1,66 @@
+"""The report in words, in numbers and as a figure."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from compoff import BackendError, FitReport, SplitReport
+
+
+def report() -> FitReport:
+    splits = {
+        "layer1": SplitReport(
+            loss=[1.0, 0.5, 0.6, 0.3], distilled_from=2, bytes=99.6, raw_bytes=65536, agreement=0.987
+        ),
+        "layer2": SplitReport(loss=[2.0, 0.5, 0.2, 0.1], bytes=12.2, raw_bytes=32768, output_error=0.01234),
+    }
+    return FitReport(splits, steps=4, seconds=61.7, measured_on=64, held_out=False)
+
+
+def test_str_tells_bytes_and_agreement() -> None:
+    assert str(report()).splitlines() == [
+        "compoff.fit: 4 steps in 62 s, measured on 64 training samples",
+        "  layer1: 100 B of 65536 B raw, agreement 98.7 %",
+        "  layer2: 12 B of 32768 B raw, output error 0.0123",
+    ]
+
+
+def test_to_dict_is_json_and_complete() -> None:
+    told = json.loads(json.dumps(report().to_dict()))
+    assert told["splits"]["layer1"]["loss"] == [1.0, 0.5, 0.6, 0.3]
+    assert {key: value for key, value in told.items() if key != "splits"} == {
+        "steps": 4,
+        "seconds": 61.7,
+        "measured_on": 64,
+        "held_out": False,
+    }
+    figures = report().splits["layer1"].figures()
+    assert "loss" not in figures
+    assert figures == {key: value for key, value in told["splits"]["layer1"].items() if key != "loss"}
+
+
+def test_plot_draws_a_curve_a_split_and_a_mark_where_distillation_sets_in() -> None:
+    (axes,) = report().plot().axes
+    curves = [line for line in axes.lines if line.get_linestyle() == "-"]
+    marks = [line for line in axes.lines if line.get_linestyle() == ":"]
+    assert [line.get_label() for line in curves] == ["layer1", "layer2"]
+    assert list(curves[1].get_ydata()) == [2.0, 0.5, 0.2, 0.1]
+    assert [list(line.get_xdata()) for line in marks] == [[2, 2]]
+    assert axes.get_yscale() == "log"
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"layer1", "layer2"}
+
+
+def test_plot_can_be_saved(tmp_path: object) -> None:
+    path = f"{tmp_path}/loss.png"
+    report().plot().savefig(path)
+    with open(path, "rb") as file:  # noqa: PTH123 - tmp_path is typed as an object here
+        assert file.read(4) == b"\x89PNG"
+
+
+def test_plot_without_matplotlib_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(BackendError, match=r'pip install "compoff\[demo\]"'):
+        report().plot()

@@ -1,0 +1,101 @@
+"""The state of a fit on disk, without a fit around it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import nn
+
+from compoff.errors import FitError
+from compoff.fitting.state import FitState, RandomState, load_state, save_state
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SETTINGS = {"seed": 3, "recipe": {"betas": (0.9, 0.999)}, "rate": 0.0}
+
+
+def trained(seed: int, steps: int = 2) -> tuple[nn.Module, torch.optim.Adam]:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
+    adam = torch.optim.Adam(net[0].parameters() if steps < 0 else net.parameters(), lr=0.1)
+    for _ in range(abs(steps)):
+        adam.zero_grad()
+        net(torch.randn(5, 3)).square().sum().backward()
+        adam.step()
+    return net, adam
+
+
+def rng() -> RandomState:
+    return RandomState(torch.Generator().manual_seed(1).get_state(), torch.Generator().manual_seed(2).get_state())
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "state"
+    state = FitState(7, 3, 1.5, {"a": [0.1 + 0.2, 1e-300]}, {"a": [1.0, 2.0]}, {"a": 4})
+    (net, adam), (other, fresh) = trained(0), trained(1, steps=0)
+    save_state(path, state, SETTINGS, net, adam, rng())
+    found, random = load_state(path, SETTINGS, other, fresh)
+    assert found == state
+    assert torch.equal(random.round, rng().round)
+    assert random.now is not None
+    assert torch.equal(random.now, rng().now)
+    for ours, theirs in zip(net.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(adam.state.values(), fresh.state.values(), strict=True):
+        assert {key: value.tolist() for key, value in ours.items()} == {
+            key: value.tolist() for key, value in theirs.items()
+        }
+    assert fresh.param_groups[0]["lr"] == 0.1
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state"
+    net, adam = trained(0)
+    save_state(path, FitState(step=1), SETTINGS, net, adam, rng())
+
+    def disk_full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("compoff.fitting.state.save_file", disk_full)
+    with pytest.raises(OSError, match="no space"):
+        save_state(path, FitState(step=2), SETTINGS, net, adam, rng())
+    assert load_state(path, SETTINGS, net, adam)[0].step == 1
+
+
+def test_settings_are_compared_as_they_are_stored(tmp_path: Path) -> None:
+    net, adam = trained(0)
+    save_state(tmp_path / "state", FitState(), SETTINGS, net, adam, rng())
+    with pytest.raises(FitError, match=r"rate=0\.0, and this one has rate=1\.0"):
+        load_state(tmp_path / "state", {**SETTINGS, "rate": 1.0}, net, adam)
+
+
+@pytest.mark.parametrize("damage", [{"rng": None}, {"bottlenecks.0.bias": None}, {"adam.9.exp_avg": torch.zeros(2)}])
+def test_what_is_missing_or_too_much_is_named(
+    damage: dict[str, torch.Tensor | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compoff.fitting import state as module
+
+    write = module.save_file
+
+    def damaged(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        changed = {name: value for name, value in {**tensors, **damage}.items() if value is not None}
+        # A checksum of its own: the contents are wrong, not the bytes.
+        metadata["checksum"] = module._checksum(metadata, changed)
+        write(changed, path, metadata)
+
+    net, adam = trained(0)
+    monkeypatch.setattr(module, "save_file", damaged)
+    save_state(tmp_path / "state", FitState(), SETTINGS, net, adam, rng())
+    with pytest.raises(FitError, match="|".join(name.split(".", 1)[-1] for name in damage)):
+        load_state(tmp_path / "state", SETTINGS, net, adam)
+
+
+def test_moments_of_another_shape_are_refused(tmp_path: Path) -> None:
+    (net, _), (_, foreign) = trained(0), trained(0)
+    foreign.state[next(iter(foreign.state))]["exp_avg"] = torch.zeros(9)
+    save_state(tmp_path / "state", FitState(), SETTINGS, net, foreign, rng())
+    with pytest.raises(FitError, match=r"0\.exp_avg that fits no parameter"):
+        load_state(tmp_path / "state", SETTINGS, *trained(0))

@@ -1,0 +1,258 @@
+"""Fitted bottlenecks in a file, tied to the model that they were fitted for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+import compoff
+from compoff.errors import ArtifactError, SplitError
+from compoff.fingerprint import fingerprint
+from tests.small_networks import OptionalInputs, Plain
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def images(batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, 8, 8)
+
+
+def student(wrapped: compoff.Wrapped, split: str, x: Tensor) -> Tensor:
+    with wrapped.at(split), torch.no_grad():
+        return wrapped(x)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, compoff.Wrapped]:
+    wrapped = compoff.wrap(
+        Plain(), ["input", "stem.2", "block1"], example_input=images(), channels=4, num_centers=5, stride=2
+    ).eval()
+    wrapped.reports["block1"] = {"bytes": 12.5}
+    path = tmp_path / "new" / "folder" / "fitted.safetensors"
+    wrapped.save(path)
+    return path, wrapped
+
+
+def test_comes_back_with_a_fresh_model_of_the_same_weights(saved: tuple[Path, compoff.Wrapped]) -> None:
+    path, wrapped = saved
+    net = Plain()
+    net.load_state_dict(wrapped.base.state_dict())
+    again = compoff.load(path, net).eval()
+    assert again.split_points == wrapped.split_points
+    assert again.options == wrapped.options
+    assert again.reports == {"block1": {"bytes": 12.5}}
+    assert again.built
+    x = images(3)
+    for split in again.split_points:
+        assert torch.equal(student(again, split, x), student(wrapped, split, x))
+
+
+def test_file_holds_no_weight_of_the_model(saved: tuple[Path, compoff.Wrapped]) -> None:
+    path, wrapped = saved
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [path.name]
+    stored = safetensors.torch.load_file(path)
+    assert set(stored) == set(wrapped.bottlenecks.state_dict())
+    assert {name.split(".")[0] for name in stored} == {"input", "stem/2", "block1"}
+
+
+def test_description_is_golden(saved: tuple[Path, compoff.Wrapped]) -> None:
+    with safe_open(saved[0], framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "compoff-bottlenecks-1"
+    assert metadata["base"] == fingerprint(saved[1].base.state_dict())
+    assert json.loads(metadata["description"]) == {
+        "options": {"channels": 4, "num_centers": 5, "stride": 2},
+        "shapes": {"input": [3, 8, 8], "stem.2": [8, 8, 8], "block1": [8, 8, 8]},
+        "reports": {"block1": {"bytes": 12.5}},
+        "inputs": [[[2, 3, 8, 8], "float32", True]],
+        "call": {"list": [{"list": [{"leaf": 0}]}, {"dict": []}]},
+    }
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    """Change the file's metadata; ``description`` is merged into what is there."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    if isinstance(changes.get("description"), dict):
+        description = {**json.loads(metadata["description"]), **changes["description"]}
+        changes["description"] = json.dumps({key: value for key, value in description.items() if value != "gone"})
+    text, tensors = changes.get("description", metadata["description"]), safetensors.torch.load_file(path)
+    changes["checksum"] = hashlib.sha256(f"{text}|{fingerprint(tensors)}".encode()).hexdigest()
+    safetensors.torch.save_file(tensors, path, {**metadata, **changes})
+
+
+def test_a_file_of_the_first_version_is_still_read(saved: tuple[Path, compoff.Wrapped]) -> None:
+    path, wrapped = saved
+    rewrite(path, description={"inputs": [[[2, 3, 8, 8], "float32"]], "call": "gone"})
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    del metadata["checksum"]
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, metadata)
+    net, x = wrapped.unwrap(), images()
+    assert student(compoff.load(path, net).eval(), "block1", x).shape == (2, 5)
+
+
+def test_constants_and_keywords_of_the_call_come_back(tmp_path: Path) -> None:
+    wrapped = compoff.wrap(OptionalInputs(), "block1")
+    wrapped(images(), scale=torch.ones(8), double=True)
+    wrapped.save(tmp_path / "fitted")
+    example = compoff.load(tmp_path / "fitted", wrapped.unwrap()).example_inputs()
+    assert [None if value is None else tuple(value.shape) for value in example.args] == [(2, 3, 8, 8), None, (8,)]
+    assert example.keywords == {"double": True}
+    assert example.batched == (True, False)
+
+
+def refused(path: Path, net: nn.Module) -> str:
+    """The message of a refusal that leaves the model as it was."""
+    modes = {name: module.training for name, module in net.named_modules()}
+    wanted = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
+    with pytest.raises(ArtifactError) as caught:
+        compoff.load(path, net)
+    assert {name: module.training for name, module in net.named_modules()} == modes
+    assert {name: parameter.requires_grad for name, parameter in net.named_parameters()} == wanted
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    assert not hasattr(net, "_compoff_wrapped")
+    return str(caught.value)
+
+
+def test_bottlenecks_of_another_model_are_refused(saved: tuple[Path, compoff.Wrapped]) -> None:
+    path, wrapped = saved
+    assert "base is " in refused(path, Plain())
+    assert "fitted for a model with other weights" in refused(path, nn.Linear(2, 2))
+    net = wrapped.unwrap()
+    with torch.no_grad():
+        net.block2[0].weight[0, 0, 0, 0] += 1e-3
+    assert "fitted for a model with other weights" in refused(path, net)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff" * 100, (1 << 60).to_bytes(8, "little") + b"{}", (2).to_bytes(8, "little") + b"{}"]
+)
+def test_what_is_no_such_file_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    assert f"'{path}'" in refused(path, Plain())
+    assert "cannot be read" in refused(tmp_path / "nowhere", Plain())
+    assert "cannot be read" in refused(tmp_path, Plain())
+
+
+def test_flipped_bytes_are_found(saved: tuple[Path, compoff.Wrapped]) -> None:
+    path, wrapped = saved
+    net, data = wrapped.unwrap(), path.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    places = [*range(0, header, 31), *range(header, len(data), len(data) // 30)]
+    for place in places:
+        path.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
+        assert f"'{path}'" in refused(path, net), place
+
+
+def test_truncations_are_found(saved: tuple[Path, compoff.Wrapped]) -> None:
+    path, wrapped = saved
+    net, data = wrapped.unwrap(), path.read_bytes()
+    for length in [*range(0, len(data), len(data) // 20), len(data) - 1]:
+        path.write_bytes(data[:length])
+        assert f"'{path}'" in refused(path, net), length
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"format": "compoff-bottlenecks-2"}, "format is 'compoff-bottlenecks-2', expected 'compoff-bottlenecks-1'"),
+        ({"description": "[]"}, "format is 'compoff-bottlenecks-1'"),
+        ({"description": "{"}, "cannot be read"),
+        ({"description": {"options": "gone"}}, "does not fit its tensors"),
+        ({"description": {"options": {"channels": 4, "levels": 5}}}, "does not fit its tensors"),
+        ({"description": {"options": {"channels": 3, "num_centers": 5, "stride": 2}}}, "does not fit its tensors"),
+        ({"description": {"options": {"channels": 4, "num_centers": 0, "stride": 2}}}, "does not fit its tensors"),
+        ({"description": {"shapes": {"block1": [8, 8, 8]}}}, "does not fit its tensors"),
+        ({"description": {"shapes": 3}}, "does not fit its tensors"),
+        ({"description": {"inputs": [[[2, 3, 8, 8], "float99"]]}}, "does not fit its tensors"),
+        ({"description": {"inputs": [3]}}, "does not fit its tensors"),
+        ({"description": {"call": {"leaf": 9}}}, "does not fit its tensors"),
+        ({"description": {"reports": 3}}, "does not fit its tensors"),
+        (
+            {"description": {"shapes": {"input": [3, 8, 8], "stem.2": [8, 8, 8], "block9": [8, 8, 8]}}},
+            "does not fit",
+        ),
+        (
+            {"description": {"shapes": {"input": [3, 8, 8], "stem.2": [8, 8, 8], "block1": [8, 4, 16]}}},
+            r"shapes say \[8, 4, 16\] at 'block1', but this Plain has \[8, 8, 8\] there",
+        ),
+    ],
+)
+def test_descriptions_that_do_not_fit_are_refused(
+    saved: tuple[Path, compoff.Wrapped], changes: dict[str, Any], reason: str
+) -> None:
+    path, wrapped = saved
+    rewrite(path, **changes)
+    with pytest.raises(ArtifactError, match=reason):
+        raise ArtifactError(refused(path, wrapped.unwrap()))
+
+
+def test_a_wrapped_model_is_refused(saved: tuple[Path, compoff.Wrapped]) -> None:
+    path, wrapped = saved
+    with pytest.raises(SplitError, match="wrapped already"):
+        compoff.load(path, wrapped.base)
+
+
+def test_an_own_codec_cannot_be_saved(tmp_path: Path) -> None:
+    wrapped = compoff.wrap(
+        Plain(),
+        "block1",
+        example_input=images(),
+        channels=8,
+        stride=1,
+        encoder=lambda _y, _z: nn.Identity(),
+        decoder=lambda _z, _y: nn.Identity(),
+    )
+    with pytest.raises(SplitError, match=r"cannot be described in a file; save model\.bottlenecks\.state_dict"):
+        wrapped.save(tmp_path / "fitted")
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_shapes_cannot_be_saved(tmp_path: Path) -> None:
+    with pytest.raises(SplitError, match="not known yet"):
+        compoff.wrap(Plain(), "block1").save(tmp_path / "fitted")
+
+
+# -- fingerprints
+
+
+def test_fingerprint_is_golden() -> None:
+    state = {"b": torch.tensor([1.0, -2.0]), "a": torch.tensor(True), "c": torch.zeros(0, 3, dtype=torch.int64)}
+    # SHA-256 of "a|torch.bool|()|" 01 "b|torch.float32|(2,)|" 0000803f000000c0 "c|torch.int64|(0, 3)|"
+    assert fingerprint(state) == "958b9d44637b9bd91cb23cbf06bb0b7a9f605394453f80bf7f71d631d3c95595"
+    assert fingerprint(dict(reversed(state.items()))) == fingerprint(state)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"a": torch.tensor([1.0, 2.0])},
+        {"b": torch.tensor([1.0, 2.5])},
+        {"b": torch.tensor([1.0, 2.0], dtype=torch.float64)},
+        {"b": torch.tensor([[1.0, 2.0]])},
+        {},
+    ],
+)
+def test_fingerprint_sees_names_values_dtypes_and_shapes(other: dict[str, Tensor]) -> None:
+    assert fingerprint(other) != fingerprint({"b": torch.tensor([1.0, 2.0])})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64, torch.int8, torch.bool])
+def test_fingerprint_takes_any_dtype_and_layout(dtype: torch.dtype) -> None:
+    values = torch.arange(6).reshape(2, 3).to(dtype)
+    assert fingerprint({"a": values.T.contiguous().T}) == fingerprint({"a": values})
+
+
+def test_fingerprint_skips_extra_state() -> None:
+    state: Any = {"a": torch.ones(1), "_extra_state": {"anything": object()}}
+    assert fingerprint(state) == fingerprint({"a": torch.ones(1)})

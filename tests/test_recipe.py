@@ -1,0 +1,49 @@
+"""Recipes by name, and values that no recipe can have."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from compoff.errors import FitError
+from compoff.recipe import Recipe, recipe_named
+
+
+def test_the_papers_recipe_weighs_reconstruction_and_distillation_alike() -> None:
+    recipe = recipe_named("deepcod")
+    assert recipe.reconstruction == recipe.distillation == 1.0
+    assert 0 < recipe.reconstruction_share < 1
+
+
+def test_a_recipe_of_ones_own_is_taken_as_it_is() -> None:
+    own = Recipe(distillation=3.0)
+    assert recipe_named(own) is own
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        own.distillation = 1.0  # type: ignore[misc]
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(FitError, match=r"'deepcdo' is not a recipe; expected one of \['deepcod'\]"):
+        recipe_named("deepcdo")
+
+
+@pytest.mark.parametrize("name", ["orthogonality", "reconstruction", "distillation", "prior"])
+@pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
+def test_a_weight_that_is_none_is_refused(name: str, weight: float) -> None:
+    with pytest.raises(FitError, match=f"{name} is {weight}"):
+        Recipe(**{name: weight})
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_a_share_out_of_range_is_refused(share: float) -> None:
+    with pytest.raises(FitError, match="reconstruction_share"):
+        Recipe(reconstruction_share=share)
+
+
+def test_patience_and_betas_out_of_range_are_refused() -> None:
+    with pytest.raises(FitError, match="patience is 0"):
+        Recipe(patience=0)
+    with pytest.raises(FitError, match="betas"):
+        Recipe(betas=(0.9, 1.0))
