@@ -197,6 +197,15 @@ def teacher_pass(
         FeatureError: The model refused the batch.
         SplitError: The pass did not come by a split point.
 
+    Example:
+        >>> import torch, compoff
+        >>> x = torch.randn(4, 32)
+        >>> model = compoff.wrap(torch.nn.Sequential(torch.nn.Linear(32, 8), torch.nn.ReLU()), "input", example_input=x)
+        >>> gates = {"input": model.gate("input")}
+        >>> record = teacher_pass(model.base, gates, model.sites, Batch((x,)), blocks=True)
+        >>> list(record.blocks), record.output[0].shape
+        (['0'], torch.Size([4, 8]))
+
     Source: DeepCOD (SenSys 2020), Sec. 3.3, Eq. 11, right-hand term.
     """
     record = TeacherRecord()
@@ -247,6 +256,15 @@ def student_pass(
     Raises:
         FeatureError: The feature has another shape or dtype than the bottleneck was made for.
         FitError: The model's output holds no floating-point tensor to compare.
+
+    Example:
+        >>> import torch, compoff
+        >>> x, net = torch.randn(4, 32), torch.nn.Sequential(torch.nn.Linear(32, 8), torch.nn.ReLU())
+        >>> model = compoff.wrap(net, "input", example_input=x)
+        >>> gate, site, batch = model.gate("input"), model.sites["input"], Batch((x,))
+        >>> record = teacher_pass(net, {"input": gate}, model.sites, batch, blocks=False)
+        >>> student_pass(net, gate, site, record, batch, distill=False).latent_values
+        2
 
     Source: DeepCOD (SenSys 2020), Sec. 3.2.2, Eq. 10, and Sec. 3.3, Eq. 11, left-hand term.
     """

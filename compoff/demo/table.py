@@ -134,7 +134,8 @@ def print_table(results: dict[str, Any], console: Console) -> None:
         table.add_column(title, justify="right" if position else "left", no_wrap=True)
     for row in results["rows"]:
         table.add_row(*cells(row), style="bold" if row["system"] == "compoff" else None)
-    needed = console.measure(table, options=console.options.update(width=10 * _WIDE)).maximum
-    console.print(table, width=max(needed, console.width), crop=False)  # a cut figure is worse than a wrapped line
+    # Never narrower than its figures: a wrapped line can be read, a cut figure cannot.
+    table.width = max(console.measure(table, options=console.options.update(width=10 * _WIDE)).maximum, 1)
+    console.print(table, crop=False, no_wrap=True, overflow="ignore")
     for note in notes(results):
         console.print(f"• {note}", style="dim", highlight=False, markup=False)

@@ -31,6 +31,14 @@ def count_symbols(wrapped: Wrapped, split: str, batches: Iterable[Batch]) -> Non
         wrapped: The model.
         split: The split point.
         batches: What to count on.
+
+    Example:
+        >>> import torch, compoff
+        >>> from compoff.distilling import Batch
+        >>> model = compoff.wrap(torch.nn.Linear(32, 4), "input", example_input=torch.zeros(2, 32)).eval()
+        >>> count_symbols(model, "input", [Batch((torch.zeros(6, 32),))])
+        >>> round(float(model.bottleneck("input").prior.tables().weights.max()) / 2**24, 2)  # (6 + ½) / (6 + 8 · ½)
+        0.65
     """
     prior = wrapped.bottleneck(split).prior
     channels, num_centers = prior.logits.shape
@@ -115,6 +123,14 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
 
     Raises:
         FitError: The model's output holds no floating-point tensor to compare.
+
+    Example:
+        >>> import torch, compoff
+        >>> from compoff.distilling import Batch
+        >>> model = compoff.wrap(torch.nn.Linear(32, 4), "input", example_input=torch.zeros(2, 32)).eval()
+        >>> report = compoff.SplitReport()
+        >>> measure(model, "input", [Batch((torch.randn(6, 32),))], report), report.raw_bytes
+        (6, 128)
     """
     bottleneck = wrapped.bottleneck(split)
     coder = PayloadFormat(bytes(32), bottleneck.prior.tables(), bottleneck.latent_shape)

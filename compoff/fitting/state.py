@@ -122,6 +122,13 @@ def load_state(
 
     Raises:
         FitError: The file is damaged or belongs to another fit; nothing has been changed then.
+
+    Example:
+        >>> import pathlib, torch
+        >>> net = torch.nn.Linear(2, 1)
+        >>> load_state(pathlib.Path("no such file"), {}, net, torch.optim.Adam(net.parameters()))
+        Traceback (most recent call last):
+        compoff.errors.FitError: 'no such file' is not the state of a fit ...
     """
     metadata, tensors = _read(path)
     try:

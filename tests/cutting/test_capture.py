@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import compoff
 from compoff.cutting.capture import capture, marker
 from compoff.errors import SplitError
-from tests.small_networks import BatchInside, DataDependent, FunctionalSkip, Plain
+from tests.small_networks import BatchInside, DataDependent, FunctionalSkip, Plain, tiny_decoder, tiny_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +21,8 @@ def images(batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, 8, 8)
 
 
-def programs_of(net: nn.Module, split: str) -> tuple[compoff.Wrapped, Any]:
-    wrapped = compoff.wrap(net, split, example_input=images()).eval()
+def programs_of(net: nn.Module, split: str, encoder: Any = None, decoder: Any = None) -> tuple[compoff.Wrapped, Any]:
+    wrapped = compoff.wrap(net, split, example_input=images(), encoder=encoder, decoder=decoder).eval()
     return wrapped, capture(wrapped.base, wrapped.gate(split), split, wrapped.example_inputs())
 
 
@@ -33,7 +33,7 @@ def test_the_marker_gives_back_what_it_is_given() -> None:
 
 
 def test_halves_are_the_student_at_any_batch() -> None:
-    wrapped, programs = programs_of(BatchInside(), "block1")
+    wrapped, programs = programs_of(BatchInside(), "block1", tiny_encoder, tiny_decoder)
     head, tail = (part.module(check_guards=False) for part in (programs.head, programs.tail))
     for batch in (1, 2, 3, 64):
         x = images(batch)
@@ -73,7 +73,7 @@ def test_containers_do_not_run_the_codec_as_a_layer_of_theirs(sequential: bool) 
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(), nn.Conv2d(8, 8, 3, padding=1), nn.Flatten()]
     net = nn.Sequential(*layers) if sequential else nn.Sequential(nn.Sequential(*layers[:2]), *layers[2:])
     split = "2" if sequential else "1"
-    wrapped, programs = programs_of(net, split)
+    wrapped, programs = programs_of(net, split, tiny_encoder, tiny_decoder)
     x = images(3)
     with wrapped.at(split), torch.no_grad():
         expected = wrapped(x)
@@ -83,7 +83,7 @@ def test_containers_do_not_run_the_codec_as_a_layer_of_theirs(sequential: bool) 
 
 def test_a_model_without_a_weight_can_be_cut() -> None:
     net = nn.Sequential(nn.ReLU(), nn.Flatten())
-    wrapped, programs = programs_of(net, "input")
+    wrapped, programs = programs_of(net, "input", tiny_encoder, tiny_decoder)
     with wrapped.at("input"), torch.no_grad():
         expected = wrapped(images(3) * 0)
     head, tail = (part.module(check_guards=False) for part in (programs.head, programs.tail))
@@ -114,7 +114,7 @@ class WrittenBatch(Plain):
     ],
 )
 def test_nothing_is_left_behind(make: Callable[[], nn.Module], reason: str | None) -> None:
-    wrapped = compoff.wrap(make(), "block1", example_input=images())
+    wrapped = compoff.wrap(make(), "block1", example_input=images(), encoder=tiny_encoder, decoder=tiny_decoder)
     before, gate = everything(wrapped), wrapped.gate("block1")
     if reason is None:
         capture(wrapped.base, gate, "block1", wrapped.example_inputs())

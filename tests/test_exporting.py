@@ -1,0 +1,306 @@
+"""export(): head and tail together are the student, for any model that can be cut."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import compoff
+from benchmarks.networks import load_cifar_resnet, load_pqf, read_cifar10, read_imagenet_val
+from compoff.cutting.capture import capture
+from compoff.errors import ArtifactError, SplitError
+from tests.small_networks import (
+    BatchInside,
+    ConcatSkip,
+    DataDependent,
+    EarlyOutput,
+    FunctionalRelu,
+    FunctionalSkip,
+    IdentitySkip,
+    InputSkip,
+    Nested,
+    Plain,
+    Skip,
+    TwoInputs,
+    tiny_decoder,
+    tiny_encoder,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def images(batch: int = 2, *size: int) -> Tensor:
+    return torch.randn(batch, 3, *(size or (8, 8)))
+
+
+def assert_equal_to_student(
+    wrapped: compoff.Wrapped, split: str, pair: tuple[compoff.Head, compoff.Tail], *inputs: Tensor
+) -> None:
+    head, tail = pair
+    with wrapped.eval().at(split), torch.no_grad():
+        expected = wrapped(*inputs)
+    torch.testing.assert_close(tail(bytes(head(*inputs))), expected, rtol=0, atol=1e-5)
+
+
+def tiny(net: nn.Module, *splits: str, example: Any = None) -> compoff.Wrapped:
+    """Wrapped with a codec that exports in a moment."""
+    example = images() if example is None else example
+    return compoff.wrap(net, splits, example_input=example, encoder=tiny_encoder, decoder=tiny_decoder)
+
+
+@pytest.mark.parametrize("split", ["input", "block2", "classifier"])
+def test_head_and_tail_are_the_student(split: str) -> None:
+    wrapped = compoff.wrap(Plain(), split, example_input=images(1))
+    pair = compoff.export(wrapped, split)
+    for batch in (1, 3, 64):
+        assert_equal_to_student(wrapped, split, pair, images(batch))
+
+
+@pytest.mark.parametrize(
+    ("make", "split"),
+    [
+        (Plain, "stem.2"),
+        (Skip, "block1"),
+        (IdentitySkip, "block1"),
+        (InputSkip, "stem"),
+        (FunctionalRelu, "block1"),
+        (EarlyOutput, "block1"),
+        (Nested, "block1"),
+        (BatchInside, "block1"),
+    ],
+)
+def test_head_and_tail_are_the_student_for_any_model(make: Callable[[], nn.Module], split: str) -> None:
+    wrapped = tiny(make(), split)
+    pair = compoff.export(wrapped, split)
+    for batch in (1, 3, 64):
+        assert_equal_to_student(wrapped, split, pair, images(batch))
+
+
+def test_several_inputs() -> None:
+    wrapped = tiny(TwoInputs(), "block1", example=(images(), images()))
+    pair = compoff.export(wrapped, "block1")
+    for batch in (1, 3, 64):
+        assert_equal_to_student(wrapped, "block1", pair, images(batch), images(batch))
+
+
+def test_sizes_that_do_not_fit_the_stride() -> None:
+    wrapped = compoff.wrap(Plain(), "input", example_input=images(2, 7, 9))
+    pair = compoff.export(wrapped, "input")
+    for batch in (1, 3):
+        assert_equal_to_student(wrapped, "input", pair, images(batch, 7, 9))
+
+
+def test_time_series() -> None:
+    net = nn.Sequential(nn.Conv1d(2, 8, 5, padding=2), nn.ReLU(inplace=True), nn.Conv1d(8, 3, 5))
+    wrapped = compoff.wrap(net, "2", example_input=torch.randn(2, 2, 50))
+    pair = compoff.export(wrapped, "2")
+    for batch in (1, 3):
+        assert_equal_to_student(wrapped, "2", pair, torch.randn(batch, 2, 50))
+
+
+def test_a_model_in_double_precision() -> None:
+    wrapped = tiny(Plain(), "block1").to(torch.float64)
+    head, tail = pair = compoff.export(wrapped, "block1")
+    assert head.manifest.inputs[0].dtype == tail.manifest.outputs[0].dtype == "float64"
+    assert_equal_to_student(wrapped, "block1", pair, images(3).double())
+
+
+def test_a_fitted_model_from_its_folders_while_training_goes_on(tmp_path: Path) -> None:
+    wrapped = compoff.wrap(Plain(), "block1")
+    compoff.fit(wrapped, [images(16)], steps=4, progress=False)
+    head, tail = compoff.export(wrapped, "block1")
+    head.save(tmp_path / "head")
+    tail.save(tmp_path / "tail")
+    pair = compoff.Head.load(tmp_path), compoff.Tail.load(tmp_path)
+    assert pair[0].manifest.report["bytes"] > 0
+    for batch in (1, 3, 64):
+        assert_equal_to_student(wrapped, "block1", pair, images(batch))
+    x = images(3)
+    before = tail(head(x))
+    compoff.fit(wrapped, [images(16)], steps=2, progress=False)
+    assert torch.equal(tail(head(x)), before)
+    again = compoff.export(wrapped, "block1")
+    assert_equal_to_student(wrapped, "block1", again, x)
+    assert again[0].artifact_id != head.artifact_id
+
+
+def test_export_inside_at_takes_only_its_own_bottleneck() -> None:
+    wrapped = tiny(Plain(), "block1", "block2").eval()
+    x = images(3)
+    with wrapped.at("block1"), torch.no_grad():
+        before = wrapped(x)
+        pair = compoff.export(wrapped, "block2")
+        assert torch.equal(wrapped(x), before)
+    assert_equal_to_student(wrapped, "block2", pair, x)
+
+
+# -- the id
+
+
+def test_the_same_model_gives_the_same_id() -> None:
+    wrapped = tiny(Plain(), "block1")
+    first, second = (compoff.export(wrapped, "block1") for _ in range(2))
+    assert first[0].artifact_id == first[1].artifact_id == second[0].artifact_id == second[1].artifact_id
+
+
+def test_any_change_gives_another_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped = tiny(Plain(), "block1", "block2")
+    split, gate, bottleneck = "block1", wrapped.gate("block1"), wrapped.bottleneck("block1")
+    programs = capture(wrapped.base, gate, split, wrapped.example_inputs())
+    monkeypatch.setattr(compoff.exporting, "capture", lambda *_: programs)  # the id does not depend on the programs
+    seen = {compoff.export(wrapped, split)[0].artifact_id}
+    changed: list[Any] = [
+        wrapped.base.stem[0].weight,
+        wrapped.base.classifier.bias,
+        wrapped.base.block2[1].running_var,
+        bottleneck.encoder.weight,
+        bottleneck.decoder.weight,
+        bottleneck.quantizer.centers,
+        bottleneck.quantizer.gain,
+        bottleneck.prior.logits,
+    ]
+    for number, tensor in enumerate(changed, start=2):
+        with torch.no_grad():
+            tensor.view(-1)[0] += 1e-3
+        seen.add(compoff.export(wrapped, split)[0].artifact_id)
+        assert len(seen) == number
+    seen.add(compoff.export(wrapped, split, max_batch=7)[0].artifact_id)
+    wrapped._example = wrapped._example.map(lambda tensor: tensor.new_zeros(2, 3, 16, 16))
+    seen.add(compoff.export(wrapped, split)[0].artifact_id)
+    assert len(seen) == len(changed) + 3
+
+
+# -- what cannot be exported
+
+
+def everything(model: nn.Module) -> Any:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    return [
+        (
+            name,
+            id(module),
+            module.training,
+            sorted(vars(module)),
+            list(module._modules),
+            list(module._parameters),
+            list(module._buffers),
+            [len(getattr(module, kind)) for kind in hooks],
+        )
+        for name, module in model.named_modules()
+    ]
+
+
+class ReturnsBatch(Plain):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x.shape[0]
+
+
+class ReturnsTransposed(Plain):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).T
+
+
+class ReturnsSet(Plain):
+    def forward(self, x: Tensor) -> Any:
+        return {1: super().forward(x)}
+
+
+class ReturnsNothing(Plain):
+    def forward(self, x: Tensor) -> Any:
+        super().forward(x)
+
+
+class ReturnsBfloat16(Plain):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).bfloat16()
+
+
+class FoldsTheBatch(Plain):
+    def trunk(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        y = self.block1(y.reshape(-1, 8, 4, 8))
+        return self.block2(y.reshape(-1, 8, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "reason"),
+    [
+        (
+            FunctionalSkip,
+            SplitError,
+            r"1 more tensor\(s\) would cross the cut at 'block1': add\S* \['s\d+', 8, 8, 8\], 2048",
+        ),
+        (ConcatSkip, SplitError, r"1 more tensor\(s\) would cross the cut at 'block1': relu"),
+        (DataDependent, SplitError, "DataDependent cannot be exported at 'block1'"),
+        (ReturnsBatch, SplitError, "a number that depends on the batch"),
+        (ReturnsTransposed, SplitError, "where the batch is not the first axis"),
+        (
+            ReturnsSet,
+            ArtifactError,
+            "the model returns a dict; expected tensors in tuples, lists and dicts",
+        ),
+        (ReturnsNothing, SplitError, "returns no tensor|passed 0 times"),
+        (ReturnsBfloat16, SplitError, "the model returns bfloat16, which numpy and the wire do not know"),
+        (FoldsTheBatch, SplitError, "where the batch is still as it was"),
+    ],
+)
+def test_what_cannot_be_exported_says_why_and_leaves_nothing_behind(
+    make: Callable[[], nn.Module], error: type[Exception], reason: str
+) -> None:
+    wrapped = tiny(make(), "block1")
+    before = everything(wrapped)
+    state = {name: value.clone() for name, value in wrapped.state_dict().items()}
+    with pytest.raises(error, match=reason):
+        compoff.export(wrapped, "block1")
+    assert everything(wrapped) == before
+    assert all(torch.equal(value, state[name]) for name, value in wrapped.state_dict().items())
+    gate = wrapped.gate("block1")
+    assert (gate.on, gate.replace) == (False, None)
+
+
+def test_unknown_shapes_and_names_are_refused() -> None:
+    wrapped = compoff.wrap(Plain(), "block1")
+    with pytest.raises(SplitError, match="not known yet"):
+        compoff.export(wrapped, "block1")
+    wrapped(images())
+    with pytest.raises(SplitError, match="'block2' is not a split point"):
+        compoff.export(wrapped, "block2")
+
+
+def test_a_batch_limit_out_of_range_is_refused() -> None:
+    wrapped = tiny(Plain(), "block1")
+    with pytest.raises(ArtifactError, match="max_batch must be between 1 and"):
+        compoff.export(wrapped, "block1", max_batch=0)
+
+
+# -- real weights; the bottlenecks are as they start
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("split", ["input", "layer1", "layer2", "layer3"])
+def test_cifar_resnet56(data: Path, split: str) -> None:
+    pictures, _ = read_cifar10("test", data)
+    wrapped = compoff.wrap(load_cifar_resnet(56, data), split, example_input=pictures[:1])
+    wrapped.distillation_loss(pictures[:16], distill=False)  # calibrates on real features
+    pair = compoff.export(wrapped, split)
+    for batch in (1, 3, 64):
+        assert_equal_to_student(wrapped, split, pair, pictures[100 : 100 + batch])
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("split", ["input", "layer1", "layer2", "layer3", "layer4"])
+def test_pqf_resnet18(data: Path, split: str) -> None:
+    pictures, _ = next(read_imagenet_val(data, limit=3, batch_size=3))
+    net = load_pqf("resnet18", data)
+    for batches, inputs in (((1, 3), pictures), ((64,), images(64, 64, 64))):
+        wrapped = compoff.wrap(net, split, example_input=inputs[:1], channels=4)
+        wrapped.distillation_loss(inputs[:3], distill=False)
+        pair = compoff.export(wrapped, split)
+        for batch in batches:
+            assert_equal_to_student(wrapped, split, pair, inputs[:batch])
+        wrapped.unwrap()
