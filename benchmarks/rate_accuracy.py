@@ -1,7 +1,7 @@
-"""Bytes against accuracy at one split point: the paper's recipe beside JPEG, WebP and 8-bit features, on the same images.
+"""Bytes against accuracy at one split point: the paper's recipe beside JPEG, WebP and 8-bit features, same images.
 
-Each rate is a fit of its own that a killed run resumes. What is measured is what a user gets: the exported head's payloads
-and the exported tail's answers.
+Each rate is a fit of its own that a killed run resumes. What is measured is what a user gets: the exported head's
+payloads and the exported tail's answers.
 
     python -m benchmarks.rate_accuracy --model cifar10-resnet56 --split layer3 --channels 8 16 32 64 --data DATA
 """
@@ -151,9 +151,7 @@ def encode_ms(head: compoff.Head, bottleneck: compoff.Bottleneck) -> float:
 def fit_row(task: Task, split: str, channels: int, options: argparse.Namespace, teacher: Tensor) -> dict[str, Any]:
     """Fit one codec and measure it."""
     torch.manual_seed(options.seed)
-    model = compoff.wrap(
-        task.net, split, example_input=task.test[:2], channels=channels, num_centers=options.centers
-    )
+    model = compoff.wrap(task.net, split, example_input=task.test[:2], channels=channels, num_centers=options.centers)
     state = _STATES / f"{task.name}.{split}.{channels}x{options.centers}.{options.steps}.safetensors"
     try:
         report = compoff.fit(
@@ -191,7 +189,9 @@ def picture_rows(task: Task, teacher: Tensor) -> list[dict[str, Any]]:
     """JPEG and WebP at several qualities, and PNG, in front of the unmodified network."""
     rows: list[dict[str, Any]] = []
     pictures = [as_image(sample) for sample in task.test]
-    for system, quality in [("jpeg", q) for q in (10, 25, 50, 75, 90)] + [("webp", q) for q in (10, 50, 90)] + [("png", 0)]:
+    for system, quality in (
+        [("jpeg", q) for q in (10, 25, 50, 75, 90)] + [("webp", q) for q in (10, 50, 90)] + [("png", 0)]
+    ):
         lengths, decoded, times = [], [], []
         for picture in pictures:
             buffer, start = io.BytesIO(), time.perf_counter()
@@ -300,11 +300,11 @@ def main() -> None:
     for channels in options.channels:
         rows.append(fit_row(task, options.split, channels, options, teacher))
         path = record(name, rows, seed=options.seed, command=command)
-        print(json.dumps(rows[-1]), flush=True)  # noqa: T201 - a program's output
+        print(json.dumps(rows[-1]), flush=True)
     for limit in (1, 2, 5):
         found = {system: bytes_at_drop(rows, system, limit) for system in dict.fromkeys(row["system"] for row in rows)}
-        print(f"bytes at <= {limit} points of drop: {found}")  # noqa: T201 - a program's output
-    print(path)  # noqa: T201 - a program's output
+        print(f"bytes at <= {limit} points of drop: {found}")
+    print(path)
 
 
 if __name__ == "__main__":

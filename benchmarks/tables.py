@@ -1,7 +1,7 @@
-"""Draws the tables of README and docs from ``benchmarks/results/*.json``, between their markers, so that no number is typed.
+"""Draws the tables of README and docs from ``benchmarks/results/*.json``, between markers: no number is typed.
 
-    python -m benchmarks.tables            rewrites the tables
-    python -m benchmarks.tables --check    says which files are out of date, and fails if one is
+python -m benchmarks.tables            rewrites the tables
+python -m benchmarks.tables --check    says which files are out of date, and fails if one is
 """
 
 from __future__ import annotations
@@ -97,10 +97,13 @@ def at_drop_table() -> str:
     cells: list[list[str]] = []
     for split in ("input", "layer2", "layer3"):
         rows = result(f"rate_accuracy.{_CIFAR}.{split}")["rows"]
-        for limit in (1, 2, 5):
-            cells.append([split, f"≤ {limit}", fewest_bytes(rows, True, limit), fewest_bytes(rows, False, limit)])
+        cells += [
+            [split, f"≤ {limit}", fewest_bytes(rows, True, limit), fewest_bytes(rows, False, limit)]
+            for limit in (1, 2, 5)
+        ]
     head = ["split point", "drop, points", "compoff, bytes", "best without a learned codec, bytes"]
-    return f"{table(head, cells)}\n\nCIFAR-10, ResNet-56; {source(f'rate_accuracy.{_CIFAR}.layer3')} (and the other split points)"
+    made = source(f"rate_accuracy.{_CIFAR}.layer3")
+    return f"{table(head, cells)}\n\nCIFAR-10, ResNet-56; {made} (and the other split points)"
 
 
 def coding_table() -> str:
@@ -161,7 +164,7 @@ def main() -> None:
             stale.append(name)
             if not options.check:
                 page.write_text(after)
-    print(f"{'out of date' if options.check else 'rewritten'}: {', '.join(stale) or 'none'}")  # noqa: T201 - a program's output
+    print(f"{'out of date' if options.check else 'rewritten'}: {', '.join(stale) or 'none'}")
     sys.exit(1 if stale and options.check else 0)
 
 

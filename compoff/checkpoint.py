@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["read_bottlenecks", "save_bottlenecks"]
 
 _FORMAT = "compoff-bottlenecks-1"
+_KEYS = {"format", "base", "description", "checksum"}
 
 
 def save_bottlenecks(path: str | Path, base: nn.Module, bottlenecks: nn.Module, description: dict[str, Any]) -> None:
@@ -70,8 +71,9 @@ def read_bottlenecks(path: str | Path, base: nn.Module) -> tuple[dict[str, Any],
         raise ArtifactError(
             f"'{path}': format is {metadata.get('format')!r}, expected {_FORMAT!r}; save again with this version"
         )
-    # The first files had no checksum.
-    if metadata.get("checksum", _checksum(text, tensors)) != _checksum(text, tensors):
+    checksum = _checksum(text, tensors)
+    # The first files had no checksum; a key of another name may be one that was damaged.
+    if metadata.get("checksum", checksum) != checksum or not metadata.keys() <= _KEYS:
         raise ArtifactError(
             f"'{path}': checksum does not fit the rest of the file; it was changed or damaged: save again"
         )

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-import threading
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,9 +15,10 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from compoff.artifact import Folder, find_part, read_folder
-from compoff.errors import ArtifactError, CompoffError, FeatureError
+from compoff.errors import ArtifactError, CompoffError, FeatureError, LocalProtocolError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_TOKEN = "COMPOFF_TOKEN"  # noqa: S105 - the name of a variable, not a token
+_TOKEN = "COMPOFF_TOKEN"
 _TokenFile = Annotated[
     Path | None, typer.Option(help=f"File that holds the token; without it, the variable {_TOKEN} if it is set.")
 ]
@@ -57,7 +58,9 @@ def run() -> None:
 
 @app.command()
 def demo(
-    data: Annotated[Path | None, typer.Option(help="Folder with CIFAR-10 and the ResNet-56; without it, digits.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with CIFAR-10 and the ResNet-56; without it, digits.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for report.html and results.json.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
 ) -> None:
@@ -74,12 +77,13 @@ def inspect(
     """Check a folder and say what is in it."""
     parts = [_read(folder, kind) for kind in _kinds(folder)]
     if as_json:
-        typer.echo(json.dumps([_described(part) for part in parts], indent=2))
+        typer.echo(json.dumps([_described(part) for part in parts], indent=2, default=str))
         return
     for part in parts:
-        table = Table(title=f"{part.manifest.kind} · {part.path}", show_header=False, title_justify="left")
+        title = Text(f"{part.manifest.kind} · {part.path}", style="table.title")  # a name may hold rich's own brackets
+        table = Table(title=title, show_header=False, title_justify="left")
         for key, value in _described(part).items():
-            table.add_row(key, value if isinstance(value, str) else json.dumps(value))
+            table.add_row(key, Text(value if isinstance(value, str) else json.dumps(value, default=str)))
         Console().print(table)
 
 
@@ -95,14 +99,14 @@ def serve(
     from compoff.edge.tail import Tail
 
     tails = [Tail.load(folder, device=device) for folder in folders]
-    stop = threading.Event()
+    stop: list[int] = []  # an Event has a lock, on which a second signal inside the first one's handler would wait
     for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: stop.set())
+        signal.signal(name, lambda number, _: stop.append(number))
     with serve_tails(tails, address, token=_token(token_file)) as server:
         for tail in tails:
             typer.echo(f"serving {tail!r} on {server.address}")
         sys.stdout.flush()
-        while not (stop.is_set() or server.wait(0.2)):
+        while not (stop or server.wait(0.2)):
             pass
     typer.echo("stopped")
 
@@ -136,7 +140,9 @@ def _kinds(folder: Path) -> list[str]:
         return ["tail" if (folder / "tail.pt2").exists() else "head"]
     found = [kind for kind in ("head", "tail") if (folder / kind).is_dir()]
     if not found:
-        raise ArtifactError(f"'{folder}' holds no head and no tail; expected a folder that Head.save or Tail.save wrote")
+        raise ArtifactError(
+            f"'{folder}' holds no head and no tail; expected a folder that Head.save or Tail.save wrote"
+        )
     return found
 
 
@@ -154,22 +160,30 @@ def _described(part: Folder) -> dict[str, Any]:
 
 def _token(path: Path | None) -> str | None:
     """The token from a file or the environment; never from the command line, which others can read."""
-    return path.read_text().strip() if path is not None else os.environ.get(_TOKEN)
+    if path is None:
+        return os.environ.get(_TOKEN)
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:  # its words would show bytes of the file
+        raise LocalProtocolError(f"'{path}' is not UTF-8 text; give a file that holds the token") from None
 
 
 def _input(path: Path, axes: int) -> NDArray[Any]:
     """An input from a file, with a batch axis."""
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise FeatureError(f"'{path}' is not a .npy file of numbers ({error}); write it with numpy.save") from error
+    if isinstance(array, np.lib.npyio.NpzFile):
+        raise FeatureError(f"'{path}' holds several arrays (.npz); write each with numpy.save and give it by itself")
     return array[None] if array.ndim == axes else array
 
 
 def _save(path: Path, answer: Any) -> None:
     if not isinstance(answer, np.ndarray):
         raise FeatureError(f"the model answers with a {type(answer).__name__}, which one .npy file cannot hold")
-    np.save(path, answer)
+    np.save(path, answer)  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _print_answer(answer: Any, report: CallReport | None) -> None:
@@ -179,7 +193,7 @@ def _print_answer(answer: Any, report: CallReport | None) -> None:
             best = np.argsort(row)[::-1][:5]
             typer.echo("top 5: " + ", ".join(f"{index} ({row[index]:.3f})" for index in best))
     else:
-        typer.echo(str(answer))
+        typer.echo(str(answer))  # pyright: ignore[reportUnknownArgumentType]
     if report is not None:
         typer.echo(
             f"split {report.split}: {report.payload_bytes} B sent, {report.reply_bytes} B received; head "

@@ -1,6 +1,6 @@
 """Head and tail in two processes: export, save, serve in a child process, call over a socket.
 
-    python examples/device_and_edge.py
+python examples/device_and_edge.py
 """
 
 import multiprocessing

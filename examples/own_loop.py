@@ -1,6 +1,6 @@
 """The objective in a loop of your own: your optimizer, your schedule, your logging.
 
-    python examples/own_loop.py
+python examples/own_loop.py
 """
 
 import torch

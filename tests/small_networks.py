@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 __all__ = [
     "BatchInside",
@@ -14,6 +15,7 @@ __all__ = [
     "EarlyOutput",
     "FunctionalRelu",
     "FunctionalSkip",
+    "IdentityBehind",
     "IdentitySkip",
     "InputSkip",
     "Nested",
@@ -21,9 +23,13 @@ __all__ = [
     "Plain",
     "Skip",
     "TwoInputs",
+    "assert_close",
     "block",
+    "marks",
+    "same",
     "tiny_decoder",
     "tiny_encoder",
+    "values",
 ]
 
 
@@ -41,6 +47,39 @@ def tiny_decoder(latent: tuple[int, ...], feature: tuple[int, ...]) -> nn.Module
         return nn.Linear(latent[0], feature[0])
     step = feature[1] // latent[1]
     return nn.ConvTranspose2d(latent[0], feature[0], step, stride=step)
+
+
+def assert_close(left: Any, right: Any) -> None:
+    """Nested outputs: the same nesting and constants, tensors within 1e-5."""
+    assert pytree.tree_structure(left) == pytree.tree_structure(right)
+    for ours, theirs in zip(pytree.tree_leaves(left), pytree.tree_leaves(right), strict=True):
+        if isinstance(ours, Tensor):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        else:
+            assert ours == theirs
+
+
+def values(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of parameters and buffers."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    """Whether two such copies are the same to the last bit."""
+    return list(left) == list(right) and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def marks(model: nn.Module) -> dict[str, Any]:
+    """Everything about a model but its values: names, modes, gradients wanted, hooks, attributes."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks")
+    return {
+        "modules": [(name, id(module)) for name, module in model.named_modules()],
+        "training": {name: module.training for name, module in model.named_modules()},
+        "requires_grad": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
+        "identity": {name: id(parameter) for name, parameter in model.named_parameters()},
+        "hooks": {(name, kind): len(getattr(m, kind)) for name, m in model.named_modules() for kind in hooks},
+        "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
+    }
 
 
 def block(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -83,6 +122,28 @@ class IdentitySkip(Plain):
     def trunk(self, x: Tensor) -> Tensor:
         y = self.stem(x)
         return self.block2(self.block1(self.drop(y))) + y
+
+
+class IdentityBehind(Plain):
+    """A function makes what enters block1, a module that returns it as it is reads it there: a ResNet's shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block1 = Residual(self.block1)
+
+    def trunk(self, x: Tensor) -> Tensor:
+        return self.block2(self.block1(torch.relu(self.stem[0](x))))
+
+
+class Residual(nn.Module):
+    """A block with an identity around it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.shortcut = inner, nn.Sequential()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + self.shortcut(x)
 
 
 class InputSkip(Plain):

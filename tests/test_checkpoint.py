@@ -148,7 +148,8 @@ def test_flipped_bytes_are_found(saved: tuple[Path, compoff.Wrapped]) -> None:
     path, wrapped = saved
     net, data = wrapped.unwrap(), path.read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
-    places = [*range(0, header, 31), *range(header, len(data), len(data) // 30)]
+    names = [data.index(b'"' + name + b'"') + 3 for name in (b"format", b"base", b"description", b"checksum")]
+    places = [*names, *range(0, header, 31), header - 1, *range(header, len(data), len(data) // 30)]
     for place in places:
         path.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
         assert f"'{path}'" in refused(path, net), place

@@ -13,7 +13,11 @@ import pytest
 import torch
 
 import compoff
+from compoff import cli
 from compoff.__main__ import main
+from compoff.artifact import Manifest, write_folder
+from compoff.coding import SymbolTables
+from compoff.errors import FeatureError, LocalProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +96,12 @@ def test_inspect_tells_both_parts(folder: Path) -> None:
     ids=" ".join,
 )
 def test_a_typo_gets_one_message_and_no_traceback(
-    folder: Path, tmp_path: Path, words: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    words: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "text.npy").write_text("text")
     names = {"FOLDER": str(folder), "ONE": str(folder.parent / "one.npy"), "TEXT": str(tmp_path / "text.npy")}
@@ -129,7 +138,42 @@ def test_a_wrong_token_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_without_its_extra_says_what_to_install() -> None:
-    code = "import sys; sys.modules['typer'] = None; sys.modules['rich'] = None\nfrom compoff.__main__ import main; main()"
+    code = (
+        "import sys; sys.modules['typer'] = None; sys.modules['rich'] = None\nfrom compoff.__main__ import main; main()"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert 'pip install "compoff[cli]"' in done.stderr
+
+
+def test_files_that_are_no_input_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "several.npz", a=np.zeros(3), b=np.zeros(3))
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 is not the start of a zip file here")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    huge = (tmp_path / "one.npy").read_bytes().replace(b"(3,), ", b"(3000000000000,), ")
+    (tmp_path / "huge.npy").write_bytes(huge)
+    for name, told in (("several.npz", "several arrays"), ("zip.npy", "numpy.save"), ("huge.npy", "numpy.save")):
+        with pytest.raises(FeatureError, match=told):
+            cli._input(tmp_path / name, 1)
+    assert cli._input(tmp_path / "one.npy", 1).shape == (1, 3)
+
+
+def test_a_token_file_that_is_no_text_shows_none_of_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(b"\xffsecret")
+    with pytest.raises(LocalProtocolError, match="UTF-8") as caught:
+        cli._token(tmp_path / "token")
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_inspect_shows_names_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run[/x]"
+    manifest = Manifest("head", "00" * 32, "layers[/0]", "[red]Net", (), (), {"value": 0}, (1, 2), 2, (1,), 8)
+    write_folder(folder, manifest, SymbolTables.from_probabilities([[0.5, 0.5]]), {"head.pt2": b"program"})
+    monkeypatch.setenv("COLUMNS", "1000")
+    cli.inspect(folder)
+    shown = capsys.readouterr().out
+    assert "layers[/0]" in shown
+    assert "[red]Net" in shown

@@ -18,14 +18,14 @@ def _check(net: torch.nn.Module, splits: list[str], size: int) -> None:
     model = compoff.wrap(net, splits, example_input=torch.randn(2, 3, size, size)).eval()
     pairs = [compoff.export(model, split) for split in splits]
     x = torch.randn(64, 3, size, size)
-    with compoff.serve([tail for _, tail in pairs]) as server:
-        with compoff.connect([head for head, _ in pairs], server.address, timeout=120) as remote:
-            for split in splits:
-                with torch.no_grad(), model.at(split):
-                    expected = model(x)
-                for batch in (1, 3, 64):
-                    answer = remote(x[:batch], split=split)
-                    torch.testing.assert_close(answer, expected[:batch], atol=1e-5, rtol=1e-5)
+    heads, tails = [head for head, _ in pairs], [tail for _, tail in pairs]
+    with compoff.serve(tails) as server, compoff.connect(heads, server.address, timeout=120) as remote:
+        for split in splits:
+            with torch.no_grad(), model.at(split):
+                expected = model(x)
+            for batch in (1, 3, 64):
+                answer = remote(x[:batch], split=split)
+                torch.testing.assert_close(answer, expected[:batch], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.data

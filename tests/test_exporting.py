@@ -19,12 +19,14 @@ from tests.small_networks import (
     EarlyOutput,
     FunctionalRelu,
     FunctionalSkip,
+    IdentityBehind,
     IdentitySkip,
     InputSkip,
     Nested,
     Plain,
     Skip,
     TwoInputs,
+    assert_close,
     tiny_decoder,
     tiny_encoder,
 )
@@ -44,7 +46,7 @@ def assert_equal_to_student(
     head, tail = pair
     with wrapped.eval().at(split), torch.no_grad():
         expected = wrapped(*inputs)
-    torch.testing.assert_close(tail(bytes(head(*inputs))), expected, rtol=0, atol=1e-5)
+    assert_close(tail(bytes(head(*inputs))), expected)
 
 
 def tiny(net: nn.Module, *splits: str, example: Any = None) -> compoff.Wrapped:
@@ -67,6 +69,7 @@ def test_head_and_tail_are_the_student(split: str) -> None:
         (Plain, "stem.2"),
         (Skip, "block1"),
         (IdentitySkip, "block1"),
+        (IdentityBehind, "block1"),
         (InputSkip, "stem"),
         (FunctionalRelu, "block1"),
         (EarlyOutput, "block1"),

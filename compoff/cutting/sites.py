@@ -135,7 +135,8 @@ class _Trace:
         self.calls: list[str] = []
         self.entered: dict[str, Any] = {}
         self.moments: dict[str, _Seen] = {}
-        self.makers: list[tuple[_Seen, str]] = []
+        self.producers: dict[str, list[str]] = {}
+        self._makers: list[tuple[_Seen, str]] = []
         self._names: dict[nn.Module, str] = {module: name for name, module in named_modules(model).items()}
         self._wanted = {INPUT, *paths}
         self._handles = [module.register_forward_pre_hook(self._enter, with_kwargs=True) for module in self._names]
@@ -150,16 +151,15 @@ class _Trace:
             y = cast("Any", given) if isinstance(given, (list, tuple, dict)) else first_tensor(args, kwargs)
             self.entered[path] = y
             if isinstance(y, Tensor):
-                self.moments[path] = _Seen.now(y)
+                self.moments[path] = now = _Seen.now(y)
+                # Modules that returned this very tensor, unchanged since, the first one first. None that runs later:
+                # an identity behind the split point returns it once more.
+                self.producers[path] = [name for seen, name in self._makers if seen.is_still(now)]
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         del args
         if isinstance(output, Tensor):
-            self.makers.append((_Seen.now(output), self._names[module]))
-
-    def producers(self, path: str) -> list[str]:
-        """Modules that returned the very tensor that entered the split point, unchanged since; the first one first."""
-        return [name for seen, name in self.makers if seen.is_still(self.moments[path])]
+            self._makers.append((_Seen.now(output), self._names[module]))
 
     def remove(self) -> None:
         """Take the hooks out again."""
@@ -272,7 +272,7 @@ def _site(model: nn.Module, path: str, trace: _Trace, counts: Counter[str]) -> S
             "height, width), (batch, channels, time) or (batch, features), none of them empty"
         )
     # The first module that returned it: whoever reads the tensor later, skips included, then sees the decoded one.
-    producer = next((maker for maker in trace.producers(path) if counts[maker] == 1), None) if path != INPUT else None
+    producer = next((maker for maker in trace.producers[path] if counts[maker] == 1), None) if path != INPUT else None
     first = trace.moments.get(INPUT)
     at_input = producer is None and first is not None and first.is_still(trace.moments[path])
     return Site(path, producer, tuple(y.shape[1:]), _later_blocks(model, name, trace.calls), at_input)

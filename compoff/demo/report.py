@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from compoff.demo.plots import draw_accuracy, draw_link, draw_losses
-from compoff.demo.table import cells, headers, notes
+from compoff.demo.table import cells, describe_link, headers, notes
 from compoff.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def render_report(results: dict[str, Any], fits: FitReport) -> str:
         rows=[{"system": row["system"], "cells": cells(row)} for row in results["rows"]],
         notes=notes(results),
         accuracy=Markup(draw_accuracy(results)),
-        links=[(link, Markup(draw_link(results, link))) for link in results["links"]],
+        links=[(describe_link(link), Markup(draw_link(results, link))) for link in results["links"]],
         losses=Markup(draw_losses(fits)),
     )
 

@@ -12,7 +12,7 @@ from compoff.wire.frames import OVERHEAD_BYTES
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["DROP_LIMIT", "cells", "headers", "notes", "print_table"]
+__all__ = ["DROP_LIMIT", "cells", "describe_link", "headers", "notes", "print_table"]
 
 DROP_LIMIT = 2.0
 """Points of drop up to which a way is named as the fastest."""
@@ -80,7 +80,7 @@ def notes(results: dict[str, Any]) -> list[str]:
     rows = results["rows"]
     replies = sorted({f"{row['bytes_down']:.0f}" for row in rows if row["bytes_up"]})
     return [
-        f"Time on a link = {results['formula']}. {'; '.join(_described(link) for link in results['links'])}. "
+        f"Time on a link = {results['formula']}. {'; '.join(describe_link(link) for link in results['links'])}. "
         "By arithmetic from the times measured here; no link was emulated.",
         f"Bytes are means and include {OVERHEAD_BYTES} of framing; a reply takes {' or '.join(replies)}. "
         "Times are medians. Edge time runs from sending to the answer, over a loopback socket to a second process.",
@@ -92,8 +92,21 @@ def notes(results: dict[str, Any]) -> list[str]:
     ]
 
 
-def _described(link: dict[str, Any]) -> str:
-    """Rate and round trip of a link; its name, where that is not the rate."""
+def describe_link(link: dict[str, Any]) -> str:
+    """Say what a link is.
+
+    Args:
+        link: One of the links of ``results.json``.
+
+    Returns:
+        Its rate and round trip, after its name where that is not the rate.
+
+    Example:
+        >>> describe_link({"name": "LTE", "bits_per_second": 20e6, "round_trip_seconds": 0.05})
+        'LTE: 20 Mbit/s, 50 ms round trip'
+
+    Source: this project.
+    """
     rate = f"{link['bits_per_second'] / 1e6:g} Mbit/s"
     name = "" if link["name"] == rate else f"{link['name']}: "
     return f"{name}{rate}, {1000 * link['round_trip_seconds']:g} ms round trip"
@@ -111,7 +124,11 @@ def _fastest(results: dict[str, Any]) -> list[str]:
         first, sender = (min(rows, key=lambda row: row["link_ms"][name]) for rows in (good, sending))
         beside = "" if sender is first else f", then of those that send: {_timed(sender, name)}"
         told.append(f"{name}: {_timed(first, name)}{beside}")
-    return [f"Fastest here within {DROP_LIMIT:g} points of drop. {'. '.join(told)}."]
+    fewest = min(sending, key=lambda row: row["bytes_up"])
+    return [
+        f"Fewest bytes within {DROP_LIMIT:g} points of drop: {fewest['label']} ({fewest['bytes_up']:.0f}).",
+        f"Fastest here within {DROP_LIMIT:g} points of drop. {'. '.join(told)}.",
+    ]
 
 
 def _timed(row: dict[str, Any], link: str) -> str:

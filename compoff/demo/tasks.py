@@ -80,11 +80,10 @@ DIGITS_SCHEDULE = Schedule(
 )
 CIFAR_SCHEDULE = Schedule(
     splits=(
-        SplitPlan("input", channels=16, num_centers=8, steps=200),
-        SplitPlan("layer2", channels=16, num_centers=8, steps=200),
-        SplitPlan("layer3", channels=16, num_centers=8, steps=300),
+        SplitPlan("input", channels=24, num_centers=8, steps=450),
+        SplitPlan("layer2", channels=16, num_centers=8, steps=450),
+        SplitPlan("layer3", channels=32, num_centers=8, steps=600),
     ),
-    batch=32,
 )
 
 

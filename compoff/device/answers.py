@@ -5,24 +5,26 @@ Shared by the blocking and the asyncio remote. Knows no connection.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compoff.errors import FeatureError, RemoteProtocolError, SplitError
+from compoff.errors import RemoteProtocolError, SplitError
 from compoff.structure import unflatten
 from compoff.wire.tensors import unpack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
+    from compoff.artifact import Manifest
     from compoff.coding import Payload
     from compoff.device.head import Head
 
 __all__ = ["CallReport", "Heads", "restore"]
+
+_NUMBER_BYTES = 5  # the longest that a count or a dimension is written in
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,19 @@ class Heads:
         self.all: list[Head] = [*heads] if isinstance(heads, (list, tuple)) else [heads]  # pyright: ignore[reportAttributeAccessIssue]
         splits = [head.split for head in self.all]
         if not splits or len(set(splits)) != len(splits):
-            raise SplitError(f"heads of the split points {splits} were given; expected one or more, each split point once")
+            raise SplitError(
+                f"heads of the split points {splits} were given; expected one or more, each split point once"
+            )
 
     @property
     def artifact_ids(self) -> list[bytes]:
         """Ids of the exports, in the order that routes count in."""
         return [head.artifact_id for head in self.all]
+
+    @property
+    def max_reply_bytes(self) -> int:
+        """Length that no right reply exceeds, in bytes: the most that a server can make this side hold."""
+        return max(_longest_reply(head.manifest) for head in self.all)
 
     def choose(self, split: str | None) -> tuple[int, Head]:
         """The head to run.
@@ -101,22 +110,25 @@ def restore(head: Head, inputs: tuple[Any, ...], payload: Payload, reply: bytes)
     Raises:
         RemoteProtocolError: The reply is not what this export's tail answers.
     """
-    try:
-        arrays = unpack(reply)
-    except (FeatureError, ValueError) as error:
-        raise RemoteProtocolError(f"the server's reply cannot be read: {error}") from error
     specs = head.manifest.outputs
+    arrays = unpack(reply, len(specs))
     expected = [((payload.batch_size, *spec.shape) if spec.batched else spec.shape, spec.dtype) for spec in specs]
     found = [(array.shape, str(array.dtype)) for array in arrays]
     if found != expected:
         raise RemoteProtocolError(
-            f"the server answered with tensors {found}, expected {expected}; is it serving this export with the same compoff?"
+            f"the server answered with tensors {found}, expected {expected}; is it serving this export with the same "
+            "compoff?"
         )
     plain = all(isinstance(value, np.ndarray) for value in inputs)
-    leaves: list[Any] = [_own(array) if plain else head.runner.from_numpy(array) for array in arrays]
+    leaves: list[Any] = [array if plain else head.runner.from_numpy(array) for array in arrays]
     return unflatten(head.manifest.structure, leaves)
 
 
-def _own(array: NDArray[Any]) -> NDArray[Any]:
-    """A copy that can be written to; what comes off the wire cannot."""
-    return array.copy()
+def _longest_reply(manifest: Manifest) -> int:
+    """Length of the reply to the largest batch, as ``compoff.wire.tensors`` packs it, or a few bytes more."""
+    total = _NUMBER_BYTES
+    for spec in manifest.outputs:
+        samples = manifest.max_batch if spec.batched else 1
+        total += 2 + _NUMBER_BYTES * (len(spec.shape) + 1)
+        total += samples * math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+    return total

@@ -1,4 +1,4 @@
-"""connect() and Remote: the model as the device sees it. Runs a head, sends its bytes, returns what the model would have.
+"""connect() and Remote: the model as the device sees it. Runs a head, sends its bytes, returns what the model would.
 
 Every call ends by its deadline with the right answer or an error; nothing is answered from anywhere else in silence.
 """
@@ -11,9 +11,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from compoff.device.answers import CallReport, Heads, restore
-from compoff.errors import LocalProtocolError
+from compoff.errors import ConnectTimeout, LocalProtocolError, ReadTimeout
 from compoff.wire.async_client import AsyncClient, open_async_client
 from compoff.wire.client import Client, open_client
+from compoff.wire.sockets import check_timeout
 
 if TYPE_CHECKING:
     import ssl
@@ -44,7 +45,9 @@ class Remote:
     Source: DeepCOD (SenSys 2020), Sec. 4.2.
     """
 
-    def __init__(self, heads: Heads, address: str, *, token: str | None, tls: ssl.SSLContext | None, timeout: float) -> None:
+    def __init__(
+        self, heads: Heads, address: str, *, token: str | None, tls: ssl.SSLContext | None, timeout: float
+    ) -> None:
         self.address = address
         self.timeout = timeout
         self._heads = heads
@@ -53,11 +56,17 @@ class Remote:
         self._opening = threading.Lock()
         self._report = threading.local()
         self._closed = False
+        self._retired: set[Client] = set()  # connections that the server is ending, with calls of other threads on them
         self._client = self._open(timeout)
 
     def _open(self, timeout: float) -> Client:
         return open_client(
-            self.address, self._heads.artifact_ids, token=self._token, tls=self._tls, connect_timeout=timeout
+            self.address,
+            self._heads.artifact_ids,
+            token=self._token,
+            tls=self._tls,
+            connect_timeout=timeout,
+            max_reply_bytes=self._heads.max_reply_bytes,
         )
 
     @property
@@ -74,7 +83,8 @@ class Remote:
             *inputs: What the model takes: tensors, or numpy arrays.
             split: Where to split; None for the first head that was connected.
             quality: Index of the quality; None for the best.
-            timeout: Deadline of this call, in seconds; None for the remote's own.
+            timeout: Deadline of this call, in seconds; None for the remote's own. The head, which nothing can
+                interrupt, counts; where it takes longer, nothing is sent.
 
         Returns:
             What the model would have returned: tensors, or numpy arrays where numpy arrays were given.
@@ -86,31 +96,57 @@ class Remote:
             WireError: The connection or the server failed; the class says how.
         """
         begin = time.monotonic()
-        deadline = begin + (self.timeout if timeout is None else timeout)
+        timeout = check_timeout(self.timeout if timeout is None else timeout)
+        deadline = begin + timeout
         route, head = self._heads.choose(split)
         payload = head(*inputs, quality=quality)
         encoded = time.monotonic()
-        client = self._connected(deadline)
-        reply = client.request(bytes(payload), route=route, timeout=max(1e-3, deadline - time.monotonic()))
+        client = self._connected(deadline, timeout)
+        try:
+            reply = client.request(bytes(payload), route=route, timeout=_left(deadline, timeout))
+        finally:
+            self._close_if_over(client)
         answered = time.monotonic()
         output = restore(head, inputs, payload, reply)
         self._report.last = _report(head, payload, reply, begin, encoded, answered)
         return output
 
-    def _connected(self, deadline: float) -> Client:
-        """The open connection, or a fresh one where the last one broke."""
-        with self._opening:
-            if self._closed:
-                raise LocalProtocolError("this Remote was closed; connect again")
-            if self._client.closed:
-                self._client.close()
-                self._client = self._open(max(1e-3, deadline - time.monotonic()))
+    def _connected(self, deadline: float, timeout: float) -> Client:
+        """The open connection, or a fresh one where the last one broke, is ending or can take nothing more."""
+        if not self._opening.acquire(timeout=min(_left(deadline, timeout), threading.TIMEOUT_MAX)):
+            raise ConnectTimeout(f"no connection to {self.address} within {timeout:g} s; another call is still trying")
+        try:
+            self._check_open()
+            self._client.look()
+            if self._client.closed or self._client.stuck:
+                self._reopen(_left(deadline, timeout))
             return self._client
+        finally:
+            self._opening.release()
+
+    def _reopen(self, timeout: float) -> None:
+        last, self._client = self._client, self._open(timeout)
+        self._retired.add(last)
+        self._close_if_over(last)
+        if self._closed:  # by another thread, meanwhile
+            self._client.close()
+            self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LocalProtocolError("this Remote was closed; connect again")
+
+    def _close_if_over(self, client: Client) -> None:
+        """Close a retired connection, but not under the calls of other threads: a server that stops still answers."""
+        if client is not self._client and client.idle:
+            client.close()
+            self._retired.discard(client)
 
     def close(self) -> None:
         """Close the connection; calls under way end with ConnectionLost."""
         self._closed = True
-        self._client.close()
+        for client in (self._client, *tuple(self._retired)):
+            client.close()
 
     def __enter__(self) -> Self:
         return self
@@ -123,6 +159,18 @@ class AsyncRemote:
     """The asyncio twin of `Remote`; `connect_async` makes it.
 
     Many calls may be in flight at once; the head runs in a thread, so that the event loop stays free.
+
+    Example:
+        >>> import asyncio, torch, compoff
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
+        >>> model = compoff.wrap(net, "input", example_input=torch.zeros(2, 3, 16, 16))
+        >>> head, tail = compoff.export(model, "input")
+        >>> async def main(address):
+        ...     async with await compoff.connect_async(head, address) as remote:
+        ...         return (await remote(torch.zeros(1, 3, 16, 16))).shape
+        >>> with compoff.serve(tail) as server:
+        ...     asyncio.run(main(server.address))
+        torch.Size([1, 5])
 
     Source: DeepCOD (SenSys 2020), Sec. 4.2.
     """
@@ -151,11 +199,15 @@ class AsyncRemote:
             WireError: As for `Remote`; a connection that broke is not opened again.
         """
         begin = time.monotonic()
-        deadline = begin + (self.timeout if timeout is None else timeout)
+        timeout = check_timeout(self.timeout if timeout is None else timeout)
+        deadline = begin + timeout
         route, head = self._heads.choose(split)
-        payload = await asyncio.to_thread(head, *inputs, quality=quality)
+        try:
+            payload = await asyncio.wait_for(asyncio.to_thread(head, *inputs, quality=quality), timeout)
+        except asyncio.TimeoutError:
+            raise _late(timeout) from None
         encoded = time.monotonic()
-        reply = await self._client.request(bytes(payload), route=route, timeout=max(1e-3, deadline - encoded))
+        reply = await self._client.request(bytes(payload), route=route, timeout=_left(deadline, timeout))
         answered = time.monotonic()
         output = restore(head, inputs, payload, reply)
         self.last = _report(head, payload, reply, begin, encoded, answered)
@@ -170,6 +222,18 @@ class AsyncRemote:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def _left(deadline: float, timeout: float) -> float:
+    """Seconds until the deadline of a call, if there are any."""
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise _late(timeout)
+    return seconds
+
+
+def _late(timeout: float) -> ReadTimeout:
+    return ReadTimeout(f"the deadline of {timeout:g} s passed before anything was sent; give the head more time")
 
 
 def _report(head: Head, payload: Payload, reply: bytes, begin: float, encoded: float, answered: float) -> CallReport:
@@ -267,5 +331,12 @@ async def connect_async(
     Source: this project.
     """
     chosen = Heads(heads)
-    client = await open_async_client(address, chosen.artifact_ids, token=token, tls=tls, connect_timeout=timeout)
+    client = await open_async_client(
+        address,
+        chosen.artifact_ids,
+        token=token,
+        tls=tls,
+        connect_timeout=timeout,
+        max_reply_bytes=chosen.max_reply_bytes,
+    )
     return AsyncRemote(chosen, client, timeout)

@@ -47,7 +47,8 @@ class Connection(asyncio.Protocol):
         self._since = time.monotonic()  # when the handshake, the half message or the quiet began
         self._messages = 0
         self._held_bytes = 0
-        self._unwritten = 0
+        self._unwritten = 0  # answers in the transport when the client last took some of them
+        self.unread_bytes = 0
         self._abort_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -86,6 +87,7 @@ class Connection(asyncio.Protocol):
         """Give back what this connection held."""
         self._gone = True
         self._hold(0)
+        self.count_unread()
         if self._abort_timer is not None:
             self._abort_timer.cancel()
         self._service.leave(self)
@@ -107,6 +109,7 @@ class Connection(asyncio.Protocol):
 
     def check_clock(self, now: float) -> None:
         """Close where a timeout is over."""
+        self.count_unread()
         if self._transport is None or self._transport.is_closing():
             return
         limits = self._service.limits
@@ -135,8 +138,16 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once."""
+        self._gone = True
+        self.count_unread()
         if self._transport is not None:
             self._transport.abort()
+
+    def count_unread(self) -> None:
+        """Tell the service how many bytes of answers wait for the client to take them."""
+        unread = 0 if self._gone or self._transport is None else self._transport.get_write_buffer_size()
+        self._service.unread_bytes += unread - self.unread_bytes
+        self.unread_bytes = unread
 
     def _take(self, request: Request) -> None:
         def deliver(outcome: Outcome | None) -> None:
@@ -153,16 +164,21 @@ class Connection(asyncio.Protocol):
         if outcome.code is not None:
             self._protocol.send_error(request_id, outcome.code, outcome.text)
         else:
-            try:
-                self._protocol.send_reply(request_id, outcome.body)
-            except LocalProtocolError:
-                text = f"an answer of {len(outcome.body)} bytes is too long to send"
-                self._protocol.send_error(request_id, ErrorCode.TAIL, text)
+            self._reply(request_id, outcome.body)
         if not self._protocol.buffered:
             self._since = time.monotonic()
         self._flush()
         if self._protocol.closing:
             self._finish_if_drained()
+
+    def _reply(self, request_id: int, body: bytes) -> None:
+        try:
+            if len(body) >= self._service.limits.max_held_bytes:
+                raise LocalProtocolError("too long")
+            self._protocol.send_reply(request_id, body)
+        except LocalProtocolError:
+            text = f"an answer of {len(body)} bytes is too long to send; the server's max_held_bytes is one limit"
+            self._protocol.send_error(request_id, ErrorCode.TAIL, text)
 
     def _account(self) -> None:
         """Restart the clock unless the same message is still half received; keep the count of bytes held."""
@@ -212,7 +228,11 @@ class Connection(asyncio.Protocol):
     def _flush(self) -> None:
         data = self._protocol.data_to_send()
         if data and self._transport is not None and not self._transport.is_closing():
+            if self._paused:
+                self._unwritten += len(data)
             self._transport.write(data)
+            self.count_unread()
+            self._service.shed()
 
     def _name(self) -> str:
         return str(self._transport.get_extra_info("peername")) if self._transport is not None else "a client"

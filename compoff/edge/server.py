@@ -33,6 +33,19 @@ _logger = logging.getLogger("compoff.serve")
 class Server:
     """A running server; a context manager. ``serve`` makes it.
 
+    Example:
+        >>> class Echo:
+        ...     artifact_id = bytes(32)
+        ...     max_payload_bytes = 100
+        ...     def answer(self, payload):
+        ...         return payload
+        >>> server = serve(Echo())
+        >>> server.wait(timeout=0.0)
+        False
+        >>> server.close()
+        >>> server.wait()
+        True
+
     Source: this project.
     """
 
@@ -144,7 +157,8 @@ def serve(
         window: Unanswered requests at a time on one connection; one more is refused as busy.
         workers: Threads that run tails.
         max_pending: Requests that may wait for the workers, of all connections; one more is refused as busy.
-        max_held_bytes: Payloads waiting and messages half received, of all connections, in bytes.
+        max_held_bytes: Payloads waiting and messages half received, of all connections, in bytes; and as many again of
+            answers that clients do not take: beyond it, whoever leaves the most of them is cut off.
         handshake_timeout: Seconds for a new client to say HELLO.
         message_timeout: Seconds from a message's first byte to its last, or without any answer being read.
         idle_timeout: Seconds without any message after which a connection is closed.

@@ -62,6 +62,15 @@ class Limits:
 class Peer(Protocol):
     """What the service needs of a connection."""
 
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes of answers written to this connection that its client has not taken, when they were last counted."""
+        ...
+
+    def count_unread(self) -> None:
+        """Count them, and tell the service."""
+        ...
+
     def check_clock(self, now: float) -> None:
         """Close where a timeout is over at this moment of ``time.monotonic()``."""
         ...
@@ -109,6 +118,7 @@ class Service:
         self.limits = limits
         self.peers: set[Peer] = set()
         self.held_bytes = 0  # half-received messages and payloads that wait for a tail
+        self.unread_bytes = 0  # answers written that clients have not taken
         self._pending = 0
         self._drained = asyncio.Event()
         self._workers = Workers(workers)
@@ -153,6 +163,17 @@ class Service:
 
         deadline = time.monotonic() + request.deadline_ms / 1000 if request.deadline_ms else math.inf
         self._workers.submit(Job(self._tails[request.artifact_id], request.body, deadline, wanted, hand_over))
+
+    def shed(self) -> None:
+        """Where unread answers are too many, cut off whoever leaves the most of them, until they are few enough."""
+        if self.unread_bytes <= self.limits.max_held_bytes:
+            return
+        for peer in self.peers:
+            peer.count_unread()
+        for peer in sorted(self.peers, key=lambda peer: peer.unread_bytes, reverse=True):
+            if self.unread_bytes <= self.limits.max_held_bytes:
+                return
+            peer.abort()
 
     async def watch(self) -> None:
         """Look at the clocks of all connections, for ever."""

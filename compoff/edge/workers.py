@@ -132,7 +132,7 @@ def run_job(job: Job) -> Outcome | None:
     try:
         body = _answer(job)
     except PayloadError as error:
-        return Outcome(b"", ErrorCode.PAYLOAD, _scrub(str(error)))
+        return Outcome(b"", ErrorCode.PAYLOAD, _words(error))
     except BaseException as error:  # also SystemExit: one tail's exit must not end the answers of the others
         text = describe_error(error)
         frames = "".join(traceback.format_tb(error.__traceback__))
@@ -152,7 +152,7 @@ def describe_error(error: BaseException) -> str:
 
     Source: this project.
     """
-    words = _scrub(str(error))
+    words = _words(error)
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
@@ -162,6 +162,13 @@ def _answer(job: Job) -> bytes:
         message = f"the tail answered with {type(body).__name__}; expected bytes"
         raise TypeError(message)
     return body
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return _scrub(str(error))
+    except BaseException:  # an exception of the tail's own that cannot even say what it is must not end the thread
+        return "it has no words"
 
 
 def _scrub(text: str) -> str:

@@ -32,6 +32,13 @@ class SplitReport:
             own.
         local_gain: Largest gain of the whole decoder found at the measured samples.
         encoder_macs: Multiply-accumulates that the encoder adds on the device, per sample; None for one of your own.
+
+    Example:
+        >>> split = SplitReport(bytes=200.0, raw_bytes=65536)
+        >>> f"1/{split.raw_bytes / split.bytes:.0f} of the feature"
+        '1/328 of the feature'
+
+    Source: DeepCOD (SenSys 2020), Sec. 3.2.2 (the guarantee's terms); the rest, this project.
     """
 
     loss: list[float] = field(default_factory=list[float])

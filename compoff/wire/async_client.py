@@ -6,6 +6,8 @@ Bytes only: what they mean is for ``compoff.device``. The blocking twin is ``cli
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import time
 from typing import TYPE_CHECKING, cast
 
@@ -13,13 +15,15 @@ from compoff.errors import CompoffError, ConnectionLost, ConnectTimeout, ReadTim
 from compoff.wire.client_protocol import MAX_REPLY_BYTES, ClientProtocol
 from compoff.wire.exchange import deadline_field, relocate
 from compoff.wire.protocol import Answer, Opened, Refusal
-from compoff.wire.sockets import check_timeout, connect_error, parse_target, unknown_host
+from compoff.wire.sockets import check_timeout, connect_error, look_up, parse_target
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Sequence
 
     from typing_extensions import Self
+
+    from compoff.wire.sockets import Addresses
 
 __all__ = ["AsyncClient", "open_async_client"]
 
@@ -107,6 +111,7 @@ def _resolve(future: asyncio.Future[bytes] | None, body: bytes) -> None:
 def _reject(future: asyncio.Future[bytes] | None, error: CompoffError) -> None:
     if future is not None and not future.done():
         future.set_exception(error)
+        future.exception()  # seen: where nobody awaits it any more, asyncio has nothing to log
 
 
 class AsyncClient:
@@ -288,7 +293,10 @@ async def _connect(connection: _Connection, tls: ssl.SSLContext | None, timeout:
     host, port = parse_target(address)
 
     async def connect() -> None:
-        await asyncio.get_running_loop().create_connection(lambda: connection, host, port, ssl=tls)
+        sock = await _dial(await _addresses(host, port), time.monotonic() + timeout)
+        await asyncio.get_running_loop().create_connection(
+            lambda: connection, sock=sock, ssl=tls, server_hostname=host if tls is not None else None
+        )
         await connection.welcome
 
     try:
@@ -301,8 +309,48 @@ async def _connect(connection: _Connection, tls: ssl.SSLContext | None, timeout:
         raise ConnectTimeout(message) from error
     except OSError as error:
         raise connect_error(address, error) from error
-    except UnicodeError as error:
-        raise connect_error(address, unknown_host(error)) from error
     except BaseException:
         connection.fail(ConnectionLost("connecting was cancelled"))
         raise
+
+
+async def _addresses(host: str, port: int) -> Addresses:
+    """Addresses of a host. Not the loop's own way: its threads are waited for when the loop ends."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Addresses | OSError] = loop.create_future()
+
+    def settle(found: Addresses | OSError) -> None:
+        if not answer.done():
+            answer.set_result(found)
+
+    def done(found: Addresses | OSError) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, found)
+
+    look_up(host, port, done)
+    found = await answer
+    if isinstance(found, OSError):
+        raise found
+    return found
+
+
+async def _dial(addresses: Addresses, deadline: float) -> socket.socket:
+    """A socket connected to the first address that answers within its share of the time."""
+    failure: OSError = OSError("no addresses")
+    for index, (family, target) in enumerate(addresses):
+        sock: socket.socket | None = None
+        seconds = (deadline - time.monotonic()) / (len(addresses) - index)
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(sock, target), seconds)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            if not isinstance(error, (OSError, asyncio.TimeoutError)):
+                raise
+            failure = error if isinstance(error, OSError) else TimeoutError()
+        else:
+            return sock
+    raise failure

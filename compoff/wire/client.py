@@ -109,6 +109,20 @@ class Client:
         """Whether the connection is known to be over; open another one then."""
         return self._exchange.closed
 
+    @property
+    def stuck(self) -> bool:
+        """Whether requests past their deadline hold the whole window; open another connection then."""
+        return self._protocol.stuck
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody awaits an answer on this connection."""
+        return self._exchange.idle
+
+    def look(self) -> None:
+        """Read what has arrived, without waiting, so that ``closed`` knows of a goodbye that came meanwhile."""
+        self._exchange.look()
+
     def max_payload_bytes(self, route: int = 0) -> int:
         """Longest request body of an artifact, in bytes."""
         return self._protocol.routes[route].max_payload_bytes

@@ -79,6 +79,11 @@ class ClientProtocol(Conversation):
         self.routes: tuple[Route, ...] = ()
         self._send(Frame(FrameType.HELLO, Hello(tuple(artifact_ids), token).encode()))
 
+    @property
+    def stuck(self) -> bool:
+        """Whether requests past their deadline hold the whole window: nobody waits here, and nothing can be sent."""
+        return 0 < self.window <= len(self._abandoned)
+
     def send_request(self, body: bytes, *, route: int = 0, deadline_ms: int = 0) -> int:
         """Queue a request.
 

@@ -27,6 +27,7 @@ __all__ = ["Exchange", "Slot", "deadline_field", "relocate"]
 
 _PATIENCE = 0.05  # seconds a blocked writer waits before it looks again whether somebody has to read
 _FAREWELL = 0.2  # seconds given to the last message of a connection
+_LAST_READER = 5.0  # seconds given to the thread that reads to notice the end; an interrupt may have taken it away
 
 
 def deadline_field(timeout: float) -> int:
@@ -111,6 +112,19 @@ class Exchange:
         """Whether a new request would be refused because the connection is over."""
         return self._failure is not None or self.protocol.closing
 
+    @property
+    def idle(self) -> bool:
+        """Whether nobody awaits an answer."""
+        return not self._slots
+
+    def look(self) -> None:
+        """Read what has arrived, without waiting: only so is a goodbye known that came while nobody asked anything."""
+        if self._take_lead():
+            try:
+                self._read(0.0)
+            finally:
+                self._step_down()
+
     def handshake(self, timeout: float, deadline: float) -> None:
         """Say HELLO and wait for WELCOME; everything is closed where that fails.
 
@@ -156,11 +170,11 @@ class Exchange:
             self._slots[slot.request_id] = slot
             data = self.protocol.data_to_send()
         if not self._send_lock.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
-            with self._lock:
-                self.protocol.withdraw(slot.request_id)
+            self._withdraw(slot)
             return slot
         try:
-            self._write(data, deadline)
+            if not self._write(data, deadline):
+                self._withdraw(slot)
         except BaseException as error:  # half a frame may be out: nothing can follow it
             self._fail(self._lost(error))
             if not isinstance(error, OSError):
@@ -205,12 +219,17 @@ class Exchange:
             self.protocol.send_goodbye()
             data = self.protocol.data_to_send()
         if data and self._failure is None and self._send_lock.acquire(timeout=_FAREWELL):
-            with contextlib.suppress(OSError):
-                self._write(data, time.monotonic() + _FAREWELL)
-            self._send_lock.release()
+            try:
+                with contextlib.suppress(OSError):
+                    self._write(data, time.monotonic() + _FAREWELL)
+            finally:
+                self._send_lock.release()
         self._fail(ConnectionLost(f"the connection to {self.address} was closed on this side; open a new one"))
         # The descriptor may be freed, and its number used again, only when no thread waits on it any more.
+        deadline = time.monotonic() + _LAST_READER
         while not self._take_lead():
+            if time.monotonic() >= deadline:
+                return  # the garbage collector frees it
             time.sleep(0.001)
         with self._send_lock:
             self._stream.close()
@@ -222,6 +241,15 @@ class Exchange:
         finally:
             with self._lock:
                 self._reading = False
+
+    def _withdraw(self, slot: Slot) -> None:
+        with self._lock:
+            self.protocol.withdraw(slot.request_id)
+
+    def _step_down(self) -> None:
+        with self._lock:
+            self._reading = False
+            self._pass_on()
 
     def _take_lead(self) -> bool:
         with self._lock:
@@ -267,13 +295,17 @@ class Exchange:
             if slot is not None:
                 slot.settle(error=relocate(event.error, self.address))
 
-    def _write(self, data: bytes, deadline: float) -> None:
+    def _write(self, data: bytes, deadline: float) -> bool:
+        """Hand data over; False where the deadline came before its first byte, so that the stream is as it was."""
         rest = memoryview(data)
         while rest := rest[self._stream.send(rest) :]:
             if time.monotonic() >= deadline:
+                if len(rest) == len(data) and not self._stream.encrypted:
+                    return False
                 message = "the server took only half a message before the deadline"
                 raise TimeoutError(message)
             self._wait_writable(min(deadline, time.monotonic() + _PATIENCE))
+        return True
 
     def _wait_writable(self, until: float) -> None:
         if not self._take_lead():
@@ -284,9 +316,7 @@ class Exchange:
             self._stream.wait(until, read=True, write=True)
             self._read(0.0)
         finally:
-            with self._lock:
-                self._reading = False
-                self._pass_on()
+            self._step_down()
 
     def _lost(self, error: BaseException) -> WireError:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

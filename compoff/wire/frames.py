@@ -101,8 +101,9 @@ def serialize(frame: Frame) -> bytes:
         header = _HEADER.pack(frame.type, frame.route, frame.deadline_ms, frame.request_id, len(body))
     except struct.error as error:
         message = (
-            f"{frame!r:.200} does not fit its header: {error}; expected route < 256, deadline_ms < 65536, "
-            "request_id and body length < 2**32"
+            f"a {frame.type.name} for route {frame.route} with deadline_ms {frame.deadline_ms}, request_id "
+            f"{frame.request_id} and {len(body)} bytes does not fit its header: {error}; expected route < 256, "
+            "deadline_ms < 65536, request_id and body length < 2**32"
         )
         raise LocalProtocolError(message) from None
     checksum = zlib.crc32(body, zlib.crc32(header))

@@ -7,16 +7,33 @@ from __future__ import annotations
 
 import contextlib
 import math
+import queue
 import select
 import socket
 import ssl
 import threading
 import time
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from compoff.errors import ConnectionLost, ConnectTimeout, LocalProtocolError, RemoteProtocolError, WireError
 from compoff.wire.address import parse_address
 
-__all__ = ["Stream", "check_timeout", "connect_error", "open_stream", "parse_target", "unknown_host"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "Addresses",
+    "Stream",
+    "check_timeout",
+    "connect_error",
+    "look_up",
+    "open_stream",
+    "parse_target",
+    "unknown_host",
+]
+
+Addresses: TypeAlias = "list[tuple[int, tuple[Any, ...]]]"
+"""Socket family and socket address of each address of a host."""
 
 _LONGEST_WAIT = 3600.0  # seconds; a longer wait is more than one, because poll counts milliseconds in an int
 _CHUNK_BYTES = 2**16  # small enough that malloc keeps it off mmap, whose page faults cost more than a second read
@@ -95,6 +112,11 @@ class Stream:
         # OpenSSL's state for one connection is shared by reading and writing and must not be entered twice at once.
         self._tls_lock = threading.Lock() if isinstance(sock, ssl.SSLSocket) else contextlib.nullcontext()
 
+    @property
+    def encrypted(self) -> bool:
+        """Whether this is TLS, which may hold part of what ``send`` took 0 bytes of."""
+        return isinstance(self._socket, ssl.SSLSocket)
+
     def receive(self) -> bytes | None:
         """What has arrived: bytes, ``b""`` at the end of the stream, or None for nothing yet.
 
@@ -125,8 +147,10 @@ class Stream:
         Raises:
             OSError: The stream is closed on this side.
         """
-        if read and isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
-            return True
+        if read and isinstance(self._socket, ssl.SSLSocket):
+            with self._tls_lock:
+                if self._socket.pending():
+                    return True
         seconds = min(max(0.0, deadline - time.monotonic()), _LONGEST_WAIT)
         descriptor = self._socket.fileno()
         if descriptor < 0:
@@ -170,7 +194,7 @@ def open_stream(address: str, *, tls: ssl.SSLContext | None, deadline: float) ->
     Source: this project.
     """
     host, port = parse_target(address)
-    candidates = _resolve(host, port, deadline, address)
+    candidates = _wait_for_addresses(host, port, deadline, address)
     failure = OSError("no addresses")
     for index, (family, target) in enumerate(candidates):
         # Each address gets its share of what is left: one that swallows packets must not use up the others' time.
@@ -184,38 +208,49 @@ def open_stream(address: str, *, tls: ssl.SSLContext | None, deadline: float) ->
     raise connect_error(address, failure) from failure
 
 
-def _resolve(host: str, port: int, deadline: float, address: str) -> list[tuple[int, tuple[str, int]]]:
-    """Socket family and address of each address of a host."""
-    results: list[tuple[int, tuple[str, int]]] = []
-    failures: list[OSError] = []
+def look_up(host: str, port: int, done: Callable[[Addresses | OSError], None]) -> None:
+    """Find the addresses of a host; returns at once.
 
-    def look_up() -> None:
+    A name server may take longer than any deadline and cannot be interrupted; a daemon thread of its own can be left.
+
+    Args:
+        host: Name or number.
+        port: Goes into the addresses.
+        done: Called in that thread with what was found, or with why there is nothing.
+    """
+
+    def work() -> None:
         try:
-            for family, _, _, _, target in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-                results.append((family, target))  # type: ignore[arg-type]
+            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found: Addresses | OSError = [(family, target) for family, _, _, _, target in infos]
         except OSError as error:
-            failures.append(error)
+            found = error
         except UnicodeError as error:
-            failures.append(unknown_host(error))
+            found = unknown_host(error)
+        done(found)
 
-    # A name server may take longer than any deadline and cannot be interrupted; a thread of its own can be left.
-    thread = threading.Thread(target=look_up, name="compoff-resolve", daemon=True)
-    thread.start()
-    thread.join(max(0.0, deadline - time.monotonic()))
-    if failures:
-        raise connect_error(address, failures[0]) from failures[0]
-    if thread.is_alive() or not results:
+    threading.Thread(target=work, name="compoff-resolve", daemon=True).start()
+
+
+def _wait_for_addresses(host: str, port: int, deadline: float, address: str) -> Addresses:
+    answers: queue.SimpleQueue[Addresses | OSError] = queue.SimpleQueue()
+    look_up(host, port, answers.put)
+    try:
+        found = answers.get(timeout=min(max(0.0, deadline - time.monotonic()), _LONGEST_WAIT))
+    except queue.Empty:
         message = f"the host of {address} was not found within the connect timeout; is there a name server?"
-        raise ConnectTimeout(message)
-    return list(results)
+        raise ConnectTimeout(message) from None
+    if isinstance(found, OSError):
+        raise connect_error(address, found) from found
+    return found
 
 
-def _connect(family: int, target: tuple[str, int], seconds: float) -> socket.socket:
+def _connect(family: int, target: tuple[Any, ...], seconds: float) -> socket.socket:
     if seconds <= 0:
         raise TimeoutError
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock.settimeout(seconds)
+        sock.settimeout(min(seconds, _LONGEST_WAIT))
         sock.connect(target)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -227,7 +262,7 @@ def _connect(family: int, target: tuple[str, int], seconds: float) -> socket.soc
 
 def _start_tls(sock: socket.socket, tls: ssl.SSLContext, host: str, address: str, deadline: float) -> ssl.SSLSocket:
     try:
-        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        sock.settimeout(min(max(0.001, deadline - time.monotonic()), _LONGEST_WAIT))
         return tls.wrap_socket(sock, server_hostname=host)
     except OSError as error:
         sock.close()

@@ -63,17 +63,19 @@ def pack(arrays: Sequence[NDArray[Any]]) -> bytes:
     return b"".join(parts)
 
 
-def unpack(data: bytes) -> list[NDArray[Any]]:
+def unpack(data: bytes, num_arrays: int | None = None) -> list[NDArray[Any]]:
     """Arrays from the bytes that ``pack`` made; allocates no more than the bytes say and hold.
 
     Args:
         data: The bytes.
+        num_arrays: How many arrays there must be; None for any number.
 
     Returns:
         Arrays of the machine's byte order that own their memory and can be written to.
 
     Raises:
-        RemoteProtocolError: The bytes are truncated, have something after the last array, or another form.
+        RemoteProtocolError: The bytes are truncated, have something after the last array, another number of arrays, or
+            another form.
 
     Example:
         >>> unpack(pack([np.array(0.5, np.float32), np.arange(3)]))
@@ -82,7 +84,10 @@ def unpack(data: bytes) -> list[NDArray[Any]]:
     Source: this project.
     """
     reader = _Reader(data)
-    arrays = [reader.array() for _ in range(reader.count())]
+    count = reader.count()
+    if num_arrays not in (None, count):  # before any is made: thousands of empty arrays take few bytes here
+        raise RemoteProtocolError(_damaged(f"there are {count} arrays, expected {num_arrays}"))
+    arrays = [reader.array() for _ in range(count)]
     if reader.position != len(data):
         raise RemoteProtocolError(_damaged(f"{len(data) - reader.position} bytes follow the last array"))
     return arrays

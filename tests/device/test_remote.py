@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pytest
@@ -21,6 +21,8 @@ from compoff.wire.tensors import pack
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    Parts: TypeAlias = tuple[list[compoff.Head], list[compoff.Tail]]
 
 
 class Net(torch.nn.Module):
@@ -46,20 +48,22 @@ def wrapped() -> compoff.Wrapped:
 
 
 @pytest.fixture(scope="module")
-def parts(wrapped: compoff.Wrapped) -> tuple[list[compoff.Head], list[compoff.Tail]]:
+def parts(wrapped: compoff.Wrapped) -> Parts:
     pairs = [compoff.export(wrapped, split) for split in wrapped.split_points]
     return [head for head, _ in pairs], [tail for _, tail in pairs]
 
 
 @pytest.fixture(scope="module")
-def server(parts: tuple[list[compoff.Head], list[compoff.Tail]]) -> Iterator[compoff.Server]:
+def server(parts: Parts) -> Iterator[compoff.Server]:
     with compoff.serve(parts[1], "127.0.0.1:0", workers=2) as running:
         yield running
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
 @pytest.mark.parametrize("split", ["input", "block"])
-def test_remote_returns_what_the_student_returns(wrapped, parts, server, split: str, batch: int) -> None:
+def test_remote_returns_what_the_student_returns(
+    wrapped: compoff.Wrapped, parts: Parts, server: compoff.Server, split: str, batch: int
+) -> None:
     x = torch.randn(batch, 3, 12, 12)
     with torch.no_grad(), wrapped.at(split):
         expected = wrapped(x)
@@ -75,7 +79,7 @@ def test_remote_returns_what_the_student_returns(wrapped, parts, server, split: 
     assert 0 < report.head_seconds + report.remote_seconds <= report.total_seconds
 
 
-def test_numpy_in_numpy_out_and_the_answer_can_be_written_to(parts, server) -> None:
+def test_numpy_in_numpy_out_and_the_answer_can_be_written_to(parts: Parts, server: compoff.Server) -> None:
     with compoff.connect(parts[0][0], server.address) as remote:
         answer = remote(np.zeros((2, 3, 12, 12), np.float32))
         tensors = remote(torch.zeros(2, 3, 12, 12))
@@ -85,7 +89,7 @@ def test_numpy_in_numpy_out_and_the_answer_can_be_written_to(parts, server) -> N
     assert isinstance(tensors["scores"], torch.Tensor)
 
 
-def test_threads_get_their_own_answers(wrapped, parts, server) -> None:
+def test_threads_get_their_own_answers(wrapped: compoff.Wrapped, parts: Parts, server: compoff.Server) -> None:
     inputs = [torch.randn(1, 3, 12, 12) for _ in range(48)]
     with torch.no_grad(), wrapped.at("block"):
         expected = [wrapped(x)["scores"] for x in inputs]
@@ -95,7 +99,7 @@ def test_threads_get_their_own_answers(wrapped, parts, server) -> None:
         torch.testing.assert_close(answer, right, atol=1e-5, rtol=0)
 
 
-def test_async_remote_has_many_in_flight(wrapped, parts, server) -> None:
+def test_async_remote_has_many_in_flight(wrapped: compoff.Wrapped, parts: Parts, server: compoff.Server) -> None:
     inputs = [torch.randn(1, 3, 12, 12) for _ in range(12)]
     with torch.no_grad(), wrapped.at("input"):
         expected = [wrapped(x)["scores"] for x in inputs]
@@ -110,7 +114,7 @@ def test_async_remote_has_many_in_flight(wrapped, parts, server) -> None:
         torch.testing.assert_close(answer, right, atol=1e-5, rtol=0)
 
 
-def test_wrong_inputs_never_reach_the_wire(parts, server) -> None:
+def test_wrong_inputs_never_reach_the_wire(parts: Parts, server: compoff.Server) -> None:
     with compoff.connect(parts[0], server.address) as remote:
         for wrong in (torch.zeros(1, 3, 12, 13), torch.zeros(1, 3, 12, 12).double(), torch.zeros(0, 3, 12, 12), "x"):
             with pytest.raises(compoff.FeatureError):
@@ -121,20 +125,20 @@ def test_wrong_inputs_never_reach_the_wire(parts, server) -> None:
         assert remote(torch.zeros(1, 3, 12, 12))["scores"].shape == (1, 5)
 
 
-def test_heads_must_be_there_and_of_different_split_points(parts, server) -> None:
+def test_heads_must_be_there_and_of_different_split_points(parts: Parts, server: compoff.Server) -> None:
     for heads in ([], [parts[0][0], parts[0][0]]):
         with pytest.raises(compoff.SplitError, match="each split point once"):
             compoff.connect(heads, server.address)
 
 
-def test_a_head_of_another_export_is_refused(wrapped, server) -> None:
+def test_a_head_of_another_export_is_refused(wrapped: compoff.Wrapped, server: compoff.Server) -> None:
     other = compoff.wrap(Net().eval(), "input", example_input=torch.zeros(2, 3, 12, 12))
     head, _ = compoff.export(other, "input")
     with pytest.raises(compoff.ArtifactMismatch):
         compoff.connect(head, server.address)
 
 
-def test_no_server(parts) -> None:
+def test_no_server(parts: Parts) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
@@ -144,7 +148,7 @@ def test_no_server(parts) -> None:
     assert time.monotonic() - began < 3
 
 
-def test_a_server_that_says_nothing(parts) -> None:
+def test_a_server_that_says_nothing(parts: Parts) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         with pytest.raises(compoff.ConnectTimeout):
@@ -168,11 +172,14 @@ class _Stand:
         return self.reply
 
 
-def test_a_tail_that_raises_is_a_remote_error(parts) -> None:
+def test_a_tail_that_raises_is_a_remote_error(parts: Parts) -> None:
     heads, tails = parts
-    with compoff.serve(_Stand(tails[0])) as broken, compoff.connect(heads[0], broken.address) as remote:
-        with pytest.raises(compoff.RemoteError, match="no luck today"):
-            remote(torch.zeros(1, 3, 12, 12))
+    with (
+        compoff.serve(_Stand(tails[0])) as broken,
+        compoff.connect(heads[0], broken.address) as remote,
+        pytest.raises(compoff.RemoteError, match="no luck today"),
+    ):
+        remote(torch.zeros(1, 3, 12, 12))
 
 
 @pytest.mark.parametrize(
@@ -186,14 +193,17 @@ def test_a_tail_that_raises_is_a_remote_error(parts) -> None:
     ],
     ids=["empty", "garbage", "too few", "another batch", "another dtype"],
 )
-def test_a_reply_of_another_form_is_refused(parts, reply: bytes) -> None:
+def test_a_reply_of_another_form_is_refused(parts: Parts, reply: bytes) -> None:
     heads, tails = parts
-    with compoff.serve(_Stand(tails[0], reply)) as odd, compoff.connect(heads[0], odd.address) as remote:
-        with pytest.raises(compoff.RemoteProtocolError, match="reply|answered"):
-            remote(torch.zeros(1, 3, 12, 12))
+    with (
+        compoff.serve(_Stand(tails[0], reply)) as odd,
+        compoff.connect(heads[0], odd.address) as remote,
+        pytest.raises(compoff.RemoteProtocolError, match=r"reply|answered"),
+    ):
+        remote(torch.zeros(1, 3, 12, 12))
 
 
-def test_a_late_answer_is_a_timeout_and_is_never_taken_for_the_next(parts) -> None:
+def test_a_late_answer_is_a_timeout_and_is_never_taken_for_the_next(parts: Parts) -> None:
     heads, tails = parts
     slow = _Stand(tails[0], b"", seconds=0.4)
     with compoff.serve(slow) as server, compoff.connect(heads[0], server.address) as remote:
@@ -207,7 +217,7 @@ def test_a_late_answer_is_a_timeout_and_is_never_taken_for_the_next(parts) -> No
         assert float(remote(torch.zeros(1, 3, 12, 12))["scores"].sum()) == 5.0
 
 
-def test_a_closed_remote_says_so(parts, server) -> None:
+def test_a_closed_remote_says_so(parts: Parts, server: compoff.Server) -> None:
     remote = compoff.connect(parts[0], server.address)
     remote.close()
     with pytest.raises(compoff.LocalProtocolError, match="closed"):
@@ -231,7 +241,14 @@ def _edge(folder: Path, address: str = "127.0.0.1:0") -> tuple[subprocess.Popen[
     return process, process.stdout.readline().strip()
 
 
-def test_a_killed_edge_process_ends_the_call_and_the_next_call_finds_its_successor(wrapped, parts, tmp_path) -> None:
+def _call_until_it_fails(remote: compoff.Remote, x: torch.Tensor) -> None:
+    for _ in range(100_000):
+        remote(x)
+
+
+def test_a_killed_edge_process_ends_the_call_and_the_next_call_finds_its_successor(
+    wrapped: compoff.Wrapped, parts: Parts, tmp_path: Path
+) -> None:
     heads, tails = parts
     tails[1].save(tmp_path / "tail")
     first, address = _edge(tmp_path / "tail")
@@ -244,8 +261,7 @@ def test_a_killed_edge_process_ends_the_call_and_the_next_call_finds_its_success
             torch.testing.assert_close(remote(x)["scores"], expected, atol=1e-5, rtol=0)
             threading.Timer(0.3, first.kill).start()
             with pytest.raises(compoff.WireError):
-                for _ in range(100_000):
-                    remote(x)
+                _call_until_it_fails(remote, x)
             with pytest.raises(compoff.WireError):
                 remote(x, timeout=1)
             first.wait()

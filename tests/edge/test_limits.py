@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from compoff.edge.server import Server, serve
-from compoff.errors import ReadTimeout, ServerBusy
+from compoff.edge.workers import Outcome
+from compoff.errors import ReadTimeout, RemoteError, ServerBusy
 from compoff.wire.client import open_client
 from compoff.wire.frames import Frame, FrameType
 from compoff.wire.messages import ErrorCode, decode_error
@@ -190,3 +191,49 @@ def test_a_slow_reader_is_not_cut_off() -> None:
         for number in range(1, 5):
             assert peer.read() == Frame(FrameType.REPLY, body, number)
             time.sleep(0.15)
+
+
+def test_reading_goes_on_counts_although_more_answers_come() -> None:
+    with serve(Echo(2**23), message_timeout=30) as server, Peer(server, receive_buffer=4096) as peer:
+        peer.read()
+        peer.send(request(1, bytes(2**23)))
+        [connection] = server._service.peers
+        eventually(lambda: connection._paused)
+        before = connection._unwritten
+        connection._protocol._in_flight.add(2)
+        server._loop.call_soon_threadsafe(connection._deliver, 2, Outcome(bytes(2**20)))
+        eventually(lambda: connection._protocol.in_flight == 0)
+        assert connection._unwritten == before + 2**20 + 16, "what came on top is no proof that nothing was read"
+
+
+def test_unread_answers_cannot_fill_the_server() -> None:
+    class Big(Echo):
+        def answer(self, payload: bytes) -> bytes:
+            return super().answer(payload).ljust(2**20)
+
+    # Two clients read nothing; a trickle would keep both for ever. The greedier one goes, the other one stays.
+    limits = {"window": 16, "max_held_bytes": 12 * 2**20, "message_timeout": 60}
+    with serve(Big(), **limits) as server, contextlib.ExitStack() as stack:
+        modest, greedy = (stack.enter_context(Peer(server, receive_buffer=4096)) for _ in range(2))
+        for peer, count in ((modest, 6), (greedy, 16)):
+            peer.read()
+            peer.send(b"".join(request(number, b"x") for number in range(1, count + 1)))
+        eventually(lambda: len(server._service.peers) == 1)
+        assert 0 < server._service.unread_bytes <= 12 * 2**20
+        with open_client(server.address, [ID]) as client:
+            assert client.request(b"good", timeout=5).strip() == b"good"
+        for number in range(1, 7):
+            assert modest.read() == Frame(FrameType.REPLY, b"x".ljust(2**20), number)
+        stack.close()
+        eventually(lambda: server._service.unread_bytes == 0)
+
+
+def test_an_answer_longer_than_all_that_may_be_held_is_refused_with_words() -> None:
+    class Big(Echo):
+        def answer(self, payload: bytes) -> bytes:
+            return bytes(2**20) if payload == b"big" else payload
+
+    with serve(Big(), max_held_bytes=2**20) as server, open_client(server.address, [ID]) as client:
+        with pytest.raises(RemoteError, match="max_held_bytes"):
+            client.request(b"big", timeout=5)
+        assert client.request(b"on", timeout=5) == b"on"

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import compoff
 from compoff.coding import Payload
 from compoff.errors import ArtifactError, ArtifactMismatch, PayloadError
 from compoff.wire.tensors import unpack
-from tests.small_networks import Nested, Plain, tiny_decoder, tiny_encoder
+from tests.small_networks import Nested, Plain, assert_close, tiny_decoder, tiny_encoder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,16 +47,6 @@ def nested() -> tuple[compoff.Wrapped, Pair]:
     torch.manual_seed(0)
     wrapped = tiny(Nested(), "block2")
     return wrapped, compoff.export(wrapped, "block2")
-
-
-def assert_close(left: Any, right: Any) -> None:
-    """Nested outputs: the same nesting and constants, tensors within 1e-5."""
-    assert pytree.tree_structure(left) == pytree.tree_structure(right)
-    for ours, theirs in zip(pytree.tree_leaves(left), pytree.tree_leaves(right), strict=True):
-        if isinstance(ours, Tensor):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-        else:
-            assert ours == theirs
 
 
 def test_says_what_it_is(pair: Pair) -> None:

@@ -62,6 +62,23 @@ def test_what_a_tail_raises(error: BaseException, code: ErrorCode, text: str) ->
     assert run_job(job(raising(error))) == Outcome(b"", code, text)
 
 
+@pytest.mark.parametrize("base", [ValueError, PayloadError])
+def test_an_error_without_words_does_not_end_the_thread(base: type[Exception]) -> None:
+    class Mute(base):  # type: ignore[misc, valid-type]
+        def __str__(self) -> str:
+            raise RuntimeError("not even that")
+
+    outcomes: list[Outcome | None] = []
+    workers = Workers(1)
+    for do in (raising(Mute()), bytes.upper):
+        workers.submit(Job(Tail(do), b"payload", math.inf, lambda: True, outcomes.append))
+    workers.stop(5)
+    [mute, right] = outcomes
+    assert mute is not None
+    assert "it has no words" in mute.text
+    assert right == Outcome(b"PAYLOAD")
+
+
 def test_an_answer_that_is_no_bytes() -> None:
     outcome = run_job(job(lambda payload: "text"))  # type: ignore[arg-type, return-value]
     assert outcome == Outcome(b"", ErrorCode.TAIL, "TypeError: the tail answered with str; expected bytes")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import socket
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,8 @@ from compoff.errors import (
     RemoteProtocolError,
     ServerBusy,
 )
-from compoff.wire.async_client import AsyncClient, open_async_client
+from compoff.wire.async_client import AsyncClient, _Connection, open_async_client
+from compoff.wire.client_protocol import ClientProtocol
 from compoff.wire.frames import Frame, FrameType, serialize
 from compoff.wire.messages import Route, Welcome
 
@@ -275,3 +278,47 @@ def test_a_peer_that_does_not_read_cannot_stretch_a_deadline() -> None:
             await asyncio.sleep(0.05)
 
     run(main())
+
+
+def test_a_connection_that_fails_unseen_leaves_nothing_in_the_log() -> None:
+    logged: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: logged.append(context))
+        connection = _Connection(ClientProtocol([ID]), "edge:1")
+        connection.fail(ConnectTimeout("too late"))
+        del connection
+        gc.collect()
+
+    asyncio.run(main())
+    assert logged == []
+
+
+def test_a_name_server_that_says_nothing_stretches_neither_the_deadline_nor_the_end_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait(5) and [])
+
+    async def main() -> None:
+        with pytest.raises(ConnectTimeout):
+            await open_async_client("edge:7878", [ID], connect_timeout=0.1)
+
+    start = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - start < 1
+    release.set()
+
+
+def test_the_second_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(Reverse()) as server, socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        right = ("127.0.0.1", int(server.address.rsplit(":", 1)[1]))
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", target) for target in (unused.getsockname(), right)]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+
+        async def main() -> bytes:
+            async with await open_async_client("edge:7878", [ID], connect_timeout=5) as client:
+                return await client.request(b"abc", timeout=5)
+
+        assert asyncio.run(main()) == b"cba"

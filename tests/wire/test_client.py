@@ -222,6 +222,17 @@ def test_server_stops_gracefully() -> None:
             open_client(server.address, [ID])
 
 
+def test_a_look_finds_the_goodbye_that_came_meanwhile() -> None:
+    with serve(Reverse(), idle_timeout=0.1) as server, open_client(server.address, [ID]) as client:
+        assert client.request(b"x", timeout=5) == b"x"
+        assert client.idle
+        deadline = time.monotonic() + 5
+        while not client.closed and time.monotonic() < deadline:
+            client.look()
+            time.sleep(0.01)
+        assert client.closed
+
+
 def test_it_leaves_no_thread_behind(client: Client) -> None:
     before = set(threading.enumerate())
     client.request(b"x", timeout=5)

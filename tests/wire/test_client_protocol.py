@@ -222,6 +222,17 @@ def test_the_window_is_kept_also_by_late_answers() -> None:
         client.receive_data(reply(1))
 
 
+def test_it_is_stuck_where_requests_past_their_deadline_hold_the_window() -> None:
+    client = opened(window=2)
+    ids = [client.send_request(b"x") for _ in range(2)]
+    client.abandon(ids[0])
+    assert not client.stuck
+    client.abandon(ids[1])
+    assert client.stuck
+    client.receive_data(reply(ids[0]))
+    assert not client.stuck
+
+
 def test_a_late_refusal_is_dropped_too() -> None:
     client = opened()
     client.send_request(b"x")

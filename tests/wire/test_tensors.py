@@ -91,6 +91,13 @@ def test_an_empty_array_of_an_absurd_shape_is_refused() -> None:
         unpack(b"\x01\x02\x06\x00" + b"\xff\xff\xff\xff\x7f" * 5)
 
 
+def test_the_number_of_arrays_can_be_asked_for() -> None:
+    data = pack([np.zeros(0, np.uint8)] * 3)
+    assert len(unpack(data, 3)) == 3
+    with pytest.raises(RemoteProtocolError, match="3 arrays, expected 2"):
+        unpack(data, 2)
+
+
 def test_mutated_bytes_never_crash_nor_allocate_more_than_they_hold() -> None:
     rng = random.Random(0)
     good = pack([np.arange(60, dtype=np.float32).reshape(3, 4, 5), np.ones((2, 0, 3), bool), np.array(7)])

@@ -7,6 +7,7 @@ import random
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -23,6 +24,8 @@ from compoff.errors import (
     WireError,
 )
 from compoff.wire.client import open_client
+from compoff.wire.client_protocol import ClientProtocol
+from compoff.wire.exchange import Exchange
 from compoff.wire.frames import Frame, FrameParser, FrameType, serialize
 from compoff.wire.messages import Route, Welcome
 from tests.wire.scripted import read_frame, reply, scripted_server
@@ -194,6 +197,57 @@ def test_a_peer_that_does_not_read_cannot_stretch_a_deadline() -> None:
         assert time.monotonic() - start < 1
         assert client.closed
         release.set()
+
+
+def test_a_deadline_before_the_first_byte_leaves_the_connection_to_the_others() -> None:
+    release = threading.Event()
+    big = serialize(Frame(FrameType.WELCOME, Welcome(4, (Route(0, 2**26),)).encode()))
+
+    def script(connection: socket.socket, parser: FrameParser) -> None:
+        read_frame(connection, parser)
+        connection.sendall(big)
+        release.wait(5)
+        parser = FrameParser(lambda frame_type, route, length: None)
+        for _ in range(2):
+            reply(connection, read_frame(connection, parser).request_id, b"right")
+
+    with scripted_server(script) as address, open_client(address, [ID]) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.request, bytes(2**25), timeout=10)
+        exchange = client._exchange
+        deadline = time.monotonic() + 5
+        while not exchange._send_lock.locked() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.1)
+        with pytest.raises(ReadTimeout):  # it waits for the other's frame to be written
+            client.request(b"second", timeout=0.05)
+        with exchange._lock:  # and here for a server that takes nothing, with no frame begun
+            assert not exchange.closed
+        assert not client.stuck
+        release.set()
+        assert first.result(10) == b"right"
+        assert client.request(b"third", timeout=5) == b"right"
+
+
+def test_nothing_taken_by_the_deadline_is_nothing_sent() -> None:
+    class Full:
+        encrypted = False
+
+        def send(self, data: memoryview) -> int:
+            return 0
+
+        def wait(self, deadline: float, *, read: bool = False, write: bool = False) -> bool:
+            return False
+
+    protocol = ClientProtocol([ID])
+    protocol.receive_data(WELCOME)
+    exchange = Exchange(Full(), protocol, "edge:1")  # type: ignore[arg-type]
+    slots = [exchange.start(lambda: protocol.send_request(b"x"), 0.01) for _ in range(6)]
+    assert not exchange.closed, "the window, 4, was never used up, and no half frame ended the connection"
+    Full.encrypted = True
+    Full.shutdown = lambda self: None  # type: ignore[attr-defined]
+    assert exchange.start(lambda: protocol.send_request(b"x"), 0.01).error is not None
+    assert exchange.closed, "TLS may have kept part of the frame"
+    assert all(slot.done for slot in slots)
 
 
 def test_hostile_answers_end_in_an_error_or_the_right_answer() -> None:

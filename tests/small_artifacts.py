@@ -1,0 +1,46 @@
+"""A small artifact that the tests save and damage, and its checksum by an independent reading of the format."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from compoff.artifact import Manifest, TensorSpec, read_folder
+from compoff.coding import SymbolTables
+from compoff.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["MANIFEST", "PROGRAM", "TABLES", "checked", "refused"]
+
+MANIFEST = Manifest(
+    kind="head",
+    artifact_id="0123456789abcdef" * 4,
+    split="layer1.0",
+    model="Net",
+    inputs=(TensorSpec((3, 8, 8), "float32"), TensorSpec((5,), "int64", batched=False)),
+    outputs=(TensorSpec((10,), "float32"),),
+    structure={"dict": [["größe", {"leaf": 0}], ["none", {"value": None}]]},
+    latent_shape=(2, 4, 4),
+    num_centers=4,
+    qualities=(1, 2),
+    max_batch=64,
+    report={"bytes": 12.5, "distilled_from": None},
+    versions={"compoff": "0.1.0"},
+)
+TABLES = SymbolTables([[2**22] * 4, [2**23, 2**22, 2**21, 2**21]])
+PROGRAM = bytes(range(256))
+
+
+def checked(text: str) -> bytes:
+    """A manifest's text with its last line, by an independent reading of the format."""
+    return (text + f"checksum: {hashlib.sha256(text.encode()).hexdigest()}\n").encode()
+
+
+def refused(folder: Path, kind: str = "head") -> str:
+    with pytest.raises(ArtifactError) as caught:
+        read_folder(folder, kind)
+    return str(caught.value)

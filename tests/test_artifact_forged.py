@@ -1,0 +1,239 @@
+"""Folders made to do harm: right checksums over wrong content. Still an ArtifactError that names the file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import save as save_arrays
+
+from compoff.artifact import read_folder, write_folder
+from compoff.errors import ArtifactError
+from tests.small_artifacts import MANIFEST, PROGRAM, TABLES, checked, refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "saved"
+    write_folder(path, MANIFEST, TABLES, {"head.pt2": PROGRAM})
+    return path
+
+
+def forge(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a manifest and give it the checksum that belongs to it, as someone who means harm would."""
+    text = (folder / "manifest.yaml").read_text(encoding="utf-8")
+    content = yaml.safe_load(text.rpartition("checksum: ")[0])
+    change(content)
+    forge_text(folder, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def forge_text(folder: Path, text: str) -> None:
+    (folder / "manifest.yaml").write_bytes(checked(text))
+
+
+def test_a_forged_manifest_passes_where_nothing_is_wrong(folder: Path) -> None:
+    forge(folder, lambda content: content.update(model="Other"))
+    assert read_folder(folder, "head").manifest.model == "Other"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret", "..", ".", "", "a/b", "a\\b", "C:x", "a\0b", ".hidden", "x" * 300, "line\nbreak", 3, None, True],
+)
+def test_names_that_lead_elsewhere_are_refused(folder: Path, tmp_path: Path, name: Any) -> None:
+    (tmp_path / "secret").write_bytes(PROGRAM)
+    entry = {"bytes": len(PROGRAM), "sha256": hashlib.sha256(PROGRAM).hexdigest()}
+    forge(folder, lambda content: content["files"].update({name: entry}))
+    assert "manifest.yaml: files names " in refused(folder)
+
+
+def test_absolute_names_are_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(PROGRAM)
+    entry = {"bytes": len(PROGRAM), "sha256": hashlib.sha256(PROGRAM).hexdigest()}
+    forge(folder, lambda content: content["files"].update({str(tmp_path / "secret"): entry}))
+    assert "manifest.yaml: files names " in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.yaml", "tables.safetensors", "head.pt2"])
+@pytest.mark.parametrize("what", ["zero", "pipe", "folder", "nowhere", "loop", "other"])
+def test_links_to_anything_else_are_refused(folder: Path, tmp_path: Path, name: str, what: str) -> None:
+    path = folder / name
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)  # reading one that nobody writes to would never end
+    else:
+        (tmp_path / "other").write_bytes(b"something else entirely")
+        target = {"zero": "/dev/zero", "folder": tmp_path, "nowhere": tmp_path / "none", "loop": path}
+        path.symlink_to(target.get(what, tmp_path / "other"))
+    assert refused(folder).startswith(f"{path}: ")
+
+
+BOMB = "format: 1\na: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{after}: &{after} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, after in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BOMB,
+        "format: 1\na: &a [*a]\n",
+        "format: 1\nkind: " + "[" * 100_000,
+        "format: 1\nkind: !!python/object/apply:os.system ['true']\n",
+        "format: 1\nkind: 'unclosed\n",
+        "format: 1\n\ttab: 1\n",
+        "format: 1\n? [a, b]\n: c\n",
+        "format: 1\n--- \nsecond: document\n",
+        "format: 1\nkind: 2026-99-99\n",
+        "format: 1\n",
+        "format: 1\n\x00\n",
+        "format: 1\nfiles: \ud7ff\n",
+    ],
+)
+def test_hostile_yaml_is_refused(folder: Path, text: str) -> None:
+    forge_text(folder, text)
+    message = refused(folder)
+    assert message.startswith(f"{folder / 'manifest.yaml'}: ")
+    assert len(message) < 1000
+
+
+def test_a_huge_manifest_is_not_read(folder: Path) -> None:
+    with (folder / "manifest.yaml").open("r+b") as file:
+        file.truncate(1 << 40)  # sparse: takes no space on disk, but would take all memory
+    assert "manifest.yaml: has 1099511627776 bytes, expected at most" in refused(folder)
+
+
+def test_a_huge_file_is_not_read(folder: Path) -> None:
+    with (folder / "head.pt2").open("r+b") as file:
+        file.truncate(1 << 40)
+    assert "head.pt2: has 1099511627776 bytes, expected at most 256" in refused(folder)
+
+
+@pytest.mark.parametrize("key", [*MANIFEST.__dataclass_fields__, "files"])
+def test_missing_keys_are_named(folder: Path, key: str) -> None:
+    forge(folder, lambda content: content.pop(key))
+    assert f"manifest.yaml: keys {key} are missing or unknown" in refused(folder)
+
+
+@pytest.mark.parametrize("key", ["extra", 7, "Kind"])
+def test_unknown_keys_are_named(folder: Path, key: Any) -> None:
+    forge(folder, lambda content: content.update({key: 1}))
+    assert f"manifest.yaml: keys {key} are missing or unknown" in refused(folder)
+
+
+SPEC = {"shape": [3], "dtype": "float32", "batched": True}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, wrong) for key in MANIFEST.__dataclass_fields__ for wrong in (None, 3.5)),
+        ("kind", "body"),
+        ("artifact_id", "0" * 63),
+        ("artifact_id", "0" * 62 + "  "),
+        ("artifact_id", "g" * 64),
+        ("artifact_id", 10**63),
+        ("inputs", [3]),
+        ("inputs", [{}]),
+        ("inputs", [{**SPEC, "more": 1}]),
+        ("inputs", [{**SPEC, "shape": "3"}]),
+        ("inputs", [{**SPEC, "shape": [-1]}]),
+        ("inputs", [{**SPEC, "shape": [1.5]}]),
+        ("inputs", [{**SPEC, "shape": [True]}]),
+        ("inputs", [{**SPEC, "dtype": "object"}]),
+        ("inputs", [{**SPEC, "dtype": ["float32"]}]),
+        ("inputs", [{**SPEC, "dtype": None}]),
+        ("outputs", [{**SPEC, "batched": 1}]),
+        ("structure", {"leaf": 1}),
+        ("structure", {"dict": [["a"]]}),
+        ("structure", {}),
+        ("latent_shape", [2, 4, "4"]),
+        ("latent_shape", [2, -4, 4]),
+        ("latent_shape", {"a": 1}),
+        ("qualities", [True]),
+        ("num_centers", "4"),
+        ("num_centers", True),
+        ("max_batch", "64"),
+        ("report", []),
+        ("versions", "1"),
+    ],
+)
+def test_values_of_the_wrong_form_are_named(folder: Path, key: str, value: Any) -> None:
+    forge(folder, lambda content: content.update({key: value}))
+    message = refused(folder)
+    assert message.startswith(f"{folder / 'manifest.yaml'}: ")
+    assert key in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("latent_shape", [3, 4, 4]),
+        ("latent_shape", [2, 0, 4]),
+        ("latent_shape", []),
+        ("qualities", []),
+        ("qualities", [2, 1]),
+        ("qualities", [3]),
+        ("num_centers", 5),
+        ("max_batch", 0),
+        ("max_batch", -1),
+        ("max_batch", 1 << 60),
+    ],
+)
+def test_values_that_do_not_fit_the_tables_are_named(folder: Path, key: str, value: Any) -> None:
+    forge(folder, lambda content: content.update({key: value}))
+    assert refused(folder).startswith(f"{folder / 'tables.safetensors'}: weights ")
+
+
+@pytest.mark.parametrize("entry", [None, 3, [], {}, {"bytes": "256"}, {"bytes": -1}, {"bytes": True}, {"bytes": 1.0}])
+def test_files_without_a_length_are_named(folder: Path, entry: Any) -> None:
+    forge(folder, lambda content: content["files"].update({"head.pt2": entry}))
+    assert "manifest.yaml: files has no length for 'head.pt2'" in refused(folder)
+
+
+@pytest.mark.parametrize("digest", [None, "", "0" * 64, 3])
+def test_files_with_a_wrong_hash_are_named(folder: Path, digest: Any) -> None:
+    forge(folder, lambda content: content["files"]["head.pt2"].update(sha256=digest))
+    assert "head.pt2: its SHA-256 is not the manifest's" in refused(folder)
+
+
+def test_tables_must_be_listed(folder: Path) -> None:
+    forge(folder, lambda content: content["files"].pop("tables.safetensors"))
+    assert "manifest.yaml: files lists no 'tables.safetensors'" in refused(folder)
+
+
+def test_a_file_that_is_not_listed_is_not_handed_out(folder: Path) -> None:
+    forge(folder, lambda content: content["files"].pop("head.pt2"))
+    read = read_folder(folder, "head")
+    with pytest.raises(ArtifactError, match=r"manifest\.yaml: files lists no 'head\.pt2', but none"):
+        read.file("head.pt2")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff" * 100,
+        (1 << 60).to_bytes(8, "little") + b"{}",
+        save_arrays({"other": np.ones(3)}),
+        save_arrays({"weights": np.ones((2, 4))}),
+        save_arrays({"weights": np.full((2, 4), 2**22, np.uint32)[:, :3].copy()}),
+        save_arrays({"weights": np.full((1, 4), 2**22, np.uint32)}),
+        save_arrays({"weights": np.full(4, 2**22, np.uint32)}),
+    ],
+)
+def test_tables_that_are_none_are_named(folder: Path, data: bytes) -> None:
+    path = folder / "tables.safetensors"
+    path.write_bytes(data)
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    forge(folder, lambda content: content["files"].update({path.name: entry}))
+    assert refused(folder).startswith(f"{path}: weights do not fit the manifest")
