@@ -275,10 +275,11 @@ def _parse(path: Path) -> dict[str, Any]:
         )
     try:
         events = cast("Iterable[object]", yaml.parse(whole[1]))
-        if any(isinstance(event, yaml.AliasEvent) for event in events):
-            raise ValueError("it has aliases")
+        if any(isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) for event in events):
+            raise ValueError("it has aliases or tags")
         content = yaml.safe_load(whole[1])
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        json.dumps(content)  # a date, or a number of thousands of digits, is no part of a manifest either
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ArtifactError(f"{path}: is not the YAML of a manifest ({reason}); it is damaged: export again") from error
     return content if isinstance(content, dict) else {}  # pyright: ignore[reportUnknownVariableType]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 from compoff.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["flatten", "unflatten"]
+__all__ = ["flatten", "input_leaves", "unflatten"]
 
 _CONSTANTS = (bool, int, float, str, type(None))
 
@@ -103,3 +103,25 @@ def _list(value: Any) -> list[Any]:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def input_leaves(value: Any) -> Iterator[Any]:
+    """Go through the tensors of nested inputs, in order.
+
+    Args:
+        value: Tuples, lists and dicts of anything.
+
+    Yields:
+        What is in them, but for None, which a model may take for "not given".
+
+    Example:
+        >>> list(input_leaves(({"a": 1, "b": [2, None]}, 3)))
+        [1, 2, 3]
+    """
+    if isinstance(value, (tuple, list)):
+        for entry in value:  # pyright: ignore[reportUnknownVariableType]
+            yield from input_leaves(entry)
+    elif isinstance(value, dict):
+        yield from input_leaves(list(value.values()))  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
+    elif value is not None:
+        yield value

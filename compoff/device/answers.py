@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compoff.errors import RemoteProtocolError, SplitError
-from compoff.structure import unflatten
+from compoff.structure import input_leaves, unflatten
 from compoff.wire.tensors import unpack
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def restore(head: Head, inputs: tuple[Any, ...], payload: Payload, reply: bytes)
             f"the server answered with tensors {found}, expected {expected}; is it serving this export with the same "
             "compoff?"
         )
-    plain = all(isinstance(value, np.ndarray) for value in inputs)
+    plain = all(isinstance(value, np.ndarray) for value in input_leaves(inputs))
     leaves: list[Any] = [array if plain else head.runner.from_numpy(array) for array in arrays]
     return unflatten(head.manifest.structure, leaves)
 

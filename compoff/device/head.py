@@ -12,9 +12,9 @@ import numpy as np
 
 from compoff.artifact import find_part, read_folder, write_folder
 from compoff.errors import BackendError, FeatureError
+from compoff.structure import input_leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -109,7 +109,7 @@ class Head:
 
     def _arrays(self, inputs: tuple[Any, ...]) -> list[NDArray[Any]]:
         """The inputs as arrays, checked against what the head was exported for."""
-        specs, values = self.manifest.inputs, list(_leaves(inputs))
+        specs, values = self.manifest.inputs, list(input_leaves(inputs))
         if len(values) != len(specs):
             raise FeatureError(
                 f"{len(values)} inputs were given; {self!r} takes {len(specs)}: the tensors that the model takes, in "
@@ -140,6 +140,9 @@ class Head:
             )
         if tuple(array.shape[1:] if spec.batched else array.shape) != spec.shape or (spec.batched and array.ndim == 0):
             raise FeatureError(f"input {index} has shape {array.shape}; expected {spec.dtype} of shape {shape}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            # The nearest center of NaN is some center: the edge would answer, plausibly and wrongly.
+            raise FeatureError(f"input {index} holds NaN or infinity, which no symbol stands for; clean the input")
         return np.asarray(array, order="C")
 
     def save(self, path: str | Path) -> None:
@@ -191,14 +194,3 @@ class Head:
         from compoff.device.remote import connect  # remote builds on Head
 
         return connect(self, address, token=token, timeout=timeout)
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """Tensors of nested inputs in order; None, which a model may take for "not given", is none."""
-    if isinstance(value, (tuple, list)):
-        for entry in value:  # pyright: ignore[reportUnknownVariableType]
-            yield from _leaves(entry)
-    elif isinstance(value, dict):
-        yield from _leaves(list(value.values()))  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
-    elif value is not None:
-        yield value

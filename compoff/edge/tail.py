@@ -144,7 +144,8 @@ class Tail:
             The running server.
 
         Raises:
-            OSError: The address cannot be listened on.
+            WireError: The address cannot be listened on.
+            LocalProtocolError: It is no address.
         """
         from compoff.edge.server import serve  # the server knows tails only by their interface
 

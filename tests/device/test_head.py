@@ -140,6 +140,14 @@ def test_unusable_inputs_say_why(head: compoff.Head, inputs: tuple[Any, ...], re
         head(*inputs)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_no_symbol_stands_for_is_refused(head: compoff.Head, value: float) -> None:
+    x = images()
+    x[1].flatten()[3] = value
+    with pytest.raises(compoff.FeatureError, match="NaN or infinity"):
+        head(x)
+
+
 def test_inputs_of_different_batches_are_refused(two: compoff.Head) -> None:
     with pytest.raises(FeatureError, match=r"the batch holds \[2, 3\] samples; expected the same number in"):
         two(images(2), images(3))
