@@ -9,6 +9,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# One thread a process, set before torch is loaded: the tests' tensors are small, the workers of pytest-xdist share the
+# cores already, and threads of OpenMP that wait for a busy core spin and make everything many times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A deadline for an example would measure how busy the machine is; on a build server the examples are always the same.
 hypothesis.settings.register_profile("compoff", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("compoff")
