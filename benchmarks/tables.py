@@ -21,7 +21,7 @@ __all__ = ["TABLES", "redrawn"]
 _ROOT = Path(__file__).resolve().parent.parent
 _RESULTS = _ROOT / "benchmarks" / "results"
 _PAGES = ("README.md", "docs/benchmarks.md")
-_BLOCK = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _CIFAR = "cifar10-resnet56"
 
 
@@ -147,7 +147,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def redrawn(text: str) -> str:
     """A page with every table drawn anew."""
-    return _BLOCK.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
+    return _BLOCK.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[3]}", text)
 
 
 def main() -> None:

@@ -164,7 +164,7 @@ def write_folder(path: str | Path, manifest: Manifest, tables: SymbolTables, fil
     Raises:
         ArtifactError: The folder holds something else than an earlier artifact of this kind.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from compoff.coding import SymbolTables
         >>> manifest = Manifest("head", "00" * 32, "layer1", "Net", (), (), {"value": 0}, (1, 2), 2, (1,), 8)

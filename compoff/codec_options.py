@@ -27,7 +27,7 @@ class CodecOptions:
         encoder: Factory of the user's own encoder.
         decoder: Factory of the user's own decoder.
 
-    Example:
+    Examples:
         >>> CodecOptions(channels=4).build((16, 8, 8)).latent_shape
         (4, 2, 2)
     """

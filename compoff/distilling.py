@@ -136,7 +136,7 @@ def float_tensors(value: Any) -> list[Tensor]:
     Returns:
         The tensors; scalars, such as a loss that the model computes itself, are left out.
 
-    Example:
+    Examples:
         >>> import torch
         >>> len(float_tensors({"logits": torch.zeros(1), "ids": torch.zeros(1, dtype=torch.long)}))
         1
@@ -158,7 +158,7 @@ def refusals_named(batch: Batch) -> Generator[None]:
     Raises:
         FeatureError: The model refused the batch; its own error is the cause.
 
-    Example:
+    Examples:
         >>> import torch
         >>> with refusals_named(Batch((torch.zeros(2, 3, dtype=torch.uint8),))):
         ...     raise RuntimeError("expected Float, found Byte")
@@ -197,7 +197,7 @@ def teacher_pass(
         FeatureError: The model refused the batch.
         SplitError: The pass did not come by a split point.
 
-    Example:
+    Examples:
         >>> import torch, compoff
         >>> x = torch.randn(4, 32)
         >>> model = compoff.wrap(torch.nn.Sequential(torch.nn.Linear(32, 8), torch.nn.ReLU()), "input", example_input=x)
@@ -257,7 +257,7 @@ def student_pass(
         FeatureError: The feature has another shape or dtype than the bottleneck was made for.
         FitError: The model's output holds no floating-point tensor to compare.
 
-    Example:
+    Examples:
         >>> import torch, compoff
         >>> x, net = torch.randn(4, 32), torch.nn.Sequential(torch.nn.Linear(32, 8), torch.nn.ReLU())
         >>> model = compoff.wrap(net, "input", example_input=x)

@@ -47,7 +47,7 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256) -> tuple[Head,
         ArtifactError: The model returns something that is not tensors in tuples, lists and dicts, or `max_batch` is out
             of range.
 
-    Example:
+    Examples:
         >>> import torch, compoff
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
         >>> model = compoff.wrap(net, "input", example_input=torch.zeros(2, 3, 16, 16))

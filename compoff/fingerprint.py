@@ -25,7 +25,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
         64 hexadecimal digits, the same for the same names and values on every platform; extra state that is no tensor
         does not count.
 
-    Example:
+    Examples:
         >>> import torch
         >>> fingerprint({"a": torch.zeros(2)}) == fingerprint({"a": torch.zeros(2).clone()})
         True

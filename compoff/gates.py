@@ -24,7 +24,7 @@ class Gate:
     Args:
         bottleneck: What the feature passes through while the gate is on.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from compoff.codec import Bottleneck, Geometry
         >>> gate, y = Gate(Bottleneck(Geometry((4, 8)), 2).eval()), torch.randn(3, 4, 8)

@@ -30,7 +30,7 @@ def reconstruction(y: Tensor, y_hat: Tensor) -> Tensor:
     Shapes:
         y and y_hat ``(batch, *shape)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> float(reconstruction(torch.zeros(2, 3), torch.tensor([[1.0, 0, 0], [0, 2, 0]])))
         2.5
@@ -57,7 +57,7 @@ def relative_error(teacher: Tensor, student: Tensor) -> Tensor:
     Shapes:
         teacher and student ``(batch, *shape)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> teacher = torch.tensor([[1.0], [-1.0]])
         >>> float(relative_error(teacher, torch.zeros(2, 1)))
@@ -84,7 +84,7 @@ def distillation(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor
     Shapes:
         Each pair alike, ``(batch, *shape)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> float(distillation([torch.tensor([[1.0], [-1.0]])], [torch.tensor([[0.0], [0.0]])]))
         1.0

@@ -34,7 +34,7 @@ class Flags:
         training: Mode of each module, by name.
         requires_grad: Whether each parameter wants gradients, by name.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = torch.nn.Linear(2, 2)
         >>> flags = Flags.of(net)

@@ -32,7 +32,7 @@ class TorchProgram:
     Raises:
         BackendError: There is no such device here.
 
-    Example:
+    Examples:
         >>> import numpy as np, torch
         >>> exported = torch.export.export(torch.nn.ReLU(), (torch.zeros(3),))
         >>> TorchProgram(exported).run([np.array([-1, 0, 2], np.float32)])

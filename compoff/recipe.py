@@ -31,7 +31,7 @@ class Recipe:
     Raises:
         FitError: A weight is negative or not finite, or the share, the patience or a decay rate is out of range.
 
-    Example:
+    Examples:
         >>> Recipe().orthogonality
         0.01
 
@@ -74,7 +74,7 @@ def recipe_named(recipe: str | Recipe) -> Recipe:
     Raises:
         FitError: There is no recipe of this name.
 
-    Example:
+    Examples:
         >>> recipe_named("deepcod") == Recipe()
         True
     """

@@ -33,7 +33,7 @@ def flatten(
     Raises:
         ArtifactError: The value holds something that cannot be described.
 
-    Example:
+    Examples:
         >>> flatten({"a": 1.5, "b": (2.5, None)}, lambda value: isinstance(value, float))
         ([1.5, 2.5], {'dict': [['a', {'leaf': 0}], ['b', {'tuple': [{'leaf': 1}, {'value': None}]}]]})
     """
@@ -71,7 +71,7 @@ def unflatten(description: Any, leaves: Sequence[Any]) -> Any:
     Raises:
         ArtifactError: The description is damaged, or does not fit the leaves.
 
-    Example:
+    Examples:
         >>> unflatten({"list": [{"leaf": 1}, {"leaf": 0}]}, ["x", "y"])
         ['y', 'x']
     """
@@ -114,7 +114,7 @@ def input_leaves(value: Any) -> Iterator[Any]:
     Yields:
         What is in them, but for None, which a model may take for "not given".
 
-    Example:
+    Examples:
         >>> list(input_leaves(({"a": 1, "b": [2, None]}, 3)))
         [1, 2, 3]
     """

@@ -46,7 +46,7 @@ class Wrapped(nn.Module):
         split_points: Module paths, or ``"input"``.
         options: How the bottlenecks are made.
 
-    Example:
+    Examples:
         >>> import torch, compoff
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, padding=1))
         >>> x = torch.randn(2, 3, 16, 16)
@@ -290,7 +290,7 @@ class Wrapped(nn.Module):
         Raises:
             SplitError: `split` is not one of this model's split points, or is needed and not given.
 
-        Example:
+        Examples:
             >>> import torch, compoff
             >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3))
             >>> model = compoff.wrap(net, "1", example_input=torch.zeros(2, 3, 18, 18))
@@ -374,7 +374,7 @@ def key_of(path: str) -> str:
     Returns:
         The key.
 
-    Example:
+    Examples:
         >>> key_of("layer1.0"), key_of("values")
         ('layer1/0', 'values/')
     """

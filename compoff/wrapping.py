@@ -65,7 +65,7 @@ def wrap(
         SplitError: A split point names no module, or cannot be used; nothing has been changed then.
         FeatureError: A size or an own module's output shape does not fit; nothing has been changed then.
 
-    Example:
+    Examples:
         >>> import torch, compoff
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, padding=1))
         >>> compoff.wrap(net, ["input", "1"], example_input=torch.zeros(2, 3, 16, 16)).split_points
@@ -97,7 +97,7 @@ def load(path: str | Path, model: nn.Module) -> Wrapped:
     Raises:
         ArtifactError: The file is damaged or foreign, or was fitted for other weights; the model is unchanged then.
 
-    Example:
+    Examples:
         >>> import tempfile, torch, compoff
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3))
         >>> x = torch.randn(2, 3, 18, 18)

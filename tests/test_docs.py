@@ -25,7 +25,7 @@ CLASSES = [
 
 
 def sections(docstring: str) -> set[str]:
-    return set(re.findall(r"^(Args|Returns|Yields|Shapes|Raises|Example|Source):", docstring, flags=re.MULTILINE))
+    return set(re.findall(r"^(Args|Returns|Yields|Shapes|Raises|Examples|Source):", docstring, flags=re.MULTILINE))
 
 
 @pytest.mark.parametrize("name", [*compoff.__all__, *errors.__all__])
@@ -38,7 +38,7 @@ def test_has_a_docstring_of_its_own(name: str) -> None:
 def test_function_has_the_fitting_sections(name: str) -> None:
     function = getattr(compoff, name)
     signature = inspect.signature(function)
-    wanted = {"Example"}
+    wanted = {"Examples"}
     wanted |= {"Args"} if signature.parameters else set()
     wanted |= {"Returns"} if signature.return_annotation not in (None, "None") else set()
     assert wanted <= sections(inspect.getdoc(function) or ""), f"{name} lacks sections"
@@ -56,7 +56,7 @@ def test_function_documents_every_argument(name: str) -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_class_has_an_example(name: str) -> None:
-    assert "Example" in sections(inspect.getdoc(getattr(compoff, name)) or "")
+    assert "Examples" in sections(inspect.getdoc(getattr(compoff, name)) or "")
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
     Raises:
         FeatureError: A size is out of range, or a module from a factory gives another shape than was asked of it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from compoff.codec import Geometry
         >>> bottleneck = Bottleneck(Geometry((16, 8, 8)), channels=4).eval()

@@ -36,7 +36,7 @@ class SelfAttention(nn.Module):
     Shapes:
         x and result ``(batch, channels, *space)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> attention = SelfAttention(16, (8, 8))
         >>> x = torch.randn(1, 16, 8, 8)
@@ -86,7 +86,7 @@ class ResidualUp(nn.Module):
     Shapes:
         x ``(batch, in_channels, *space)``; result ``(batch, out_channels, *space · factor)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> ResidualUp(8, 16, (2, 2))(torch.zeros(1, 8, 7, 7)).shape
         torch.Size([1, 16, 14, 14])
@@ -150,7 +150,7 @@ class Decoder(nn.Module):
     Shapes:
         z_hat ``(batch, channels, *geometry.latent_space)``; result ``(batch, geometry.channels, *space)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from compoff.codec import Geometry
         >>> Decoder(Geometry((16, 30, 32)), channels=4)(torch.zeros(2, 4, 8, 8)).shape
@@ -193,7 +193,7 @@ class Decoder(nn.Module):
             z_hat: Quantized latents of one batch.
             y: Their features.
 
-        Example:
+        Examples:
             >>> import torch
             >>> from compoff.codec import Geometry
             >>> decoder = Decoder(Geometry((4, 8)), channels=2)

@@ -33,7 +33,7 @@ class Encoder(nn.Module):
     Shapes:
         y ``(batch, geometry.channels, *space)``; result ``(batch, channels, *geometry.latent_space)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from compoff.codec import Geometry
         >>> Encoder(Geometry((64, 56, 56)), channels=8)(torch.zeros(1, 64, 56, 56)).shape
@@ -92,7 +92,7 @@ def semi_orthogonality_error(weight: Tensor) -> Tensor:
     Shapes:
         weight ``(channels, in_channels, *tile)``; E' is its transpose as a matrix, ``(in_channels · tile, channels)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> float(semi_orthogonality_error(torch.eye(3, 12)))
         0.0

@@ -30,7 +30,7 @@ class Geometry:
     Raises:
         FeatureError: The shape has no axis, more than three axes, or an empty one; or the stride is below 1.
 
-    Example:
+    Examples:
         >>> geometry = Geometry((64, 55, 56), stride=4)
         >>> geometry.tile, geometry.padded, geometry.latent_space
         ((4, 4), (56, 56), (14, 14))
@@ -92,7 +92,7 @@ class Geometry:
         Raises:
             FeatureError: The shape differs, the batch is empty, or the dtype is not floating point.
 
-        Example:
+        Examples:
             >>> import torch
             >>> Geometry((8, 4, 4)).check(torch.zeros(2, 8, 4, 4))
         """
@@ -118,7 +118,7 @@ class Geometry:
         Shapes:
             y ``(batch, channels, *space)``; result ``(batch, channels, *padded)``.
 
-        Example:
+        Examples:
             >>> import torch
             >>> Geometry((1, 5)).pad(torch.arange(5.0).reshape(1, 1, 5)).tolist()
             [[[0.0, 1.0, 2.0, 3.0, 4.0, 4.0, 4.0, 4.0]]]
@@ -145,7 +145,7 @@ class Geometry:
         Shapes:
             y_hat ``(batch, channels, *padded)``; result ``(batch, channels, *space)``.
 
-        Example:
+        Examples:
             >>> import torch
             >>> geometry = Geometry((1, 5))
             >>> y = torch.arange(5.0).reshape(1, 1, 5)

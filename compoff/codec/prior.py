@@ -29,7 +29,7 @@ class Prior(nn.Module):
     Shapes:
         probabilities ``(channels, num_centers)``.
 
-    Example:
+    Examples:
         >>> Prior(channels=2, num_centers=4).probabilities()[0].tolist()
         [0.25, 0.25, 0.25, 0.25]
 
@@ -60,7 +60,7 @@ class Prior(nn.Module):
         Shapes:
             weights ``(batch, channels, *space, num_centers)``; result a scalar.
 
-        Example:
+        Examples:
             >>> import torch
             >>> prior = Prior(channels=1, num_centers=4)
             >>> weights = torch.nn.functional.one_hot(torch.tensor([[[0, 1, 2]]]), 4).float()
@@ -79,7 +79,7 @@ class Prior(nn.Module):
         Returns:
             One table per channel.
 
-        Example:
+        Examples:
             >>> Prior(channels=1, num_centers=4).tables().weights.tolist()
             [[4194304, 4194304, 4194304, 4194304]]
 
@@ -96,7 +96,7 @@ class Prior(nn.Module):
             counts: How often each symbol occurred, ``(channels, num_centers)``. Half a count is added to each, so that
                 a symbol that was never seen can still be coded.
 
-        Example:
+        Examples:
             >>> import torch
             >>> prior = Prior(channels=1, num_centers=2)
             >>> prior.count(torch.tensor([[1, 2]]))

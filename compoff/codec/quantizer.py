@@ -34,7 +34,7 @@ def hard_assign(latent: Tensor, centers: Tensor) -> Tensor:
     Shapes:
         latent ``(batch, channels, *space)``; centers ``(num_centers,)``; result like latent.
 
-    Example:
+    Examples:
         >>> import torch
         >>> hard_assign(torch.tensor([0.2, 0.9, -3.0]), torch.tensor([0.0, 1.0])).tolist()
         [0, 1, 0]
@@ -61,7 +61,7 @@ def soft_assign(latent: Tensor, centers: Tensor, sharpness: float = 1.0, power: 
         latent ``(batch, channels, *space)``; centers ``(num_centers,)``;
         result ``(batch, channels, *space, num_centers)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> soft_assign(torch.tensor([0.5]), torch.tensor([0.0, 1.0])).tolist()
         [[0.5, 0.5]]
@@ -85,7 +85,7 @@ def look_up(symbols: Tensor, centers: Tensor) -> Tensor:
     Shapes:
         symbols ``(batch, channels, *space)``; centers ``(num_centers,)``; result like symbols.
 
-    Example:
+    Examples:
         >>> import torch
         >>> look_up(torch.tensor([[1, 0]], dtype=torch.uint8), torch.tensor([-1.0, 1.0])).tolist()
         [[1.0, -1.0]]
@@ -107,7 +107,7 @@ class Quantizer(nn.Module):
     Shapes:
         latent and result ``(batch, channels, *space)``; symbols likewise, uint8.
 
-    Example:
+    Examples:
         >>> import torch
         >>> quantizer = Quantizer(num_centers=4)
         >>> latent = torch.linspace(-1, 1, 8).reshape(1, 1, 8)
@@ -141,7 +141,7 @@ class Quantizer(nn.Module):
         Args:
             latent: Latents of one batch.
 
-        Example:
+        Examples:
             >>> import torch
             >>> quantizer = Quantizer()
             >>> quantizer.calibrate(torch.randn(4, 2, 8, 8))

@@ -38,7 +38,7 @@ def largest_singular_value(matrix: Tensor, u: Tensor, iterations: int = 1) -> tu
     Shapes:
         matrix ``(rows, columns)``; u ``(rows,)``; result a scalar and ``(rows,)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> sigma, _ = largest_singular_value(torch.diag(torch.tensor([3.0, 1.0])), torch.tensor([0.6, 0.8]), 20)
         >>> round(float(sigma), 4)
@@ -72,7 +72,7 @@ class SpectralConv(nn.Module):
     Shapes:
         x ``(batch, in_channels, *space)``; result ``(batch, out_channels, *space · factor)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> SpectralConv(8, 4, (3, 3), factor=(2, 2))(torch.zeros(1, 8, 5, 5)).shape
         torch.Size([1, 4, 10, 10])

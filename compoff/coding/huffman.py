@@ -64,7 +64,7 @@ def encode(symbols: ArrayLike, tables: SymbolTables) -> bytes:
     Raises:
         FeatureError: the symbols do not fit the tables.
 
-    Example:
+    Examples:
         >>> from compoff.coding import SymbolTables
         >>> encode([[0, 2, 1]], SymbolTables([[2**23, 2**22, 2**22]])).hex()
         '70'
@@ -102,7 +102,7 @@ def decode(data: bytes, tables: SymbolTables, num_positions: int, num_channels: 
         PayloadError: the code words end before or after the bytes do, or filling bits are not zero.
         FeatureError: there are no tables for so many channels.
 
-    Example:
+    Examples:
         >>> from compoff.coding import SymbolTables
         >>> decode(bytes.fromhex("70"), SymbolTables([[2**23, 2**22, 2**22]]), num_positions=3).tolist()
         [[0, 2, 1]]
@@ -132,7 +132,7 @@ def code_lengths(weights: list[int]) -> list[int]:
     Returns:
         Bits of each symbol's word.
 
-    Example:
+    Examples:
         >>> code_lengths([5, 1, 1, 2])
         [1, 3, 3, 2]
 

@@ -33,7 +33,7 @@ def packed_length(count: int, num_symbols: int) -> int:
     Raises:
         FeatureError: ``num_symbols`` is out of range.
 
-    Example:
+    Examples:
         >>> packed_length(1000, 16), packed_length(3, 5)
         (500, 2)
 
@@ -55,7 +55,7 @@ def pack(symbols: ArrayLike, num_symbols: int) -> bytes:
     Raises:
         FeatureError: a symbol is not a whole number below ``num_symbols``.
 
-    Example:
+    Examples:
         >>> pack([1, 2, 3], num_symbols=4).hex()
         '6c'
 
@@ -90,7 +90,7 @@ def unpack(data: bytes, count: int, num_symbols: int) -> NDArray[np.uint8]:
     Raises:
         PayloadError: too few or too many bytes, a symbol out of range, or filling bits that are not zero.
 
-    Example:
+    Examples:
         >>> unpack(bytes.fromhex("6c"), count=3, num_symbols=4).tolist()
         [1, 2, 3]
 

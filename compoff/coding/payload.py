@@ -52,7 +52,7 @@ class Payload:
         quality: index of the quality they were made at.
         batch_size: how many samples they hold.
 
-    Example:
+    Examples:
         >>> payload = Payload(b"seven b", artifact_id=bytes(32), quality=0, batch_size=1)
         >>> len(payload), bytes(payload)
         (7, b'seven b')
@@ -86,7 +86,7 @@ class Decoded:
     Shapes:
         symbols: ``(batch, channels at this quality, *space)``.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> Decoded(np.zeros((2, 4, 5, 5), np.uint8), quality=0).symbols.shape
         (2, 4, 5, 5)
@@ -111,7 +111,7 @@ class PayloadFormat:
     Raises:
         ArtifactError: the parts do not fit together.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from compoff.coding import PayloadFormat, SymbolTables
         >>> tables = SymbolTables.from_probabilities([[0.9, 0.05, 0.05]] * 4)
@@ -165,7 +165,7 @@ class PayloadFormat:
         Raises:
             FeatureError: the symbols do not fit this export, or there is no such quality or coding.
 
-        Example:
+        Examples:
             >>> from compoff.coding import PayloadFormat, SymbolTables
             >>> payloads = PayloadFormat(bytes(32), SymbolTables([[2**23, 2**23]]), latent_shape=(1, 16))
             >>> payloads.encode([[[0, 1] * 8]], coding="raw").data[:-4].hex()
@@ -197,7 +197,7 @@ class PayloadFormat:
         Raises:
             PayloadError: the bytes are damaged, truncated, of another export or of another format version.
 
-        Example:
+        Examples:
             >>> from compoff.coding import PayloadFormat, SymbolTables
             >>> payloads = PayloadFormat(bytes(32), SymbolTables([[2**23, 2**23]]), latent_shape=(1, 16))
             >>> payloads.decode(payloads.encode([[[0, 1] * 8]])).symbols[0, 0, :5].tolist()
@@ -230,7 +230,7 @@ class PayloadFormat:
         Raises:
             FeatureError: there is no such quality.
 
-        Example:
+        Examples:
             >>> from compoff.coding import PayloadFormat, SymbolTables
             >>> payloads = PayloadFormat(bytes(32), SymbolTables([[2**23, 2**23]]), latent_shape=(1, 16))
             >>> payloads.packed_bytes(batch=3)
@@ -254,7 +254,7 @@ class PayloadFormat:
         Raises:
             FeatureError: there is no such quality.
 
-        Example:
+        Examples:
             >>> from compoff.coding import PayloadFormat, SymbolTables
             >>> payloads = PayloadFormat(bytes(32), SymbolTables([[2**23, 2**23]]), latent_shape=(1, 16))
             >>> payloads.max_bytes(batch=3)

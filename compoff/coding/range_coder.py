@@ -51,7 +51,7 @@ def encode(symbols: ArrayLike, tables: SymbolTables) -> bytes:
     Raises:
         FeatureError: the symbols do not fit the tables.
 
-    Example:
+    Examples:
         >>> from compoff.coding import SymbolTables
         >>> tables = SymbolTables.from_probabilities([[0.97, 0.01, 0.01, 0.01]])
         >>> message = encode([[0] * 60 + [2] + [0] * 60], tables)
@@ -87,7 +87,7 @@ def decode(data: bytes, tables: SymbolTables, num_positions: int, num_channels: 
         PayloadError: no message of this length decodes from these bytes.
         FeatureError: there are no tables for so many channels.
 
-    Example:
+    Examples:
         >>> from compoff.coding import SymbolTables
         >>> tables = SymbolTables([[2**23, 2**23]])
         >>> decode(encode([[1, 0, 1]], tables), tables, num_positions=3).tolist()
@@ -115,7 +115,7 @@ def encode_python(symbols: ArrayLike, tables: SymbolTables) -> bytes:
     Raises:
         FeatureError: the symbols do not fit the tables.
 
-    Example:
+    Examples:
         >>> from compoff.coding import SymbolTables
         >>> encode_python([[1, 0, 1]], SymbolTables([[2**23, 2**23]])).hex()
         'a0'
@@ -156,7 +156,7 @@ def decode_python(
         PayloadError: no message of this length decodes from these bytes.
         FeatureError: there are no tables for so many channels.
 
-    Example:
+    Examples:
         >>> from compoff.coding import SymbolTables
         >>> decode_python(bytes.fromhex("a0"), SymbolTables([[2**23, 2**23]]), num_positions=3).tolist()
         [[1, 0, 1]]

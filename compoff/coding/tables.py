@@ -44,7 +44,7 @@ class SymbolTables:
     Raises:
         ArtifactError: the weights are not such a table.
 
-    Example:
+    Examples:
         >>> tables = SymbolTables([[2**23, 2**23], [2**24 - 1, 1]])
         >>> tables.num_channels, tables.num_symbols
         (2, 2)
@@ -76,7 +76,7 @@ class SymbolTables:
         Raises:
             ArtifactError: a value is negative or not finite, or a row sums to zero.
 
-        Example:
+        Examples:
             >>> SymbolTables.from_probabilities([[0.25, 0.75]]).weights.tolist()
             [[4194305, 12582911]]
 
@@ -105,7 +105,7 @@ class SymbolTables:
         Raises:
             ArtifactError: a count is negative or not finite, or ``smoothing`` is not positive.
 
-        Example:
+        Examples:
             >>> SymbolTables.from_counts([[3, 0], [0, 0]]).weights.tolist()
             [[14680063, 2097153], [8388608, 8388608]]
 
@@ -148,7 +148,7 @@ class SymbolTables:
         Raises:
             FeatureError: the symbols do not fit the tables.
 
-        Example:
+        Examples:
             >>> SymbolTables([[2**22, 2**22, 2**23]]).cross_entropy([[0, 2]])
             3.0
 
@@ -173,7 +173,7 @@ class SymbolTables:
         Raises:
             FeatureError: wrong dtype, wrong shape, or a symbol that no table has.
 
-        Example:
+        Examples:
             >>> SymbolTables([[2**23, 2**23]]).checked([[1, 0]]).dtype
             dtype('int32')
 
@@ -203,7 +203,7 @@ class SymbolTables:
         Returns:
             What ``build`` returned.
 
-        Example:
+        Examples:
             >>> SymbolTables([[2**23, 2**23]]).derived("sum", lambda tables: int(tables.weights.sum()))
             16777216
 

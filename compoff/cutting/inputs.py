@@ -32,7 +32,7 @@ class ExampleInputs:
         keywords: Inputs that the model takes by keyword only.
         batched: For each tensor in them, in order, whether its first axis is the batch.
 
-    Example:
+    Examples:
         >>> import torch
         >>> example = ExampleInputs.of_call(torch.nn.Identity(), (torch.ones(8, 3),))
         >>> example.args[0].tolist(), example.batched

@@ -38,7 +38,7 @@ class Site:
         later: Paths of the blocks that run after the split point, in order: the features of Eq. 11.
         at_input: Whether that tensor is the model's own first input.
 
-    Example:
+    Examples:
         >>> Site("layer2", "layer1", (16, 8, 8), ("layer2", "fc")).at_input
         False
     """
@@ -60,7 +60,7 @@ def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | Non
     Returns:
         The tensor, or None where there is none.
 
-    Example:
+    Examples:
         >>> import torch
         >>> first_tensor((3, torch.ones(2)), {}).shape
         torch.Size([2])
@@ -78,7 +78,7 @@ def frozen(model: nn.Module) -> Generator[None]:
     Yields:
         Nothing.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = torch.nn.Dropout()
         >>> with frozen(net):
@@ -185,7 +185,7 @@ def locate(
         SplitError: A path names no module; the module is never called, or more than once; what enters it is not one
             floating-point tensor with a batch axis; or the inputs hold no sample.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
         >>> locate(net, ["2"], (torch.zeros(2, 3, 16, 16),))["2"]
@@ -222,7 +222,7 @@ def check_names(model: nn.Module, paths: Sequence[str]) -> None:
     Raises:
         SplitError: A path names no module, or is given twice, or there is none.
 
-    Example:
+    Examples:
         >>> import torch
         >>> check_names(torch.nn.Sequential(torch.nn.ReLU()), ["0", "input"])
     """

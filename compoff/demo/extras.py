@@ -26,7 +26,7 @@ def check_extras() -> None:
     Raises:
         BackendError: A package is not installed; the message says how to get all of them.
 
-    Example:
+    Examples:
         >>> check_extras()
 
     Source: this project.

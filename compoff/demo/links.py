@@ -23,7 +23,7 @@ class Link:
         bits_per_second: Rate in both directions.
         round_trip_seconds: Time of an empty message there and back, in seconds.
 
-    Example:
+    Examples:
         >>> Link("slow", 1e6, 0.02).seconds(device=0.001, edge=0.002, bytes_up=100, bytes_down=25)
         0.024
 

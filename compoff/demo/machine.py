@@ -19,7 +19,7 @@ def describe_machine() -> dict[str, Any]:
     Returns:
         Processor, cores that this process may use, memory in GB, operating system.
 
-    Example:
+    Examples:
         >>> sorted(describe_machine())
         ['cores', 'cpu', 'memory_gb', 'system']
 
@@ -36,7 +36,7 @@ def describe_versions() -> dict[str, str]:
     Returns:
         Version by package, those that are installed, and Python's.
 
-    Example:
+    Examples:
         >>> "python" in describe_versions()
         True
 

@@ -74,7 +74,7 @@ class DigitsNet(nn.Module):
     Shapes:
         forward: images (batch, 1, 8, 8), gray in 0..1 -> logits (batch, num_classes).
 
-    Example:
+    Examples:
         >>> import torch
         >>> DigitsNet()(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
@@ -110,7 +110,7 @@ class CifarResNet(nn.Module):
     Raises:
         ValueError: The depth is not 6n + 2.
 
-    Example:
+    Examples:
         >>> import torch
         >>> CifarResNet(20)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])

@@ -32,7 +32,7 @@ class Pictures:
         mean: Mean of each channel, of pixels in 0..1.
         std: Standard deviation of each channel.
 
-    Example:
+    Examples:
         >>> Pictures((1, 2), (0.5,), (0.5,)).to_input(np.array([[[0, 255]]], np.uint8)).tolist()
         [[[[-1.0, 1.0]]]]
 
@@ -90,7 +90,7 @@ def encode_pixels(pixels: NDArray[np.uint8], form: Form, quality: int | None = N
     Shapes:
         pixels (height, width) or (height, width, 3), uint8.
 
-    Example:
+    Examples:
         >>> image = np.arange(64, dtype=np.uint8).reshape(8, 8)
         >>> len(encode_pixels(image, "raw"))
         64
@@ -126,7 +126,7 @@ def decode_pixels(data: bytes, form: Form, shape: tuple[int, ...]) -> NDArray[np
     Raises:
         PayloadError: The bytes are no such image.
 
-    Example:
+    Examples:
         >>> decode_pixels(bytes(4), "raw", (2, 2)).shape
         (2, 2)
 

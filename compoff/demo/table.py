@@ -42,7 +42,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     Returns:
         One cell a column.
 
-    Example:
+    Examples:
         >>> row = {"label": "send PNG", "accuracy": 98.5, "drop": -0.04, "drop_stderr": 0.1, "bytes_up": 130.4,
         ...        "device_ms": 0.051, "loopback_ms": 1.24, "link_ms": {"LTE": 51.26}}
         >>> cells(row)
@@ -101,7 +101,7 @@ def describe_link(link: dict[str, Any]) -> str:
     Returns:
         Its rate and round trip, after its name where that is not the rate.
 
-    Example:
+    Examples:
         >>> describe_link({"name": "LTE", "bits_per_second": 20e6, "round_trip_seconds": 0.05})
         'LTE: 20 Mbit/s, 50 ms round trip'
 

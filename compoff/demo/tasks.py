@@ -126,7 +126,7 @@ class Batches:
         size: Samples in a batch.
         mirror: Mirror every second batch instead of moving it: right for photographs, wrong for digits.
 
-    Example:
+    Examples:
         >>> batches = Batches(torch.zeros(10, 1, 8, 8), 4, mirror=False)
         >>> [batch.shape[0] for batch in batches]
         [4, 4]

@@ -31,7 +31,7 @@ __all__ = ["AsyncRemote", "Remote", "connect", "connect_async"]
 class Remote:
     """A model whose tail runs elsewhere. `connect` makes it; threads may share it.
 
-    Example:
+    Examples:
         >>> import torch, compoff
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
         >>> x = torch.randn(2, 3, 16, 16)
@@ -160,7 +160,7 @@ class AsyncRemote:
 
     Many calls may be in flight at once; the head runs in a thread, so that the event loop stays free.
 
-    Example:
+    Examples:
         >>> import asyncio, torch, compoff
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
         >>> model = compoff.wrap(net, "input", example_input=torch.zeros(2, 3, 16, 16))
@@ -275,7 +275,7 @@ def connect(
         RemoteProtocolError: Something else than a compoff server listens there.
         SplitError: No head was given, or two of the same split point.
 
-    Example:
+    Examples:
         >>> import torch, compoff
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
         >>> model = compoff.wrap(net, "input", example_input=torch.zeros(2, 3, 16, 16))
@@ -315,7 +315,7 @@ async def connect_async(
         WireError: As for `connect`.
         SplitError: As for `connect`.
 
-    Example:
+    Examples:
         >>> import asyncio, torch, compoff
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
         >>> model = compoff.wrap(net, "input", example_input=torch.zeros(2, 3, 16, 16))

@@ -33,7 +33,7 @@ _logger = logging.getLogger("compoff.serve")
 class Server:
     """A running server; a context manager. ``serve`` makes it.
 
-    Example:
+    Examples:
         >>> class Echo:
         ...     artifact_id = bytes(32)
         ...     max_payload_bytes = 100
@@ -171,7 +171,7 @@ def serve(
         LocalProtocolError: An argument cannot be served.
         WireError: The address cannot be listened on.
 
-    Example:
+    Examples:
         >>> class Reverse:
         ...     artifact_id = bytes(32)
         ...     max_payload_bytes = 100

@@ -41,7 +41,7 @@ class Tail:
         tables: The coder's tables.
         backend: The runtime that holds the program.
 
-    Example:
+    Examples:
         >>> import torch, compoff
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
         >>> x = torch.randn(2, 3, 16, 16)

@@ -146,7 +146,7 @@ def run_job(job: Job) -> Outcome | None:
 def describe_error(error: BaseException) -> str:
     r"""Type and first line of an exception, without file paths: what a client may know of it.
 
-    Example:
+    Examples:
         >>> describe_error(ValueError("no file /srv/models/tail.pt2\nsecret"))
         'ValueError: no file <path>'
 

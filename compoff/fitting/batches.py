@@ -38,7 +38,7 @@ def to_batch(item: Any, model: nn.Module, device: torch.device | None = None) ->
     Raises:
         FitError: The item holds no tensor, or no samples.
 
-    Example:
+    Examples:
         >>> import torch
         >>> to_batch((torch.ones(2, 3), torch.tensor([0, 1])), torch.nn.Linear(3, 1)).args[0].shape
         torch.Size([2, 3])

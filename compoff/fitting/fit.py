@@ -215,7 +215,7 @@ def fit(
         SplitError: Shapes were not known before and a split point turns out to be unusable.
         FeatureError: An input has another size or dtype than the model takes or was wrapped with.
 
-    Example:
+    Examples:
         >>> import torch, compoff
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 256, 5))
         >>> model = compoff.wrap(net, ["input"])

@@ -32,7 +32,7 @@ def count_symbols(wrapped: Wrapped, split: str, batches: Iterable[Batch]) -> Non
         split: The split point.
         batches: What to count on.
 
-    Example:
+    Examples:
         >>> import torch, compoff
         >>> from compoff.distilling import Batch
         >>> model = compoff.wrap(torch.nn.Linear(32, 4), "input", example_input=torch.zeros(2, 32)).eval()
@@ -67,7 +67,7 @@ def symbols_of(wrapped: Wrapped, split: str, batch: Batch) -> Tensor:
     Shapes:
         Result ``(batch, channels, *latent space)``.
 
-    Example:
+    Examples:
         >>> import torch, compoff
         >>> from compoff.distilling import Batch
         >>> model = compoff.wrap(torch.nn.Linear(32, 4), "input", example_input=torch.zeros(2, 32)).eval()
@@ -124,7 +124,7 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
     Raises:
         FitError: The model's output holds no floating-point tensor to compare.
 
-    Example:
+    Examples:
         >>> import torch, compoff
         >>> from compoff.distilling import Batch
         >>> model = compoff.wrap(torch.nn.Linear(32, 4), "input", example_input=torch.zeros(2, 32)).eval()
@@ -175,7 +175,7 @@ def local_gain(bottleneck: Bottleneck, symbols: Tensor, iterations: int = 8) -> 
     Returns:
         The gain, output distance over input distance; a lower bound of the Lipschitz constant.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from compoff.codec import Bottleneck, Geometry
         >>> bottleneck = Bottleneck(Geometry((4, 8)), 2).eval()

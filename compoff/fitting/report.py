@@ -33,7 +33,7 @@ class SplitReport:
         local_gain: Largest gain of the whole decoder found at the measured samples.
         encoder_macs: Multiply-accumulates that the encoder adds on the device, per sample; None for one of your own.
 
-    Example:
+    Examples:
         >>> split = SplitReport(bytes=200.0, raw_bytes=65536)
         >>> f"1/{split.raw_bytes / split.bytes:.0f} of the feature"
         '1/328 of the feature'
@@ -59,7 +59,7 @@ class SplitReport:
         Returns:
             Plain numbers by name.
 
-        Example:
+        Examples:
             >>> SplitReport(loss=[0.5, 0.25], bytes=200.0).figures()["bytes"]
             200.0
         """
@@ -77,7 +77,7 @@ class FitReport:
         measured_on: Number of samples that bytes and agreement were measured on.
         held_out: Whether those samples came from `validation`; otherwise they are training inputs.
 
-    Example:
+    Examples:
         >>> report = FitReport({"layer1": SplitReport(bytes=200.0, raw_bytes=65536, agreement=0.99)}, 10, 1.0, 64, True)
         >>> print(report)
         compoff.fit: 10 steps in 1 s, measured on 64 held-out samples
@@ -109,7 +109,7 @@ class FitReport:
         Returns:
             A nested dict.
 
-        Example:
+        Examples:
             >>> import json
             >>> report = FitReport({"input": SplitReport(loss=[0.5])}, 1, 0.5, 8, False)
             >>> json.loads(json.dumps(report.to_dict()))["splits"]["input"]["loss"]
@@ -132,7 +132,7 @@ class FitReport:
         Raises:
             BackendError: matplotlib is not installed.
 
-        Example:
+        Examples:
             >>> figure = FitReport({"input": SplitReport(loss=[0.5, 0.25])}, 2, 0.5, 8, False).plot()
             >>> figure.axes[0].get_xlabel()
             'step'

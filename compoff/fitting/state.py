@@ -81,7 +81,7 @@ def save_state(
         optimizer: Their optimizer.
         rng: Random state.
 
-    Example:
+    Examples:
         >>> import tempfile, pathlib, torch
         >>> net = torch.nn.Linear(2, 1)
         >>> adam, rng = torch.optim.Adam(net.parameters()), RandomState(torch.get_rng_state(), torch.get_rng_state())
@@ -123,7 +123,7 @@ def load_state(
     Raises:
         FitError: The file is damaged or belongs to another fit; nothing has been changed then.
 
-    Example:
+    Examples:
         >>> import pathlib, torch
         >>> net = torch.nn.Linear(2, 1)
         >>> load_state(pathlib.Path("no such file"), {}, net, torch.optim.Adam(net.parameters()))

@@ -22,7 +22,7 @@ def parse_address(address: str) -> tuple[str, int]:
     Raises:
         LocalProtocolError: The text has another form.
 
-    Example:
+    Examples:
         >>> parse_address("edge:7878"), parse_address("[::1]:7878")
         (('edge', 7878), ('::1', 7878))
 
@@ -45,7 +45,7 @@ def parse_address(address: str) -> tuple[str, int]:
 def format_address(host: str, port: int) -> str:
     """The address of a host and a port, with brackets where the host is IPv6.
 
-    Example:
+    Examples:
         >>> format_address("::1", 7878)
         '[::1]:7878'
 

@@ -223,7 +223,7 @@ def open_client(
         RemoteProtocolError: Something else than a compoff server of this version listens there.
         LocalProtocolError: An argument has a form that cannot be sent.
 
-    Example:
+    Examples:
         >>> from compoff.edge.server import serve
         >>> class Upper:
         ...     artifact_id = bytes(32)

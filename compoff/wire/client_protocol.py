@@ -51,7 +51,7 @@ class ClientProtocol(Conversation):
     Raises:
         LocalProtocolError: Artifact ids or token have a form that cannot be sent.
 
-    Example:
+    Examples:
         >>> from compoff.wire.server_protocol import ServerProtocol
         >>> client = ClientProtocol([bytes(32)])
         >>> server = ServerProtocol({bytes(32): 100})

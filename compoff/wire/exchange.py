@@ -33,7 +33,7 @@ _LAST_READER = 5.0  # seconds given to the thread that reads to notice the end; 
 def deadline_field(timeout: float) -> int:
     """The deadline_ms that tells the server of a timeout; 0, none given, where it is longer than the field can say.
 
-    Example:
+    Examples:
         >>> deadline_field(0.0501), deadline_field(3600.0)
         (51, 0)
 

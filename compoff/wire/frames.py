@@ -90,7 +90,7 @@ def serialize(frame: Frame) -> bytes:
     Raises:
         LocalProtocolError: A number does not fit its field.
 
-    Example:
+    Examples:
         >>> serialize(Frame(FrameType.PING, request_id=7)).hex(" ", 4)
         '06000000 00000007 00000000 26c8bf9f'
 
@@ -117,7 +117,7 @@ class FrameParser:
         check: Called with type, route and body length as soon as a header is there, before any byte of the body is
             waited for; raises to refuse the frame. It holds the maxima, because they depend on the conversation.
 
-    Example:
+    Examples:
         >>> parser = FrameParser(lambda frame_type, route, length: None)
         >>> data = serialize(Frame(FrameType.REPLY, b"answer", request_id=1))
         >>> parser.feed(data[:5]); parser.next_frame()

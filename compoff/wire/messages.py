@@ -62,7 +62,7 @@ class Hello:
         token: The shared secret, or None.
         version: Protocol version. The other fields are empty where it is not ours: their form may have changed.
 
-    Example:
+    Examples:
         >>> Hello.decode(Hello((bytes(32),), "secret").encode()).token
         'secret'
 
@@ -160,7 +160,7 @@ class Welcome:
         routes: One for each artifact that was asked for, in that order.
         version: Protocol version.
 
-    Example:
+    Examples:
         >>> Welcome(16, (Route(0, 4000),)).encode().hex()
         '010010010000000fa0'
 
@@ -204,7 +204,7 @@ class Welcome:
 def one_line(text: str) -> str:
     r"""Text that is safe to log and to show: its first line, printable characters only.
 
-    Example:
+    Examples:
         >>> one_line("no room\x07 left\nsecond line")
         'no room? left'
 
@@ -217,7 +217,7 @@ def one_line(text: str) -> str:
 def encode_error(code: ErrorCode, text: str) -> bytes:
     r"""Body of an ERROR frame; a longer text is cut to 1 KiB of UTF-8.
 
-    Example:
+    Examples:
         >>> encode_error(ErrorCode.BUSY, "no room")
         b'\x07no room'
 

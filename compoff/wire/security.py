@@ -46,7 +46,7 @@ def token_matches(expected: str | None, offered: str | None) -> bool:
     Returns:
         True where the client may come in.
 
-    Example:
+    Examples:
         >>> token_matches("secret", "secret"), token_matches("secret", None), token_matches(None, "any")
         (True, False, True)
 

@@ -74,7 +74,7 @@ class ServerProtocol(Conversation):
     Raises:
         LocalProtocolError: A setting is out of its range.
 
-    Example:
+    Examples:
         >>> server = ServerProtocol({bytes(32): 100}, token="secret")
         >>> server.opened, server.in_flight
         (False, 0)

@@ -45,7 +45,7 @@ def check_timeout(timeout: float) -> float:
     Raises:
         LocalProtocolError: It is not a positive number.
 
-    Example:
+    Examples:
         >>> check_timeout(0.5)
         0.5
 

@@ -43,7 +43,7 @@ def pack(arrays: Sequence[NDArray[Any]]) -> bytes:
     Raises:
         FeatureError: An array has another dtype or more dimensions.
 
-    Example:
+    Examples:
         >>> pack([np.array([[1, 2]], np.uint8)]).hex()
         '01030201020102'
 
@@ -77,7 +77,7 @@ def unpack(data: bytes, num_arrays: int | None = None) -> list[NDArray[Any]]:
         RemoteProtocolError: The bytes are truncated, have something after the last array, another number of arrays, or
             another form.
 
-    Example:
+    Examples:
         >>> unpack(pack([np.array(0.5, np.float32), np.arange(3)]))
         [array(0.5, dtype=float32), array([0, 1, 2])]
 
