@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compoff.artifact import DTYPES, FORMAT, Manifest, TensorSpec
 from compoff.cutting.capture import capture
 from compoff.device.head import Head
 from compoff.device.runners.torch import TorchRunner
@@ -19,6 +18,7 @@ from compoff.edge.backends.eager import EagerBackend
 from compoff.edge.tail import Tail
 from compoff.errors import SplitError
 from compoff.fingerprint import fingerprint
+from compoff.manifest import DTYPES, FORMAT, Manifest, TensorSpec
 from compoff.programs import TorchProgram
 from compoff.structure import flatten
 

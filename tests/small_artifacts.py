@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from compoff.artifact import Manifest, TensorSpec, read_folder
+from compoff.artifact import read_folder
 from compoff.coding import SymbolTables
 from compoff.errors import ArtifactError
+from compoff.manifest import Manifest, TensorSpec
 
 if TYPE_CHECKING:
     from pathlib import Path

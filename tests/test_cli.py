@@ -15,9 +15,10 @@ import torch
 import compoff
 from compoff import cli
 from compoff.__main__ import main
-from compoff.artifact import Manifest, write_folder
+from compoff.artifact import write_folder
 from compoff.coding import SymbolTables
 from compoff.errors import FeatureError, LocalProtocolError
+from compoff.manifest import Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

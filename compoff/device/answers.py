@@ -18,9 +18,9 @@ from compoff.wire.tensors import unpack
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from compoff.artifact import Manifest
     from compoff.coding import Payload
     from compoff.device.head import Head
+    from compoff.manifest import Manifest
 
 __all__ = ["CallReport", "Heads", "restore"]
 

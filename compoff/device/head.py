@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from compoff.artifact import Manifest, TensorSpec
     from compoff.coding import Payload, SymbolTables
     from compoff.coding.payload import Coding
     from compoff.device.remote import Remote
     from compoff.device.runners.runner import Runner
+    from compoff.manifest import Manifest, TensorSpec
 
 __all__ = ["Head"]
 

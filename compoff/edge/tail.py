@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from compoff.artifact import Manifest
     from compoff.coding import SymbolTables
     from compoff.edge.backends.backend import Backend
     from compoff.edge.server import Server
+    from compoff.manifest import Manifest
 
 __all__ = ["Tail"]
 

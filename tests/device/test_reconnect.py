@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compoff.artifact import Manifest, TensorSpec
 from compoff.coding import Payload
 from compoff.device.answers import Heads
 from compoff.device.remote import connect, connect_async
 from compoff.edge.server import serve
 from compoff.errors import ConnectionLost, ConnectTimeout, LocalProtocolError, ReadTimeout, RemoteProtocolError
+from compoff.manifest import Manifest, TensorSpec
 from compoff.wire.tensors import pack
 
 ID = bytes(range(32))

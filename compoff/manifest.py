@@ -1,0 +1,245 @@
+"""The manifest of a head or a tail: what it is, what it takes and returns, and every other file with its SHA-256.
+
+Written as YAML that ends with a checksum of itself. Knows no folders: `artifact` reads and writes the bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, cast
+
+import yaml
+
+from compoff.coding import PayloadFormat, SymbolTables
+from compoff.errors import ArtifactError
+from compoff.structure import unflatten
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+__all__ = ["DTYPES", "FORMAT", "MANIFEST_LIMIT", "Manifest", "TensorSpec", "manifest_bytes", "parse_manifest", "sha256"]
+
+FORMAT = 1
+"""Version of the folder's format; counted apart from the package's."""
+
+DTYPES = ("float16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
+"""What tensors may hold: what numpy, torch and the wire all know."""
+
+MANIFEST_LIMIT = 1 << 18
+"""Bytes that no manifest exceeds; it has about 2 KB."""
+
+_LAYOUT = re.compile(rb"(format: .*\n)checksum: ([0-9a-f]{64})\n", re.DOTALL)
+_FIRST_LINE = re.compile(rb"format: ([0-9]{1,9})\n")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of one tensor.
+
+    Args:
+        shape: Shape without the batch axis.
+        dtype: Name of the dtype as numpy has it.
+        batched: Whether the first axis is the batch.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    batched: bool = True
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder says of itself.
+
+    Args:
+        kind: ``"head"`` or ``"tail"``.
+        artifact_id: 64 hexadecimal digits that head and tail of one export share, and no others.
+        split: The split point.
+        model: Class name of the model, for people.
+        inputs: What the model takes.
+        outputs: Tensors that the model returns.
+        structure: How they are nested; see `compoff.structure`.
+        latent_shape: Shape of one sample's symbols.
+        num_centers: Number of symbols.
+        qualities: Channels that are sent at each quality.
+        max_batch: Largest number of samples in one payload.
+        report: Figures of the fit, for people: bytes, agreement, the guarantee's terms.
+        versions: Versions that made the folder.
+    """
+
+    kind: str
+    artifact_id: str
+    split: str
+    model: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    structure: dict[str, Any]
+    latent_shape: tuple[int, ...]
+    num_centers: int
+    qualities: tuple[int, ...]
+    max_batch: int
+    report: dict[str, Any] = field(default_factory=dict[str, Any])
+    versions: dict[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def identity(self) -> bytes:
+        """The artifact id as the 32 bytes that payload and wire use."""
+        return bytes.fromhex(self.artifact_id)
+
+    def payload_format(self, tables: SymbolTables) -> PayloadFormat:
+        """How payloads of this export are written and read.
+
+        Args:
+            tables: The tables of the same folder.
+
+        Returns:
+            The format.
+        """
+        return PayloadFormat(
+            self.identity, tables, self.latent_shape, qualities=self.qualities, max_batch=self.max_batch
+        )
+
+
+def manifest_bytes(manifest: Manifest, files: Mapping[str, bytes]) -> bytes:
+    """Write a manifest.
+
+    Args:
+        manifest: What to say.
+        files: The other files of the folder, by name.
+
+    Returns:
+        The file's bytes.
+
+    Raises:
+        ArtifactError: It would be longer than a manifest may be.
+    """
+    listed = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()}
+    content = {"format": FORMAT, **_plain(asdict(manifest)), "files": listed}
+    body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
+    if len(body) > MANIFEST_LIMIT - 100:
+        raise ArtifactError(f"the manifest takes {len(body)} bytes, at most {MANIFEST_LIMIT} fit; shorten the report")
+    return body + f"checksum: {sha256(body)}\n".encode()
+
+
+def parse_manifest(data: bytes, path: Path) -> tuple[Manifest, dict[str, Any]]:
+    """Read a manifest and check every key and value of it.
+
+    Args:
+        data: The file's bytes.
+        path: Its name, for messages.
+
+    Returns:
+        The manifest, and what it lists of other files.
+
+    Raises:
+        ArtifactError: It is damaged, foreign or of another format; the message names the key.
+    """
+    content = _parse(data, path)
+    files, known = content.pop("files", None), {entry.name for entry in fields(Manifest)}
+    content.pop("format", None)
+    wrong = sorted(map(str, content.keys() ^ known))
+    if wrong or not isinstance(files, dict):
+        keys = ", ".join(wrong) or "files"
+        raise ArtifactError(f"{path}: keys {keys} are missing or unknown; not written by this version: export again")
+    return _manifest_from(path, content), files  # pyright: ignore[reportUnknownVariableType]
+
+
+def _parse(data: bytes, path: Path) -> dict[str, Any]:
+    """The YAML as a dict, once its format and checksum are right."""
+    data = data.replace(b"\r\n", b"\n")  # git may have changed the line ends
+    first = _FIRST_LINE.match(data)
+    if first is None:
+        raise ArtifactError(f"{path}: does not begin with its format; it is damaged, or no manifest: export again")
+    if int(first[1]) != FORMAT:
+        told = f"format is {int(first[1])}, this compoff reads format {FORMAT}"
+        raise ArtifactError(f"{path}: {told}; export again, or install the version that wrote it")
+    whole = _LAYOUT.fullmatch(data)
+    if whole is None or sha256(whole[1]).encode() != whole[2]:
+        raise ArtifactError(
+            f"{path}: checksum does not fit the rest of the file; it was changed or damaged: export again"
+        )
+    try:
+        events = cast("Iterable[object]", yaml.parse(whole[1]))
+        if any(isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) for event in events):
+            raise ValueError("it has aliases or tags")
+        content = yaml.safe_load(whole[1])
+        json.dumps(content)  # a date, or a number of thousands of digits, is no part of a manifest either
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ArtifactError(f"{path}: is not the YAML of a manifest ({reason}); it is damaged: export again") from error
+    return content if isinstance(content, dict) else {}  # pyright: ignore[reportUnknownVariableType]
+
+
+def _manifest_from(path: Path, content: dict[str, Any]) -> Manifest:
+    """A manifest from checked keys, with every type checked."""
+
+    def value(key: str, kind: type, fits: Callable[[Any], bool] = lambda _: True) -> Any:
+        found = content[key]
+        if type(found) is not kind or not fits(found):
+            raise ArtifactError(f"{path}: {key} is {found!r:.80}, which cannot be; it is damaged: export again")
+        return found
+
+    def specs(key: str) -> tuple[TensorSpec, ...]:
+        value(key, list, lambda entries: all(map(_is_spec, entries)))
+        return tuple(TensorSpec(tuple(entry["shape"]), entry["dtype"], entry["batched"]) for entry in content[key])
+
+    outputs = specs("outputs")
+    try:
+        unflatten(value("structure", dict), outputs)
+    except (ArtifactError, RecursionError) as error:
+        raise ArtifactError(f"{path}: structure is damaged ({error}); export again") from error
+    return Manifest(
+        kind=value("kind", str, lambda kind: kind in ("head", "tail")),
+        artifact_id=value("artifact_id", str, lambda digits: re.fullmatch("[0-9a-f]{64}", digits) is not None),
+        split=value("split", str),
+        model=value("model", str),
+        inputs=specs("inputs"),
+        outputs=outputs,
+        structure=content["structure"],
+        latent_shape=tuple(value("latent_shape", list, _are_sizes)),
+        num_centers=value("num_centers", int),
+        qualities=tuple(value("qualities", list, _are_sizes)),
+        max_batch=value("max_batch", int),
+        report=value("report", dict),
+        versions=value("versions", dict),
+    )
+
+
+def _is_spec(entry: Any) -> bool:
+    """Whether this is a tensor's shape and dtype as `write_folder` writes it."""
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == {"shape", "dtype", "batched"}  # pyright: ignore[reportUnknownMemberType]
+        and _are_sizes(entry["shape"])
+        and entry["dtype"] in DTYPES
+        and type(entry["batched"]) is bool  # pyright: ignore[reportUnknownArgumentType]
+    )
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(size) is int and 0 <= size < 1 << 40 for size in value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as YAML reads them back."""
+    return json.loads(json.dumps(value))
+
+
+def sha256(data: bytes) -> str:
+    """The SHA-256 of bytes.
+
+    Args:
+        data: The bytes.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Examples:
+        >>> sha256(b"")[:8]
+        'e3b0c442'
+    """
+    return hashlib.sha256(data).hexdigest()
