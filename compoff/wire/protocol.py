@@ -12,6 +12,7 @@ An end that raised is dead: what it still has to send says why, and then the con
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -80,7 +81,7 @@ ClientEvent: TypeAlias = "Opened | Answer | Refusal | Closing"
 ServerEvent: TypeAlias = "Opened | Request | Closing"
 
 
-class Conversation:
+class Conversation(ABC):
     """One end: a parser, an output and a state."""
 
     def __init__(self) -> None:
@@ -133,6 +134,6 @@ class Conversation:
             message = f"a {frame_type.name} of {length} bytes was announced; at most {maximum} are allowed here"
             raise RemoteProtocolError(message)
 
+    @abstractmethod
     def _max_body_bytes(self, frame_type: FrameType, route: int) -> int:
         """Longest body of such a frame in this state; raises where there may be none."""
-        raise NotImplementedError
