@@ -203,12 +203,18 @@ class Wrapped(nn.Module):
             SplitError: `split` is not one of this model's split points, or shapes are not known yet.
         """
         self._check(split)
+        with self._switched(split):
+            yield self
+
+    @contextlib.contextmanager
+    def _switched(self, split: str | None) -> Generator[None]:
+        """Turn one gate on and the others off, or all off, while the block runs."""
         gates = self._gates()
         before = {path: gate.on for path, gate in gates.items()}
         for path, gate in gates.items():
             gate.on = path == split
         try:
-            yield self
+            yield
         finally:
             for path, gate in gates.items():
                 gate.on = before[path]
@@ -307,8 +313,9 @@ class Wrapped(nn.Module):
         gates = {split: self.gate(split)}
         self.freeze()
         batch = Batch(inputs)
-        record = teacher_pass(self.base, gates, self.sites, batch, blocks=distill)
-        terms = student_pass(self.base, gates[split], self.sites[split], record, batch, distill=distill)
+        with self._switched(None):  # inside `at`, the teacher must still be the model without bottlenecks
+            record = teacher_pass(self.base, gates, self.sites, batch, blocks=distill)
+            terms = student_pass(self.base, gates[split], self.sites[split], record, batch, distill=distill)
         return terms.total(recipe_named(recipe), rate)
 
     def _the_split(self) -> str:

@@ -384,3 +384,14 @@ def test_unknown_split_point_of_a_wrapped_model() -> None:
             use("stem")
     with pytest.raises(SplitError, match="say which one with split="):
         wrapped.distillation_loss(images())
+
+
+def test_the_teacher_of_a_loss_inside_at_is_the_model_itself() -> None:
+    wrapped, x = wrapped_plain(), images(4)
+    for split in wrapped.split_points:
+        wrapped.distillation_loss(x, split=split)  # sets the units, once
+    alone = wrapped.distillation_loss(x, split="block2")
+    with wrapped.at("block1"):
+        inside = wrapped.distillation_loss(x, split="block2")
+        assert wrapped.gate("block1").on
+    assert torch.equal(inside, alone)
