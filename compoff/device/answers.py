@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from compoff.coding import Payload
-    from compoff.device.head import Head
+    from compoff.device.sender import Sender
     from compoff.manifest import Manifest
 
 __all__ = ["CallReport", "Heads", "restore"]
@@ -58,8 +58,8 @@ class Heads:
         SplitError: There is no head, or two of the same split point.
     """
 
-    def __init__(self, heads: Head | Sequence[Head]) -> None:
-        self.all: list[Head] = [*heads] if isinstance(heads, (list, tuple)) else [heads]  # pyright: ignore[reportAttributeAccessIssue]
+    def __init__(self, heads: Sender | Sequence[Sender]) -> None:
+        self.all: list[Sender] = [*heads] if isinstance(heads, (list, tuple)) else [heads]  # pyright: ignore[reportAttributeAccessIssue]
         splits = [head.split for head in self.all]
         if not splits or len(set(splits)) != len(splits):
             raise SplitError(
@@ -76,7 +76,7 @@ class Heads:
         """Length that no right reply exceeds, in bytes: the most that a server can make this side hold."""
         return max(_longest_reply(head.manifest) for head in self.all)
 
-    def choose(self, split: str | None) -> tuple[int, Head]:
+    def choose(self, split: str | None) -> tuple[int, Sender]:
         """The head to run.
 
         Args:
@@ -95,7 +95,7 @@ class Heads:
         raise SplitError(f"no head is connected for '{split}'; connected are {known}")
 
 
-def restore(head: Head, inputs: tuple[Any, ...], payload: Payload, reply: bytes) -> Any:
+def restore(head: Sender, inputs: tuple[Any, ...], payload: Payload, reply: bytes) -> Any:
     """Make a reply into what the model would have returned.
 
     Args:

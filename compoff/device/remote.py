@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from compoff.coding import Payload
-    from compoff.device.head import Head
+    from compoff.device.sender import Sender
 
 __all__ = ["AsyncRemote", "Remote", "connect", "connect_async"]
 
@@ -236,7 +236,7 @@ def _late(timeout: float) -> ReadTimeout:
     return ReadTimeout(f"the deadline of {timeout:g} s passed before anything was sent; give the head more time")
 
 
-def _report(head: Head, payload: Payload, reply: bytes, begin: float, encoded: float, answered: float) -> CallReport:
+def _report(head: Sender, payload: Payload, reply: bytes, begin: float, encoded: float, answered: float) -> CallReport:
     """The report of a call that ends now."""
     return CallReport(
         head.split, len(payload), len(reply), encoded - begin, answered - encoded, time.monotonic() - begin
@@ -244,7 +244,7 @@ def _report(head: Head, payload: Payload, reply: bytes, begin: float, encoded: f
 
 
 def connect(
-    heads: Head | Sequence[Head],
+    heads: Sender | Sequence[Sender],
     address: str,
     *,
     # security
@@ -290,7 +290,7 @@ def connect(
 
 
 async def connect_async(
-    heads: Head | Sequence[Head],
+    heads: Sender | Sequence[Sender],
     address: str,
     *,
     # security
