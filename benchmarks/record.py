@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import datetime
 import functools
-import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from compoff.demo.machine import describe_machine, describe_versions
 
 __all__ = ["hardware", "record", "versions"]
 
@@ -61,10 +61,11 @@ def record(name: str, rows: list[dict[str, Any]], *, seed: int, command: str) ->
 
 def hardware() -> dict[str, Any]:
     """Describe the machine: processor, cores this process may use, memory in GB, GPU, operating system."""
+    machine = describe_machine()
     return {
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gb": _memory_gb(),
+        "cpu": machine["cpu"],
+        "cores": machine["cores"],
+        "memory_gb": machine["memory_gb"],
         "gpu": _gpu(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
@@ -72,34 +73,7 @@ def hardware() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """List the versions of Python and of those packages that are installed, without importing them."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        version = _installed(package)
-        if version is not None:
-            found[package] = version
-    return found
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _memory_gb() -> float | None:
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return None
-    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1)
+    return describe_versions(_PACKAGES)
 
 
 def _gpu() -> str | None:

@@ -6,7 +6,10 @@ import importlib.metadata
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["describe_machine", "describe_versions"]
 
@@ -30,8 +33,11 @@ def describe_machine() -> dict[str, Any]:
     return {"cpu": _cpu(), "cores": allowed, "memory_gb": _memory_gb(), "system": system}
 
 
-def describe_versions() -> dict[str, str]:
-    """List the versions that a figure may depend on.
+def describe_versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
+    """List the versions that a figure may depend on, without importing anything.
+
+    Args:
+        packages: The packages to look for; those of the demonstration unless told.
 
     Returns:
         Version by package, those that are installed, and Python's.
@@ -43,7 +49,7 @@ def describe_versions() -> dict[str, str]:
     Source: this project.
     """
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -27,6 +27,7 @@ from compoff.fitting.measure import count_symbols, measure
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.fitting.state import FitState, RandomState, load_state, save_state
 from compoff.recipe import Recipe, recipe_named
+from compoff.wrapped import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sized
@@ -229,7 +230,7 @@ def fit(
     _check_weights(lr, rate)
     if device is not None:
         wrapped.to(device)
-    where = next((parameter.device for parameter in wrapped.base.parameters()), None)
+    where = device_of(wrapped.base)
     with _own_random_numbers(seed, where), torch.enable_grad():
         batches = _build(wrapped, batches, where)
         fitter = _Fitter(wrapped, chosen, lr=lr, rate=rate, total=total)
