@@ -22,7 +22,7 @@ from compoff.coding import SymbolTables
 from compoff.errors import ArtifactError, CompoffError
 from compoff.manifest import MANIFEST_LIMIT, Manifest, manifest_bytes, parse_manifest, sha256
 
-__all__ = ["Folder", "find_part", "read_folder", "write_folder"]
+__all__ = ["Folder", "find_part", "kinds_in", "read_folder", "write_folder"]
 
 _MANIFEST = "manifest.yaml"
 _TABLES = "tables.safetensors"
@@ -158,6 +158,29 @@ def find_part(path: str | Path, kind: str) -> Path:
     """
     folder = Path(path)
     return folder if (folder / _MANIFEST).exists() or not (folder / kind).is_dir() else folder / kind
+
+
+def kinds_in(path: str | Path) -> list[str]:
+    """Which parts a folder holds.
+
+    Args:
+        path: A folder that `save` wrote, or the folder around ``head`` and ``tail``.
+
+    Returns:
+        ``"head"``, ``"tail"``, or both; what `find_part` and `read_folder` can be asked for.
+
+    Raises:
+        ArtifactError: It holds neither, or its manifest is damaged.
+    """
+    folder = Path(path)
+    if (folder / _MANIFEST).exists():
+        return [_read_manifest(folder)[0].kind]
+    found = [kind for kind in ("head", "tail") if (folder / kind).is_dir()]
+    if not found:
+        raise ArtifactError(
+            f"'{folder}' holds no head and no tail; expected a folder that Head.save or Tail.save wrote"
+        )
+    return found
 
 
 def _read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any]]:

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from compoff.artifact import Folder, find_part, read_folder
-from compoff.errors import ArtifactError, CompoffError, FeatureError, LocalProtocolError
+from compoff.artifact import Folder, find_part, kinds_in, read_folder
+from compoff.errors import CompoffError, FeatureError, LocalProtocolError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,7 +75,7 @@ def inspect(
     folder: _Part, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
 ) -> None:
     """Check a folder and say what is in it."""
-    parts = [_read(folder, kind) for kind in _kinds(folder)]
+    parts = [_read(folder, kind) for kind in kinds_in(folder)]
     if as_json:
         typer.echo(json.dumps([_described(part) for part in parts], indent=2, default=str))
         return
@@ -134,18 +134,6 @@ def call(
     _print_answer(answer, report)
 
 
-def _kinds(folder: Path) -> list[str]:
-    """Which parts a folder holds."""
-    if (folder / "manifest.yaml").exists():
-        return ["tail" if (folder / "tail.pt2").exists() else "head"]
-    found = [kind for kind in ("head", "tail") if (folder / kind).is_dir()]
-    if not found:
-        raise ArtifactError(
-            f"'{folder}' holds no head and no tail; expected a folder that Head.save or Tail.save wrote"
-        )
-    return found
-
-
 def _read(folder: Path, kind: str) -> Folder:
     return read_folder(find_part(folder, kind), kind)
 
@@ -153,7 +141,7 @@ def _read(folder: Path, kind: str) -> Folder:
 def _described(part: Folder) -> dict[str, Any]:
     """What `inspect` says of a folder."""
     manifest = asdict(part.manifest)
-    sizes = {name: (part.path / name).stat().st_size for name in part.names}
+    sizes = {name: len(data) for name, data in part.files.items()}
     coder = part.manifest.payload_format(part.tables)
     return {**manifest, "ceiling_bytes": coder.max_bytes(1), "files": sizes}
 

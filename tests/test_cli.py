@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from compoff import cli
 from compoff.__main__ import main
 from compoff.artifact import write_folder
 from compoff.coding import SymbolTables
-from compoff.errors import FeatureError, LocalProtocolError
+from compoff.errors import ArtifactError, FeatureError, LocalProtocolError
 from compoff.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -80,6 +81,13 @@ def test_inspect_tells_both_parts(folder: Path) -> None:
     table = _compoff("inspect", str(folder / "tail")).stdout
     assert "artifact_id" in table
     assert "tail.pt2" in table
+
+
+def test_inspect_of_a_tail_without_its_program_names_the_file(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "tail", tmp_path / "tail")
+    (tmp_path / "tail" / "tail.pt2").unlink()
+    with pytest.raises(ArtifactError, match=r"tail\.pt2: cannot be read"):
+        cli.inspect(tmp_path / "tail")
 
 
 @pytest.mark.parametrize(
