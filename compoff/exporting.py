@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from compoff import __version__
 from compoff.cutting.capture import capture
 from compoff.device.head import Head
 from compoff.device.runners.torch import TorchRunner
@@ -78,7 +78,7 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256) -> tuple[Head,
     }
     shared["artifact_id"] = _identity(wrapped, shared, tables.weights.tobytes())
     shared["report"] = wrapped.reports.get(split, {})
-    shared["versions"] = {"compoff": _version(), "torch": torch.__version__}
+    shared["versions"] = {"compoff": __version__, "torch": torch.__version__}
     head = Head(Manifest("head", **shared), tables, TorchRunner(TorchProgram(programs.head)))
     tail = Tail(Manifest("tail", **shared), tables, EagerBackend(TorchProgram(programs.tail)))
     return head, tail
@@ -115,11 +115,3 @@ def _identity(wrapped: Wrapped, agreed: dict[str, Any], tables: bytes) -> str:
         "tables": hashlib.sha256(tables).hexdigest(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _version() -> str:
-    """The installed version of this package."""
-    try:
-        return metadata.version("compoff")
-    except metadata.PackageNotFoundError:
-        return "not installed"
