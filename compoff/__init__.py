@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from compoff.exporting import export
     from compoff.fitting import FitReport, SplitReport, fit
     from compoff.recipe import Recipe
+    from compoff.wire.tls import TLS
     from compoff.wrapping import Wrapped, load, wrap
 
 __version__ = "0.1.0"
@@ -72,6 +73,7 @@ _HOMES = {
     "SplitError": "compoff.errors",
     "SplitReport": "compoff.fitting",
     "SymbolTables": "compoff.coding",
+    "TLS": "compoff.wire.tls",
     "Tail": "compoff.edge.tail",
     "Timeout": "compoff.errors",
     "WireError": "compoff.errors",
@@ -85,7 +87,7 @@ _HOMES = {
     "wrap": "compoff.wrapping",
 }
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - ruff takes TLS for a constant
     "ArtifactError",
     "ArtifactMismatch",
     "AsyncRemote",
@@ -115,6 +117,7 @@ __all__ = [
     "SplitError",
     "SplitReport",
     "SymbolTables",
+    "TLS",
     "Tail",
     "Timeout",
     "WireError",

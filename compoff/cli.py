@@ -1,4 +1,4 @@
-"""The command line: demo, inspect, serve, call. Reads arguments, calls the package, prints; computes nothing itself."""
+"""The command line. Reads arguments, calls the package, prints; computes nothing itself."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from rich.text import Text
 
 from compoff.artifact import Folder, find_part, kinds_in, read_folder
 from compoff.errors import CompoffError, FeatureError, LocalProtocolError
+from compoff.wire.security import server_tls
+from compoff.wire.tls import TLS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,6 +41,10 @@ _TOKEN = "COMPOFF_TOKEN"
 _TokenFile = Annotated[
     Path | None, typer.Option(help=f"File that holds the token; without it, the variable {_TOKEN} if it is set.")
 ]
+_Certificate = Annotated[Path | None, typer.Option(help="PEM file of this end's certificate.")]
+_Key = Annotated[Path | None, typer.Option(help="PEM file of its private key.")]
+_Authority = Annotated[Path | None, typer.Option(help="PEM file of who may have signed the other end's certificate.")]
+_Insecure = Annotated[bool, typer.Option("--insecure", help="Plain TCP, also with other machines.")]
 _Parts = Annotated[list[Path], typer.Argument(help="Folders of exported tails, or the folders around head and tail.")]
 _Part = Annotated[Path, typer.Argument(help="Folder of an exported head or tail, or the folder around both.")]
 
@@ -93,16 +99,23 @@ def serve(
     address: Annotated[str, typer.Option(help="host:port to listen on; port 0 picks a free one.")] = "127.0.0.1:7878",
     device: Annotated[str, typer.Option(help="Where the tails run, such as cuda.")] = "cpu",
     token_file: _TokenFile = None,
+    certificate: _Certificate = None,
+    key: _Key = None,
+    ca: _Authority = None,
+    revoked: Annotated[Path | None, typer.Option(help="PEM file of the certificates taken back.")] = None,
+    insecure: _Insecure = False,
 ) -> None:
     """Serve tails until interrupted."""
     from compoff.edge.server import serve as serve_tails  # these pull in torch, which `inspect` does not need
     from compoff.edge.tail import Tail
 
+    tls = _tls(certificate, key, ca, revoked)
+    server_tls(address, tls, insecure)  # before the tails are loaded, which takes a while
     tails = [Tail.load(folder, device=device) for folder in folders]
     stop: list[int] = []  # an Event has a lock, on which a second signal inside the first one's handler would wait
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda number, _: stop.append(number))
-    with serve_tails(tails, address, token=_token(token_file)) as server:
+    with serve_tails(tails, address, token=_token(token_file), tls=tls, insecure=insecure) as server:
         for tail in tails:
             typer.echo(f"serving {tail!r} on {server.address}")
         sys.stdout.flush()
@@ -119,6 +132,10 @@ def call(
     output: Annotated[Path | None, typer.Option(help=".npy file for the answer.")] = None,
     timeout: Annotated[float, typer.Option(help="Deadline, in seconds.")] = 10.0,
     token_file: _TokenFile = None,
+    certificate: _Certificate = None,
+    key: _Key = None,
+    ca: _Authority = None,
+    insecure: _Insecure = False,
 ) -> None:
     """Run one input through a head here and its tail on a server."""
     from compoff.device.head import Head  # loads the runtime
@@ -126,12 +143,47 @@ def call(
 
     head = Head.load(folder)
     arrays = [_input(path, len(spec.shape)) for path, spec in zip(inputs, head.manifest.inputs, strict=False)]
-    with connect(head, address, token=_token(token_file), timeout=timeout) as remote:
+    tls = _tls(certificate, key, ca)
+    with connect(head, address, token=_token(token_file), tls=tls, insecure=insecure, timeout=timeout) as remote:
         answer = remote(*arrays, *inputs[len(arrays) :])
         report = remote.last
     if output is not None:
         _save(output, answer)
     _print_answer(answer, report)
+
+
+@app.command()
+def certs(
+    folder: Annotated[Path, typer.Argument(help="Folder of the authority; made if it is not there.")],
+    server: Annotated[
+        list[str] | None, typer.Option(help="Name or number of the server; several name it each.")
+    ] = None,
+    device: Annotated[list[str] | None, typer.Option(help="Name of a device; once for each device.")] = None,
+    revoke: Annotated[list[str] | None, typer.Option(help="Name of a certificate to take back.")] = None,
+    days: Annotated[float, typer.Option(help="How long new certificates are valid.")] = 365.0,
+    renew: Annotated[bool, typer.Option("--renew", help="Replace certificates that are there.")] = False,
+) -> None:
+    """Make a small certificate authority, a server's certificate and one for each device, for a first try."""
+    from compoff.operations.certificates import Authority  # cryptography is an extra
+
+    authority = Authority(folder)
+    typer.echo(f"authority: {authority.path}; its key, ca.key, stays here: who has it can make certificates")
+    if server:
+        _echo_pair("server", authority.issue_server("edge", server, days=days, renew=renew))
+    for name in device or []:
+        _echo_pair(f"device {name}", authority.issue_device(name, days=days, renew=renew))
+    for name in revoke or []:
+        typer.echo(f"revoked {name}: {authority.revoke(name)}; give it to the server as --revoked and reload it")
+
+
+def _echo_pair(what: str, paths: list[Path]) -> None:
+    typer.echo(f"{what}: --certificate {paths[0]} --key {paths[1]}")
+
+
+def _tls(certificate: Path | None, key: Path | None, ca: Path | None, revoked: Path | None = None) -> TLS | None:
+    if certificate is key is ca is revoked is None:
+        return None
+    return TLS(certificate=certificate, key=key, ca=ca, revoked=revoked)
 
 
 def _read(folder: Path, kind: str) -> Folder:

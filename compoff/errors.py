@@ -12,7 +12,7 @@ Each class is also the built-in exception it specialises, so ``except ValueError
     └── WireError(ConnectionError)
         ├── LocalProtocolError           this side broke the protocol
         ├── RemoteProtocolError          the other side did
-        ├── AuthenticationError          the server refused the token
+        ├── AuthenticationError          one side refused the other: token or certificate
         ├── ArtifactMismatch             head and tail come from different exports
         ├── RemoteError                  the tail raised; its words are in the message
         ├── ServerBusy                   the server has no room for the request now
@@ -89,7 +89,7 @@ class RemoteProtocolError(WireError):
 
 
 class AuthenticationError(WireError):
-    """The server refused the token."""
+    """The server refused the token or the device's certificate, or its own certificate is not trusted."""
 
 
 class ArtifactMismatch(WireError):

@@ -186,3 +186,35 @@ def test_inspect_shows_names_as_they_are(
     shown = capsys.readouterr().out
     assert "layers[/0]" in shown
     assert "[red]Net" in shown
+
+
+def test_certificates_for_a_first_try(folder: Path, tmp_path: Path) -> None:
+    certs = str(tmp_path / "certs")
+    made = _compoff("certs", certs, "--server", "localhost", "--server", "127.0.0.1", "--device", "camera-1")
+    assert made.returncode == 0, made.stderr
+    pairs = {line.split(": ", 1)[0]: line.split(": ", 1)[1].split() for line in made.stdout.splitlines()}
+    trust = ["--ca", f"{certs}/ca.pem"]
+    command = [sys.executable, "-m", "compoff", "serve", str(folder), "--address", "127.0.0.1:0", *pairs["server"]]
+    process = subprocess.Popen([*command, *trust], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().rsplit(" ", 1)[1].strip()
+        ask = ("call", str(folder), "--address", address, "--input", str(folder.parent / "one.npy"), *trust)
+        assert "top 5" in _compoff(*ask, *pairs["device camera-1"]).stdout
+        refused = _compoff(*ask)
+        assert refused.returncode == 1
+        assert "certificate" in refused.stderr
+        assert "Traceback" not in refused.stderr
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    again = _compoff("certs", certs, "--device", "camera-1")
+    assert (again.returncode, "there already" in again.stderr) == (1, True)
+    assert "revoked camera-1" in _compoff("certs", certs, "--revoke", "camera-1").stdout
+
+
+def test_serving_other_machines_in_plain_has_to_be_asked_for(folder: Path) -> None:
+    refused = _compoff("serve", str(folder), "--address", "0.0.0.0:0")
+    assert refused.returncode == 1
+    assert "insecure=True" in refused.stderr

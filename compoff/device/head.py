@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from compoff.device.remote import Remote
     from compoff.device.runners.runner import Runner
     from compoff.manifest import Manifest, TensorSpec
+    from compoff.wire.tls import TLS
 
 __all__ = ["Head"]
 
@@ -177,12 +178,22 @@ class Head:
 
         return cls(folder.manifest, folder.tables, TorchRunner.load(folder))
 
-    def connect(self, address: str, *, token: str | None = None, timeout: float = 10.0) -> Remote:
-        """Open a connection to the edge server that holds this head's tail.
+    def connect(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        tls: TLS | None = None,
+        insecure: bool = False,
+        timeout: float = 10.0,
+    ) -> Remote:
+        """Open a connection to the edge server that holds this head's tail; `compoff.connect` has every option.
 
         Args:
             address: ``"host:port"``.
             token: The server's token, if it asks for one.
+            tls: Certificates; without them another machine is checked against the authorities of this system.
+            insecure: Whether to connect without encryption.
             timeout: Deadline of the connection and of each call, in seconds.
 
         Returns:
@@ -193,4 +204,4 @@ class Head:
         """
         from compoff.device.remote import connect  # remote builds on Head
 
-        return connect(self, address, token=token, timeout=timeout)
+        return connect(self, address, token=token, tls=tls, insecure=insecure, timeout=timeout)

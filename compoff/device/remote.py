@@ -14,7 +14,9 @@ from compoff.device.answers import CallReport, Heads, restore
 from compoff.errors import ConnectTimeout, LocalProtocolError, ReadTimeout
 from compoff.wire.async_client import AsyncClient, open_async_client
 from compoff.wire.client import Client, open_client
+from compoff.wire.security import device_tls
 from compoff.wire.sockets import check_timeout
+from compoff.wire.tls import client_context
 
 if TYPE_CHECKING:
     import ssl
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from compoff.coding import Payload
     from compoff.device.sender import Sender
+    from compoff.wire.tls import TLS
 
 __all__ = ["AsyncRemote", "Remote", "connect", "connect_async"]
 
@@ -46,7 +49,7 @@ class Remote:
     """
 
     def __init__(
-        self, heads: Heads, address: str, *, token: str | None, tls: ssl.SSLContext | None, timeout: float
+        self, heads: Heads, address: str, *, token: str | None, tls: TLS | ssl.SSLContext | None, timeout: float
     ) -> None:
         self.address = address
         self.timeout = timeout
@@ -64,7 +67,7 @@ class Remote:
             self.address,
             self._heads.artifact_ids,
             token=self._token,
-            tls=self._tls,
+            tls=client_context(self._tls),
             connect_timeout=timeout,
             max_reply_bytes=self._heads.max_reply_bytes,
         )
@@ -249,7 +252,8 @@ def connect(
     *,
     # security
     token: str | None = None,
-    tls: ssl.SSLContext | None = None,
+    tls: TLS | ssl.SSLContext | None = None,
+    insecure: bool = False,
     # deadlines
     timeout: float = 10.0,
 ) -> Remote:
@@ -261,7 +265,9 @@ def connect(
         heads: One head, or several of different split points.
         address: ``"host:port"``.
         token: The server's token, if it asks for one.
-        tls: Context of a TLS connection; None for plain TCP.
+        tls: Certificates, or a context of your own; None checks another machine against the authorities of this
+            system, and is plain TCP on loopback.
+        insecure: Whether to talk to another machine in plain TCP: whoever is between can read and change it.
         timeout: Deadline of the connection, and of each call that names none, in seconds.
 
     Returns:
@@ -270,7 +276,7 @@ def connect(
     Raises:
         ConnectTimeout: No server answered in time.
         ConnectionLost: Nobody listens there.
-        AuthenticationError: The server refused the token.
+        AuthenticationError: The server refused the token or this device's certificate, or its own is not trusted.
         ArtifactMismatch: The server does not hold the tails of these heads.
         RemoteProtocolError: Something else than a compoff server listens there.
         SplitError: No head was given, or two of the same split point.
@@ -286,7 +292,7 @@ def connect(
 
     Source: DeepCOD (SenSys 2020), Sec. 4.2, 5.2.
     """
-    return Remote(Heads(heads), address, token=token, tls=tls, timeout=timeout)
+    return Remote(Heads(heads), address, token=token, tls=device_tls(address, tls, insecure), timeout=timeout)
 
 
 async def connect_async(
@@ -295,7 +301,8 @@ async def connect_async(
     *,
     # security
     token: str | None = None,
-    tls: ssl.SSLContext | None = None,
+    tls: TLS | ssl.SSLContext | None = None,
+    insecure: bool = False,
     # deadlines
     timeout: float = 10.0,
 ) -> AsyncRemote:
@@ -306,6 +313,7 @@ async def connect_async(
         address: As for `connect`.
         token: As for `connect`.
         tls: As for `connect`.
+        insecure: As for `connect`.
         timeout: As for `connect`.
 
     Returns:
@@ -335,7 +343,7 @@ async def connect_async(
         address,
         chosen.artifact_ids,
         token=token,
-        tls=tls,
+        tls=client_context(device_tls(address, tls, insecure)),
         connect_timeout=timeout,
         max_reply_bytes=chosen.max_reply_bytes,
     )

@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING
 from compoff.edge.connection import Connection
 from compoff.edge.service import Limits, Service
 from compoff.edge.workers import Servable
-from compoff.errors import WireError
+from compoff.errors import LocalProtocolError, WireError
 from compoff.wire.address import format_address, parse_address
+from compoff.wire.security import check_tokens, server_tls
+from compoff.wire.tls import TLS, server_context
 
 if TYPE_CHECKING:
     import ssl
 
     from typing_extensions import Self
+
+    from compoff.wire.security import Tokens
 
 __all__ = ["Servable", "Server", "serve"]
 
@@ -49,11 +53,11 @@ class Server:
     Source: this project.
     """
 
-    def __init__(self, service: Service, address: str, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, service: Service, address: str, tls: TLS | ssl.SSLContext | None) -> None:
         """Listen, in a thread of its own with an event loop of its own; return when it does."""
         self._service = service
         self._host, self._port = parse_address(address)
-        self._tls = tls
+        self._tls, self._certificates = server_context(tls)
         self._stopped = threading.Event()
         self._stop: asyncio.Event
         self._loop: asyncio.AbstractEventLoop
@@ -78,6 +82,34 @@ class Server:
             Whether it is closed.
         """
         return self._stopped.wait(timeout)
+
+    def reload_certificates(self) -> None:
+        """Read the files of ``tls`` again, for the connections to come; those that stand are not touched.
+
+        Raises:
+            LocalProtocolError: A file is missing or damaged, and what was in use stays in use; or the server was not
+                given a `TLS`.
+        """
+        if self._certificates is None:
+            raise LocalProtocolError("this server was not given tls=TLS(...), so it has no certificate files to reload")
+        self._certificates.reload()
+
+    def replace_tokens(self, token: Tokens) -> None:
+        """Let in who knows another token, from now on; connections that stand are not touched.
+
+        Args:
+            token: The token, several of which each will do, or None to let everyone in.
+
+        Raises:
+            LocalProtocolError: A token has a form that cannot be sent.
+        """
+        check_tokens(token)
+        self._service.token = token
+
+    def readmit(self) -> None:
+        """Have every client connect again, under the tokens and certificates of now; answers in flight still go out."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is connected
+            self._loop.call_soon_threadsafe(self._service.dismiss_all)
 
     def close(self) -> None:
         """Stop: take no new requests, send the answers in flight (up to ``drain_timeout``), close. Again: no effect."""
@@ -132,8 +164,9 @@ def serve(
     address: str = "127.0.0.1:0",
     *,
     # who may come in
-    token: str | None = None,
-    tls: ssl.SSLContext | None = None,
+    token: Tokens = None,
+    tls: TLS | ssl.SSLContext | None = None,
+    insecure: bool = False,
     # how much
     max_connections: int = 1024,
     window: int = 16,
@@ -151,8 +184,9 @@ def serve(
     Args:
         tails: One tail or several of different exports.
         address: ``"host:port"`` to listen on; port 0 picks a free one.
-        token: A shared secret that clients must know; None lets everyone in.
-        tls: Context of a TLS server; None for plain TCP.
+        token: A shared secret that clients must know, or several of which each will do; None lets everyone in.
+        tls: Certificates, or a context of your own; None for plain TCP, which only this machine can reach.
+        insecure: Whether plain TCP may be reached from other machines: they can read and change what is sent.
         max_connections: Clients at a time; one more is told to come later.
         window: Unanswered requests at a time on one connection; one more is refused as busy.
         workers: Threads that run tails.
@@ -185,6 +219,6 @@ def serve(
     """
     how_much = (max_connections, window, max_pending, max_held_bytes)
     how_long = (handshake_timeout, message_timeout, idle_timeout, drain_timeout)
-    parse_address(address)
+    tls = server_tls(address, tls, insecure)
     every_tail = list(tails) if isinstance(tails, Sequence) else [tails]
     return Server(Service(every_tail, token, Limits(*how_much, *how_long), workers), address, tls)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from compoff.edge.workers import Servable
     from compoff.wire.protocol import Request
+    from compoff.wire.security import Tokens
 
 __all__ = ["Limits", "Peer", "Service"]
 
@@ -89,7 +90,7 @@ class Service:
 
     Args:
         tails: What to answer with, one for each artifact.
-        token: The shared secret, or None.
+        token: The shared secret, several of which each will do, or None.
         limits: What is allowed.
         workers: Number of threads that run tails.
 
@@ -99,7 +100,7 @@ class Service:
     Source: this project.
     """
 
-    def __init__(self, tails: Sequence[Servable], token: str | None, limits: Limits, workers: int) -> None:
+    def __init__(self, tails: Sequence[Servable], token: Tokens, limits: Limits, workers: int) -> None:
         """Check everything, then start the workers."""
         limits.check()
         if workers < 1:
@@ -114,7 +115,7 @@ class Service:
         if max(self.artifacts.values()) > limits.max_held_bytes:
             message = f"a payload may have {max(self.artifacts.values())} bytes; raise max_held_bytes to at least that"
             raise LocalProtocolError(message)
-        self.token = token
+        self.token = token  # read anew by every connection
         self.limits = limits
         self.peers: set[Peer] = set()
         self.held_bytes = 0  # half-received messages and payloads that wait for a tail
@@ -163,6 +164,11 @@ class Service:
 
         deadline = time.monotonic() + request.deadline_ms / 1000 if request.deadline_ms else math.inf
         self._workers.submit(Job(self._tails[request.artifact_id], request.body, deadline, wanted, hand_over))
+
+    def dismiss_all(self) -> None:
+        """Ask every client to connect again; its answers in flight still go out."""
+        for peer in tuple(self.peers):
+            peer.drain()
 
     def shed(self) -> None:
         """Where unread answers are too many, cut off whoever leaves the most of them, until they are few enough."""

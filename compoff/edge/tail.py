@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from compoff.edge.backends.backend import Backend
     from compoff.edge.server import Server
     from compoff.manifest import Manifest
+    from compoff.wire.tls import TLS
 
 __all__ = ["Tail"]
 
@@ -133,23 +134,32 @@ class Tail:
         """
         return pack(self.backend.run(self._symbols(payload)))
 
-    def serve(self, address: str = "127.0.0.1:7878", *, token: str | None = None) -> Server:
+    def serve(
+        self,
+        address: str = "127.0.0.1:7878",
+        *,
+        token: str | None = None,
+        tls: TLS | None = None,
+        insecure: bool = False,
+    ) -> Server:
         """Serve this tail in the background; `compoff.serve` takes several tails and every option.
 
         Args:
             address: ``"host:port"``; port 0 picks a free one.
             token: Token that devices must show; None to ask for none.
+            tls: Certificates; needed where other machines can connect.
+            insecure: Whether they may connect without encryption.
 
         Returns:
             The running server.
 
         Raises:
             WireError: The address cannot be listened on.
-            LocalProtocolError: It is no address.
+            LocalProtocolError: It is no address, or other machines could connect and there are no certificates.
         """
         from compoff.edge.server import serve  # the server knows tails only by their interface
 
-        return serve(self, address, token=token)
+        return serve(self, address, token=token, tls=tls, insecure=insecure)
 
     def save(self, path: str | Path) -> None:
         """Write this tail to a folder.

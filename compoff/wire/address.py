@@ -5,9 +5,11 @@ Only text: nothing is resolved and no socket is opened here.
 
 from __future__ import annotations
 
+import ipaddress
+
 from compoff.errors import LocalProtocolError
 
-__all__ = ["format_address", "parse_address"]
+__all__ = ["format_address", "is_loopback", "parse_address"]
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -52,3 +54,28 @@ def format_address(host: str, port: int) -> str:
     Source: this project.
     """
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as it is written, can only be this machine.
+
+    Args:
+        host: Name or number, without brackets. Of the names only ``localhost`` counts: any other may be anybody's.
+
+    Returns:
+        True where nothing leaves the machine.
+
+    Examples:
+        >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+        (True, True, True, False)
+
+    Source: RFC 5735, RFC 4291, RFC 6761.
+    """
+    if host.lower() == "localhost":
+        return True
+    try:
+        number = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = number.ipv4_mapped if isinstance(number, ipaddress.IPv6Address) else None
+    return (mapped or number).is_loopback

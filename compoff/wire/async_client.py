@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import time
 from typing import TYPE_CHECKING, cast
 
@@ -15,10 +16,9 @@ from compoff.errors import CompoffError, ConnectionLost, ConnectTimeout, ReadTim
 from compoff.wire.client_protocol import MAX_REPLY_BYTES, ClientProtocol
 from compoff.wire.exchange import deadline_field, relocate
 from compoff.wire.protocol import Answer, Opened, Refusal
-from compoff.wire.sockets import check_timeout, connect_error, look_up, parse_target
+from compoff.wire.sockets import check_timeout, connect_error, look_up, parse_target, tls_error
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Sequence
 
     from typing_extensions import Self
@@ -68,6 +68,8 @@ class _Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, ssl.SSLError):  # in TLS 1.3 a server refuses a certificate after the handshake
+            self.fail(tls_error(self.address, exc))
         message = f"the connection to {self.address} broke: {exc or 'it was closed'}; open a new one"
         greeting = not self.protocol.opened
         self.fail(RemoteProtocolError(message) if greeting else ConnectionLost(message))

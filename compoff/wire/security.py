@@ -1,18 +1,118 @@
-"""Who may talk to a server: the shared token, compared in constant time.
+"""Who may talk to a server: tokens, compared in constant time; and where plain TCP needs to be asked for by name.
 
-Knows nothing of frames or sockets. TLS contexts are made by the caller and handed to client and server as they are.
+Knows nothing of frames or sockets. The certificates of TLS are read in ``tls``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+from typing import TYPE_CHECKING, TypeAlias
 
 from compoff.errors import LocalProtocolError
+from compoff.wire.address import is_loopback, parse_address
+from compoff.wire.tls import TLS
 
-__all__ = ["MAX_TOKEN_BYTES", "check_token_form", "token_matches"]
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Sequence
+
+__all__ = [
+    "MAX_TOKEN_BYTES",
+    "Tokens",
+    "check_token_form",
+    "check_tokens",
+    "device_tls",
+    "server_tls",
+    "token_matches",
+]
 
 MAX_TOKEN_BYTES = 1024
+
+Tokens: TypeAlias = "str | Sequence[str] | None"
+"""A server's token, several of which each opens it, or None to let everyone in."""
+
+
+def device_tls(address: str, tls: TLS | ssl.SSLContext | None, insecure: bool) -> TLS | ssl.SSLContext | None:
+    """What a device connects with: TLS, except on loopback or where plain TCP is asked for by name.
+
+    Args:
+        address: The server's.
+        tls: What the caller gave; None for nothing.
+        insecure: Whether the caller asked for plain TCP.
+
+    Returns:
+        None for plain TCP; else ``tls``, or the trust in the authorities of the system.
+
+    Raises:
+        LocalProtocolError: Both TLS and plain TCP were asked for.
+
+    Examples:
+        >>> device_tls("127.0.0.1:7878", None, False), device_tls("edge:7878", None, False)
+        (None, TLS())
+
+    Source: this project.
+    """
+    _check_not_both(tls, insecure)
+    if tls is not None or insecure or is_loopback(parse_address(address)[0]):
+        return tls
+    return TLS()
+
+
+def server_tls(address: str, tls: TLS | ssl.SSLContext | None, insecure: bool) -> TLS | ssl.SSLContext | None:
+    """What a server listens with; plain TCP off loopback has to be asked for by name.
+
+    Args:
+        address: Where it listens.
+        tls: What the caller gave; None for nothing.
+        insecure: Whether the caller asked for plain TCP.
+
+    Returns:
+        ``tls``; None for plain TCP.
+
+    Raises:
+        LocalProtocolError: Other machines could connect, and neither TLS nor plain TCP was asked for; or both were.
+
+    Examples:
+        >>> server_tls("127.0.0.1:0", None, False)
+
+    Source: this project.
+    """
+    _check_not_both(tls, insecure)
+    if tls is None and not insecure and not is_loopback(parse_address(address)[0]):
+        raise LocalProtocolError(
+            f"other machines can connect to {address}, so it needs tls=TLS(certificate=..., key=..., ca=...), which "
+            "`compoff certs` makes files for; insecure=True (--insecure) serves without encryption, for a private link"
+        )
+    return tls
+
+
+def _check_not_both(tls: TLS | ssl.SSLContext | None, insecure: bool) -> None:
+    if tls is not None and insecure:
+        raise LocalProtocolError("tls and insecure=True were both given; give one of them")
+
+
+def check_tokens(tokens: Tokens) -> None:
+    """Refuse a server's tokens where one cannot be sent, or where there are none in a list.
+
+    Args:
+        tokens: The token, several, or None.
+
+    Raises:
+        LocalProtocolError: A token has another form, or the list is empty: it would let nobody in.
+
+    Examples:
+        >>> check_tokens(["old", "new"])
+
+    Source: this project.
+    """
+    if tokens is None or isinstance(tokens, str):
+        check_token_form(tokens)
+        return
+    if not tokens:
+        raise LocalProtocolError("an empty list of tokens was given; give at least one, or None to let everyone in")
+    for token in tokens:
+        check_token_form(token)
 
 
 def check_token_form(token: str | None) -> None:
@@ -36,11 +136,11 @@ def check_token_form(token: str | None) -> None:
         raise LocalProtocolError(message)
 
 
-def token_matches(expected: str | None, offered: str | None) -> bool:
+def token_matches(expected: Tokens, offered: str | None) -> bool:
     """Whether the offered token opens a server; takes as long for a near miss as for a far one.
 
     Args:
-        expected: The server's token; None lets everyone in.
+        expected: The server's token, or several of which each opens it; None lets everyone in.
         offered: The client's token; None for none.
 
     Returns:
@@ -49,11 +149,17 @@ def token_matches(expected: str | None, offered: str | None) -> bool:
     Examples:
         >>> token_matches("secret", "secret"), token_matches("secret", None), token_matches(None, "any")
         (True, False, True)
+        >>> token_matches(["old", "new"], "new")
+        True
 
     Source: this project.
     """
     if expected is None:
         return True
     # Digests have one length, so that not even the token's length shows in the time.
-    digests = [hashlib.sha256((token or "").encode()).digest() for token in (expected, offered)]
-    return hmac.compare_digest(*digests) and offered is not None
+    digest = hashlib.sha256((offered or "").encode()).digest()
+    matches = 0
+    for token in [expected] if isinstance(expected, str) else expected:
+        # Every token is compared: the time does not tell which of them it was.
+        matches += hmac.compare_digest(hashlib.sha256(token.encode()).digest(), digest)
+    return matches > 0 and offered is not None

@@ -27,10 +27,12 @@ from compoff.wire.messages import (
     encode_error,
 )
 from compoff.wire.protocol import Closing, Conversation, Opened, Request, ServerEvent, State
-from compoff.wire.security import check_token_form, token_matches
+from compoff.wire.security import check_tokens, token_matches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from compoff.wire.security import Tokens
 
 __all__ = ["ServerProtocol", "check_limits"]
 
@@ -38,18 +40,18 @@ _MAX_WINDOW = 2**16 - 1
 _MAX_PAYLOAD_BYTES = 2**32 - 1
 
 
-def check_limits(artifacts: Mapping[bytes, int], token: str | None, window: int) -> None:
+def check_limits(artifacts: Mapping[bytes, int], token: Tokens, window: int) -> None:
     """Refuse settings that no server can keep.
 
     Args:
         artifacts: For each artifact id the longest payload in bytes.
-        token: The shared secret, or None.
+        token: The shared secret, several of which each will do, or None.
         window: Requests that may be unanswered at a time on one connection.
 
     Raises:
         LocalProtocolError: A setting is out of its range.
     """
-    check_token_form(token)
+    check_tokens(token)
     if not artifacts:
         message = "there is nothing to serve; give at least one tail"
         raise LocalProtocolError(message)
@@ -68,7 +70,7 @@ class ServerProtocol(Conversation):
 
     Args:
         artifacts: For each artifact id served here the longest payload in bytes.
-        token: The shared secret that a client must know, or None to let everyone in.
+        token: The shared secret that a client must know, several of which each will do, or None to let everyone in.
         window: Requests that may be unanswered at a time; one more is refused as busy.
 
     Raises:
@@ -82,7 +84,7 @@ class ServerProtocol(Conversation):
     Source: this project.
     """
 
-    def __init__(self, artifacts: Mapping[bytes, int], *, token: str | None = None, window: int = 16) -> None:
+    def __init__(self, artifacts: Mapping[bytes, int], *, token: Tokens = None, window: int = 16) -> None:
         """Start waiting for a HELLO."""
         check_limits(artifacts, token, window)
         super().__init__()

@@ -15,7 +15,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from compoff.errors import ConnectionLost, ConnectTimeout, LocalProtocolError, RemoteProtocolError, WireError
+from compoff.errors import (
+    AuthenticationError,
+    ConnectionLost,
+    ConnectTimeout,
+    LocalProtocolError,
+    RemoteProtocolError,
+    WireError,
+)
 from compoff.wire.address import parse_address
 
 if TYPE_CHECKING:
@@ -29,6 +36,7 @@ __all__ = [
     "look_up",
     "open_stream",
     "parse_target",
+    "tls_error",
     "unknown_host",
 ]
 
@@ -87,13 +95,32 @@ def connect_error(address: str, error: OSError) -> WireError:
             f"{address} did not answer within the connect timeout; is the server up and the port open?"
         )
     if isinstance(error, ssl.SSLError):
-        return RemoteProtocolError(
-            f"TLS with {address} failed: {error}; does it speak TLS, with a trusted certificate?"
-        )
+        return tls_error(address, error)
     if isinstance(error, socket.gaierror):
         return ConnectionLost(f"the host of {address} is unknown: {error.strerror}; correct the address")
     reason = error.strerror or str(error)
     return ConnectionLost(f"no connection to {address}: {reason}; start a server there (`compoff serve`) or correct it")
+
+
+def tls_error(address: str, error: ssl.SSLError) -> WireError:
+    """The error of the tree for what TLS said: who distrusts whom, or that this is no TLS.
+
+    Args:
+        address: The server's.
+        error: What OpenSSL raised, in the handshake or later.
+    """
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return AuthenticationError(
+            f"the certificate of {address} is not trusted: {error.verify_message}; give tls=TLS(ca=...) the authority "
+            "that signed it, connect by a name that it holds, or renew it"
+        )
+    reason = (error.reason or "").replace("_", " ").lower()
+    if "alert" in reason and ("certificate" in reason or "unknown ca" in reason):
+        return AuthenticationError(
+            f"{address} refused this device's certificate ({reason}); give tls=TLS(certificate=..., key=...) one that "
+            "its authority signed and that is valid now"
+        )
+    return RemoteProtocolError(f"TLS with {address} failed: {reason or error}; does the server speak TLS 1.3?")
 
 
 class Stream:
@@ -109,6 +136,7 @@ class Stream:
         """Make the socket non-blocking: waiting is done here, with deadlines."""
         sock.setblocking(False)
         self._socket = sock
+        self._silent = isinstance(sock, ssl.SSLSocket)  # whether a TLS peer has not said anything yet
         # OpenSSL's state for one connection is shared by reading and writing and must not be entered twice at once.
         self._tls_lock = threading.Lock() if isinstance(sock, ssl.SSLSocket) else contextlib.nullcontext()
 
@@ -122,12 +150,19 @@ class Stream:
 
         Raises:
             OSError: The connection broke.
+            WireError: TLS failed, or the peer closed right after its handshake.
         """
         try:
             with self._tls_lock:
-                return self._socket.recv(_CHUNK_BYTES)
+                data = self._socket.recv(_CHUNK_BYTES)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return None
+        except ssl.SSLError as error:
+            raise tls_error("the server", error) from error
+        if self._silent:
+            self._silent = False
+            _check_first(data)
+        return data
 
     def send(self, data: bytes | memoryview) -> int:
         """How many bytes of the data could be handed over now, perhaps 0.
@@ -172,6 +207,15 @@ class Stream:
     def close(self) -> None:
         """Free the socket; nobody may be waiting on it."""
         self._socket.close()
+
+
+def _check_first(data: bytes) -> None:
+    """In TLS 1.3 a server judges the device's certificate when the device's own handshake is over already."""
+    if not data:
+        raise RemoteProtocolError(
+            "the server hung up right after the TLS handshake; does it ask for a certificate that this device lacks, "
+            "or is the device's expired or revoked?"
+        )
 
 
 def open_stream(address: str, *, tls: ssl.SSLContext | None, deadline: float) -> Stream:

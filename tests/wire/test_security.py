@@ -1,4 +1,4 @@
-"""The token: who may come in, and what cannot be a token."""
+"""Tokens: who may come in, what cannot be one; and where plain TCP has to be asked for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ import pytest
 
 from compoff.errors import LocalProtocolError
 from compoff.wire import security
-from compoff.wire.security import MAX_TOKEN_BYTES, check_token_form, token_matches
+from compoff.wire.security import (
+    MAX_TOKEN_BYTES,
+    check_token_form,
+    check_tokens,
+    device_tls,
+    server_tls,
+    token_matches,
+)
+from compoff.wire.tls import TLS
 
 
 @pytest.mark.parametrize(
@@ -54,3 +62,44 @@ def test_a_refused_token_is_not_in_the_message() -> None:
     with pytest.raises(LocalProtocolError) as caught:
         check_token_form("hunter2\ud800")
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("offered", ["old", "new", "third", None])
+def test_each_of_several_tokens_opens_and_all_are_compared(
+    monkeypatch: pytest.MonkeyPatch, offered: str | None
+) -> None:
+    compared = []
+    real = hmac.compare_digest
+    monkeypatch.setattr(security.hmac, "compare_digest", lambda a, b: compared.append(1) or real(a, b))
+    assert token_matches(["old", "new"], offered) is (offered in {"old", "new"})
+    assert len(compared) == 2
+
+
+def test_an_empty_list_of_tokens_is_no_open_door() -> None:
+    with pytest.raises(LocalProtocolError, match="empty list"):
+        check_tokens([])
+
+
+LOOPBACK = ("127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "LOCALHOST:1", "[::ffff:127.0.0.1]:1")
+ELSEWHERE = ("0.0.0.0:1", "[::]:1", "10.0.0.1:1", "edge:1", "localhost.example:1", "[::ffff:10.0.0.1]:1")
+
+
+@pytest.mark.parametrize("address", LOOPBACK)
+def test_loopback_needs_no_tls(address: str) -> None:
+    assert device_tls(address, None, insecure=False) is None
+    assert server_tls(address, None, insecure=False) is None
+
+
+@pytest.mark.parametrize("address", ELSEWHERE)
+def test_elsewhere_plain_tcp_has_to_be_asked_for(address: str) -> None:
+    assert isinstance(device_tls(address, None, insecure=False), TLS)
+    assert device_tls(address, None, insecure=True) is None
+    with pytest.raises(LocalProtocolError, match=r"compoff certs.*insecure=True"):
+        server_tls(address, None, insecure=False)
+    assert server_tls(address, None, insecure=True) is None
+
+
+def test_both_at_once_are_a_mistake() -> None:
+    for check in (device_tls, server_tls):
+        with pytest.raises(LocalProtocolError, match="both"):
+            check("edge:1", TLS(), insecure=True)

@@ -1,0 +1,87 @@
+"""The first-try authority: what its certificates say, judged by openssl itself, and what it refuses."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from compoff.errors import LocalProtocolError
+from compoff.operations.certificates import Authority
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def openssl(*words: str | Path) -> str:
+    done = subprocess.run(["openssl", *map(str, words)], capture_output=True, text=True, timeout=30, check=False)
+    return done.stdout + done.stderr
+
+
+def test_openssl_agrees_with_what_they_are_for(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    authority.issue_server("edge", ["edge.example", "192.0.2.7", "2001:db8::7"])
+    authority.issue_device("camera-1")
+    for name, right, wrong in (("edge", "sslserver", "sslclient"), ("camera-1", "sslclient", "sslserver")):
+        verify = ("verify", "-x509_strict", "-CAfile", authority.path, "-purpose")
+        assert ": OK" in openssl(*verify, right, tmp_path / f"{name}.pem")
+        assert ": OK" not in openssl(*verify, wrong, tmp_path / f"{name}.pem")
+    text = openssl("x509", "-in", tmp_path / "edge.pem", "-noout", "-text")
+    assert "DNS:edge.example, IP Address:192.0.2.7, IP Address:2001:DB8:0:0:0:0:0:7" in text
+
+
+def test_only_the_owner_reads_a_key(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    key = authority.issue_device("camera-1")[1]
+    for path in (key, tmp_path / "ca.key"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_authority_is_the_same_the_next_time(tmp_path: Path) -> None:
+    Authority(tmp_path).issue_device("camera-1")
+    Authority(tmp_path).issue_device("camera-2")
+    for name in ("camera-1", "camera-2"):
+        assert ": OK" in openssl("verify", "-CAfile", tmp_path / "ca.pem", tmp_path / f"{name}.pem")
+
+
+def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    before = authority.issue_device("camera-1")[0].read_bytes()
+    with pytest.raises(LocalProtocolError, match="is there already"):
+        authority.issue_device("camera-1")
+    assert (tmp_path / "camera-1.pem").read_bytes() == before
+    assert authority.issue_device("camera-1", renew=True)[0].read_bytes() != before
+
+
+def test_revoked_certificates_are_on_the_list(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    for name in ("camera-1", "camera-2", "camera-3"):
+        authority.issue_device(name)
+    authority.revoke("camera-1")
+    Authority(tmp_path).revoke("camera-3")
+    check = ("verify", "-crl_check", "-CAfile", authority.path, "-CRLfile", authority.revoked_path)
+    revoked = {name: "certificate revoked" in openssl(*check, tmp_path / f"{name}.pem") for name in
+               ("camera-1", "camera-2", "camera-3")}  # fmt: skip
+    assert revoked == {"camera-1": True, "camera-2": False, "camera-3": True}
+
+
+@pytest.mark.parametrize("name", ["", "ca", "revoked", "../x", "a/b", "x" * 64, "-x", "naïve"])
+def test_names_that_cannot_be_files(tmp_path: Path, name: str) -> None:
+    with pytest.raises(LocalProtocolError, match="cannot name a certificate"):
+        Authority(tmp_path).issue_device(name)
+
+
+@pytest.mark.parametrize("hosts", [[], ["a b"], ["edge:7878"], [""]])
+def test_hosts_that_cannot_be_reached(tmp_path: Path, hosts: list[str]) -> None:
+    with pytest.raises(LocalProtocolError):
+        Authority(tmp_path).issue_server("edge", hosts)
+
+
+def test_another_folder_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(LocalProtocolError, match="holds no certificate"):
+        Authority(tmp_path).revoke("camera-1")
+    (tmp_path / "ca.key").write_text("nonsense")
+    with pytest.raises(LocalProtocolError, match=r"ca\.key"):
+        Authority(tmp_path)
