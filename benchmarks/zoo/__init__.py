@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from benchmarks.zoo.dense import DENSE
+from benchmarks.zoo.detection import DETECTION
+from benchmarks.zoo.generative import GENERATIVE
+from benchmarks.zoo.multimodal import MULTIMODAL
+from benchmarks.zoo.speech import SPEECH
+from benchmarks.zoo.tabular import TABULAR
+from benchmarks.zoo.text import TEXT
 from benchmarks.zoo.timm_vision import TIMM
 from benchmarks.zoo.vision import TORCHVISION
 
@@ -12,7 +19,17 @@ if TYPE_CHECKING:
 
 __all__ = ["ARCHITECTURES", "named"]
 
-ARCHITECTURES: tuple[Architecture, ...] = (*TORCHVISION, *TIMM)
+ARCHITECTURES: tuple[Architecture, ...] = (
+    *TORCHVISION,
+    *TIMM,
+    *DENSE,
+    *DETECTION,
+    *SPEECH,
+    *TEXT,
+    *GENERATIVE,
+    *TABULAR,
+    *MULTIMODAL,
+)
 
 
 def named(name: str) -> Architecture:
