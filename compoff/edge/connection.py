@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from compoff.errors import LocalProtocolError, WireError
 from compoff.wire.messages import ErrorCode
-from compoff.wire.protocol import Request
+from compoff.wire.protocol import Canceled, Request
 from compoff.wire.server_protocol import ServerProtocol
 
 if TYPE_CHECKING:
@@ -39,7 +39,14 @@ class Connection(asyncio.Protocol):
     def __init__(self, service: Service) -> None:
         """Start without a socket."""
         self._service = service
-        self._protocol = ServerProtocol(service.artifacts, token=service.token, window=service.limits.window)
+        self._protocol = ServerProtocol(
+            service.artifacts,
+            token=service.token,
+            window=service.limits.window,
+            idle_timeout=service.limits.idle_timeout,
+            check_reply=service.check_reply,
+            expected_wait=service.expected_wait,
+        )
         self._transport: asyncio.Transport | None = None
         self._gone = False
         self._draining = False
@@ -50,6 +57,7 @@ class Connection(asyncio.Protocol):
         self._unwritten = 0  # answers in the transport when the client last took some of them
         self.unread_bytes = 0
         self._abort_timer: asyncio.TimerHandle | None = None
+        self._canceled: set[int] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet, or refuse where there is no room."""
@@ -70,6 +78,8 @@ class Connection(asyncio.Protocol):
         for event in events:
             if isinstance(event, Request):
                 self._take(event)
+            elif isinstance(event, Canceled):
+                self._canceled.add(event.request_id)
         self._account()
         self._flush()
         if self._protocol.closing:
@@ -150,32 +160,38 @@ class Connection(asyncio.Protocol):
         self.unread_bytes = unread
 
     def _take(self, request: Request) -> None:
+        arrived = time.monotonic()
+        request_id = request.request_id
+
+        def wanted() -> bool:
+            return not self._gone and request_id not in self._canceled
+
         def deliver(outcome: Outcome | None) -> None:
-            self._deliver(request.request_id, outcome)
+            self._deliver(request_id, outcome, arrived)
 
-        self._service.take(request, self._is_here, deliver)
+        self._service.take(request, wanted, deliver)
 
-    def _is_here(self) -> bool:
-        return not self._gone
-
-    def _deliver(self, request_id: int, outcome: Outcome | None) -> None:
-        if outcome is None or self._gone or self._transport is None or self._transport.is_closing():
+    def _deliver(self, request_id: int, outcome: Outcome | None, arrived: float) -> None:
+        self._canceled.discard(request_id)
+        if self._gone or self._transport is None or self._transport.is_closing():
             return
-        if outcome.code is not None:
+        if outcome is None:
+            self._protocol.send_error(request_id, ErrorCode.CANCELED, "nobody waited for the answer any more")
+        elif outcome.code is not None:
             self._protocol.send_error(request_id, outcome.code, outcome.text)
         else:
-            self._reply(request_id, outcome.body)
+            self._reply(request_id, outcome.body, time.monotonic() - arrived)
         if not self._protocol.buffered:
             self._since = time.monotonic()
         self._flush()
         if self._protocol.closing:
             self._finish_if_drained()
 
-    def _reply(self, request_id: int, body: bytes) -> None:
+    def _reply(self, request_id: int, body: bytes, seconds: float) -> None:
         try:
             if len(body) >= self._service.limits.max_held_bytes:
                 raise LocalProtocolError("too long")
-            self._protocol.send_reply(request_id, body)
+            self._protocol.send_reply(request_id, body, seconds)
         except LocalProtocolError:
             text = f"an answer of {len(body)} bytes is too long to send; the server's max_held_bytes is one limit"
             self._protocol.send_error(request_id, ErrorCode.TAIL, text)

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Protocol
 from compoff.edge.workers import Job, Outcome, Workers
 from compoff.errors import LocalProtocolError
 from compoff.wire.messages import ErrorCode
-from compoff.wire.server_protocol import check_limits
+from compoff.wire.server_protocol import check_limits, only_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from compoff.edge.workers import Servable
     from compoff.wire.protocol import Request
+    from compoff.wire.replies import ReplyForm
     from compoff.wire.security import Tokens
 
 __all__ = ["Limits", "Peer", "Service"]
@@ -123,6 +124,18 @@ class Service:
         self._pending = 0
         self._drained = asyncio.Event()
         self._workers = Workers(workers)
+
+    def check_reply(self, artifact_id: bytes, reply: ReplyForm) -> None:
+        """Refuse a form of reply that a tail cannot give.
+
+        Raises:
+            FeatureError: It cannot.
+        """
+        only_full(artifact_id, reply)
+
+    def expected_wait(self) -> float:
+        """Seconds that a request would wait for its turn now."""
+        return 0.0
 
     def join(self, peer: Peer) -> bool:
         """Count a connection in; False where there is no room."""

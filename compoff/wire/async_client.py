@@ -10,7 +10,7 @@ import contextlib
 import socket
 import ssl
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from compoff.errors import CompoffError, ConnectionLost, ConnectTimeout, ReadTimeout, RemoteProtocolError, WireError
 from compoff.wire.client_protocol import MAX_REPLY_BYTES, ClientProtocol
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from compoff.wire.messages import Offer
     from compoff.wire.sockets import Addresses
 
 __all__ = ["AsyncClient", "open_async_client"]
@@ -35,8 +36,8 @@ class _Connection(asyncio.Protocol):
         self.protocol = protocol
         self.address = address
         self.failure: CompoffError | None = None
-        self.welcome: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self.waiting: dict[int, asyncio.Future[bytes]] = {}
+        self.welcome: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
+        self.waiting: dict[int, asyncio.Future[Answer]] = {}
         self.writable = asyncio.Event()
         self.writable.set()
         self.gone = asyncio.Event()
@@ -54,9 +55,10 @@ class _Connection(asyncio.Protocol):
             return
         for event in events:
             if isinstance(event, Opened):
-                _resolve(self.welcome, b"")
+                if not self.welcome.done():
+                    self.welcome.set_result(event)
             elif isinstance(event, Answer):
-                _resolve(self.waiting.pop(event.request_id, None), event.body)
+                _resolve(self.waiting.pop(event.request_id, None), event)
             elif isinstance(event, Refusal):
                 _reject(self.waiting.pop(event.request_id, None), relocate(event.error, self.address))
 
@@ -105,12 +107,12 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
 
 
-def _resolve(future: asyncio.Future[bytes] | None, body: bytes) -> None:
+def _resolve(future: asyncio.Future[Answer] | None, answer: Answer) -> None:
     if future is not None and not future.done():
-        future.set_result(body)
+        future.set_result(answer)
 
 
-def _reject(future: asyncio.Future[bytes] | None, error: CompoffError) -> None:
+def _reject(future: asyncio.Future[Any] | None, error: CompoffError) -> None:
     if future is not None and not future.done():
         future.set_exception(error)
         future.exception()  # seen: where nobody awaits it any more, asyncio has nothing to log
@@ -144,6 +146,16 @@ class AsyncClient:
         """Whether the connection is known to be over; open another one then."""
         return self._connection.failure is not None or self._protocol.closing
 
+    @property
+    def idle_timeout(self) -> float:
+        """Seconds without any message after which the server closes the connection; 0 for never."""
+        return self._protocol.idle_timeout
+
+    @property
+    def queue_seconds(self) -> float:
+        """Seconds that a request would have waited in the server's queue at the time of the last ping."""
+        return self._protocol.queue_seconds
+
     def max_payload_bytes(self, route: int = 0) -> int:
         """Longest request body of an artifact, in bytes."""
         return self._protocol.routes[route].max_payload_bytes
@@ -153,7 +165,7 @@ class AsyncClient:
 
         Args:
             body: Payload bytes.
-            route: Index into the artifact ids given to ``open_async_client``.
+            route: Index into the offers given to ``open_async_client``.
             timeout: Seconds until nobody waits for the answer any more; the server is told.
 
         Returns:
@@ -167,6 +179,22 @@ class AsyncClient:
             ServerBusy: ``window`` requests are unanswered, or the server has no room for the request now.
             ConnectionLost: The connection broke, was closed, or the server is stopping.
             RemoteProtocolError: The server broke the protocol.
+        """
+        return (await self.ask(body, route=route, timeout=timeout)).body
+
+    async def ask(self, body: bytes, *, route: int = 0, timeout: float = 30.0) -> Answer:
+        """Send a request and wait for its answer, as ``request`` does, and hear how long it took at the server, too.
+
+        Args:
+            body: As for ``request``.
+            route: As for ``request``.
+            timeout: As for ``request``.
+
+        Returns:
+            The answer, with ``body`` and ``server_seconds``.
+
+        Raises:
+            CompoffError: What ``request`` raises.
         """
 
         def queue() -> int:
@@ -202,7 +230,7 @@ class AsyncClient:
         """Close the connection."""
         await self.close()
 
-    async def _ask(self, queue: Callable[[], int], timeout: float) -> bytes:
+    async def _ask(self, queue: Callable[[], int], timeout: float) -> Answer:
         check_timeout(timeout)
         connection = self._connection
         loop = asyncio.get_running_loop()
@@ -212,7 +240,7 @@ class AsyncClient:
         if connection.failure is not None:
             raise type(connection.failure)(*connection.failure.args)
         request_id = queue()
-        future: asyncio.Future[bytes] = loop.create_future()
+        future: asyncio.Future[Answer] = loop.create_future()
         connection.waiting[request_id] = future
         timer = loop.call_at(deadline, self._expire, future, timeout)
         try:
@@ -221,7 +249,14 @@ class AsyncClient:
         finally:
             timer.cancel()
             if connection.waiting.pop(request_id, None) is not None:
-                self._protocol.abandon(request_id)
+                self._give_up(request_id, future)
+
+    def _give_up(self, request_id: int, future: asyncio.Future[Answer]) -> None:
+        if not future.cancelled():  # its deadline is over, which the server knows itself
+            self._protocol.abandon(request_id)
+            return
+        self._protocol.send_cancel(request_id)
+        self._connection.flush()
 
     async def _writable(self, timeout: float) -> None:
         try:
@@ -229,7 +264,7 @@ class AsyncClient:
         except asyncio.TimeoutError:
             raise self._late(timeout) from None
 
-    def _expire(self, future: asyncio.Future[bytes], timeout: float) -> None:
+    def _expire(self, future: asyncio.Future[Answer], timeout: float) -> None:
         _reject(future, self._late(timeout))
 
     def _late(self, timeout: float) -> ReadTimeout:
@@ -238,7 +273,7 @@ class AsyncClient:
 
 async def open_async_client(
     address: str,
-    artifact_ids: Sequence[bytes],
+    offers: Sequence[bytes | Offer],
     *,
     token: str | None = None,
     tls: ssl.SSLContext | None = None,
@@ -249,7 +284,7 @@ async def open_async_client(
 
     Args:
         address: ``"host:port"``, or ``"[host]:port"`` for an IPv6 host.
-        artifact_ids: The exports to use, 32 bytes each; a request names one by its index, its route.
+        offers: As for ``open_client``.
         token: The server's shared secret, or None.
         tls: Context of a TLS client; None for plain TCP.
         connect_timeout: Seconds for everything up to the server's welcome.
@@ -265,7 +300,7 @@ async def open_async_client(
         ArtifactMismatch: The server does not hold the tail of every artifact.
         ServerBusy: The server has no room for another connection.
         RemoteProtocolError: Something else than a compoff server of this version listens there.
-        LocalProtocolError: An argument has a form that cannot be sent.
+        LocalProtocolError: An argument has a form that cannot be sent, or the server has no such form of reply.
 
     Examples:
         >>> from compoff.edge.server import serve
@@ -285,7 +320,7 @@ async def open_async_client(
     """
     check_timeout(connect_timeout)
     parse_target(address)
-    connection = _Connection(ClientProtocol(artifact_ids, token=token, max_reply_bytes=max_reply_bytes), address)
+    connection = _Connection(ClientProtocol(offers, token=token, max_reply_bytes=max_reply_bytes), address)
     await _connect(connection, tls, connect_timeout)
     return AsyncClient(connection)
 

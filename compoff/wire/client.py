@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from compoff.wire.messages import Offer
+
 __all__ = ["Client", "PendingReply", "open_client"]
 
 
@@ -77,10 +79,15 @@ class PendingReply:
             raise slot.error
         return slot.body
 
+    @property
+    def server_seconds(self) -> float:
+        """Seconds from the request's arrival at the server to its answer, as the server says; 0 before there is one."""
+        return self._slot.server_seconds
+
     def cancel(self) -> None:
-        """Give the answer up: ``result`` raises ReadTimeout unless it is there, and a late answer is dropped."""
+        """Give the answer up: ``result`` raises ReadTimeout unless it is there, and the server need not make it."""
         message = f"the request to {self._exchange.address} was cancelled on this side"
-        self._exchange.drop(self._slot, ReadTimeout(message))
+        self._exchange.drop(self._slot, ReadTimeout(message), cancel=True)
 
 
 class Client:
@@ -119,6 +126,16 @@ class Client:
         """Whether nobody awaits an answer on this connection."""
         return self._exchange.idle
 
+    @property
+    def idle_timeout(self) -> float:
+        """Seconds without any message after which the server closes the connection; 0 for never."""
+        return self._protocol.idle_timeout
+
+    @property
+    def queue_seconds(self) -> float:
+        """Seconds that a request would have waited in the server's queue at the time of the last ping."""
+        return self._protocol.queue_seconds
+
     def look(self) -> None:
         """Read what has arrived, without waiting, so that ``closed`` knows of a goodbye that came meanwhile."""
         self._exchange.look()
@@ -132,7 +149,7 @@ class Client:
 
         Args:
             body: Payload bytes.
-            route: Index into the artifact ids given to ``open_client``.
+            route: Index into the offers given to ``open_client``.
             timeout: Seconds from now until nobody waits for the answer any more; the server is told.
 
         Returns:
@@ -154,7 +171,7 @@ class Client:
 
         Args:
             body: Payload bytes.
-            route: Index into the artifact ids given to ``open_client``.
+            route: Index into the offers given to ``open_client``.
             timeout: Seconds.
 
         Returns:
@@ -194,7 +211,7 @@ class Client:
 
 def open_client(
     address: str,
-    artifact_ids: Sequence[bytes],
+    offers: Sequence[bytes | Offer],
     *,
     token: str | None = None,
     tls: ssl.SSLContext | None = None,
@@ -205,7 +222,8 @@ def open_client(
 
     Args:
         address: ``"host:port"``, or ``"[host]:port"`` for an IPv6 host.
-        artifact_ids: The exports to use, 32 bytes each; a request names one by its index, its route.
+        offers: The exports to use: their ids, 32 bytes each, or `Offer`, which has the form of the replies, too; a
+            request names one by its index, its route.
         token: The server's shared secret, or None.
         tls: Context of a TLS client; None for plain TCP.
         connect_timeout: Seconds for everything up to the server's welcome.
@@ -221,7 +239,7 @@ def open_client(
         ArtifactMismatch: The server does not hold the tail of every artifact.
         ServerBusy: The server has no room for another connection.
         RemoteProtocolError: Something else than a compoff server of this version listens there.
-        LocalProtocolError: An argument has a form that cannot be sent.
+        LocalProtocolError: An argument has a form that cannot be sent, or the server has no such form of reply.
 
     Examples:
         >>> from compoff.edge.server import serve
@@ -237,7 +255,7 @@ def open_client(
     Source: this project.
     """
     deadline = time.monotonic() + check_timeout(connect_timeout)
-    protocol = ClientProtocol(artifact_ids, token=token, max_reply_bytes=max_reply_bytes)
+    protocol = ClientProtocol(offers, token=token, max_reply_bytes=max_reply_bytes)
     exchange = Exchange(open_stream(address, tls=tls, deadline=deadline), protocol, address)
     exchange.handshake(connect_timeout, deadline)
     return Client(exchange)

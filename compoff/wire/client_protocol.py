@@ -12,6 +12,7 @@ from compoff.errors import (
     AuthenticationError,
     CompoffError,
     ConnectionLost,
+    FeatureError,
     LocalProtocolError,
     PayloadError,
     ReadTimeout,
@@ -26,6 +27,7 @@ from compoff.wire.messages import (
     MAX_HANDSHAKE_BYTES,
     ErrorCode,
     Hello,
+    Offer,
     Route,
     Welcome,
     decode_error,
@@ -44,7 +46,8 @@ class ClientProtocol(Conversation):
     """The device's end.
 
     Args:
-        artifact_ids: Exports to use on this connection; a request names one by its index, its route.
+        offers: Exports to use on this connection, each with the form of its replies (an id alone: whole); a request
+            names one by its index, its route.
         token: The server's shared secret, or None.
         max_reply_bytes: Longest reply taken, in bytes.
 
@@ -66,18 +69,21 @@ class ClientProtocol(Conversation):
     """
 
     def __init__(
-        self, artifact_ids: Sequence[bytes], *, token: str | None = None, max_reply_bytes: int = MAX_REPLY_BYTES
+        self, offers: Sequence[bytes | Offer], *, token: str | None = None, max_reply_bytes: int = MAX_REPLY_BYTES
     ) -> None:
         """Start with a HELLO to send."""
         super().__init__()
-        self._num_artifacts = len(artifact_ids)
+        self._num_offers = len(offers)
         self._max_reply_bytes = max_reply_bytes
         self._expected: dict[int, FrameType] = {}  # what would answer each unanswered id
         self._abandoned: set[int] = set()  # ids among them whose answer nobody waits for
         self._last_id = 0
         self.window = 0
+        self.idle_timeout = 0.0  # seconds without any message after which the server closes; 0 for never
+        self.queue_seconds = 0.0  # what the last PONG said that a request would wait
         self.routes: tuple[Route, ...] = ()
-        self._send(Frame(FrameType.HELLO, Hello(tuple(artifact_ids), token).encode()))
+        hello = Hello(tuple(offer if isinstance(offer, Offer) else Offer(offer) for offer in offers), token)
+        self._send(Frame(FrameType.HELLO, hello.encode()))
 
     @property
     def stuck(self) -> bool:
@@ -89,7 +95,7 @@ class ClientProtocol(Conversation):
 
         Args:
             body: Payload bytes.
-            route: Index into the artifact ids of the constructor.
+            route: Index into the offers of the constructor.
             deadline_ms: Milliseconds until nobody waits for the answer any more; 0 for none given.
 
         Returns:
@@ -138,6 +144,12 @@ class ClientProtocol(Conversation):
         if request_id in self._expected:
             self._abandoned.add(request_id)
 
+    def send_cancel(self, request_id: int) -> None:
+        """Queue word to the server that nobody waits for an answer, and ``abandon`` it."""
+        if self._expected.get(request_id) is FrameType.REPLY and self._state is not State.DEAD:
+            self._send(Frame(FrameType.CANCEL, request_id=request_id))
+        self.abandon(request_id)
+
     def withdraw(self, request_id: int) -> None:
         """Forget a request whose bytes were never written to the connection."""
         self._expected.pop(request_id, None)
@@ -152,6 +164,7 @@ class ClientProtocol(Conversation):
             RemoteProtocolError: The server broke the protocol, or the connection damaged the bytes.
             AuthenticationError: The server refused the token.
             ArtifactMismatch: The server does not hold an artifact.
+            LocalProtocolError: The server cannot reply in the form that was asked for.
             ServerBusy: The server has no room for this connection.
             ConnectionLost: The server closed the connection and said why.
         """
@@ -188,17 +201,20 @@ class ClientProtocol(Conversation):
                 message = f"the server answered HELLO with {frame_type.name}; expected WELCOME"
                 raise RemoteProtocolError(message)
             return MAX_HANDSHAKE_BYTES
-        if frame_type in {FrameType.HELLO, FrameType.WELCOME, FrameType.REQUEST, FrameType.PING}:
-            message = f"the server sent {frame_type.name}, which it may not send now"
-            raise RemoteProtocolError(message)
+        if frame_type is FrameType.REPLY:
+            return self._max_reply_bytes
         if frame_type is FrameType.ERROR:
             return 1 + MAX_ERROR_TEXT_BYTES
-        return self._max_reply_bytes if frame_type is FrameType.REPLY else 0
+        if frame_type is FrameType.PONG or frame_type is FrameType.GOODBYE:
+            return 0
+        message = f"the server sent {frame_type.name}, which it may not send now"
+        raise RemoteProtocolError(message)
 
     def _welcome(self, frame: Frame) -> Opened:
         if frame.type is FrameType.ERROR:
             raise _handshake_error(*decode_error(frame.body))
-        welcome = Welcome.decode(frame.body, self._num_artifacts)
+        welcome = Welcome.decode(frame.body, self._num_offers)
+        self.idle_timeout = welcome.idle_ms / 1000
         self.window, self.routes = welcome.window, welcome.routes
         self._state = State.OPEN
         return Opened(welcome.window)
@@ -219,7 +235,11 @@ class ClientProtocol(Conversation):
         if frame.request_id in self._abandoned:
             self._abandoned.remove(frame.request_id)
             return None
-        return Answer(frame.request_id, frame.body) if error is None else Refusal(frame.request_id, error)
+        if error is not None:
+            return Refusal(frame.request_id, error)
+        if frame.type is FrameType.PONG:
+            self.queue_seconds = frame.seconds
+        return Answer(frame.request_id, frame.body, frame.seconds)
 
     def _check_can_send(self) -> None:
         if self._state is State.GREETING:
@@ -248,6 +268,7 @@ def _handshake_error(code: ErrorCode, text: str) -> WireError:
         ErrorCode.ARTIFACT: ArtifactMismatch,
         ErrorCode.BUSY: ServerBusy,
         ErrorCode.CLOSING: ConnectionLost,
+        ErrorCode.REPLY: LocalProtocolError,
     }
     return errors.get(code, RemoteProtocolError)(f"the server refused the connection: {text}")
 
@@ -259,5 +280,6 @@ def _request_error(code: ErrorCode, text: str) -> CompoffError:
         ErrorCode.BUSY: ServerBusy,
         ErrorCode.DEADLINE: ReadTimeout,
         ErrorCode.CLOSING: ConnectionLost,
+        ErrorCode.REPLY: FeatureError,
     }
     return errors.get(code, RemoteProtocolError)(f"the server refused the request: {text}")

@@ -59,7 +59,7 @@ class Slot:
     Source: this project.
     """
 
-    __slots__ = ("body", "deadline", "done", "error", "event", "request_id", "timeout")
+    __slots__ = ("body", "deadline", "done", "error", "event", "request_id", "server_seconds", "timeout")
 
     def __init__(self, request_id: int, timeout: float, deadline: float) -> None:
         """Start unanswered."""
@@ -68,12 +68,13 @@ class Slot:
         self.deadline = deadline
         self.done = False
         self.body = b""
+        self.server_seconds = 0.0
         self.error: CompoffError | None = None
         self.event: threading.Event | None = None  # there only while a thread waits and another one reads
 
-    def settle(self, body: bytes = b"", error: CompoffError | None = None) -> None:
+    def settle(self, body: bytes = b"", error: CompoffError | None = None, server_seconds: float = 0.0) -> None:
         """Set the outcome and wake who waits for it."""
-        self.body, self.error, self.done = body, error, True
+        self.body, self.error, self.server_seconds, self.done = body, error, server_seconds, True
         self.wake()
 
     def wake(self) -> bool:
@@ -202,13 +203,35 @@ class Exchange:
             else:
                 event.wait(min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX))
 
-    def drop(self, slot: Slot, error: CompoffError) -> None:
-        """Settle a slot with an error unless its answer is there; a late answer will be dropped."""
+    def drop(self, slot: Slot, error: CompoffError, *, cancel: bool = False) -> None:
+        """Settle a slot with an error unless its answer is there; a late answer will be dropped.
+
+        Args:
+            slot: The slot.
+            error: What ``result`` shall raise.
+            cancel: Whether the server is told, where that is possible at once.
+        """
         with self._lock:
-            if not slot.done:
-                self._slots.pop(slot.request_id, None)
-                self.protocol.abandon(slot.request_id)
-                slot.settle(error=error)
+            if slot.done:
+                return
+            self._slots.pop(slot.request_id, None)
+            self.protocol.abandon(slot.request_id)
+            slot.settle(error=error)
+        if cancel and self._send_lock.acquire(blocking=False):
+            try:
+                self._write_cancel(slot.request_id)
+            finally:
+                self._send_lock.release()
+
+    def _write_cancel(self, request_id: int) -> None:
+        try:
+            if not self.closed and self._stream.wait(0.0, write=True):  # there is room for 16 bytes, or nothing is sent
+                with self._lock:
+                    self.protocol.send_cancel(request_id)
+                    data = self.protocol.data_to_send()
+                self._write(data, time.monotonic() + _FAREWELL)
+        except OSError as error:
+            self._fail(self._lost(error))
 
     def close(self) -> None:
         """Say GOODBYE and close; every unanswered request gets ConnectionLost. Again: nothing happens."""
@@ -289,7 +312,7 @@ class Exchange:
         if isinstance(event, Answer):
             slot = self._slots.pop(event.request_id, None)
             if slot is not None:
-                slot.settle(event.body)
+                slot.settle(event.body, server_seconds=event.server_seconds)
         elif isinstance(event, Refusal):
             slot = self._slots.pop(event.request_id, None)
             if slot is not None:

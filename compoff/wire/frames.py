@@ -4,6 +4,7 @@ A frame is a 12-byte header, a body, and a CRC-32 over both, all big-endian::
 
     type u8 | route u8 | deadline_ms u16 | request_id u32 | body length u32 | body | crc32 u32
 
+A REPLY and a PONG have no route and no deadline: those three bytes are one number there, microseconds at the server.
 No I/O and no state of a conversation: ``messages`` reads the bodies, ``protocol`` says which frame may come when.
 """
 
@@ -11,9 +12,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from compoff.errors import LocalProtocolError, RemoteProtocolError
 
@@ -24,12 +24,14 @@ __all__ = [
     "CHECKSUM_BYTES",
     "HEADER_BYTES",
     "MAX_DEADLINE_MS",
+    "MAX_MICROSECONDS",
     "MAX_REQUEST_ID",
     "OVERHEAD_BYTES",
     "Frame",
     "FrameParser",
     "FrameType",
     "serialize",
+    "timed_frame",
 ]
 
 _HEADER = struct.Struct(">BBHII")
@@ -38,6 +40,7 @@ CHECKSUM_BYTES = 4
 OVERHEAD_BYTES = HEADER_BYTES + CHECKSUM_BYTES
 MAX_REQUEST_ID = 2**32 - 1
 MAX_DEADLINE_MS = 2**16 - 1
+MAX_MICROSECONDS = 2**24 - 1
 _MAX_BODY_BYTES = 2**32 - 1
 
 
@@ -52,13 +55,13 @@ class FrameType(IntEnum):
     PING = 6
     PONG = 7
     GOODBYE = 8
+    CANCEL = 9
 
 
 _TYPES = {int(frame_type): frame_type for frame_type in FrameType}
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """One frame.
 
     Args:
@@ -76,6 +79,24 @@ class Frame:
     request_id: int = 0
     route: int = 0
     deadline_ms: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Of a REPLY the time from the request's arrival to this answer, of a PONG the wait in the server's queue."""
+        return (self.route << 16 | self.deadline_ms) / 1e6
+
+
+def timed_frame(frame_type: FrameType, body: bytes, request_id: int, seconds: float) -> Frame:
+    """A REPLY or a PONG with a time at the server, in seconds; one beyond 16.7 s is written as 16.7 s.
+
+    Examples:
+        >>> timed_frame(FrameType.PONG, b"", 1, 0.002).seconds
+        0.002
+
+    Source: this project.
+    """
+    microseconds = min(max(0, round(seconds * 1e6)), MAX_MICROSECONDS)
+    return Frame(frame_type, body, request_id, microseconds >> 16, microseconds & 0xFFFF)
 
 
 def serialize(frame: Frame) -> bytes:
@@ -96,13 +117,13 @@ def serialize(frame: Frame) -> bytes:
 
     Source: this project.
     """
-    body = frame.body
+    frame_type, body, request_id, route, deadline_ms = frame
     try:
-        header = _HEADER.pack(frame.type, frame.route, frame.deadline_ms, frame.request_id, len(body))
+        header = _HEADER.pack(frame_type, route, deadline_ms, request_id, len(body))
     except struct.error as error:
         message = (
-            f"a {frame.type.name} for route {frame.route} with deadline_ms {frame.deadline_ms}, request_id "
-            f"{frame.request_id} and {len(body)} bytes does not fit its header: {error}; expected route < 256, "
+            f"a {frame_type.name} for route {route} with deadline_ms {deadline_ms}, request_id "
+            f"{request_id} and {len(body)} bytes does not fit its header: {error}; expected route < 256, "
             "deadline_ms < 65536, request_id and body length < 2**32"
         )
         raise LocalProtocolError(message) from None
@@ -157,17 +178,17 @@ class FrameParser:
         """
         if not self._frame_bytes:
             self._frame_bytes = self._read_header()
-        end = self._position + self._frame_bytes
-        if not self._frame_bytes or len(self._data) < end:
+        start, end = self._position, self._position + self._frame_bytes
+        if start == end or len(self._data) < end:
             return None
         with memoryview(self._data) as view:
-            checksum = zlib.crc32(view[self._position : end - CHECKSUM_BYTES])
-            expected = int.from_bytes(view[end - CHECKSUM_BYTES : end], "big")
-            body = bytes(view[self._position + HEADER_BYTES : end - CHECKSUM_BYTES])
+            checksum = zlib.crc32(view[start : end - CHECKSUM_BYTES])
+            body = bytes(view[start + HEADER_BYTES : end - CHECKSUM_BYTES])
+        expected = int.from_bytes(self._data[end - CHECKSUM_BYTES : end], "big")
         if checksum != expected:
             message = f"a frame arrived damaged (checksum {checksum:08x}, not {expected:08x}); open a new connection"
             raise RemoteProtocolError(message)
-        number, route, deadline_ms, request_id, _ = _HEADER.unpack_from(self._data, self._position)
+        number, route, deadline_ms, request_id, _ = _HEADER.unpack_from(self._data, start)
         self._position, self._frame_bytes = end, 0
         if end == len(self._data):
             self._data, self._position = b"", 0
@@ -175,14 +196,18 @@ class FrameParser:
 
     def _read_header(self) -> int:
         """Size of the frame at the position, or 0 while its header is incomplete."""
-        available = len(self._data) - self._position
-        # The first byte already tells a web server or a TLS server from a peer of ours: no need to wait for twelve.
-        if available and self._data[self._position] not in _TYPES:
-            number = self._data[self._position]
-            message = f"the peer speaks another protocol: its message starts with byte 0x{number:02x}, expected 1 to 8"
-            raise RemoteProtocolError(message)
-        if available < HEADER_BYTES:
+        data, start = self._data, self._position
+        if start == len(data):
             return 0
-        number, route, _, _, length = _HEADER.unpack_from(self._data, self._position)
-        self._check(_TYPES[number], route, length)
+        # The first byte already tells a web server or a TLS server from a peer of ours: no need to wait for twelve.
+        frame_type = _TYPES.get(data[start])
+        if frame_type is None:
+            message = (
+                f"the peer speaks another protocol: its message starts with byte 0x{data[start]:02x}, expected 1 to 9"
+            )
+            raise RemoteProtocolError(message)
+        if len(data) - start < HEADER_BYTES:
+            return 0
+        _, route, _, _, length = _HEADER.unpack_from(data, start)
+        self._check(frame_type, route, length)
         return OVERHEAD_BYTES + length

@@ -8,8 +8,10 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from compoff.errors import LocalProtocolError, RemoteProtocolError
+from compoff.wire.replies import REPLY_FORM_BYTES, ReplyForm
 from compoff.wire.security import MAX_TOKEN_BYTES, check_token_form
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "PROTOCOL_VERSION",
     "ErrorCode",
     "Hello",
+    "Offer",
     "Route",
     "Welcome",
     "decode_error",
@@ -27,16 +30,17 @@ __all__ = [
     "one_line",
 ]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 ARTIFACT_ID_BYTES = 32
-MAX_ARTIFACTS = 64  # 64 ids and the longest token still fit the 4 KiB that a stranger may send
+MAX_ARTIFACTS = 64  # 64 offers and the longest token still fit the 4 KiB that a stranger may send
 MAX_HANDSHAKE_BYTES = 4096
 MAX_ERROR_TEXT_BYTES = 1024
 
 _MAGIC = b"COFF"
 _HELLO_START = struct.Struct(">4sB")
-_WELCOME_START = struct.Struct(">BHB")
+_WELCOME_START = struct.Struct(">BHIB")
 _ROUTE = struct.Struct(">BI")
+_OFFER_BYTES = ARTIFACT_ID_BYTES + REPLY_FORM_BYTES
 
 
 class ErrorCode(IntEnum):
@@ -51,6 +55,22 @@ class ErrorCode(IntEnum):
     BUSY = 7
     DEADLINE = 8
     CLOSING = 9
+    REPLY = 10
+    CANCELED = 11
+
+
+class Offer(NamedTuple):
+    """One thing that a client wants to ask on a connection.
+
+    Args:
+        artifact_id: The export that it holds a head of, 32 bytes.
+        reply: The form in which answers shall come.
+
+    Source: this project.
+    """
+
+    artifact_id: bytes
+    reply: ReplyForm = ReplyForm()
 
 
 @dataclass(frozen=True)
@@ -58,25 +78,25 @@ class Hello:
     """What a client says first.
 
     Args:
-        artifact_ids: The exports it holds heads of, 32 bytes each; a request names one by its index.
+        offers: The exports it holds heads of, each with a form of reply; a request names one by its index, its route.
         token: The shared secret, or None.
         version: Protocol version. The other fields are empty where it is not ours: their form may have changed.
 
     Examples:
-        >>> Hello.decode(Hello((bytes(32),), "secret").encode()).token
+        >>> Hello.decode(Hello((Offer(bytes(32)),), "secret").encode()).token
         'secret'
 
     Source: this project.
     """
 
-    artifact_ids: tuple[bytes, ...]
+    offers: tuple[Offer, ...]
     token: str | None = None
     version: int = PROTOCOL_VERSION
 
     def __repr__(self) -> str:
         """Everything but the token, which belongs in no log."""
         given = "no token" if self.token is None else "a token"
-        return f"Hello(version={self.version}, {len(self.artifact_ids)} artifacts, {given})"
+        return f"Hello(version={self.version}, {len(self.offers)} offers, {given})"
 
     def encode(self) -> bytes:
         """Body of the HELLO frame.
@@ -84,18 +104,19 @@ class Hello:
         Raises:
             LocalProtocolError: An artifact id is not 32 bytes, or there are none or too many, or the token is too long.
         """
-        if not 1 <= len(self.artifact_ids) <= MAX_ARTIFACTS:
-            message = f"{len(self.artifact_ids)} artifacts offered on one connection; expected 1 to {MAX_ARTIFACTS}"
+        if not 1 <= len(self.offers) <= MAX_ARTIFACTS:
+            message = f"{len(self.offers)} artifacts offered on one connection; expected 1 to {MAX_ARTIFACTS}"
             raise LocalProtocolError(message)
-        for artifact_id in self.artifact_ids:
-            check_artifact_id(artifact_id)
-        if len(set(self.artifact_ids)) != len(self.artifact_ids):
-            message = "an artifact is offered twice on one connection; offer each once"
+        for offer in self.offers:
+            check_artifact_id(offer.artifact_id)
+        if len(set(self.offers)) != len(self.offers):
+            message = "an artifact is offered twice on one connection; offer each once for one form of reply"
             raise LocalProtocolError(message)
         check_token_form(self.token)
         token = (self.token or "").encode()
-        start = _HELLO_START.pack(_MAGIC, self.version) + bytes([len(self.artifact_ids)])
-        return start + b"".join(self.artifact_ids) + len(token).to_bytes(2, "big") + token
+        start = _HELLO_START.pack(_MAGIC, self.version) + bytes([len(self.offers)])
+        offers = b"".join(offer.artifact_id + offer.reply.encode() for offer in self.offers)
+        return start + offers + len(token).to_bytes(2, "big") + token
 
     @classmethod
     def decode(cls, body: bytes) -> Hello:
@@ -111,17 +132,21 @@ class Hello:
         if version != PROTOCOL_VERSION:
             return cls((), None, version)
         count = body[5] if len(body) > 5 else 0
-        ids_end = 6 + count * ARTIFACT_ID_BYTES
-        token_bytes = int.from_bytes(body[ids_end : ids_end + 2], "big")
-        fits = len(body) == ids_end + 2 + token_bytes
+        end = 6 + count * _OFFER_BYTES
+        token_bytes = int.from_bytes(body[end : end + 2], "big")
+        fits = len(body) == end + 2 + token_bytes
         if not fits or not 1 <= count <= MAX_ARTIFACTS or token_bytes > MAX_TOKEN_BYTES:
             message = f"HELLO of {len(body)} bytes with {count} artifacts does not add up"
             raise RemoteProtocolError(message)
-        ids = tuple(body[at : at + ARTIFACT_ID_BYTES] for at in range(6, ids_end, ARTIFACT_ID_BYTES))
-        if len(set(ids)) != count:
+        offers = tuple(_decode_offer(body[at : at + _OFFER_BYTES]) for at in range(6, end, _OFFER_BYTES))
+        if len(set(offers)) != count:
             message = "HELLO offers an artifact twice"
             raise RemoteProtocolError(message)
-        return cls(ids, _decode_token(body[ids_end + 2 :]), version)
+        return cls(offers, _decode_token(body[end + 2 :]), version)
+
+
+def _decode_offer(data: bytes) -> Offer:
+    return Offer(data[:ARTIFACT_ID_BYTES], ReplyForm.decode(data[ARTIFACT_ID_BYTES:]))
 
 
 def check_artifact_id(artifact_id: bytes) -> None:
@@ -157,23 +182,25 @@ class Welcome:
 
     Args:
         window: Requests that may be unanswered at a time on this connection.
-        routes: One for each artifact that was asked for, in that order.
+        routes: One for each offer, in that order.
+        idle_ms: Milliseconds without any message after which the server closes the connection; 0 for never.
         version: Protocol version.
 
     Examples:
-        >>> Welcome(16, (Route(0, 4000),)).encode().hex()
-        '010010010000000fa0'
+        >>> Welcome(16, (Route(0, 4000),), 300_000).encode().hex()
+        '020010000493e0010000000fa0'
 
     Source: this project.
     """
 
     window: int
     routes: tuple[Route, ...]
+    idle_ms: int = 0
     version: int = PROTOCOL_VERSION
 
     def encode(self) -> bytes:
         """Body of the WELCOME frame."""
-        start = _WELCOME_START.pack(self.version, self.window, len(self.routes))
+        start = _WELCOME_START.pack(self.version, self.window, self.idle_ms, len(self.routes))
         return start + b"".join(_ROUTE.pack(route.number, route.max_payload_bytes) for route in self.routes)
 
     @classmethod
@@ -192,13 +219,13 @@ class Welcome:
         if len(body) != _WELCOME_START.size + num_artifacts * _ROUTE.size:
             message = f"WELCOME of {len(body)} bytes does not answer a HELLO with {num_artifacts} artifacts"
             raise RemoteProtocolError(message)
-        version, window, count = _WELCOME_START.unpack_from(body)
+        version, window, idle_ms, count = _WELCOME_START.unpack_from(body)
         routes = tuple(Route(*fields) for fields in _ROUTE.iter_unpack(body[_WELCOME_START.size :]))
         in_order = all(route.number == index for index, route in enumerate(routes))
         if count != num_artifacts or not in_order or window < 1:
             message = f"WELCOME with window {window} and {count} routes does not fit {num_artifacts} artifacts"
             raise RemoteProtocolError(message)
-        return cls(window, routes, version)
+        return cls(window, routes, idle_ms, version)
 
 
 def one_line(text: str) -> str:

@@ -5,6 +5,7 @@ The ends are ``client_protocol`` and ``server_protocol``. No sockets, threads or
 
     client   HELLO ──────────────────────► server        then, in any order and many at a time:
              ◄────────── WELCOME or ERROR                REQUEST ► ◄ REPLY or ERROR    PING ► ◄ PONG
+                                                         CANCEL ►  the answer still comes, but need not be made
     either   GOODBYE: no new requests; the answers in flight still come
 
 An end that raised is dead: what it still has to send says why, and then the connection is closed.
@@ -18,12 +19,14 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from compoff.errors import LocalProtocolError, RemoteProtocolError
 from compoff.wire.frames import Frame, FrameParser, FrameType, serialize
+from compoff.wire.replies import FULL, ReplyForm
 
 if TYPE_CHECKING:
     from compoff.errors import CompoffError
 
 __all__ = [
     "Answer",
+    "Canceled",
     "ClientEvent",
     "Closing",
     "Conversation",
@@ -51,10 +54,15 @@ class Opened(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A REPLY came, or the PONG to a ping (with an empty body)."""
+    """A REPLY came, or the PONG to a ping (with an empty body).
+
+    ``server_seconds`` is what the server says of its part: the time from the request's arrival to the answer, or for
+    a ping the time that a request would now wait in its queue.
+    """
 
     request_id: int
     body: bytes
+    server_seconds: float = 0.0
 
 
 class Refusal(NamedTuple):
@@ -71,6 +79,13 @@ class Request(NamedTuple):
     artifact_id: bytes
     body: bytes
     deadline_ms: int
+    reply: ReplyForm = FULL
+
+
+class Canceled(NamedTuple):
+    """Nobody waits any longer for the answer to a request in flight; one is still to be sent."""
+
+    request_id: int
 
 
 class Closing(NamedTuple):
@@ -78,7 +93,7 @@ class Closing(NamedTuple):
 
 
 ClientEvent: TypeAlias = "Opened | Answer | Refusal | Closing"
-ServerEvent: TypeAlias = "Opened | Request | Closing"
+ServerEvent: TypeAlias = "Opened | Request | Canceled | Closing"
 
 
 class Conversation(ABC):
@@ -104,7 +119,7 @@ class Conversation(ABC):
     @property
     def closing(self) -> bool:
         """Whether no further request can be sent or taken on this connection."""
-        return self._state in {State.CLOSING, State.DEAD}
+        return self._state is State.CLOSING or self._state is State.DEAD
 
     def data_to_send(self) -> bytes:
         """Bytes to write now, in one write; empty for none."""

@@ -11,33 +11,37 @@ from compoff.errors import (
     ArtifactMismatch,
     AuthenticationError,
     ConnectionLost,
+    FeatureError,
     LocalProtocolError,
     RemoteProtocolError,
     WireError,
 )
-from compoff.wire.frames import Frame, FrameType
+from compoff.wire.frames import Frame, FrameType, timed_frame
 from compoff.wire.messages import (
     MAX_HANDSHAKE_BYTES,
     PROTOCOL_VERSION,
     ErrorCode,
     Hello,
+    Offer,
     Route,
     Welcome,
     check_artifact_id,
     encode_error,
 )
-from compoff.wire.protocol import Closing, Conversation, Opened, Request, ServerEvent, State
+from compoff.wire.protocol import Canceled, Closing, Conversation, Opened, Request, ServerEvent, State
+from compoff.wire.replies import FULL, ReplyForm
 from compoff.wire.security import check_tokens, token_matches
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from compoff.wire.security import Tokens
 
-__all__ = ["ServerProtocol", "check_limits"]
+__all__ = ["ServerProtocol", "check_limits", "only_full"]
 
 _MAX_WINDOW = 2**16 - 1
 _MAX_PAYLOAD_BYTES = 2**32 - 1
+_MAX_IDLE_MS = 2**32 - 1
 
 
 def check_limits(artifacts: Mapping[bytes, int], token: Tokens, window: int) -> None:
@@ -65,6 +69,17 @@ def check_limits(artifacts: Mapping[bytes, int], token: Tokens, window: int) -> 
         raise LocalProtocolError(message)
 
 
+def only_full(artifact_id: bytes, reply: ReplyForm) -> None:
+    """Refuse every form of a reply but the whole answer.
+
+    Raises:
+        FeatureError: Another one was asked for.
+    """
+    if reply != FULL:
+        message = f"the tail of {artifact_id.hex()[:8]} answers in one form only; ask for reply='full'"
+        raise FeatureError(message)
+
+
 class ServerProtocol(Conversation):
     """The edge's end.
 
@@ -72,6 +87,9 @@ class ServerProtocol(Conversation):
         artifacts: For each artifact id served here the longest payload in bytes.
         token: The shared secret that a client must know, several of which each will do, or None to let everyone in.
         window: Requests that may be unanswered at a time; one more is refused as busy.
+        idle_timeout: Seconds without any message after which the connection will be closed; told to the client.
+        check_reply: Called with an artifact id and a form of reply; raises FeatureError where the two do not fit.
+        expected_wait: Seconds that a request would wait now; told to a client that pings.
 
     Raises:
         LocalProtocolError: A setting is out of its range.
@@ -84,14 +102,27 @@ class ServerProtocol(Conversation):
     Source: this project.
     """
 
-    def __init__(self, artifacts: Mapping[bytes, int], *, token: Tokens = None, window: int = 16) -> None:
+    def __init__(
+        self,
+        artifacts: Mapping[bytes, int],
+        *,
+        token: Tokens = None,
+        window: int = 16,
+        idle_timeout: float = 0.0,
+        check_reply: Callable[[bytes, ReplyForm], None] = only_full,
+        expected_wait: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         """Start waiting for a HELLO."""
         check_limits(artifacts, token, window)
         super().__init__()
         self._artifacts = artifacts
         self._token = token
         self._window = window
-        self._routes: tuple[bytes, ...] = ()
+        self._idle_timeout = idle_timeout
+        self._check_reply = check_reply
+        self._expected_wait = expected_wait
+        self._offers: tuple[Offer, ...] = ()
+        self._maxima: tuple[int, ...] = ()  # longest payload of each offer
         self._in_flight: set[int] = set()
 
     @property
@@ -99,13 +130,23 @@ class ServerProtocol(Conversation):
         """Requests taken and not yet answered."""
         return len(self._in_flight)
 
-    def send_reply(self, request_id: int, body: bytes) -> None:
+    @property
+    def artifact_ids(self) -> frozenset[bytes]:
+        """The artifacts that this client has asked for."""
+        return frozenset(offer.artifact_id for offer in self._offers)
+
+    def send_reply(self, request_id: int, body: bytes, seconds: float = 0.0) -> None:
         """Queue the answer to a request.
+
+        Args:
+            request_id: The request.
+            body: The answer.
+            seconds: Time since the request arrived, for the client.
 
         Raises:
             LocalProtocolError: No such request is waiting, or the body is longer than a frame can be.
         """
-        self._settle(request_id, Frame(FrameType.REPLY, body, request_id))
+        self._settle(request_id, timed_frame(FrameType.REPLY, body, request_id, seconds))
 
     def send_error(self, request_id: int, code: ErrorCode, text: str) -> None:
         """Queue a refusal instead of the answer.
@@ -130,7 +171,7 @@ class ServerProtocol(Conversation):
         Raises:
             RemoteProtocolError: The client broke the protocol, or the connection damaged the bytes.
             AuthenticationError: The client does not know the token.
-            ArtifactMismatch: The client asked for an artifact that is not served here.
+            ArtifactMismatch: The client asked for an artifact that is not served here, or not in that form.
         """
         try:
             self._parser.feed(data)
@@ -161,15 +202,15 @@ class ServerProtocol(Conversation):
                 message = f"the first message is {frame_type.name}; expected HELLO"
                 raise RemoteProtocolError(message)
             return MAX_HANDSHAKE_BYTES
-        if frame_type in {FrameType.PING, FrameType.GOODBYE}:
+        if frame_type is FrameType.PING or frame_type is FrameType.CANCEL or frame_type is FrameType.GOODBYE:
             return 0
         if frame_type is not FrameType.REQUEST:
             message = f"a client may not send {frame_type.name} now"
             raise RemoteProtocolError(message)
-        if route >= len(self._routes):
-            message = f"a request for route {route} of {len(self._routes)}; routes count the artifacts offered in HELLO"
+        if route >= len(self._maxima):
+            message = f"a request for route {route} of {len(self._maxima)}; routes count the artifacts offered in HELLO"
             raise RemoteProtocolError(message)
-        return self._artifacts[self._routes[route]]
+        return self._maxima[route]
 
     def _greet(self, frame: Frame) -> Opened:
         hello = Hello.decode(frame.body)
@@ -184,25 +225,38 @@ class ServerProtocol(Conversation):
         if not token_matches(self._token, hello.token):
             message = "the token is wrong" if hello.token else "a token is needed and none was given"
             raise AuthenticationError(message)
-        missing = [artifact_id.hex()[:8] for artifact_id in hello.artifact_ids if artifact_id not in self._artifacts]
-        if missing:
-            message = f"no tail here belongs to the head {', '.join(missing)}; serve the tail of the same export"
-            raise ArtifactMismatch(message)
-        self._routes = hello.artifact_ids
-        routes = tuple(Route(index, self._artifacts[artifact_id]) for index, artifact_id in enumerate(self._routes))
-        self._send(Frame(FrameType.WELCOME, Welcome(self._window, routes).encode()))
+        self._check_offers(hello.offers)
+        self._offers = hello.offers
+        self._maxima = tuple(self._artifacts[offer.artifact_id] for offer in hello.offers)
+        routes = tuple(Route(index, maximum) for index, maximum in enumerate(self._maxima))
+        idle_ms = min(round(self._idle_timeout * 1000), _MAX_IDLE_MS)
+        self._send(Frame(FrameType.WELCOME, Welcome(self._window, routes, idle_ms).encode()))
         self._state = State.OPEN
         return Opened(self._window)
 
-    def _take(self, frame: Frame) -> Request | Closing | None:
+    def _check_offers(self, offers: tuple[Offer, ...]) -> None:
+        missing = [offer.artifact_id.hex()[:8] for offer in offers if offer.artifact_id not in self._artifacts]
+        if missing:
+            message = f"no tail here belongs to the head {', '.join(missing)}; serve the tail of the same export"
+            raise ArtifactMismatch(message)
+        try:
+            for offer in offers:
+                self._check_reply(*offer)
+        except FeatureError as error:
+            self.send_farewell(ErrorCode.REPLY, str(error))
+            raise ArtifactMismatch(str(error)) from error
+
+    def _take(self, frame: Frame) -> Request | Canceled | Closing | None:
         if frame.type is FrameType.GOODBYE:
             self._state = State.CLOSING
             return Closing()
+        if frame.type is FrameType.CANCEL:  # of an id that is not in flight: the answer was on its way already
+            return Canceled(frame.request_id) if frame.request_id in self._in_flight else None
         if frame.request_id == 0 or frame.request_id in self._in_flight:
             message = f"request id {frame.request_id} is reserved or still in flight"
             raise RemoteProtocolError(message)
         if frame.type is FrameType.PING:
-            self._send(Frame(FrameType.PONG, request_id=frame.request_id))
+            self._send(timed_frame(FrameType.PONG, b"", frame.request_id, self._expected_wait()))
             return None
         if self._state is State.CLOSING:
             self._refuse(frame.request_id, ErrorCode.CLOSING, "the server is stopping; connect again")
@@ -211,7 +265,8 @@ class ServerProtocol(Conversation):
             self._refuse(frame.request_id, ErrorCode.BUSY, f"{self._window} requests are in flight on this connection")
             return None
         self._in_flight.add(frame.request_id)
-        return Request(frame.request_id, self._routes[frame.route], frame.body, frame.deadline_ms)
+        artifact_id, reply = self._offers[frame.route]
+        return Request(frame.request_id, artifact_id, frame.body, frame.deadline_ms, reply)
 
     def _refuse(self, request_id: int, code: ErrorCode, text: str) -> None:
         self._send(Frame(FrameType.ERROR, encode_error(code, text), request_id))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compoff.errors import PayloadError
 from compoff.wire.client import open_client
 from compoff.wire.frames import Frame, FrameParser, FrameType, serialize
-from compoff.wire.messages import ErrorCode, Hello, decode_error
+from compoff.wire.messages import ErrorCode, Hello, Offer, decode_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from compoff.edge.server import Server
 
 ID = bytes(range(32))
-HELLO = serialize(Frame(FrameType.HELLO, Hello((ID,)).encode()))
+HELLO = serialize(Frame(FrameType.HELLO, Hello((Offer(ID),)).encode()))
 
 
 class Echo:
@@ -84,6 +84,11 @@ class Peer:
 
 def request(request_id: int, body: bytes, deadline_ms: int = 0) -> bytes:
     return serialize(Frame(FrameType.REQUEST, body, request_id, 0, deadline_ms))
+
+
+def content(frame: Frame | None) -> tuple[FrameType, bytes, int] | None:
+    """What a frame says, but not how long the server took for it."""
+    return frame and (frame.type, frame.body, frame.request_id)
 
 
 def eventually(condition: Callable[[], bool]) -> None:

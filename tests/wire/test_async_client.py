@@ -142,6 +142,33 @@ def test_a_cancelled_task_gives_its_answer_up() -> None:
     run(main())
 
 
+def test_the_server_does_not_work_for_a_cancelled_task() -> None:
+    answered: list[bytes] = []
+
+    class Counted(Reverse):
+        def answer(self, payload: bytes) -> bytes:
+            answered.append(payload)
+            return super().answer(payload)
+
+    async def main() -> None:
+        with serve(Counted()) as server:
+            async with await open_async_client(server.address, [ID]) as client:
+                first = asyncio.ensure_future(client.ask(b"0200"))
+                unwanted = [asyncio.ensure_future(client.request(b"unwanted")) for _ in range(15)]
+                await asyncio.sleep(0.05)
+                for task in unwanted:
+                    task.cancel()
+                answer = await first
+                assert (answer.body, await client.request(b"next")) == (b"0020", b"txen")
+                assert 0.2 <= answer.server_seconds < 2
+                await client.ping()
+                assert client.queue_seconds < 2
+                assert client.idle_timeout == 300
+        assert answered == [b"0200", b"next"]
+
+    run(main())
+
+
 def test_errors_come_back() -> None:
     async def main() -> None:
         async with connected() as client:

@@ -148,6 +148,40 @@ def test_a_cancelled_request(client: Client) -> None:
     assert answered.result() == b"x", "an answer that is there stays"
 
 
+def test_the_server_does_not_work_for_a_cancelled_request() -> None:
+    answered: list[bytes] = []
+
+    class Counted(Reverse):
+        def answer(self, payload: bytes) -> bytes:
+            answered.append(payload)
+            return super().answer(payload)
+
+    with (
+        serve(Counted(), workers=1) as server,
+        open_client(
+            server.address,
+            [ID],
+        ) as client,
+    ):
+        first = client.submit(b"0200", timeout=5)
+        unwanted = [client.submit(b"unwanted", timeout=5) for _ in range(client.window - 1)]
+        for one in unwanted:
+            one.cancel()
+        assert first.result() == b"0020"
+        assert client.request(b"next", timeout=5) == b"txen", "the places in the window are free again"
+    assert answered == [b"0200", b"next"]
+
+
+def test_what_the_server_says_of_its_time(client: Client) -> None:
+    slow = client.submit(b"0050", timeout=5)
+    assert slow.server_seconds == 0
+    slow.result()
+    assert 0.05 <= slow.server_seconds < 2
+    assert client.idle_timeout == 300
+    client.ping(timeout=5)
+    assert 0 <= client.queue_seconds < 2
+
+
 def test_errors_of_the_tail_come_back_without_paths(client: Client) -> None:
     with pytest.raises(PayloadError, match="the payload is broken"):
         client.request(b"broken", timeout=5)

@@ -18,7 +18,7 @@ from compoff.errors import (
 )
 from compoff.wire.client_protocol import ClientProtocol
 from compoff.wire.frames import Frame, FrameParser, FrameType, serialize
-from compoff.wire.messages import ErrorCode, Hello, Route, Welcome, encode_error
+from compoff.wire.messages import ErrorCode, Hello, Offer, Route, Welcome, encode_error
 from compoff.wire.protocol import Answer, Closing, Opened, Refusal
 
 ID = bytes(range(32))
@@ -55,7 +55,7 @@ def opened(window: int = 16, max_reply_bytes: int = 1000) -> ClientProtocol:
 
 def test_it_says_hello_first() -> None:
     client = ClientProtocol([ID, bytes(32)], token="secret")
-    assert sent(client) == [Frame(FrameType.HELLO, Hello((ID, bytes(32)), "secret").encode())]
+    assert sent(client) == [Frame(FrameType.HELLO, Hello((Offer(ID), Offer(bytes(32))), "secret").encode())]
     assert client.data_to_send() == b""
     assert not client.opened
     assert client.receive_data(welcome(3, 10, 20)) == [Opened(3)]
@@ -143,7 +143,7 @@ def test_an_error_of_the_connection_ends_it() -> None:
     [
         reply(1),
         serialize(Frame(FrameType.GOODBYE)),
-        serialize(Frame(FrameType.HELLO, Hello((ID,)).encode())),
+        serialize(Frame(FrameType.HELLO, Hello((Offer(ID),)).encode())),
         serialize(Frame(FrameType.PONG, request_id=1)),
         b"HTTP/1.1 400 Bad Request\r\n",
         b"\x15\x03\x03\x00\x02\x02\x0a",

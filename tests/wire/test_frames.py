@@ -10,22 +10,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compoff.errors import LocalProtocolError, RemoteProtocolError
-from compoff.wire.frames import OVERHEAD_BYTES, Frame, FrameParser, FrameType, serialize
-from compoff.wire.messages import ErrorCode, Hello, Route, Welcome, encode_error
+from compoff.wire.frames import OVERHEAD_BYTES, Frame, FrameParser, FrameType, serialize, timed_frame
+from compoff.wire.messages import ErrorCode, Hello, Offer, Route, Welcome, encode_error
+from compoff.wire.replies import ReplyForm, ReplyKind
 
 ID = bytes(range(32))
 GOLDEN = [
     (
-        Frame(FrameType.HELLO, Hello((ID, bytes(32)), "secret").encode()),
-        "01000000000000000000004e" + "434f464601" + "02" + ID.hex() + "00" * 32 + "0006736563726574" + "c6029c8a",
+        Frame(
+            FrameType.HELLO,
+            Hello((Offer(ID), Offer(bytes(32), ReplyForm(ReplyKind.TOP_K, 1, 5))), "secret").encode(),
+        ),
+        "010000000000000000000056"
+        + ("434f464602" + "02" + ID.hex() + "00000000" + "00" * 32 + "04010005" + "0006736563726574")
+        + "56b82dee",
     ),
     (
-        Frame(FrameType.HELLO, Hello((ID,)).encode()),
-        "010000000000000000000028" + "434f464601" + "01" + ID.hex() + "0000" + "7c2dbe26",
+        Frame(FrameType.HELLO, Hello((Offer(ID),)).encode()),
+        "01000000000000000000002c" + "434f464602" + "01" + ID.hex() + "00000000" + "0000" + "db338067",
     ),
     (
-        Frame(FrameType.WELCOME, Welcome(16, (Route(0, 4000), Route(1, 70000))).encode()),
-        "02000000000000000000000e" + "01001002" + "0000000fa0" + "0100011170" + "4e8428cf",
+        Frame(FrameType.WELCOME, Welcome(16, (Route(0, 4000), Route(1, 70000)), 300_000).encode()),
+        "020000000000000000000012" + "020010000493e002" + "0000000fa0" + "0100011170" + "8c183ade",
     ),
     (
         Frame(FrameType.REQUEST, b"payload", request_id=7, route=1, deadline_ms=50),
@@ -41,6 +47,12 @@ GOLDEN = [
     ),
     (Frame(FrameType.PING, request_id=9), "06000000" + "00000009" + "00000000" + "99f801fe"),
     (Frame(FrameType.PONG, request_id=9), "07000000" + "00000009" + "00000000" + "025d4d91"),
+    (
+        timed_frame(FrameType.REPLY, b"answer", 7, 0.123456),
+        "0401e240" + "00000007" + "00000006" + b"answer".hex() + "e206265a",
+    ),
+    (timed_frame(FrameType.PONG, b"", 9, 0.002), "070007d0" + "00000009" + "00000000" + "f48617d1"),
+    (Frame(FrameType.CANCEL, request_id=7), "09000000" + "00000007" + "00000000" + "545c20ee"),
     (Frame(FrameType.GOODBYE), "08000000" + "00000000" + "00000000" + "7dd9b091"),
 ]
 frames = st.builds(

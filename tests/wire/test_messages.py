@@ -11,26 +11,36 @@ from compoff.wire.messages import (
     MAX_HANDSHAKE_BYTES,
     ErrorCode,
     Hello,
+    Offer,
     Route,
     Welcome,
     decode_error,
     encode_error,
     one_line,
 )
+from compoff.wire.replies import ReplyForm, ReplyKind
 
 ID = bytes(range(32))
-ids = st.lists(st.binary(min_size=32, max_size=32), min_size=1, max_size=64, unique=True)
+FULL = bytes(4)
+forms = st.one_of(
+    st.sampled_from([ReplyForm(kind) for kind in (ReplyKind.FULL, ReplyKind.FP32, ReplyKind.FP16)]),
+    st.integers(-31, 31).filter(bool).map(lambda dim: ReplyForm(ReplyKind.ARGMAX, dim)),
+    st.tuples(st.integers(-31, 31).filter(bool), st.integers(1, 2**16 - 1)).map(
+        lambda chosen: ReplyForm(ReplyKind.TOP_K, *chosen)
+    ),
+)
+offers = st.lists(st.builds(Offer, st.binary(min_size=32, max_size=32), forms), min_size=1, max_size=64, unique=True)
 tokens = st.none() | st.text(min_size=1, max_size=100)
 
 
-@given(ids, tokens)
-def test_hello_round_trip(artifact_ids: list[bytes], token: str | None) -> None:
-    hello = Hello(tuple(artifact_ids), token)
+@given(offers, tokens)
+def test_hello_round_trip(offered: list[Offer], token: str | None) -> None:
+    hello = Hello(tuple(offered), token)
     assert Hello.decode(hello.encode()) == hello
 
 
 def test_the_longest_hello_fits_what_a_stranger_may_send() -> None:
-    longest = Hello(tuple(bytes([n]) * 32 for n in range(64)), "x" * 1024)
+    longest = Hello(tuple(Offer(bytes([n]) * 32) for n in range(64)), "x" * 1024)
     assert len(longest.encode()) <= MAX_HANDSHAKE_BYTES
 
 
@@ -38,12 +48,12 @@ def test_the_longest_hello_fits_what_a_stranger_may_send() -> None:
     ("hello", "words"),
     [
         (Hello(()), "expected 1 to 64"),
-        (Hello(tuple(bytes([n]) * 32 for n in range(65))), "expected 1 to 64"),
-        (Hello((bytes(31),)), "31 bytes"),
-        (Hello((ID, ID)), "twice"),
-        (Hello((ID,), ""), "token of 0 bytes"),
-        (Hello((ID,), "ä" * 513), "token of 1026 bytes"),
-        (Hello((ID,), "\ud800"), "not valid Unicode"),
+        (Hello(tuple(Offer(bytes([n]) * 32) for n in range(65))), "expected 1 to 64"),
+        (Hello((Offer(bytes(31)),)), "31 bytes"),
+        (Hello((Offer(ID), Offer(ID))), "twice"),
+        (Hello((Offer(ID),), ""), "token of 0 bytes"),
+        (Hello((Offer(ID),), "ä" * 513), "token of 1026 bytes"),
+        (Hello((Offer(ID),), "\ud800"), "not valid Unicode"),
     ],
 )
 def test_a_hello_that_cannot_be_sent(hello: Hello, words: str) -> None:
@@ -52,10 +62,10 @@ def test_a_hello_that_cannot_be_sent(hello: Hello, words: str) -> None:
 
 
 def test_the_token_is_not_in_the_repr() -> None:
-    assert "secret" not in repr(Hello((ID,), "secret"))
+    assert "secret" not in repr(Hello((Offer(ID),), "secret"))
 
 
-GOOD = Hello((ID,), "secret").encode()
+GOOD = Hello((Offer(ID),), "secret").encode()
 
 
 @pytest.mark.parametrize(
@@ -68,12 +78,18 @@ GOOD = Hello((ID,), "secret").encode()
         GOOD[:-1],
         GOOD + b"x",
         GOOD[:5],
-        b"COFF\x01\x00\x00\x00",
-        b"COFF\x01\x02" + GOOD[6:],
-        b"COFF\x01\xff" + GOOD[6:],
-        b"COFF\x01\x02" + ID + ID + b"\x00\x00",
-        b"COFF\x01\x01" + ID + b"\x00\x01\xff",
-        b"COFF\x01\x01" + ID + b"\x04\x01" + b"x" * 1025,
+        b"COFF\x02\x00\x00\x00",
+        b"COFF\x02\x02" + GOOD[6:],
+        b"COFF\x02\xff" + GOOD[6:],
+        b"COFF\x02\x02" + ID + FULL + ID + FULL + b"\x00\x00",
+        b"COFF\x02\x01" + ID + FULL + b"\x00\x01\xff",
+        b"COFF\x02\x01" + ID + FULL + b"\x04\x01" + b"x" * 1025,
+        b"COFF\x02\x01" + ID + b"\x05\x00\x00\x00" + b"\x00\x00",
+        b"COFF\x02\x01" + ID + b"\x00\x01\x00\x00" + b"\x00\x00",
+        b"COFF\x02\x01" + ID + b"\x02\x00\x00\x01" + b"\x00\x00",
+        b"COFF\x02\x01" + ID + b"\x03\x00\x00\x00" + b"\x00\x00",
+        b"COFF\x02\x01" + ID + b"\x03\x20\x00\x00" + b"\x00\x00",
+        b"COFF\x02\x01" + ID + b"\x04\x01\x00\x00" + b"\x00\x00",
     ],
 )
 def test_a_hello_of_another_form(body: bytes) -> None:
@@ -82,12 +98,14 @@ def test_a_hello_of_another_form(body: bytes) -> None:
 
 
 def test_a_hello_of_another_version_is_read_no_further() -> None:
-    assert Hello.decode(b"COFF\x02 whatever comes next").version == 2
+    assert Hello.decode(b"COFF\x03 whatever comes next").version == 3
 
 
-@given(st.integers(1, 2**16 - 1), st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=64))
-def test_welcome_round_trip(window: int, maxima: list[int]) -> None:
-    welcome = Welcome(window, tuple(Route(index, maximum) for index, maximum in enumerate(maxima)))
+@given(
+    st.integers(1, 2**16 - 1), st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=64), st.integers(0, 2**32 - 1)
+)
+def test_welcome_round_trip(window: int, maxima: list[int], idle_ms: int) -> None:
+    welcome = Welcome(window, tuple(Route(index, maximum) for index, maximum in enumerate(maxima)), idle_ms)
     assert Welcome.decode(welcome.encode(), len(maxima)) == welcome
 
 
@@ -95,13 +113,13 @@ def test_welcome_round_trip(window: int, maxima: list[int]) -> None:
     "body",
     [
         b"",
-        b"\x01",
+        b"\x02",
         Welcome(16, (Route(0, 9),)).encode() + b"x",
         Welcome(16, (Route(0, 9), Route(1, 9))).encode(),
         Welcome(16, (Route(1, 9),)).encode(),
         Welcome(0, (Route(0, 9),)).encode(),
-        Welcome(16, (Route(0, 9),)).encode()[:3] + b"\x02" + bytes(5),
-        Welcome(16, (Route(0, 9),), version=2).encode(),
+        Welcome(16, (Route(0, 9),)).encode()[:7] + b"\x02" + bytes(5),
+        Welcome(16, (Route(0, 9),), version=1).encode(),
     ],
 )
 def test_a_welcome_of_another_form(body: bytes) -> None:
@@ -110,7 +128,7 @@ def test_a_welcome_of_another_form(body: bytes) -> None:
 
 
 def test_a_welcome_of_another_version_says_both() -> None:
-    with pytest.raises(RemoteProtocolError, match="version 3, this client version 1"):
+    with pytest.raises(RemoteProtocolError, match="version 3, this client version 2"):
         Welcome.decode(Welcome(16, (Route(0, 9),), version=3).encode(), 1)
 
 
@@ -133,7 +151,7 @@ def test_a_long_text_is_cut_between_characters() -> None:
     assert decode_error(encode_error(ErrorCode.TAIL, "x" + "ä" * 1000))[1] == "x" + "ä" * 511
 
 
-@pytest.mark.parametrize("body", [b"", b"\x00why", b"\x0awhy", b"\x01" + b"x" * 1025])
+@pytest.mark.parametrize("body", [b"", b"\x00why", b"\x0cwhy", b"\x01" + b"x" * 1025])
 def test_an_error_of_another_form(body: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         decode_error(body)

@@ -18,8 +18,9 @@ from compoff.errors import (
 )
 from compoff.wire.client_protocol import ClientProtocol
 from compoff.wire.frames import Frame, FrameParser, FrameType, serialize
-from compoff.wire.messages import ErrorCode, Hello, Route, Welcome, decode_error
-from compoff.wire.protocol import Answer, Closing, Opened, Refusal, Request
+from compoff.wire.messages import ErrorCode, Hello, Offer, Route, Welcome, decode_error
+from compoff.wire.protocol import Answer, Canceled, Closing, Opened, Refusal, Request
+from compoff.wire.replies import ReplyForm, ReplyKind
 from compoff.wire.server_protocol import ServerProtocol
 
 if TYPE_CHECKING:
@@ -44,11 +45,17 @@ def sent_error(server: ServerProtocol) -> tuple[int, ErrorCode, str]:
 
 
 def hello(*ids: bytes, token: str | None = None) -> bytes:
-    return serialize(Frame(FrameType.HELLO, Hello(ids or (ID,), token).encode()))
+    return serialize(
+        Frame(FrameType.HELLO, Hello(tuple(Offer(artifact_id) for artifact_id in ids or (ID,)), token).encode())
+    )
 
 
 def request(request_id: int = 1, body: bytes = b"payload", route: int = 0, deadline_ms: int = 0) -> bytes:
     return serialize(Frame(FrameType.REQUEST, body, request_id, route, deadline_ms))
+
+
+def cancel(request_id: int) -> bytes:
+    return serialize(Frame(FrameType.CANCEL, request_id=request_id))
 
 
 def opened(window: int = 16) -> ServerProtocol:
@@ -74,10 +81,10 @@ def test_it_welcomes_with_a_route_for_each_artifact_in_the_clients_order() -> No
         (hello(bytes(32), ID, token="secret"), ArtifactMismatch, ErrorCode.ARTIFACT, "head 00000000; serve"),
         (hello(bytes(32), token="wrong"), AuthenticationError, ErrorCode.TOKEN, "the token is wrong"),
         (
-            serialize(Frame(FrameType.HELLO, b"COFF\x02 and so on")),
+            serialize(Frame(FrameType.HELLO, b"COFF\x01 and so on")),
             RemoteProtocolError,
             ErrorCode.VERSION,
-            "protocol version 1, the client version 2",
+            "protocol version 2, the client version 1",
         ),
         (serialize(Frame(FrameType.HELLO, b"GIVE")), RemoteProtocolError, ErrorCode.PROTOCOL, "no HELLO"),
         (request(), RemoteProtocolError, ErrorCode.PROTOCOL, "expected HELLO"),
@@ -122,6 +129,7 @@ def test_a_stranger_without_the_token_learns_nothing_of_what_is_served() -> None
         (request(0), "reserved"),
         (serialize(Frame(FrameType.PING, b"x", 1))[:12], "at most 0"),
         (serialize(Frame(FrameType.GOODBYE, b"x"))[:12], "at most 0"),
+        (serialize(Frame(FrameType.CANCEL, b"x", 1))[:12], "at most 0"),
         (request(1) + request(1), "still in flight"),
         (request(1) + serialize(Frame(FrameType.PING, request_id=1)), "still in flight"),
     ],
@@ -148,6 +156,43 @@ def test_replies_and_refusals_go_out_in_any_order() -> None:
     for request_id in (1, 2, 3, 4):
         with pytest.raises(LocalProtocolError, match="awaits no answer"):
             server.send_reply(request_id, b"again")
+
+
+def test_a_canceled_request_still_gets_an_answer() -> None:
+    server = opened()
+    server.receive_data(request(1))
+    assert server.receive_data(cancel(1) + cancel(2) + cancel(0)) == [Canceled(1)]
+    assert server.in_flight == 1
+    server.send_error(1, ErrorCode.CANCELED, "nobody waits")
+    assert server.receive_data(cancel(1)) == []
+    assert sent_error(server)[:2] == (1, ErrorCode.CANCELED)
+
+
+def test_a_form_of_reply_that_a_tail_cannot_give_is_refused_in_words() -> None:
+    offer = Offer(ID, ReplyForm(ReplyKind.FP16))
+    server = ServerProtocol({ID: 100})
+    with pytest.raises(ArtifactMismatch, match="one form only"):
+        server.receive_data(serialize(Frame(FrameType.HELLO, Hello((offer,)).encode())))
+    assert sent_error(server)[:2] == (0, ErrorCode.REPLY)
+    server = ServerProtocol({ID: 100}, check_reply=lambda artifact_id, reply: None)
+    server.receive_data(serialize(Frame(FrameType.HELLO, Hello((offer, Offer(ID))).encode())))
+    assert server.receive_data(request(1) + request(2, route=1)) == [
+        Request(1, ID, b"payload", 0, ReplyForm(ReplyKind.FP16)),
+        Request(2, ID, b"payload", 0),
+    ]
+    assert server.artifact_ids == {ID}
+
+
+def test_times_at_the_server_are_told() -> None:
+    server = ServerProtocol({ID: 100}, idle_timeout=2.5, expected_wait=lambda: 0.07)
+    server.receive_data(hello())
+    [welcome] = sent(server)
+    assert Welcome.decode(welcome.body, 1).idle_ms == 2500
+    server.receive_data(request(1) + request(2) + serialize(Frame(FrameType.PING, request_id=3)))
+    server.send_reply(1, b"", 0.123456)
+    server.send_reply(2, b"", 1e9)
+    pong, one, two = sent(server)
+    assert (pong.seconds, one.seconds, two.seconds) == (0.07, 0.123456, (2**24 - 1) / 1e6)
 
 
 def test_an_id_is_free_again_after_its_answer() -> None:

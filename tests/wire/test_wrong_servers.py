@@ -144,7 +144,7 @@ def test_a_full_backlog_is_a_connect_timeout() -> None:
         (WELCOME[:-1] + b"\x00", True, RemoteProtocolError),
         (serialize(Frame(FrameType.REPLY, b"x", 1)), True, RemoteProtocolError),
         (
-            serialize(Frame(FrameType.WELCOME, Welcome(1, (Route(0, 1),), version=2).encode())),
+            serialize(Frame(FrameType.WELCOME, Welcome(1, (Route(0, 1),), version=1).encode())),
             True,
             RemoteProtocolError,
         ),
