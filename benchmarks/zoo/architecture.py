@@ -45,7 +45,8 @@ class Architecture:
         sample: Makes one batch: whether for the small instance, and how many samples.
         split_points: Two or more module paths that exist in both instances.
         skips: What to do with skip tensors that cross.
-        suffix_exports: Whether the part behind the split points can become a program; else the tail runs eagerly.
+        factories: Where the suffix cannot become a program, the importable functions that build the model for an eager
+            tail: as it is, and its small instance.
         weights: Where the weights come from.
     """
 
@@ -55,8 +56,24 @@ class Architecture:
     sample: Callable[[bool, int], Inputs]
     split_points: tuple[str, ...]
     skips: Literal["encode", "send", "forbid"] = "encode"
-    suffix_exports: bool = True
+    factories: tuple[str, str] | None = None
     weights: Literal["random", "real"] = "random"
+
+    @property
+    def suffix_exports(self) -> bool:
+        """Whether the part behind the split points can become a program."""
+        return self.factories is None
+
+    def tail_factory(self, *, reduced: bool) -> str | None:
+        """What builds the model for an eager tail.
+
+        Args:
+            reduced: Whether the small instance.
+
+        Returns:
+            ``"module:function"``; None where the tail is a program.
+        """
+        return None if self.factories is None else self.factories[reduced]
 
     def build(self, *, reduced: bool) -> nn.Module:
         """Build the model, the same one each time, in eval mode.

@@ -221,6 +221,6 @@ DETECTION = (
         lambda reduced: SsdWithNms(8, 5) if reduced else SsdWithNms(32, 21),
         images(256, 64),
         ("stages.0", "stages.1"),
-        suffix_exports=False,
+        factories=("benchmarks.zoo.detection:ssd_with_nms", "benchmarks.zoo.detection:ssd_with_nms_reduced"),
     ),
 )
