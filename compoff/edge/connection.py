@@ -16,8 +16,9 @@ from compoff.wire.protocol import Canceled, Request
 from compoff.wire.server_protocol import ServerProtocol
 
 if TYPE_CHECKING:
+    from compoff.edge.batching import Job
+    from compoff.edge.jobs import Outcome
     from compoff.edge.service import Service
-    from compoff.edge.workers import Outcome
 
 __all__ = ["Connection"]
 
@@ -59,6 +60,16 @@ class Connection(asyncio.Protocol):
         self._abort_timer: asyncio.TimerHandle | None = None
         self._canceled: set[int] = set()
 
+    @property
+    def greeted(self) -> bool:
+        """Whether the client has said HELLO and was welcomed."""
+        return self._protocol.opened
+
+    @property
+    def artifact_ids(self) -> frozenset[bytes]:
+        """The artifacts that the client has asked for."""
+        return self._protocol.artifact_ids
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet, or refuse where there is no room."""
         self._transport = cast("asyncio.Transport", transport)
@@ -73,11 +84,12 @@ class Connection(asyncio.Protocol):
             events = self._protocol.receive_data(data)
         except WireError as error:
             _logger.info("closed %s: %s", self._name(), error)
+            self._service.refused += 1
             self._close()
             return
         for event in events:
             if isinstance(event, Request):
-                self._take(event)
+                self._service.take(event, self)
             elif isinstance(event, Canceled):
                 self._canceled.add(event.request_id)
         self._account()
@@ -159,19 +171,13 @@ class Connection(asyncio.Protocol):
         self._service.unread_bytes += unread - self.unread_bytes
         self.unread_bytes = unread
 
-    def _take(self, request: Request) -> None:
-        arrived = time.monotonic()
-        request_id = request.request_id
+    def wants(self, request_id: int) -> bool:
+        """Whether the client is there and still waits; any thread may ask."""
+        return not self._gone and request_id not in self._canceled
 
-        def wanted() -> bool:
-            return not self._gone and request_id not in self._canceled
-
-        def deliver(outcome: Outcome | None) -> None:
-            self._deliver(request_id, outcome, arrived)
-
-        self._service.take(request, wanted, deliver)
-
-    def _deliver(self, request_id: int, outcome: Outcome | None, arrived: float) -> None:
+    def deliver(self, job: Job, outcome: Outcome | None) -> None:
+        """Queue the answer to a request; ``settle`` sends it."""
+        request_id = job.request_id
         self._canceled.discard(request_id)
         if self._gone or self._transport is None or self._transport.is_closing():
             return
@@ -180,7 +186,10 @@ class Connection(asyncio.Protocol):
         elif outcome.code is not None:
             self._protocol.send_error(request_id, outcome.code, outcome.text)
         else:
-            self._reply(request_id, outcome.body, time.monotonic() - arrived)
+            self._reply(request_id, outcome.body, time.monotonic() - job.arrived)
+
+    def settle(self) -> None:
+        """Send what was delivered."""
         if not self._protocol.buffered:
             self._since = time.monotonic()
         self._flush()
@@ -230,6 +239,7 @@ class Connection(asyncio.Protocol):
     def _dismiss(self, code: ErrorCode, text: str) -> None:
         """Tell the client why, and close."""
         _logger.info("closed %s: %s", self._name(), text)
+        self._service.refused += 1
         self._protocol.send_farewell(code, text)
         self._close()
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from compoff.edge.connection import Connection
+from compoff.edge.servable import Servable
 from compoff.edge.service import Limits, Service
-from compoff.edge.workers import Servable
 from compoff.errors import LocalProtocolError, WireError
 from compoff.wire.address import format_address, parse_address
 from compoff.wire.security import check_tokens, server_tls
@@ -27,11 +27,14 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from compoff.edge.stats import ServerStats
     from compoff.wire.security import Tokens
 
 __all__ = ["Servable", "Server", "serve"]
 
 _logger = logging.getLogger("compoff.serve")
+_SWAP_TIMEOUT = 10.0  # seconds; a loop that has stopped will never answer
+_HUNG = 2.0  # seconds beyond drain_timeout after which a loop that hangs in a tail is left behind
 
 
 class Server:
@@ -106,6 +109,46 @@ class Server:
         check_tokens(token)
         self._service.token = token
 
+    def stats(self) -> ServerStats:
+        """What the server has counted up to now; costs microseconds and may be asked from any thread.
+
+        Returns:
+            Connections, bytes, and for each tail requests, errors, latencies and batch sizes.
+        """
+        return self._service.stats()
+
+    def swap(self, tails: Servable | Sequence[Servable]) -> None:
+        """Serve other tails from now on, without a pause.
+
+        Requests that were taken are answered by the tail they came for. Devices whose tail is still there, or has come
+        again in another form (compiled anew, say), notice nothing; those whose tail has gone have to connect again.
+
+        Args:
+            tails: All that is to be served.
+
+        Raises:
+            LocalProtocolError: The tails cannot be served, and nothing has changed; or the server is closed.
+        """
+        every_tail = list(tails) if isinstance(tails, Sequence) else [tails]
+        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def swap() -> None:
+            try:
+                done.set_result(self._service.swap(every_tail))
+            except BaseException as error:
+                done.set_exception(error)
+
+        try:
+            self._loop.call_soon_threadsafe(swap)
+        except RuntimeError:
+            message = "the server is closed; serve the tails with a new one"
+            raise LocalProtocolError(message) from None
+        try:
+            done.result(_SWAP_TIMEOUT)
+        except concurrent.futures.TimeoutError:
+            message = "the server is stopping; serve the tails with a new one"
+            raise LocalProtocolError(message) from None
+
     def readmit(self) -> None:
         """Have every client connect again, under the tokens and certificates of now; answers in flight still go out."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is connected
@@ -115,7 +158,8 @@ class Server:
         """Stop: take no new requests, send the answers in flight (up to ``drain_timeout``), close. Again: no effect."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped already
             self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
+        self._thread.join(self._service.limits.drain_timeout + _HUNG)
+        self._stopped.set()
 
     def __enter__(self) -> Self:
         """The server itself."""
@@ -139,6 +183,7 @@ class Server:
 
     async def _serve(self, started: concurrent.futures.Future[str]) -> None:
         self._loop = asyncio.get_running_loop()
+        self._service.begin(self._loop)
         self._stop = asyncio.Event()
         handshake = self._service.limits.handshake_timeout if self._tls is not None else None
         listener = await self._loop.create_server(
@@ -171,6 +216,9 @@ def serve(
     max_connections: int = 1024,
     window: int = 16,
     workers: int = 1,
+    decoders: int = 1,
+    max_batch: int = 32,
+    max_wait: float = 0.002,
     max_pending: int = 256,
     max_held_bytes: int = 2**28,
     # how long
@@ -189,8 +237,13 @@ def serve(
         insecure: Whether plain TCP may be reached from other machines: they can read and change what is sent.
         max_connections: Clients at a time; one more is told to come later.
         window: Unanswered requests at a time on one connection; one more is refused as busy.
-        workers: Threads that run tails.
-        max_pending: Requests that may wait for the workers, of all connections; one more is refused as busy.
+        workers: Threads that run tails. A tail that answers in microseconds needs none: it is asked where its requests
+            are received.
+        decoders: Threads that decode payloads while the workers are busy.
+        max_batch: Requests, of whichever devices and qualities, that run as one batch.
+        max_wait: Seconds that a request may wait for as many others as the last batch had; who is alone never waits.
+        max_pending: Requests that may wait for the workers, of all connections; beyond it the newest of whoever has the
+            most of them is refused as busy.
         max_held_bytes: Payloads waiting and messages half received, of all connections, in bytes; and as many again of
             answers that clients do not take: beyond it, whoever leaves the most of them is cut off.
         handshake_timeout: Seconds for a new client to say HELLO.
@@ -217,8 +270,10 @@ def serve(
 
     Source: this project.
     """
-    how_much = (max_connections, window, max_pending, max_held_bytes)
+    how_much = (max_connections, window, max_pending, max_held_bytes, max_batch)
     how_long = (handshake_timeout, message_timeout, idle_timeout, drain_timeout)
     tls = server_tls(address, tls, insecure)
     every_tail = list(tails) if isinstance(tails, Sequence) else [tails]
-    return Server(Service(every_tail, token, Limits(*how_much, *how_long), workers), address, tls)
+    limits = Limits(*how_much, *how_long)
+    service = Service(every_tail, token, limits, workers=workers, decoders=decoders, max_wait=max_wait)
+    return Server(service, address, tls)

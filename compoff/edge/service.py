@@ -12,15 +12,21 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from compoff.edge.workers import Job, Outcome, Workers
+from compoff.edge.batching import Job, Lane
+from compoff.edge.jobs import Outcome, run_jobs
+from compoff.edge.stats import ServerStats
+from compoff.edge.workers import Workers
 from compoff.errors import LocalProtocolError
 from compoff.wire.messages import ErrorCode
+from compoff.wire.replies import reply_specs
+from compoff.wire.security import check_tokens
 from compoff.wire.server_protocol import check_limits, only_full
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from compoff.edge.workers import Servable
+    from compoff.edge.batching import Asker
+    from compoff.edge.servable import Servable
     from compoff.wire.protocol import Request
     from compoff.wire.replies import ReplyForm
     from compoff.wire.security import Tokens
@@ -39,6 +45,7 @@ class Limits:
     window: int
     max_pending: int
     max_held_bytes: int
+    max_batch: int
     handshake_timeout: float
     message_timeout: float
     idle_timeout: float
@@ -69,6 +76,16 @@ class Peer(Protocol):
         """Bytes of answers written to this connection that its client has not taken, when they were last counted."""
         ...
 
+    @property
+    def greeted(self) -> bool:
+        """Whether the client has said HELLO and was welcomed."""
+        ...
+
+    @property
+    def artifact_ids(self) -> frozenset[bytes]:
+        """The artifacts that the client has asked for."""
+        ...
+
     def count_unread(self) -> None:
         """Count them, and tell the service."""
         ...
@@ -94,6 +111,8 @@ class Service:
         token: The shared secret, several of which each will do, or None.
         limits: What is allowed.
         workers: Number of threads that run tails.
+        decoders: Number of threads that decode while those are busy.
+        max_wait: Seconds that a request may wait for others to join its batch.
 
     Raises:
         LocalProtocolError: Tails, token or limits cannot be served.
@@ -101,29 +120,80 @@ class Service:
     Source: this project.
     """
 
-    def __init__(self, tails: Sequence[Servable], token: Tokens, limits: Limits, workers: int) -> None:
+    def __init__(
+        self,
+        tails: Sequence[Servable],
+        token: Tokens,
+        limits: Limits,
+        *,
+        workers: int = 1,
+        decoders: int = 1,
+        max_wait: float = 0.0,
+    ) -> None:
         """Check everything, then start the workers."""
         limits.check()
-        if workers < 1:
-            message = f"workers={workers} was given; expected at least 1"
+        if workers < 1 or decoders < 0:
+            message = f"workers={workers}, decoders={decoders} was given; expected at least 1 and 0"
             raise LocalProtocolError(message)
-        self._tails = {tail.artifact_id: tail for tail in tails}
-        if len(self._tails) != len(tails):
-            message = "two of the tails are of the same artifact; serve each once"
-            raise LocalProtocolError(message)
-        self.artifacts = {artifact_id: tail.max_payload_bytes for artifact_id, tail in self._tails.items()}
-        check_limits(self.artifacts, token, limits.window)
-        if max(self.artifacts.values()) > limits.max_held_bytes:
-            message = f"a payload may have {max(self.artifacts.values())} bytes; raise max_held_bytes to at least that"
+        if not 0 <= max_wait < math.inf:
+            message = f"max_wait={max_wait} was given; expected seconds, 0 or more"
             raise LocalProtocolError(message)
         self.token = token  # read anew by every connection
         self.limits = limits
-        self.peers: set[Peer] = set()
+        self.artifacts: dict[bytes, int] = {}  # longest payload of each artifact that is served
+        self.peers: dict[Peer, None] = {}  # in the order they came
         self.held_bytes = 0  # half-received messages and payloads that wait for a tail
         self.unread_bytes = 0  # answers written that clients have not taken
+        self.accepted = self.refused = 0
+        self._started = time.monotonic()
         self._pending = 0
+        self._lanes: dict[bytes, Lane] = {}
         self._drained = asyncio.Event()
-        self._workers = Workers(workers)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._check(tails)
+        check_tokens(token)
+        self._workers = Workers(workers, decoders, max_wait, self._hand_over)
+        self._open(tails)
+
+    def _check(self, tails: Sequence[Servable]) -> None:
+        artifacts = {tail.artifact_id: tail.max_payload_bytes for tail in tails}
+        if len(artifacts) != len(tails):
+            message = "two of the tails are of the same artifact; serve each once"
+            raise LocalProtocolError(message)
+        check_limits(artifacts, self.token, self.limits.window)
+        if max(artifacts.values()) > self.limits.max_held_bytes:
+            message = f"a payload may have {max(artifacts.values())} bytes; raise max_held_bytes to at least that"
+            raise LocalProtocolError(message)
+
+    def _open(self, tails: Sequence[Servable]) -> None:
+        for tail in tails:
+            lane = self._lanes.get(tail.artifact_id)
+            if lane is not None and lane.servable is tail:
+                continue
+            if lane is not None:
+                lane.closed = True
+            self._lanes[tail.artifact_id] = lane = Lane(tail, self.limits.max_batch)
+            self.artifacts[tail.artifact_id] = tail.max_payload_bytes
+            self._workers.open(lane)
+
+    def swap(self, tails: Sequence[Servable]) -> None:
+        """Serve other tails from now on; requests that were taken are still answered by the tail they came for.
+
+        Args:
+            tails: All that is to be served. Clients of an artifact that is not among them are asked to connect again.
+
+        Raises:
+            LocalProtocolError: The tails cannot be served; nothing has changed then.
+        """
+        self._check(tails)
+        gone = self._lanes.keys() - {tail.artifact_id for tail in tails}
+        self._open(tails)
+        for artifact_id in gone:
+            self._lanes.pop(artifact_id).closed = True
+            del self.artifacts[artifact_id]
+        for peer in tuple(self.peers):
+            if peer.artifact_ids & gone:
+                peer.drain()
 
     def check_reply(self, artifact_id: bytes, reply: ReplyForm) -> None:
         """Refuse a form of reply that a tail cannot give.
@@ -131,52 +201,134 @@ class Service:
         Raises:
             FeatureError: It cannot.
         """
-        only_full(artifact_id, reply)
+        tail = self._lanes[artifact_id].batchable
+        if tail is None:
+            only_full(artifact_id, reply)
+        else:
+            reply_specs(reply, tail.outputs)
 
     def expected_wait(self) -> float:
         """Seconds that a request would wait for its turn now."""
-        return 0.0
+        return sum(lane.expected_wait for lane in self._lanes.values())
+
+    def stats(self) -> ServerStats:
+        """What was counted up to now; any thread may ask."""
+        lanes = tuple(self._lanes.values())
+        return ServerStats(
+            uptime=time.monotonic() - self._started,
+            connections=len(self.peers),
+            accepted=self.accepted,
+            refused=self.refused,
+            pending=self._pending,
+            held_bytes=self.held_bytes,
+            unread_bytes=self.unread_bytes,
+            tails=tuple(lane.counters.snapshot(len(lane.waiting), lane.running) for lane in lanes),
+        )
 
     def join(self, peer: Peer) -> bool:
-        """Count a connection in; False where there is no room."""
+        """Count a connection in; False where there is no room.
+
+        Who holds a place without having said HELLO gives it up to a newcomer: a client of ours speaks at once.
+        """
+        self.accepted += 1
         if len(self.peers) >= self.limits.max_connections:
-            return False
-        self.peers.add(peer)
+            silent = next((other for other in self.peers if not other.greeted), None)
+            if silent is None:
+                return False
+            self.refused += 1
+            silent.abort()
+            self.leave(silent)
+        self.peers[peer] = None
         return True
 
     def leave(self, peer: Peer) -> None:
         """Count a connection out."""
-        self.peers.discard(peer)
+        self.peers.pop(peer, None)
         if not self.peers:
             self._drained.set()
 
-    def take(self, request: Request, wanted: Callable[[], bool], deliver: Callable[[Outcome | None], None]) -> None:
+    def take(self, request: Request, asker: Asker) -> None:
         """Have a request answered.
 
         Args:
             request: The request.
-            wanted: Whether the client is still there; any thread may ask.
-            deliver: Takes the outcome in the event loop's thread, or None where nobody waits for one.
+            asker: Takes the outcome; perhaps at once, and is not asked to ``settle`` then.
         """
-        size = len(request.body)
-        if self._pending >= self.limits.max_pending or self.held_bytes + size > self.limits.max_held_bytes:
-            deliver(Outcome(b"", ErrorCode.BUSY, f"{self._pending} requests are waiting for this server"))
-            return
-        self._pending += 1
-        self.held_bytes += size
-        loop = asyncio.get_running_loop()
+        now = time.monotonic()
+        lane = self._lanes[request.artifact_id]
+        deadline = now + request.deadline_ms / 1000 if request.deadline_ms else math.inf
+        job = Job(lane, request.body, request.reply, deadline, asker, request.request_id, now)
+        lane.counters.requests += 1
+        lane.counters.bytes_in += len(request.body)
+        if lane.pace.prompt and not lane.waiting:
+            self._answer_here(job)
+        elif self._has_room(job):
+            self._pending += 1
+            self.held_bytes += len(request.body)
+            self._workers.submit(job)
+        else:
+            self._refuse(job)
 
-        def finish(outcome: Outcome | None) -> None:
-            self._pending -= 1
-            self.held_bytes -= size
-            deliver(outcome)
+    def _answer_here(self, job: Job) -> None:
+        """Answer in this thread: to hand over to another and back would take longer than the answer."""
+        [outcome] = run_jobs([job])
+        self._count(job, outcome)
+        seconds = time.monotonic() - job.arrived
+        job.lane.pace.clock(seconds)
+        job.lane.counters.batch_sizes[1] += 1
+        job.lane.counters.busy_seconds += seconds
+        job.asker.deliver(job, outcome)
 
-        def hand_over(outcome: Outcome | None) -> None:
+    def _has_room(self, job: Job) -> bool:
+        if self.held_bytes + len(job.payload) > self.limits.max_held_bytes:
+            return False
+        if self._pending < self.limits.max_pending:
+            return True
+        displaced = self._workers.displace(job.asker)
+        if displaced is None:
+            return False
+        self._let_go(displaced)
+        self._refuse(displaced)
+        displaced.asker.settle()
+        return True
+
+    def _refuse(self, job: Job) -> None:
+        outcome = Outcome(b"", ErrorCode.BUSY, f"{self._pending} requests are waiting for this server")
+        self._count(job, outcome)
+        job.asker.deliver(job, outcome)
+
+    def _let_go(self, job: Job) -> None:
+        self._pending -= 1
+        self.held_bytes -= len(job.payload)
+
+    def _hand_over(self, jobs: Sequence[Job], outcomes: Sequence[Outcome | None], seconds: float) -> None:
+        """Take the outcomes of a batch from a worker's thread to the event loop's."""
+        if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the server has stopped and its loop is closed
-                loop.call_soon_threadsafe(finish, outcome)
+                self._loop.call_soon_threadsafe(self._finish, jobs, outcomes, seconds)
 
-        deadline = time.monotonic() + request.deadline_ms / 1000 if request.deadline_ms else math.inf
-        self._workers.submit(Job(self._tails[request.artifact_id], request.body, deadline, wanted, hand_over))
+    def _finish(self, jobs: Sequence[Job], outcomes: Sequence[Outcome | None], seconds: float) -> None:
+        lane = jobs[0].lane
+        lane.pace.clock(seconds)
+        lane.counters.batch_sizes[len(jobs)] += 1
+        lane.counters.busy_seconds += seconds
+        askers: dict[Asker, None] = {}
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            self._let_go(job)
+            self._count(job, outcome)
+            job.asker.deliver(job, outcome)
+            askers[job.asker] = None
+        for asker in askers:
+            asker.settle()
+
+    def _count(self, job: Job, outcome: Outcome | None) -> None:
+        counters = job.lane.counters
+        if outcome is None:
+            counters.error(ErrorCode.CANCELED)
+        elif outcome.code is not None:
+            counters.error(outcome.code)
+        else:
+            counters.reply(len(outcome.body), time.monotonic() - job.arrived)
 
     def dismiss_all(self) -> None:
         """Ask every client to connect again; its answers in flight still go out."""
@@ -193,6 +345,10 @@ class Service:
             if self.unread_bytes <= self.limits.max_held_bytes:
                 return
             peer.abort()
+
+    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Say whose thread outcomes are delivered in."""
+        self._loop = loop
 
     async def watch(self) -> None:
         """Look at the clocks of all connections, for ever."""

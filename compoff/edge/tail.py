@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from compoff.coding import SymbolTables
     from compoff.edge.backends.backend import Backend
     from compoff.edge.server import Server
-    from compoff.manifest import Manifest
+    from compoff.manifest import Manifest, TensorSpec
     from compoff.wire.tls import TLS
 
 __all__ = ["Tail"]
@@ -119,6 +119,43 @@ class Tail:
 
     def _output(self, leaves: list[NDArray[Any]]) -> Any:
         return unflatten(self.manifest.structure, [torch.from_numpy(leaf) for leaf in leaves])
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What the model returns, flat."""
+        return self.manifest.outputs
+
+    @property
+    def max_batch(self) -> int:
+        """Samples that one run takes."""
+        return self.manifest.max_batch
+
+    def decode(self, payload: bytes) -> NDArray[np.uint8]:
+        """Decode one request from the wire, for `run`.
+
+        Args:
+            payload: The bytes that arrived.
+
+        Returns:
+            What `run` takes; its length is the number of samples.
+
+        Raises:
+            PayloadError: The bytes are damaged or of another export.
+        """
+        return self._symbols(payload)
+
+    def run(self, decoded: Sequence[NDArray[np.uint8]]) -> list[list[NDArray[Any]]]:
+        """Answer several decoded requests in one run.
+
+        Args:
+            decoded: What `decode` made of each.
+
+        Returns:
+            The leaves of the output of each.
+        """
+        if len(decoded) == 1 or not all(spec.batched for spec in self.outputs):
+            return [self.backend.run(one) for one in decoded]
+        return self._as_one_batch(list(decoded))
 
     def answer(self, payload: bytes) -> bytes:
         """Answer one request from the wire.

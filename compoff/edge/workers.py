@@ -1,175 +1,194 @@
-"""Threads that run tails: one payload in, one outcome out; what a tail raises becomes words for the client.
+"""Threads that run tails, and threads that decode for them what still waits while they are busy.
 
-Knows nothing of connections and event loops: a job brings its own way to deliver the outcome.
+Knows nothing of connections and event loops: outcomes go to a callback. What goes together is for ``batching``, what
+becomes of it for ``jobs``.
 """
 
 from __future__ import annotations
 
-import logging
 import queue
-import re
 import threading
 import time
-import traceback
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections import deque
+from typing import TYPE_CHECKING
 
-from compoff.errors import PayloadError
-from compoff.wire.messages import ErrorCode, one_line
+from compoff.edge.jobs import run_jobs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-__all__ = ["Job", "Outcome", "Servable", "Workers", "describe_error", "run_job"]
+    from compoff.edge.batching import Asker, Job, Lane
+    from compoff.edge.jobs import Outcome
+    from compoff.edge.servable import Batchable
 
-_logger = logging.getLogger("compoff.serve")
-# A word with a separator at its start, after a drive, or after a dot or tilde; "16/3" and "n/a" are none.
-_PATH = re.compile(r"(?<![\w/\\.~])(?:[A-Za-z]:|~\w*|\.{1,2})?[/\\][^\s'\"`,;:)\]}>]+")
-_MAX_WORDS = 300
-
-
-class Servable(Protocol):
-    """What a server can answer with; ``compoff.edge.tail`` has the real one.
-
-    Source: this project.
-    """
-
-    @property
-    def artifact_id(self) -> bytes:
-        """SHA-256 of the export, 32 bytes; only clients that name it get here."""
-        ...
-
-    @property
-    def max_payload_bytes(self) -> int:
-        """Longest payload that can be right, in bytes; nothing longer is read."""
-        ...
-
-    def answer(self, payload: bytes) -> bytes:
-        """Body of the reply; called by one of the worker threads.
-
-        Raises:
-            PayloadError: The payload cannot be decoded; the client is told so.
-        """
-        ...
-
-
-class Outcome(NamedTuple):
-    """What became of a job: a body, or an error code with words."""
-
-    body: bytes
-    code: ErrorCode | None = None
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One request on its way through a tail.
-
-    Args:
-        servable: The tail.
-        payload: What the client sent.
-        deadline: Moment of ``time.monotonic()`` at which the client stops waiting; infinite for none.
-        wanted: Whether the client is still there; any thread may ask.
-        deliver: Takes the outcome, or None where nobody waits for one; called by a worker thread.
-
-    Source: this project.
-    """
-
-    servable: Servable
-    payload: bytes
-    deadline: float
-    wanted: Callable[[], bool]
-    deliver: Callable[[Outcome | None], None]
+__all__ = ["Workers"]
 
 
 class Workers:
-    """A few threads that take jobs in the order they came.
+    """A few threads that take batches of jobs, from the lanes in turn.
 
     Args:
-        count: Number of threads.
+        count: Number of threads that run tails.
+        decoders: Number of threads that decode; 0 to leave that to the others.
+        max_wait: Seconds that jobs may wait for as many as the last batch had.
+        deliver: Takes jobs with their outcomes and the seconds that they took; called by a worker thread.
 
     Source: this project.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(
+        self,
+        count: int,
+        decoders: int,
+        max_wait: float,
+        deliver: Callable[[Sequence[Job], Sequence[Outcome | None], float], None],
+    ) -> None:
         """Start the threads; as daemons, so that a tail that hangs cannot keep the process alive."""
-        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"compoff-tail-{index}", daemon=True) for index in range(count)
-        ]
+        self._max_wait = max_wait
+        self._deliver = deliver
+        self._lock = threading.Lock()  # guards the lanes and all that is below
+        self._lanes: deque[Lane] = deque()
+        self._idle = 0  # workers that wait, less the wake-ups under way to them
+        self._stopping = False
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._to_decode: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._num_decoders = decoders
+        work = [(self._work, f"compoff-tail-{index}") for index in range(count)]
+        work += [(self._decode_ahead, f"compoff-decode-{index}") for index in range(decoders)]
+        self._threads = [threading.Thread(target=target, name=name, daemon=True) for target, name in work]
         for thread in self._threads:
             thread.start()
 
+    def open(self, lane: Lane) -> None:
+        """Serve another lane."""
+        with self._lock:
+            self._lanes.append(lane)
+
     def submit(self, job: Job) -> None:
-        """Queue a job."""
-        self._queue.put(job)
+        """Have a job done."""
+        lane = job.lane
+        with self._lock:
+            lane.push(job)
+            wake = self._idle > 0 and len(lane.waiting) >= lane.quorum
+            self._idle -= wake
+            ahead = not wake and self._num_decoders > 0 and lane.batchable is not None and lane.ahead < lane.max_batch
+            lane.ahead += ahead
+        if wake:
+            self._wake.put(None)
+        elif ahead:
+            self._to_decode.put(job)
+
+    def displace(self, asker: Asker) -> Job | None:
+        """Take back the newest job of whoever has the most waiting, for the sake of one who has fewer by two."""
+        with self._lock:
+            own = sum(lane.waiting.count(asker) for lane in self._lanes)
+            most = [(lane, other) for lane in self._lanes if (other := lane.waiting.greediest()) is not None]
+            lane, other = max(most, key=lambda found: found[0].waiting.count(found[1]), default=(None, None))
+            if lane is None or other is None or lane.waiting.count(other) < own + 2:
+                return None
+            return lane.waiting.pop_newest(other)
 
     def stop(self, timeout: float) -> None:
-        """End the threads after the jobs that are queued, and wait ``timeout`` seconds for that at most."""
+        """End the threads after the jobs that wait, and spend ``timeout`` seconds on that at most."""
+        with self._lock:
+            self._stopping = True
         for _ in self._threads:
-            self._queue.put(None)
+            self._wake.put(None)
+            self._to_decode.put(None)
         deadline = time.monotonic() + timeout
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self) -> None:
-        while (job := self._queue.get()) is not None:
-            job.deliver(run_job(job))
-            del job  # a payload must not live on while the thread waits for the next
+        while jobs := self._next_batch():
+            start = time.monotonic()
+            outcomes = run_jobs(jobs, self._decode)
+            seconds = time.monotonic() - start
+            with self._lock:
+                jobs[0].lane.done(len(jobs), seconds)
+            self._deliver(jobs, outcomes, seconds)
+            del jobs, outcomes  # payloads must not live on while the thread waits for the next
 
+    def _next_batch(self) -> list[Job]:
+        """Wait for jobs; none when it is time to stop."""
+        while True:
+            with self._lock:
+                lane, patience = self._choose(time.monotonic())
+                if lane is not None:
+                    return self._take(lane)
+                if self._stopping:
+                    return []
+                self._idle += 1
+            self._sleep(patience)
 
-def run_job(job: Job) -> Outcome | None:
-    """Answer one job; whatever the tail does, there is an outcome.
+    def _choose(self, now: float) -> tuple[Lane | None, float | None]:
+        """A lane that can go, those that went last coming last; or how long until one can, None for no end."""
+        patience: float | None = None
+        for lane in tuple(self._lanes):
+            if not lane.waiting:
+                if lane.closed:
+                    self._lanes.remove(lane)
+                continue
+            left = 0.0 if self._stopping else lane.patience(now, self._max_wait)
+            if left == 0.0:
+                self._lanes.remove(lane)
+                self._lanes.append(lane)
+                return lane, None
+            lane.quorum = lane.expected()
+            patience = left if patience is None else min(patience, left)
+        return None, patience
 
-    Returns:
-        The outcome, or None where the client has gone.
-    """
-    if not job.wanted():
-        return None
-    if time.monotonic() >= job.deadline:
-        return Outcome(b"", ErrorCode.DEADLINE, "its deadline had passed before its turn came")
-    try:
-        body = _answer(job)
-    except PayloadError as error:
-        return Outcome(b"", ErrorCode.PAYLOAD, _words(error))
-    except BaseException as error:  # also SystemExit: one tail's exit must not end the answers of the others
-        text = describe_error(error)
-        frames = "".join(traceback.format_tb(error.__traceback__))
-        _logger.error("the tail of %s raised %s\n%s", job.servable.artifact_id.hex()[:8], text, frames)
-        return Outcome(b"", ErrorCode.TAIL, text)
-    if time.monotonic() >= job.deadline:
-        return Outcome(b"", ErrorCode.DEADLINE, "the answer was ready only after its deadline")
-    return Outcome(body)
+    def _take(self, lane: Lane) -> list[Job]:
+        jobs = lane.take()
+        for other in self._lanes:
+            if other.quorum > 1:  # its watch is left: whoever comes next shall not count on this thread
+                other.quorum = 1
+                if self._idle > 0:
+                    self._idle -= 1
+                    self._wake.put(None)
+        return jobs
 
+    def _sleep(self, seconds: float | None) -> None:
+        try:
+            self._wake.get(timeout=seconds)
+        except queue.Empty:
+            with self._lock:
+                try:
+                    self._wake.get_nowait()  # a job was faster, and has counted this thread out already
+                except queue.Empty:
+                    self._idle -= 1
 
-def describe_error(error: BaseException) -> str:
-    r"""Type and first line of an exception, without file paths: what a client may know of it.
+    def _decode_ahead(self) -> None:
+        while (job := self._to_decode.get()) is not None:
+            with self._lock:
+                mine = not job.claimed
+                if mine:
+                    job.claimed, job.ready = True, threading.Event()
+            tail = job.lane.batchable
+            if mine and tail is not None and job.ready is not None:
+                if job.deadline > time.monotonic() and job.asker.wants(job.request_id):
+                    job.decode(tail)
+                    job.ready.set()
+                else:
+                    self._unclaim(job)
+            del job, tail
 
-    Examples:
-        >>> describe_error(ValueError("no file /srv/models/tail.pt2\nsecret"))
-        'ValueError: no file <path>'
+    def _unclaim(self, job: Job) -> None:
+        """Leave a job that is not worth decoding as it was: its turn will say why."""
+        with self._lock:
+            ready, job.claimed, job.ready = job.ready, False, None
+        if ready is not None:
+            ready.set()
 
-    Source: this project.
-    """
-    words = _words(error)
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
-
-
-def _answer(job: Job) -> bytes:
-    body = job.servable.answer(job.payload)
-    if not isinstance(body, bytes):  # pyright: ignore[reportUnnecessaryIsInstance] - a tail of the user's own may err
-        message = f"the tail answered with {type(body).__name__}; expected bytes"
-        raise TypeError(message)
-    return body
-
-
-def _words(error: BaseException) -> str:
-    try:
-        return _scrub(str(error))
-    except BaseException:  # an exception of the tail's own that cannot even say what it is must not end the thread
-        return "it has no words"
-
-
-def _scrub(text: str) -> str:
-    return _PATH.sub("<path>", one_line(text))[:_MAX_WORDS]
+    def _decode(self, job: Job, tail: Batchable) -> None:
+        """Decode a job, or wait for the thread that is at it."""
+        while job.decoded is None and job.failure is None:
+            with self._lock:
+                ready = job.ready
+                if not job.claimed:
+                    job.claimed = True
+            if ready is None:
+                job.decode(tail)
+                return
+            ready.wait()

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from compoff.edge.batching import Job, Lane
+from compoff.edge.jobs import Outcome
 from compoff.edge.server import Server, serve
-from compoff.edge.workers import Outcome
 from compoff.errors import ReadTimeout, RemoteError, ServerBusy
 from compoff.wire.client import open_client
 from compoff.wire.frames import Frame, FrameType
 from compoff.wire.messages import ErrorCode, decode_error
+from compoff.wire.replies import FULL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -201,7 +203,9 @@ def test_reading_goes_on_counts_although_more_answers_come() -> None:
         eventually(lambda: connection._paused)
         before = connection._unwritten
         connection._protocol._in_flight.add(2)
-        server._loop.call_soon_threadsafe(connection._deliver, 2, Outcome(bytes(2**20)), 0.0)
+        job = Job(Lane(Echo(), 1), b"", FULL, 0.0, connection, 2, 0.0)
+        server._loop.call_soon_threadsafe(connection.deliver, job, Outcome(bytes(2**20)))
+        server._loop.call_soon_threadsafe(connection.settle)
         eventually(lambda: connection._protocol.in_flight == 0)
         assert connection._unwritten == before + 2**20 + 16, "what came on top is no proof that nothing was read"
 

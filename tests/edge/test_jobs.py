@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from compoff.edge.workers import Job, Outcome, Workers, describe_error, run_job
+from compoff.edge.batching import Job, Lane
+from compoff.edge.jobs import Outcome, describe_error, run_jobs
+from compoff.edge.workers import Workers
 from compoff.errors import PayloadError
 from compoff.wire.messages import ErrorCode
+from compoff.wire.replies import FULL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,8 +33,29 @@ class Tail:
         return self._do(payload)
 
 
+class Client:
+    """Somebody who waits, or has gone."""
+
+    def __init__(self, here: bool = True) -> None:
+        self._here = here
+
+    def wants(self, request_id: int) -> bool:
+        return self._here
+
+    def deliver(self, job: Job, outcome: Outcome | None) -> None:
+        """Nothing: the outcomes are looked at where they come from."""
+
+    def settle(self) -> None:
+        """Nothing."""
+
+
 def job(do: Callable[[bytes], bytes], *, deadline: float = math.inf, wanted: bool = True) -> Job:
-    return Job(Tail(do), b"payload", deadline, lambda: wanted, lambda outcome: None)
+    return Job(Lane(Tail(do), 1), b"payload", FULL, deadline, Client(wanted), 1, 0.0)
+
+
+def run_job(one: Job) -> Outcome | None:
+    [outcome] = run_jobs([one])
+    return outcome
 
 
 def raising(error: BaseException) -> Callable[[bytes], bytes]:
@@ -69,9 +92,11 @@ def test_an_error_without_words_does_not_end_the_thread(base: type[Exception]) -
             raise RuntimeError("not even that")
 
     outcomes: list[Outcome | None] = []
-    workers = Workers(1)
+    workers = Workers(1, 0, 0.0, lambda jobs, found, seconds: outcomes.extend(found))
     for do in (raising(Mute()), bytes.upper):
-        workers.submit(Job(Tail(do), b"payload", math.inf, lambda: True, outcomes.append))
+        one = job(do)
+        workers.open(one.lane)
+        workers.submit(one)
     workers.stop(5)
     [mute, right] = outcomes
     assert mute is not None
@@ -122,18 +147,3 @@ def test_the_log_has_the_frames_and_not_the_payload(caplog: pytest.LogCaptureFix
     assert "in answer" in caplog.text
     assert "the tail of 00010203 raised ValueError: no" in caplog.text
     assert "payload'" not in caplog.text
-
-
-def test_threads_work_in_parallel_and_stop_after_what_is_queued() -> None:
-    outcomes: list[Outcome | None] = []
-    together = threading.Barrier(2)
-
-    def meet(payload: bytes) -> bytes:
-        together.wait(5)
-        return payload
-
-    workers = Workers(2)
-    for _ in range(4):
-        workers.submit(Job(Tail(meet), b"x", math.inf, lambda: True, outcomes.append))
-    workers.stop(5)
-    assert outcomes == [Outcome(b"x")] * 4

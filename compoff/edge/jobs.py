@@ -1,0 +1,173 @@
+"""A batch of requests through a tail: for each an outcome, whatever the tail does; what it raises becomes words.
+
+Knows nothing of connections, queues and threads: ``batching`` forms the batch, ``workers`` gives it the thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from compoff.errors import FeatureError, PayloadError
+from compoff.wire.messages import ErrorCode, one_line
+from compoff.wire.replies import reduce_reply
+from compoff.wire.tensors import pack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence, Sized
+
+    from numpy.typing import NDArray
+
+    from compoff.edge.batching import Job
+    from compoff.edge.servable import Batchable
+
+__all__ = ["Outcome", "describe_error", "run_jobs"]
+
+_logger = logging.getLogger("compoff.serve")
+# A word with a separator at its start, after a drive, or after a dot or tilde; "16/3" and "n/a" are none.
+_PATH = re.compile(r"(?<![\w/\\.~])(?:[A-Za-z]:|~\w*|\.{1,2})?[/\\][^\s'\"`,;:)\]}>]+")
+_MAX_WORDS = 300
+
+
+class Outcome(NamedTuple):
+    """What became of a job: a body, or an error code with words."""
+
+    body: bytes
+    code: ErrorCode | None = None
+    text: str = ""
+
+
+_TOO_LATE = Outcome(b"", ErrorCode.DEADLINE, "its deadline had passed before its turn came")
+_LATE = Outcome(b"", ErrorCode.DEADLINE, "the answer was ready only after its deadline")
+
+
+def run_jobs(jobs: Sequence[Job], decode: Callable[[Job, Batchable], None] | None = None) -> list[Outcome | None]:
+    """Answer jobs of one lane.
+
+    Args:
+        jobs: The jobs; several only where the tail can take several.
+        decode: Has a job decoded, in this thread or another; None to do it here.
+
+    Returns:
+        An outcome for each, or None where the client has gone or waits no longer.
+    """
+    outcomes: list[Outcome | None] = [None] * len(jobs)
+    wanted: list[int] = []
+    now = time.monotonic()
+    for index, job in enumerate(jobs):
+        if now >= job.deadline:
+            outcomes[index] = _TOO_LATE
+        elif job.asker.wants(job.request_id):
+            wanted.append(index)
+    tail = jobs[0].lane.batchable
+    if tail is None:
+        for index in wanted:
+            outcomes[index] = _answer_one(jobs[index])
+    else:
+        answers = _answer_batch(tail, [jobs[index] for index in wanted], decode)
+        for index, outcome in zip(wanted, answers, strict=True):
+            outcomes[index] = outcome
+    now = time.monotonic()
+    for index in wanted:
+        if now >= jobs[index].deadline and cast("Outcome", outcomes[index]).code is None:
+            outcomes[index] = _LATE
+    return outcomes
+
+
+def _answer_one(job: Job) -> Outcome:
+    try:
+        body = job.lane.servable.answer(job.payload)
+        if not isinstance(body, bytes):  # pyright: ignore[reportUnnecessaryIsInstance] - a tail of the user's own may err
+            message = f"the tail answered with {type(body).__name__}; expected bytes"
+            raise TypeError(message)
+    except BaseException as error:  # also SystemExit: one tail's exit must not end the answers of the others
+        return _failure(job, error)
+    return Outcome(body)
+
+
+def _answer_batch(
+    tail: Batchable, jobs: Sequence[Job], decode: Callable[[Job, Batchable], None] | None
+) -> list[Outcome]:
+    for job in jobs:
+        if decode is None:
+            job.decode(tail)
+        else:
+            decode(job, tail)
+    outcomes = {id(job): _failure(job, job.failure) for job in jobs if job.failure is not None}
+    for group in _groups([job for job in jobs if job.failure is None], tail.max_batch):
+        for job, outcome in zip(group, _run(tail, group), strict=True):
+            outcomes[id(job)] = outcome
+    return [outcomes[id(job)] for job in jobs]
+
+
+def _groups(jobs: Sequence[Job], max_samples: int) -> list[list[Job]]:
+    """Jobs that go through the tail in one run: one payload may hold as many samples as a run takes."""
+    groups: list[list[Job]] = []
+    room = 0
+    for job in jobs:
+        samples = len(cast("Sized", job.decoded))
+        if not groups or samples > room:
+            groups.append([])
+            room = max_samples
+        groups[-1].append(job)
+        room -= samples
+    return groups
+
+
+def _run(tail: Batchable, jobs: Sequence[Job]) -> list[Outcome]:
+    try:
+        every_answer = tail.run([job.decoded for job in jobs])
+        if len(every_answer) != len(jobs):
+            message = f"the tail answered {len(every_answer)} of {len(jobs)} payloads"
+            raise RuntimeError(message)
+    except BaseException as error:  # as in _answer_one
+        if len(jobs) == 1:
+            return [_failure(jobs[0], error)]
+        # One request of the batch may be to blame: the others get their answers, each alone.
+        return [outcome for job in jobs for outcome in _run(tail, [job])]
+    return [_reduced(job, answer) for job, answer in zip(jobs, every_answer, strict=True)]
+
+
+def _reduced(job: Job, answer: list[NDArray[Any]]) -> Outcome:
+    try:
+        return Outcome(pack(reduce_reply(job.reply, answer)))
+    except FeatureError as error:
+        return Outcome(b"", ErrorCode.REPLY, _words(error))
+    except BaseException as error:  # as in _answer_one
+        return _failure(job, error)
+
+
+def _failure(job: Job, error: BaseException) -> Outcome:
+    if isinstance(error, PayloadError):
+        return Outcome(b"", ErrorCode.PAYLOAD, _words(error))
+    text = describe_error(error)
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    _logger.error("the tail of %s raised %s\n%s", job.lane.servable.artifact_id.hex()[:8], text, frames)
+    return Outcome(b"", ErrorCode.TAIL, text)
+
+
+def describe_error(error: BaseException) -> str:
+    r"""Type and first line of an exception, without file paths: what a client may know of it.
+
+    Examples:
+        >>> describe_error(ValueError("no file /srv/models/tail.pt2\nsecret"))
+        'ValueError: no file <path>'
+
+    Source: this project.
+    """
+    words = _words(error)
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return _scrub(str(error))
+    except BaseException:  # an exception of the tail's own that cannot even say what it is must not end the thread
+        return "it has no words"
+
+
+def _scrub(text: str) -> str:
+    return _PATH.sub("<path>", one_line(text))[:_MAX_WORDS]
