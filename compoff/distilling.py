@@ -300,6 +300,11 @@ def _distilled(base: nn.Module, gate: Gate, site: Site, record: TeacherRecord, b
             result = float_tensors(base(*batch.args, **batch.kwargs))
     finally:
         gate.replace = None
+    if y_hat.requires_grad and not any(tensor.requires_grad for tensor in result):
+        raise FitError(
+            f"no gradient of the model's output reaches the bottleneck at '{site.path}'; a common cause is gradient "
+            "checkpointing inside the model with use_reentrant=True: pass use_reentrant=False to it, or turn it off"
+        )
     return _over_blocks(site, record, blocks, result)
 
 

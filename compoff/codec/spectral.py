@@ -54,6 +54,11 @@ def largest_singular_value(matrix: Tensor, u: Tensor, iterations: int = 1) -> tu
     return u @ matrix @ v, u
 
 
+def _inside_backward() -> bool:
+    """Whether gradient checkpointing is computing a pass again, which must give what that pass gave."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownVariableType] - there is no public way
+
+
 def _spectral_norm(matrix: Tensor) -> float:
     """σ(W) without estimating."""
     return float(cast("Tensor", torch.linalg.matrix_norm(matrix.double(), ord=2)))
@@ -107,8 +112,9 @@ class SpectralConv(nn.Module):
         """
         if self.folded:
             return self.weight
-        sigma, u = largest_singular_value(self._matrix(), self.u, 1 if self.training else 0)
-        if self.training:
+        moving = self.training and not _inside_backward()
+        sigma, u = largest_singular_value(self._matrix(), self.u, 1 if moving else 0)
+        if moving:
             self.u = u.detach()
         return self.weight / sigma
 
