@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from compoff.device.head import Head
     from compoff.device.remote import AsyncRemote, Remote, connect, connect_async
     from compoff.edge.server import Server, serve
+    from compoff.edge.stats import ServerStats, TailStats
     from compoff.edge.tail import Tail
     from compoff.errors import (
         ArtifactError,
@@ -38,12 +39,14 @@ if TYPE_CHECKING:
     from compoff.exporting import export
     from compoff.fitting import FitReport, SplitReport, fit
     from compoff.recipe import Recipe
+    from compoff.wire.replies import ArgMax, TopK, TopValues
     from compoff.wire.tls import TLS
     from compoff.wrapping import Wrapped, load, wrap
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ArgMax": "compoff.wire.replies",
     "ArtifactError": "compoff.errors",
     "ArtifactMismatch": "compoff.errors",
     "AsyncRemote": "compoff.device.remote",
@@ -70,12 +73,16 @@ _HOMES = {
     "RemoteProtocolError": "compoff.errors",
     "Server": "compoff.edge.server",
     "ServerBusy": "compoff.errors",
+    "ServerStats": "compoff.edge.stats",
     "SplitError": "compoff.errors",
     "SplitReport": "compoff.fitting",
     "SymbolTables": "compoff.coding",
     "TLS": "compoff.wire.tls",
     "Tail": "compoff.edge.tail",
+    "TailStats": "compoff.edge.stats",
     "Timeout": "compoff.errors",
+    "TopK": "compoff.wire.replies",
+    "TopValues": "compoff.wire.replies",
     "WireError": "compoff.errors",
     "Wrapped": "compoff.wrapping",
     "connect": "compoff.device.remote",
@@ -88,6 +95,7 @@ _HOMES = {
 }
 
 __all__ = [  # noqa: RUF022 - ruff takes TLS for a constant
+    "ArgMax",
     "ArtifactError",
     "ArtifactMismatch",
     "AsyncRemote",
@@ -114,12 +122,16 @@ __all__ = [  # noqa: RUF022 - ruff takes TLS for a constant
     "RemoteProtocolError",
     "Server",
     "ServerBusy",
+    "ServerStats",
     "SplitError",
     "SplitReport",
     "SymbolTables",
     "TLS",
     "Tail",
+    "TailStats",
     "Timeout",
+    "TopK",
+    "TopValues",
     "WireError",
     "Wrapped",
     "connect",

@@ -13,6 +13,8 @@ import numpy as np
 
 from compoff.errors import RemoteProtocolError, SplitError
 from compoff.structure import input_leaves, unflatten
+from compoff.wire.messages import Offer
+from compoff.wire.replies import FULL, reply_form, reply_specs, restore_leaves
 from compoff.wire.tensors import unpack
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from compoff.coding import Payload
     from compoff.device.sender import Sender
     from compoff.manifest import Manifest
+    from compoff.wire.replies import Reply, ReplyForm
 
 __all__ = ["CallReport", "Heads", "restore"]
 
@@ -53,12 +56,16 @@ class Heads:
 
     Args:
         heads: One head, or several of different split points.
+        reply: The form in which answers shall come.
 
     Raises:
         SplitError: There is no head, or two of the same split point.
+        FeatureError: A model's outputs have no such form.
+        LocalProtocolError: There is no such form.
     """
 
-    def __init__(self, heads: Sender | Sequence[Sender]) -> None:
+    def __init__(self, heads: Sender | Sequence[Sender], reply: Reply = "full") -> None:
+        self.form = reply_form(reply)
         self.all: list[Sender] = [*heads] if isinstance(heads, (list, tuple)) else [heads]  # pyright: ignore[reportAttributeAccessIssue]
         splits = [head.split for head in self.all]
         if not splits or len(set(splits)) != len(splits):
@@ -66,15 +73,18 @@ class Heads:
                 f"heads of the split points {splits} were given; expected one or more, each split point once"
             )
 
+        for head in self.all:
+            reply_specs(self.form, head.manifest.outputs)
+
     @property
-    def artifact_ids(self) -> list[bytes]:
-        """Ids of the exports, in the order that routes count in."""
-        return [head.artifact_id for head in self.all]
+    def offers(self) -> list[Offer]:
+        """The exports with the form of their answers, in the order that routes count in."""
+        return [Offer(head.artifact_id, self.form) for head in self.all]
 
     @property
     def max_reply_bytes(self) -> int:
         """Length that no right reply exceeds, in bytes: the most that a server can make this side hold."""
-        return max(_longest_reply(head.manifest) for head in self.all)
+        return max(_longest_reply(self.form, head.manifest) for head in self.all)
 
     def choose(self, split: str | None) -> tuple[int, Sender]:
         """The head to run.
@@ -95,22 +105,23 @@ class Heads:
         raise SplitError(f"no head is connected for '{split}'; connected are {known}")
 
 
-def restore(head: Sender, inputs: tuple[Any, ...], payload: Payload, reply: bytes) -> Any:
-    """Make a reply into what the model would have returned.
+def restore(head: Sender, inputs: tuple[Any, ...], payload: Payload, reply: bytes, form: ReplyForm = FULL) -> Any:
+    """Make a reply into what the model would have returned, or into what was asked for of it.
 
     Args:
         head: The head whose payload was answered.
         inputs: What it was called with: numpy in, numpy out; else the runtime's own tensors.
         payload: The payload.
         reply: The reply's body.
+        form: The form that was asked for.
 
     Returns:
-        The model's output, nested as the model nests it.
+        The model's output, nested as the model nests it; the form says what stands in an output's place.
 
     Raises:
         RemoteProtocolError: The reply is not what this export's tail answers.
     """
-    specs = head.manifest.outputs
+    specs = reply_specs(form, head.manifest.outputs)
     arrays = unpack(reply, len(specs))
     expected = [((payload.batch_size, *spec.shape) if spec.batched else spec.shape, spec.dtype) for spec in specs]
     found = [(array.shape, str(array.dtype)) for array in arrays]
@@ -120,14 +131,18 @@ def restore(head: Sender, inputs: tuple[Any, ...], payload: Payload, reply: byte
             "compoff?"
         )
     plain = all(isinstance(value, np.ndarray) for value in input_leaves(inputs))
-    leaves: list[Any] = [array if plain else head.runner.from_numpy(array) for array in arrays]
+
+    def convert(array: Any) -> Any:
+        return array if plain else head.runner.from_numpy(array)
+
+    leaves = restore_leaves(form, arrays, head.manifest.outputs, convert)
     return unflatten(head.manifest.structure, leaves)
 
 
-def _longest_reply(manifest: Manifest) -> int:
+def _longest_reply(form: ReplyForm, manifest: Manifest) -> int:
     """Length of the reply to the largest batch, as ``compoff.wire.tensors`` packs it, or a few bytes more."""
     total = _NUMBER_BYTES
-    for spec in manifest.outputs:
+    for spec in reply_specs(form, manifest.outputs):
         samples = manifest.max_batch if spec.batched else 1
         total += 2 + _NUMBER_BYTES * (len(spec.shape) + 1)
         total += samples * math.prod(spec.shape) * np.dtype(spec.dtype).itemsize

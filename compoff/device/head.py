@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from compoff.device.remote import Remote
     from compoff.device.runners.runner import Runner
     from compoff.manifest import Manifest, TensorSpec
+    from compoff.wire.replies import Reply
     from compoff.wire.tls import TLS
 
 __all__ = ["Head"]
@@ -185,6 +186,7 @@ class Head:
         token: str | None = None,
         tls: TLS | None = None,
         insecure: bool = False,
+        reply: Reply = "full",
         timeout: float = 10.0,
     ) -> Remote:
         """Open a connection to the edge server that holds this head's tail; `compoff.connect` has every option.
@@ -194,6 +196,7 @@ class Head:
             token: The server's token, if it asks for one.
             tls: Certificates; without them another machine is checked against the authorities of this system.
             insecure: Whether to connect without encryption.
+            reply: What to bring back, as for `compoff.connect`.
             timeout: Deadline of the connection and of each call, in seconds.
 
         Returns:
@@ -204,4 +207,4 @@ class Head:
         """
         from compoff.device.remote import connect  # remote builds on Head
 
-        return connect(self, address, token=token, tls=tls, insecure=insecure, timeout=timeout)
+        return connect(self, address, token=token, tls=tls, insecure=insecure, reply=reply, timeout=timeout)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from compoff.coding import Payload
     from compoff.device.sender import Sender
+    from compoff.wire.replies import Reply
     from compoff.wire.tls import TLS
 
 __all__ = ["AsyncRemote", "Remote", "connect", "connect_async"]
@@ -65,7 +66,7 @@ class Remote:
     def _open(self, timeout: float) -> Client:
         return open_client(
             self.address,
-            self._heads.artifact_ids,
+            self._heads.offers,
             token=self._token,
             tls=client_context(self._tls),
             connect_timeout=timeout,
@@ -110,7 +111,7 @@ class Remote:
         finally:
             self._close_if_over(client)
         answered = time.monotonic()
-        output = restore(head, inputs, payload, reply)
+        output = restore(head, inputs, payload, reply, self._heads.form)
         self._report.last = _report(head, payload, reply, begin, encoded, answered)
         return output
 
@@ -212,7 +213,7 @@ class AsyncRemote:
         encoded = time.monotonic()
         reply = await self._client.request(bytes(payload), route=route, timeout=_left(deadline, timeout))
         answered = time.monotonic()
-        output = restore(head, inputs, payload, reply)
+        output = restore(head, inputs, payload, reply, self._heads.form)
         self.last = _report(head, payload, reply, begin, encoded, answered)
         return output
 
@@ -254,6 +255,8 @@ def connect(
     token: str | None = None,
     tls: TLS | ssl.SSLContext | None = None,
     insecure: bool = False,
+    # what comes back
+    reply: Reply = "full",
     # deadlines
     timeout: float = 10.0,
 ) -> Remote:
@@ -268,6 +271,10 @@ def connect(
         tls: Certificates, or a context of your own; None checks another machine against the authorities of this
             system, and is plain TCP on loopback.
         insecure: Whether to talk to another machine in plain TCP: whoever is between can read and change it.
+        reply: What to bring back: ``"full"`` is what the model returns; ``"fp32"`` and ``"fp16"`` send it in at most
+            that precision, and it comes back in the model's own dtypes; ``"argmax"`` or `ArgMax` is the index of the
+            largest value along dimension 1, the classes; `TopK` is a `TopValues` of the largest values and their
+            indices in each output's place. Outputs of whole numbers always come as they are.
         timeout: Deadline of the connection, and of each call that names none, in seconds.
 
     Returns:
@@ -280,6 +287,7 @@ def connect(
         ArtifactMismatch: The server does not hold the tails of these heads.
         RemoteProtocolError: Something else than a compoff server listens there.
         SplitError: No head was given, or two of the same split point.
+        FeatureError: The model's outputs have no such form.
 
     Examples:
         >>> import torch, compoff
@@ -290,9 +298,16 @@ def connect(
         ...     remote(torch.zeros(1, 3, 16, 16)).shape
         torch.Size([1, 5])
 
+        Of a thousand logits only the five that are looked at need to travel:
+
+        >>> with compoff.serve(tail) as server, compoff.connect(head, server.address, reply=compoff.TopK(2)) as remote:
+        ...     values, indices = remote(torch.zeros(1, 3, 16, 16))
+        >>> indices.shape, remote.last.reply_bytes
+        (torch.Size([1, 2]), 19)
+
     Source: DeepCOD (SenSys 2020), Sec. 4.2, 5.2.
     """
-    return Remote(Heads(heads), address, token=token, tls=device_tls(address, tls, insecure), timeout=timeout)
+    return Remote(Heads(heads, reply), address, token=token, tls=device_tls(address, tls, insecure), timeout=timeout)
 
 
 async def connect_async(
@@ -303,6 +318,8 @@ async def connect_async(
     token: str | None = None,
     tls: TLS | ssl.SSLContext | None = None,
     insecure: bool = False,
+    # what comes back
+    reply: Reply = "full",
     # deadlines
     timeout: float = 10.0,
 ) -> AsyncRemote:
@@ -314,6 +331,7 @@ async def connect_async(
         token: As for `connect`.
         tls: As for `connect`.
         insecure: As for `connect`.
+        reply: As for `connect`.
         timeout: As for `connect`.
 
     Returns:
@@ -338,10 +356,10 @@ async def connect_async(
 
     Source: this project.
     """
-    chosen = Heads(heads)
+    chosen = Heads(heads, reply)
     client = await open_async_client(
         address,
-        chosen.artifact_ids,
+        chosen.offers,
         token=token,
         tls=client_context(device_tls(address, tls, insecure)),
         connect_timeout=timeout,

@@ -96,6 +96,11 @@ class TopValues(NamedTuple):
         values: In the output's own dtype.
         indices: Their places along the dimension, int64.
 
+    Examples:
+        >>> values, indices = TopValues([9.5, 2.0], [7, 3])
+        >>> indices
+        [7, 3]
+
     Source: this project.
     """
 

@@ -273,3 +273,58 @@ def test_a_killed_edge_process_ends_the_call_and_the_next_call_finds_its_success
                 process.kill()
                 process.wait()
                 process.stdout.close()
+
+
+class Classifier(torch.nn.Module):
+    """Logits and a whole number for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 4, 3, padding=1)
+        self.classifier = torch.nn.Linear(4, 30)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.classifier(torch.relu(self.stem(x)).mean((2, 3)))
+        return logits, logits.argsort(1)
+
+
+def test_a_reply_in_the_form_that_was_asked_for() -> None:
+    torch.manual_seed(0)
+    model = compoff.wrap(Classifier().eval(), "input", example_input=torch.zeros(2, 3, 12, 12))
+    head, tail = compoff.export(model, "input")
+    x = torch.randn(3, 3, 12, 12)
+    logits, order = tail(head(x))
+    with compoff.serve(tail) as server:
+
+        def ask(reply: object) -> tuple[object, torch.Tensor, int]:
+            with head.connect(server.address, reply=reply) as remote:  # type: ignore[arg-type]
+                found, whole = remote(x)
+                assert remote.last is not None
+                assert torch.equal(whole, order), "whole numbers come as they are"
+                return found, whole, remote.last.reply_bytes
+
+        full, _, full_bytes = ask("full")
+        assert torch.equal(full, logits)
+        half, _, half_bytes = ask("fp16")
+        assert isinstance(half, torch.Tensor)
+        assert half.dtype is torch.float32
+        torch.testing.assert_close(half, logits, rtol=1e-3, atol=1e-3)
+        best, _, best_bytes = ask("argmax")
+        assert torch.equal(best, logits.argmax(1))
+        top, _, top_bytes = ask(compoff.TopK(5))
+        assert isinstance(top, compoff.TopValues)
+        assert torch.equal(top.values, logits.topk(5).values)
+        assert torch.equal(top.indices, logits.topk(5).indices)
+        assert full_bytes > half_bytes > top_bytes > best_bytes > order.numpy().nbytes
+
+        async def main() -> torch.Tensor:
+            async with await compoff.connect_async(head, server.address, reply=compoff.ArgMax(-1)) as remote:
+                return (await remote(x.numpy()))[0]
+
+        found = asyncio.run(main())
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_array_equal(found, logits.argmax(1).numpy())
+    with pytest.raises(compoff.FeatureError, match="31 values were asked for along a dimension of 30"):
+        head.connect("127.0.0.1:1", reply=compoff.TopK(31))
+    with pytest.raises(compoff.LocalProtocolError, match="expected 'full'"):
+        head.connect("127.0.0.1:1", reply="fp8")
