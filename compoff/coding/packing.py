@@ -15,9 +15,12 @@ from compoff.errors import FeatureError, PayloadError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["pack", "packed_length", "unpack"]
+__all__ = ["pack", "pack_width", "packed_length", "unpack", "unpack_width"]
 
 _BYTE = 8
+_WORD = 64
+# Wide values are taken apart so many at a time: bounds the memory, and each step but the last fills whole bytes.
+_STEP = 1 << 15
 
 
 def packed_length(count: int, num_symbols: int) -> int:
@@ -107,6 +110,77 @@ def unpack(data: bytes, count: int, num_symbols: int) -> NDArray[np.uint8]:
     if values.size and int(values.max()) >= num_symbols:
         raise PayloadError(f"a packed symbol is {values.max()}, expected at most {num_symbols - 1}")
     return values
+
+
+def pack_width(values: NDArray[np.uint64], width: int) -> bytes:
+    """Pack numbers in so many bits each, up to 64.
+
+    Args:
+        values: numbers below ``2**width``.
+        width: bits a number, 0 to 64; with 0 all numbers are 0 and take nothing.
+
+    Returns:
+        ``ceil(values.size * width / 8)`` bytes, highest bit first.
+
+    Shapes:
+        values: ``(count,)``.
+
+    Examples:
+        >>> pack_width(np.array([1, 1023, 0], np.uint64), width=10).hex()
+        '007ff000'
+
+    Source: this project.
+    """
+    if width <= _BYTE:
+        return pack(values.astype(np.uint8), 1 << width) if width else b""
+    steps = (values[start : start + _STEP] for start in range(0, values.size, _STEP))
+    return b"".join(_pack_wide(step, width) for step in steps)
+
+
+def unpack_width(data: bytes, count: int, width: int) -> NDArray[np.uint64]:
+    """Unpack what `pack_width` packed.
+
+    Args:
+        data: the packed bytes.
+        count: how many numbers were packed.
+        width: bits a number, 0 to 64.
+
+    Returns:
+        The numbers.
+
+    Shapes:
+        result: ``(count,)``.
+
+    Raises:
+        PayloadError: too few or too many bytes, or filling bits that are not zero.
+
+    Examples:
+        >>> unpack_width(bytes.fromhex("007ff000"), count=3, width=10).tolist()
+        [1, 1023, 0]
+
+    Source: this project.
+    """
+    if 1 <= width <= _BYTE:
+        return unpack(data, count, 1 << width).astype(np.uint64)
+    expected = -(-count * width // _BYTE)
+    if len(data) != expected:
+        raise PayloadError(f"{count} numbers of {width} bits take {expected} bytes, not {len(data)}; they are damaged")
+    packed = np.frombuffer(data, np.uint8)
+    values = np.zeros(count, np.uint64)
+    for start in range(0, count if width else 0, _STEP):
+        step = values[start : start + _STEP]
+        bits = np.unpackbits(packed[start * width // _BYTE :][: -(-step.size * width // _BYTE)])
+        if bits[step.size * width :].any():
+            raise PayloadError("the bits after the last packed number are not zero; the bytes are damaged")
+        places = np.zeros((step.size, _WORD), np.uint8)
+        places[:, _WORD - width :] = bits[: step.size * width].reshape(step.size, width)
+        step[:] = np.packbits(places, axis=1).reshape(-1).view(">u8")
+    return values
+
+
+def _pack_wide(values: NDArray[np.uint64], width: int) -> bytes:
+    bits = np.unpackbits(values.astype(">u8").view(np.uint8).reshape(-1, _BYTE), axis=1)
+    return np.packbits(bits[:, _WORD - width :]).tobytes()
 
 
 def _bits(num_symbols: int) -> int:
