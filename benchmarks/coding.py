@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from benchmarks.record import record
-from compoff.coding import PayloadFormat, SymbolTables, huffman, packing, range_coder
+from compoff.coding import Code, PayloadFormat, SymbolTables, huffman, packing, range_coder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +98,7 @@ def coders(
     """Name each coder, with its encoder, its decoder and how often to time them."""
     count, slow = case.channels * case.positions, max(5, repeats // 20)
     space = (case.channels, case.positions)
-    payloads = PayloadFormat(bytes(32), tables, space)
+    payloads = PayloadFormat(bytes(32), [Code(tables, space)])
     return {
         "range": (
             lambda symbols: range_coder.encode(symbols, tables),
@@ -121,7 +121,7 @@ def coders(
             repeats,
         ),
         "whole payload, range": (
-            lambda symbols: payloads.encode(symbols[None]),
+            lambda symbols: payloads.encode([symbols[None]]),
             payloads.decode,
             repeats,
         ),

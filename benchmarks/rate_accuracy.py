@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import compoff
 from benchmarks.networks import CIFAR10_MEAN, CIFAR10_STD, data_folder, load_cifar_resnet, read_cifar10
 from benchmarks.record import record
+from compoff.coding import Code
 from compoff.wire.frames import OVERHEAD_BYTES
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def measure_compoff(task: Task, model: compoff.Wrapped, split: str, teacher: Ten
     lengths: list[int] = []
     answers: list[Tensor] = []
     for batch in task.test.split(100):
-        payloads = [head.payload_format.encode(sample[None]) for sample in head.symbols(batch)]
+        payloads = [head.payload_format.encode([sample[None]]) for sample in head.symbols(batch)[0]]
         lengths += [len(payload) for payload in payloads]
         answers.append(torch.cat(tail(payloads)))
     bottleneck = model.bottleneck(split)
@@ -145,7 +146,7 @@ def encode_ms(head: compoff.Head, bottleneck: compoff.Bottleneck) -> float:
     with torch.inference_mode():
         for _ in range(50):
             start = time.perf_counter()
-            head.payload_format.encode(bottleneck.encode(y).numpy())
+            head.payload_format.encode([bottleneck.encode(y).numpy()])
             times.append(time.perf_counter() - start)
     return 1000 * float(np.median(times))
 
@@ -240,8 +241,9 @@ def feature_rows(task: Task, split: str, teacher: Tensor) -> list[dict[str, Any]
             scores = in_batches(model.base, task.test)
             flat = symbols.flatten(2).to(torch.uint8).numpy()
             counts = [[int((flat[:, c] == k).sum()) for k in range(levels)] for c in range(flat.shape[1])]
-            coder = compoff.PayloadFormat(bytes(32), compoff.SymbolTables.from_counts(np.array(counts)), flat.shape[1:])
-            lengths = [len(coder.encode(sample[None])) for sample in flat]
+            tables = compoff.SymbolTables.from_counts(np.array(counts))
+            coder = compoff.PayloadFormat(bytes(32), [Code(tables, flat.shape[1:])])
+            lengths = [len(coder.encode([sample[None]])) for sample in flat]
             rows.append(
                 {
                     "system": f"{bits}-bit features",

@@ -11,7 +11,7 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -21,6 +21,9 @@ from safetensors.numpy import save as save_arrays
 from compoff.coding import SymbolTables
 from compoff.errors import ArtifactError, CompoffError
 from compoff.manifest import MANIFEST_LIMIT, Manifest, manifest_bytes, parse_manifest, sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["Folder", "find_part", "kinds_in", "read_folder", "write_folder"]
 
@@ -36,13 +39,13 @@ class Folder:
     Args:
         path: Where it is.
         manifest: What it says of itself.
-        tables: The coder's tables.
+        tables: The coder's tables, one a code.
         files: Its other files, by name.
     """
 
     path: Path
     manifest: Manifest
-    tables: SymbolTables
+    tables: tuple[SymbolTables, ...]
     files: dict[str, bytes]
 
     @property
@@ -69,13 +72,13 @@ class Folder:
         return self.files[name]
 
 
-def write_folder(path: str | Path, manifest: Manifest, tables: SymbolTables, files: dict[str, bytes]) -> None:
+def write_folder(path: str | Path, manifest: Manifest, tables: Sequence[SymbolTables], files: dict[str, bytes]) -> None:
     """Write a folder; the manifest comes last, so that a half-written folder is none.
 
     Args:
         path: The folder; made if need be.
         manifest: What it says of itself.
-        tables: The coder's tables.
+        tables: The coder's tables, one a code.
         files: Its other files, by name.
 
     Raises:
@@ -84,17 +87,19 @@ def write_folder(path: str | Path, manifest: Manifest, tables: SymbolTables, fil
     Examples:
         >>> import tempfile
         >>> from compoff.coding import SymbolTables
-        >>> from compoff.manifest import Manifest
-        >>> manifest = Manifest("head", "00" * 32, "layer1", "Net", (), (), {"value": 0}, (1, 2), 2, (1,), 8)
+        >>> from compoff.manifest import CodeSpec, Manifest
+        >>> code = CodeSpec((1, 2), num_centers=2, qualities=(1,))
+        >>> manifest = Manifest("head", "00" * 32, "layer1", "Net", (), (), {"value": 0}, (code,), (), max_batch=8)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_folder(folder, manifest, SymbolTables.from_probabilities([[0.5, 0.5]]), {"head.bin": b"program"})
+        ...     write_folder(folder, manifest, [SymbolTables([[2**23, 2**23]])], {"head.bin": b"program"})
         ...     read_folder(folder, "head").manifest.split
         'layer1'
     """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"'{folder}' is a file; give a folder to save the {manifest.kind} in")
-    contents = {_TABLES: save_arrays({"weights": np.ascontiguousarray(tables.weights)}), **files}
+    weights = {f"weights.{index}": np.ascontiguousarray(table.weights) for index, table in enumerate(tables)}
+    contents = {_TABLES: save_arrays(weights), **files}
     text = manifest_bytes(manifest, contents)
     _check_free(folder, manifest.kind, contents)
     folder.mkdir(parents=True, exist_ok=True)
@@ -222,19 +227,21 @@ def _read(path: Path, most: int) -> bytes:
         ) from error
 
 
-def _read_tables(path: Path, data: bytes, manifest: Manifest) -> SymbolTables:
+def _read_tables(path: Path, data: bytes, manifest: Manifest) -> tuple[SymbolTables, ...]:
     """The coder's tables, checked against the manifest."""
     try:
-        tables = SymbolTables(load_arrays(data)["weights"])
+        arrays = load_arrays(data)
+        names = [f"weights.{index}" for index in range(len(manifest.codes))]
+        if arrays.keys() == {"weights"} and len(names) == 1:
+            names = ["weights"]  # as format 1 named those of its only code
+        if arrays.keys() != set(names):
+            raise ArtifactError(f"it holds {', '.join(arrays)[:80]}, expected {', '.join(names)[:80]}")
+        tables = tuple(SymbolTables(arrays[name]) for name in names)
         manifest.payload_format(tables)
     except (SafetensorError, KeyError, CompoffError, ValueError, TypeError) as error:
         raise ArtifactError(
             f"{path}: weights do not fit the manifest ({error}); it is damaged: export again"
         ) from error
-    if tables.num_symbols != manifest.num_centers:
-        raise ArtifactError(
-            f"{path}: weights are for {tables.num_symbols} symbols, num_centers is {manifest.num_centers}"
-        )
     return tables
 
 

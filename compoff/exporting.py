@@ -18,7 +18,7 @@ from compoff.edge.backends.eager import EagerBackend
 from compoff.edge.tail import Tail
 from compoff.errors import SplitError
 from compoff.fingerprint import fingerprint
-from compoff.manifest import DTYPES, FORMAT, Manifest, TensorSpec
+from compoff.manifest import DTYPES, FORMAT, CodeSpec, Manifest, TensorSpec
 from compoff.programs import TorchProgram
 from compoff.structure import flatten
 
@@ -71,16 +71,16 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256) -> tuple[Head,
         "inputs": _specs(example.tensors, example.batched, "takes"),
         "outputs": _specs(leaves, programs.batched, "returns"),
         "structure": structure,
-        "latent_shape": bottleneck.latent_shape,
-        "num_centers": bottleneck.num_centers,
-        "qualities": (bottleneck.latent_shape[0],),
+        "codes": (CodeSpec(bottleneck.latent_shape, bottleneck.num_centers, (bottleneck.latent_shape[0],)),),
+        "sides": (),
         "max_batch": max_batch,
+        "base": fingerprint(wrapped.base.state_dict()),
     }
-    shared["artifact_id"] = _identity(wrapped, shared, tables.weights.tobytes())
+    shared["artifact_id"] = _identity(wrapped, Manifest("", "", **shared), tables.weights.tobytes())
     shared["report"] = wrapped.reports.get(split, {})
     shared["versions"] = {"compoff": __version__, "torch": torch.__version__}
-    head = Head(Manifest("head", **shared), tables, TorchRunner(TorchProgram(programs.head)))
-    tail = Tail(Manifest("tail", **shared), tables, EagerBackend(TorchProgram(programs.tail)))
+    head = Head(Manifest("head", **shared), [tables], TorchRunner(TorchProgram(programs.head)))
+    tail = Tail(Manifest("tail", **shared), [tables], EagerBackend(TorchProgram(programs.tail)))
     return head, tail
 
 
@@ -103,15 +103,12 @@ def _dtype(value: Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
-def _identity(wrapped: Wrapped, agreed: dict[str, Any], tables: bytes) -> str:
+def _identity(wrapped: Wrapped, agreed: Manifest, tables: bytes) -> str:
     """A name that changes with anything that head and tail must agree on."""
-    specs = {key: [asdict(spec) for spec in agreed[key]] for key in ("inputs", "outputs")}
     parts = {
         "format": FORMAT,
-        **agreed,
-        **specs,
-        "base": fingerprint(wrapped.base.state_dict()),
-        "bottleneck": fingerprint(wrapped.bottleneck(agreed["split"]).state_dict()),
+        **asdict(agreed),
+        "bottleneck": fingerprint(wrapped.bottleneck(agreed.split).state_dict()),
         "tables": hashlib.sha256(tables).hexdigest(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -13,27 +13,40 @@ from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
-from compoff.coding import PayloadFormat, SymbolTables
+from compoff.coding import Code, PayloadFormat, Side
+from compoff.coding.side import DTYPES
 from compoff.errors import ArtifactError
 from compoff.structure import unflatten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["DTYPES", "FORMAT", "MANIFEST_LIMIT", "Manifest", "TensorSpec", "manifest_bytes", "parse_manifest", "sha256"]
+    from compoff.coding import SymbolTables
 
-FORMAT = 1
-"""Version of the folder's format; counted apart from the package's."""
+__all__ = [
+    "DTYPES",
+    "FORMAT",
+    "MANIFEST_LIMIT",
+    "CodeSpec",
+    "Manifest",
+    "TensorSpec",
+    "manifest_bytes",
+    "parse_manifest",
+    "sha256",
+]
 
-DTYPES = ("float16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
-"""What tensors may hold: what numpy, torch and the wire all know."""
+FORMAT = 2
+"""Version of the folder's format that is written; counted apart from the package's. Format 1 is read, too."""
 
 MANIFEST_LIMIT = 1 << 18
 """Bytes that no manifest exceeds; it has about 2 KB."""
 
 _LAYOUT = re.compile(rb"(format: .*\n)checksum: ([0-9a-f]{64})\n", re.DOTALL)
 _FIRST_LINE = re.compile(rb"format: ([0-9]{1,9})\n")
+_DIGITS = re.compile("[0-9a-f]{64}")
+_FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_MOST_REPLY_BYTES = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,21 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class CodeSpec:
+    """One coded feature.
+
+    Args:
+        latent_shape: Shape of one sample's symbols.
+        num_centers: Number of symbols.
+        qualities: Channels that are sent at each quality.
+    """
+
+    latent_shape: tuple[int, ...]
+    num_centers: int
+    qualities: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a folder says of itself.
 
@@ -62,11 +90,17 @@ class Manifest:
         model: Class name of the model, for people.
         inputs: What the model takes.
         outputs: Tensors that the model returns.
-        structure: How they are nested; see `compoff.structure`.
-        latent_shape: Shape of one sample's symbols.
-        num_centers: Number of symbols.
-        qualities: Channels that are sent at each quality.
+        structure: How they are nested; see `compoff.structure`. Empty where that is not known beforehand: the reply
+            says it, and there are no `outputs`.
+        codes: The features that cross the cut coded.
+        sides: The tensors that cross it as they are.
         max_batch: Largest number of samples in one payload.
+        call: How the model was called: names of its positional ``parameters``, and under ``call`` how the inputs are
+            nested in ``[args, keywords]``. Empty where that is not known: inputs are given in order.
+        factory: ``"package.module:function"`` that makes the user's own model, which the tail then runs as it is; empty
+            where the tail is a program.
+        base: 64 hexadecimal digits that name the model's weights; empty where they are not known.
+        max_reply_bytes: The most bytes of a reply that says its own structure.
         report: Figures of the fit, for people: bytes, agreement, the guarantee's terms.
         versions: Versions that made the folder.
     """
@@ -78,10 +112,13 @@ class Manifest:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     structure: dict[str, Any]
-    latent_shape: tuple[int, ...]
-    num_centers: int
-    qualities: tuple[int, ...]
+    codes: tuple[CodeSpec, ...]
+    sides: tuple[TensorSpec, ...]
     max_batch: int
+    call: dict[str, Any] = field(default_factory=dict[str, Any])
+    factory: str = ""
+    base: str = ""
+    max_reply_bytes: int = 1 << 24
     report: dict[str, Any] = field(default_factory=dict[str, Any])
     versions: dict[str, str] = field(default_factory=dict[str, str])
 
@@ -90,18 +127,26 @@ class Manifest:
         """The artifact id as the 32 bytes that payload and wire use."""
         return bytes.fromhex(self.artifact_id)
 
-    def payload_format(self, tables: SymbolTables) -> PayloadFormat:
+    def payload_format(self, tables: Sequence[SymbolTables]) -> PayloadFormat:
         """How payloads of this export are written and read.
 
         Args:
-            tables: The tables of the same folder.
+            tables: The tables of the same folder, one a code.
 
         Returns:
             The format.
+
+        Raises:
+            ArtifactError: They do not fit together.
         """
-        return PayloadFormat(
-            self.identity, tables, self.latent_shape, qualities=self.qualities, max_batch=self.max_batch
-        )
+        if [table.num_symbols for table in tables] != [code.num_centers for code in self.codes]:
+            raise ArtifactError(
+                f"the tables are for {[table.num_symbols for table in tables]} symbols, num_centers is "
+                f"{[code.num_centers for code in self.codes]}"
+            )
+        codes = [Code(table, code.latent_shape, code.qualities) for table, code in zip(tables, self.codes, strict=True)]
+        sides = [Side(spec.shape, spec.dtype, spec.batched) for spec in self.sides]
+        return PayloadFormat(self.identity, codes, sides, self.max_batch)
 
 
 def manifest_bytes(manifest: Manifest, files: Mapping[str, bytes]) -> bytes:
@@ -138,7 +183,7 @@ def parse_manifest(data: bytes, path: Path) -> tuple[Manifest, dict[str, Any]]:
     Raises:
         ArtifactError: It is damaged, foreign or of another format; the message names the key.
     """
-    content = _parse(data, path)
+    content = _upgraded(_parse(data, path))
     files, known = content.pop("files", None), {entry.name for entry in fields(Manifest)}
     content.pop("format", None)
     wrong = sorted(map(str, content.keys() ^ known))
@@ -154,8 +199,8 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
     first = _FIRST_LINE.match(data)
     if first is None:
         raise ArtifactError(f"{path}: does not begin with its format; it is damaged, or no manifest: export again")
-    if int(first[1]) != FORMAT:
-        told = f"format is {int(first[1])}, this compoff reads format {FORMAT}"
+    if not 1 <= int(first[1]) <= FORMAT:
+        told = f"format is {int(first[1])}, this compoff reads formats 1 to {FORMAT}"
         raise ArtifactError(f"{path}: {told}; export again, or install the version that wrote it")
     whole = _LAYOUT.fullmatch(data)
     if whole is None or sha256(whole[1]).encode() != whole[2]:
@@ -174,6 +219,15 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}  # pyright: ignore[reportUnknownVariableType]
 
 
+def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
+    """The keys of this format, from those of any format that is read."""
+    if content.get("format") != 1:
+        return content
+    code = {key: content.pop(key) for key in ("latent_shape", "num_centers", "qualities") if key in content}
+    defaults = {entry.name: entry.default for entry in fields(Manifest) if entry.name in ("factory", "base")}
+    return {**content, **defaults, "codes": [code], "sides": [], "call": {}, "max_reply_bytes": 1 << 24}
+
+
 def _manifest_from(path: Path, content: dict[str, Any]) -> Manifest:
     """A manifest from checked keys, with every type checked."""
 
@@ -187,25 +241,64 @@ def _manifest_from(path: Path, content: dict[str, Any]) -> Manifest:
         value(key, list, lambda entries: all(map(_is_spec, entries)))
         return tuple(TensorSpec(tuple(entry["shape"]), entry["dtype"], entry["batched"]) for entry in content[key])
 
-    outputs = specs("outputs")
-    try:
-        unflatten(value("structure", dict), outputs)
-    except (ArtifactError, RecursionError) as error:
-        raise ArtifactError(f"{path}: structure is damaged ({error}); export again") from error
+    def nested(key: str, check: Callable[[Any], None]) -> dict[str, Any]:
+        try:
+            check(value(key, dict))
+        except (ArtifactError, RecursionError) as error:
+            raise ArtifactError(f"{path}: {key} is damaged ({error}); export again") from error
+        return content[key]
+
+    inputs, outputs = specs("inputs"), specs("outputs")
+    value("codes", list, lambda entries: all(map(_is_code, entries)))
     return Manifest(
         kind=value("kind", str, lambda kind: kind in ("head", "tail")),
-        artifact_id=value("artifact_id", str, lambda digits: re.fullmatch("[0-9a-f]{64}", digits) is not None),
+        artifact_id=value("artifact_id", str, lambda digits: _DIGITS.fullmatch(digits) is not None),
         split=value("split", str),
         model=value("model", str),
-        inputs=specs("inputs"),
+        inputs=inputs,
         outputs=outputs,
-        structure=content["structure"],
-        latent_shape=tuple(value("latent_shape", list, _are_sizes)),
-        num_centers=value("num_centers", int),
-        qualities=tuple(value("qualities", list, _are_sizes)),
+        structure=nested("structure", lambda structure: _check_structure(structure, outputs)),
+        codes=tuple(
+            CodeSpec(tuple(entry["latent_shape"]), entry["num_centers"], tuple(entry["qualities"]))
+            for entry in content["codes"]
+        ),
+        sides=specs("sides"),
         max_batch=value("max_batch", int),
+        call=nested("call", lambda call: _check_call(call, inputs)),
+        factory=value("factory", str, lambda name: not name or _FACTORY.fullmatch(name) is not None),
+        base=value("base", str, lambda digits: not digits or _DIGITS.fullmatch(digits) is not None),
+        max_reply_bytes=value("max_reply_bytes", int, lambda size: 0 < size <= _MOST_REPLY_BYTES),
         report=value("report", dict),
         versions=value("versions", dict),
+    )
+
+
+def _check_structure(structure: dict[str, Any], outputs: tuple[TensorSpec, ...]) -> None:
+    if structure or outputs:  # without either, each reply says its own
+        unflatten(structure, outputs)
+
+
+def _check_call(call: dict[str, Any], inputs: tuple[TensorSpec, ...]) -> None:
+    """Refuse a call that is not of the form that `Head` reads."""
+    if not call:
+        return
+    names = call.get("parameters")
+    if call.keys() != {"parameters", "call"} or not isinstance(names, list):
+        raise ArtifactError("it holds other keys than parameters and call")
+    nested = unflatten(call["call"], inputs)
+    shape = list(map(type, cast("list[object]", nested))) if isinstance(nested, list) else []
+    if shape != [list, dict] or not all(isinstance(name, str) for name in cast("list[object]", [*names, *nested[1]])):
+        raise ArtifactError("it holds no arguments and keywords with their names")
+
+
+def _is_code(entry: Any) -> bool:
+    """Whether this is a coded feature as `write_folder` writes it."""
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == {"latent_shape", "num_centers", "qualities"}  # pyright: ignore[reportUnknownMemberType]
+        and _are_sizes(entry["latent_shape"])
+        and type(entry["num_centers"]) is int  # pyright: ignore[reportUnknownArgumentType]
+        and _are_sizes(entry["qualities"])
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from compoff.artifact import read_folder
 from compoff.coding import SymbolTables
 from compoff.errors import ArtifactError
-from compoff.manifest import Manifest, TensorSpec
+from compoff.manifest import CodeSpec, Manifest, TensorSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,14 +25,19 @@ MANIFEST = Manifest(
     inputs=(TensorSpec((3, 8, 8), "float32"), TensorSpec((5,), "int64", batched=False)),
     outputs=(TensorSpec((10,), "float32"),),
     structure={"dict": [["größe", {"leaf": 0}], ["none", {"value": None}]]},
-    latent_shape=(2, 4, 4),
-    num_centers=4,
-    qualities=(1, 2),
+    codes=(CodeSpec((2, 4, 4), num_centers=4, qualities=(1, 2)), CodeSpec((1, 9), num_centers=2, qualities=(1, 1))),
+    sides=(TensorSpec((1, 8), "bool"),),
     max_batch=64,
+    call={
+        "parameters": ["x", "sizes"],
+        "call": {"list": [{"list": [{"leaf": 0}]}, {"dict": [["sizes", {"leaf": 1}]]}]},
+    },
+    factory="shop.models:make",
+    base="fedcba9876543210" * 4,
     report={"bytes": 12.5, "distilled_from": None},
     versions={"compoff": "0.1.0"},
 )
-TABLES = SymbolTables([[2**22] * 4, [2**23, 2**22, 2**21, 2**21]])
+TABLES = (SymbolTables([[2**22] * 4, [2**23, 2**22, 2**21, 2**21]]), SymbolTables([[2**23, 2**23]]))
 PROGRAM = bytes(range(256))
 
 

@@ -76,7 +76,7 @@ def test_links_to_anything_else_are_refused(folder: Path, tmp_path: Path, name: 
     assert refused(folder).startswith(f"{path}: ")
 
 
-BOMB = "format: 1\na: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+BOMB = "format: 2\na: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{after}: &{after} [{', '.join([f'*{before}'] * 9)}]\n"
     for before, after in zip("abcdefghi", "bcdefghij", strict=True)
 )
@@ -86,22 +86,22 @@ BOMB = "format: 1\na: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     "text",
     [
         BOMB,
-        "format: 1\na: &a [*a]\n",
-        "format: 1\nkind: " + "[" * 100_000,
-        "format: 1\nkind: !!python/object/apply:os.system ['true']\n",
-        "format: 1\nkind: 'unclosed\n",
-        "format: 1\n\ttab: 1\n",
-        "format: 1\n? [a, b]\n: c\n",
-        "format: 1\n--- \nsecond: document\n",
-        "format: 1\nkind: 2026-99-99\n",
-        "format: 1\nkind: !!bool foo\n",
-        "format: 1\nkind: !!int ''\n",
-        "format: 1\nkind: !!timestamp foo\n",
-        "format: 1\nreport: {when: 2026-01-02}\n",
-        "format: 1\nmax_batch: 0x" + "f" * 5000 + "\n",
-        "format: 1\n",
-        "format: 1\n\x00\n",
-        "format: 1\nfiles: \ud7ff\n",
+        "format: 2\na: &a [*a]\n",
+        "format: 2\nkind: " + "[" * 100_000,
+        "format: 2\nkind: !!python/object/apply:os.system ['true']\n",
+        "format: 2\nkind: 'unclosed\n",
+        "format: 2\n\ttab: 1\n",
+        "format: 2\n? [a, b]\n: c\n",
+        "format: 2\n--- \nsecond: document\n",
+        "format: 2\nkind: 2026-99-99\n",
+        "format: 2\nkind: !!bool foo\n",
+        "format: 2\nkind: !!int ''\n",
+        "format: 2\nkind: !!timestamp foo\n",
+        "format: 2\nreport: {when: 2026-01-02}\n",
+        "format: 2\nmax_batch: 0x" + "f" * 5000 + "\n",
+        "format: 2\n",
+        "format: 2\n\x00\n",
+        "format: 2\nfiles: \ud7ff\n",
     ],
 )
 def test_hostile_yaml_is_refused(folder: Path, text: str) -> None:
@@ -136,6 +136,9 @@ def test_unknown_keys_are_named(folder: Path, key: Any) -> None:
 
 
 SPEC = {"shape": [3], "dtype": "float32", "batched": True}
+CODE = {"latent_shape": [2, 4, 4], "num_centers": 4, "qualities": [1, 2]}
+SECOND = {"latent_shape": [1, 9], "num_centers": 2, "qualities": [1, 1]}
+CALL = {"parameters": ["x"], "call": {"list": [{"list": [{"leaf": 0}]}, {"dict": [["y", {"leaf": 1}]]}]}}
 
 
 @pytest.mark.parametrize(
@@ -161,13 +164,38 @@ SPEC = {"shape": [3], "dtype": "float32", "batched": True}
         ("structure", {"leaf": 1}),
         ("structure", {"dict": [["a"]]}),
         ("structure", {}),
-        ("latent_shape", [2, 4, "4"]),
-        ("latent_shape", [2, -4, 4]),
-        ("latent_shape", {"a": 1}),
-        ("qualities", [True]),
-        ("num_centers", "4"),
-        ("num_centers", True),
+        ("codes", [3]),
+        ("codes", [CODE, {}]),
+        ("codes", [{**CODE, "more": 1}]),
+        ("codes", [{**CODE, "latent_shape": [2, 4, "4"]}]),
+        ("codes", [{**CODE, "latent_shape": [2, -4, 4]}]),
+        ("codes", [{**CODE, "latent_shape": {"a": 1}}]),
+        ("codes", [{**CODE, "qualities": [True]}]),
+        ("codes", [{**CODE, "num_centers": "4"}]),
+        ("codes", [{**CODE, "num_centers": True}]),
+        ("sides", [{**SPEC, "dtype": "uint16"}]),
+        ("sides", {}),
         ("max_batch", "64"),
+        ("call", {"parameters": []}),
+        ("call", {**CALL, "more": 1}),
+        ("call", {**CALL, "parameters": "x"}),
+        ("call", {**CALL, "parameters": [1]}),
+        ("call", {**CALL, "call": {"list": []}}),
+        ("call", {**CALL, "call": {"list": [{"list": []}, {"list": []}]}}),
+        ("call", {**CALL, "call": {"list": [{"list": []}, {"dict": [["x", {"leaf": 2}]]}]}}),
+        ("call", {**CALL, "call": {"value": 1}}),
+        ("call", {**CALL, "call": 3}),
+        ("factory", "shop"),
+        ("factory", "shop:make()"),
+        ("factory", "../shop:make"),
+        ("factory", ":make"),
+        ("factory", "shop:make\n"),
+        ("base", "0" * 63),
+        ("base", "g" * 64),
+        ("max_reply_bytes", 0),
+        ("max_reply_bytes", -1),
+        ("max_reply_bytes", True),
+        ("max_reply_bytes", 1 << 40),
         ("report", []),
         ("versions", "1"),
     ],
@@ -182,13 +210,25 @@ def test_values_of_the_wrong_form_are_named(folder: Path, key: str, value: Any) 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("latent_shape", [3, 4, 4]),
-        ("latent_shape", [2, 0, 4]),
-        ("latent_shape", []),
-        ("qualities", []),
-        ("qualities", [2, 1]),
-        ("qualities", [3]),
-        ("num_centers", 5),
+        ("codes", []),
+        ("codes", [CODE]),
+        ("codes", [CODE, SECOND, {"latent_shape": [1, 9], "num_centers": 2, "qualities": [1, 1]}]),
+        ("codes", [SECOND, CODE]),
+        *(
+            ("codes", [{**CODE, key: wrong}, SECOND])
+            for key, wrong in [
+                ("latent_shape", [3, 4, 4]),
+                ("latent_shape", [2, 0, 4]),
+                ("latent_shape", []),
+                ("qualities", []),
+                ("qualities", [2, 1]),
+                ("qualities", [1, 1]),
+                ("qualities", [1, 3]),
+                ("qualities", [1]),
+                ("num_centers", 5),
+            ]
+        ),
+        ("sides", [{"shape": [0, 1 << 39, 1 << 39], "dtype": "bool", "batched": False}]),
         ("max_batch", 0),
         ("max_batch", -1),
         ("max_batch", 1 << 60),
@@ -234,6 +274,10 @@ def test_a_file_that_is_not_listed_is_not_handed_out(folder: Path) -> None:
         save_arrays({"weights": np.full((2, 4), 2**22, np.uint32)[:, :3].copy()}),
         save_arrays({"weights": np.full((1, 4), 2**22, np.uint32)}),
         save_arrays({"weights": np.full(4, 2**22, np.uint32)}),
+        save_arrays({"weights": TABLES[0].weights}),
+        save_arrays({"weights.0": TABLES[0].weights}),
+        save_arrays({"weights.0": TABLES[1].weights, "weights.1": TABLES[0].weights}),
+        save_arrays({f"weights.{index}": TABLES[index > 0].weights for index in range(3)}),
     ],
 )
 def test_tables_that_are_none_are_named(folder: Path, data: bytes) -> None:

@@ -19,7 +19,7 @@ from compoff.__main__ import main
 from compoff.artifact import write_folder
 from compoff.coding import SymbolTables
 from compoff.errors import ArtifactError, FeatureError, LocalProtocolError
-from compoff.manifest import Manifest
+from compoff.manifest import CodeSpec, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,8 +179,9 @@ def test_inspect_shows_names_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run[/x]"
-    manifest = Manifest("head", "00" * 32, "layers[/0]", "[red]Net", (), (), {"value": 0}, (1, 2), 2, (1,), 8)
-    write_folder(folder, manifest, SymbolTables.from_probabilities([[0.5, 0.5]]), {"head.pt2": b"program"})
+    code = CodeSpec((1, 2), num_centers=2, qualities=(1,))
+    manifest = Manifest("head", "00" * 32, "layers[/0]", "[red]Net", (), (), {"value": 0}, (code,), (), max_batch=8)
+    write_folder(folder, manifest, [SymbolTables([[2**23, 2**23]])], {"head.pt2": b"program"})
     monkeypatch.setenv("COLUMNS", "1000")
     cli.inspect(folder)
     shown = capsys.readouterr().out

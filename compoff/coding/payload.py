@@ -1,45 +1,43 @@
-"""What travels for one batch: a short header, the coded symbols, a checksum.
+"""What travels for one batch: a short header, the coded symbols and the side tensors, a checksum.
 
-    byte 0      format version 1 in the high four bits, coding in the low four (0 raw, 1 range, 2 Huffman)
-    byte 1      quality index
-    1-5 bytes   batch size, LEB128, lowest seven bits first
-    body        the symbols, channel-major over the whole batch, so that fewer channels are a prefix
+    byte 0      format version 1 in the high four bits, coding of the first code in the low four (0 raw, 1 range,
+                2 Huffman)
+    byte 1      quality index, the same for all codes
+    1-5 bytes   batch size, LEB128
+    parts       the codes in order, then the side tensors in order; each but the last after its length, LEB128
     4 bytes     CRC-32, big-endian, over artifact id + all bytes above; the id itself is not sent
 
+The part of a code is its symbols (`compoff.coding.body`); from the second on, a byte with its coding comes before them.
+The part of a side tensor is in `compoff.coding.side`. A payload of one code and no side tensor has no lengths.
 The file knows shapes and bytes; it does not know networks, centers or sockets.
 """
 
 from __future__ import annotations
 
-import math
 import zlib
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compoff.coding import huffman, packing, range_coder
+from compoff.coding.body import CODINGS, Code, Coding
+from compoff.coding.numbers import leb128, read_leb128
+from compoff.coding.side import Side, decode_side, encode_side, max_side_bytes
 from compoff.errors import ArtifactError, FeatureError, PayloadError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike, NDArray
 
-    from compoff.coding.tables import SymbolTables
-
-__all__ = ["Coding", "Decoded", "Payload", "PayloadFormat"]
-
-Coding = Literal["range", "huffman", "raw"]
-"""How the symbols become bytes; `raw` is taken by itself wherever it is shorter."""
+__all__ = ["Decoded", "Payload", "PayloadFormat"]
 
 _VERSION = 1
-_RAW, _RANGE, _HUFFMAN = 0, 1, 2
-_CODINGS: dict[str, int] = {"raw": _RAW, "range": _RANGE, "huffman": _HUFFMAN}
 _ID_LENGTH = 32
 _CRC_LENGTH = 4
 _SHORTEST = 2 + 1 + _CRC_LENGTH
-_MOST_QUALITIES = 256
-_MOST_BATCH_BYTES = 5
+_MOST_NUMBER_BYTES = 5  # of a batch size or a length
 
 
 @dataclass(frozen=True)
@@ -77,25 +75,33 @@ class Payload:
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """The symbols of a payload.
+    """What a payload holds.
 
     Args:
-        symbols: one index of a center for each place of the latent.
+        symbols: for each code, one index of a center for each place of its latent.
+        sides: the side tensors.
         quality: index of the quality they were made at.
+        batch_size: how many samples they hold.
 
     Shapes:
-        symbols: ``(batch, channels at this quality, *space)``.
+        symbols: each ``(batch_size, channels at this quality, *space)``.
+        sides: each ``(batch_size, *shape)``, or ``shape`` where it has no batch.
 
     Examples:
         >>> import numpy as np
-        >>> Decoded(np.zeros((2, 4, 5, 5), np.uint8), quality=0).symbols.shape
+        >>> Decoded((np.zeros((2, 4, 5, 5), np.uint8),), (), quality=0, batch_size=2).symbols[0].shape
         (2, 4, 5, 5)
 
     Source: this project.
     """
 
-    symbols: NDArray[np.uint8]
+    symbols: tuple[NDArray[np.uint8], ...]
+    sides: tuple[NDArray[Any], ...]
     quality: int
+    batch_size: int
+
+    def __len__(self) -> int:
+        return self.batch_size
 
 
 class PayloadFormat:
@@ -103,9 +109,8 @@ class PayloadFormat:
 
     Args:
         artifact_id: the 32-byte name of the export; payloads of another one fail their checksum.
-        tables: one frequency table for each channel of the latent.
-        latent_shape: channels, then the extent of each spatial axis, without the batch.
-        qualities: how many channels each quality sends, rising; all channels as the only quality by default.
+        codes: the coded features, at least one, all with the same number of qualities.
+        sides: the tensors that are sent beside them as they are.
         max_batch: the most samples that one payload may hold; bounds the memory a payload can claim.
 
     Raises:
@@ -113,76 +118,87 @@ class PayloadFormat:
 
     Examples:
         >>> import numpy as np
-        >>> from compoff.coding import PayloadFormat, SymbolTables
+        >>> from compoff.coding import Code, PayloadFormat, Side, SymbolTables
         >>> tables = SymbolTables.from_probabilities([[0.9, 0.05, 0.05]] * 4)
-        >>> payloads = PayloadFormat(bytes(32), tables, latent_shape=(4, 5, 5), qualities=(1, 4))
-        >>> payload = payloads.encode(np.zeros((2, 4, 5, 5), np.uint8))
-        >>> len(payload), payloads.max_bytes(batch=2), payloads.decode(payload).symbols.shape
-        (7, 57, (2, 4, 5, 5))
+        >>> payloads = PayloadFormat(bytes(32), [Code(tables, (4, 5, 5), qualities=(1, 4))], [Side((8,), "bool")])
+        >>> payload = payloads.encode([np.zeros((2, 4, 5, 5), np.uint8)], [np.ones((2, 8), np.bool_)])
+        >>> len(payload), payloads.max_bytes(batch=2)
+        (11, 61)
+        >>> decoded = payloads.decode(payload)
+        >>> decoded.symbols[0].shape, decoded.sides[0].shape
+        ((2, 4, 5, 5), (2, 8))
 
     Source: this project.
     """
 
-    __slots__ = ("_crc_of_id", "artifact_id", "latent_shape", "max_batch", "qualities", "tables")
+    __slots__ = ("_crc_of_id", "artifact_id", "codes", "max_batch", "sides")
 
     artifact_id: bytes
-    tables: SymbolTables
-    latent_shape: tuple[int, ...]
-    qualities: tuple[int, ...]
+    codes: tuple[Code, ...]
+    sides: tuple[Side, ...]
     max_batch: int
 
     def __init__(
-        self,
-        artifact_id: bytes,
-        tables: SymbolTables,
-        latent_shape: tuple[int, ...],
-        qualities: tuple[int, ...] | None = None,
-        max_batch: int = 1024,
+        self, artifact_id: bytes, codes: Sequence[Code], sides: Sequence[Side] = (), max_batch: int = 1024
     ) -> None:
-        qualities = (tables.num_channels,) if qualities is None else tuple(qualities)
-        _check_parts(artifact_id, tables, latent_shape, qualities, max_batch)
+        _check_parts(artifact_id, codes, max_batch)
         self.artifact_id = artifact_id
-        self.tables = tables
-        self.latent_shape = tuple(latent_shape)
-        self.qualities = qualities
+        self.codes = tuple(codes)
+        self.sides = tuple(sides)
         self.max_batch = max_batch
         self._crc_of_id = zlib.crc32(artifact_id)
 
-    def encode(self, symbols: ArrayLike, *, quality: int | None = None, coding: Coding = "range") -> Payload:
-        """Code the symbols of a batch.
+    @property
+    def num_qualities(self) -> int:
+        """How many qualities there are."""
+        return len(self.codes[0].qualities)
+
+    def encode(
+        self,
+        symbols: Sequence[ArrayLike],
+        sides: Sequence[ArrayLike] = (),
+        *,
+        quality: int | None = None,
+        coding: Coding = "range",
+    ) -> Payload:
+        """Code the symbols of a batch, and pack its side tensors.
 
         Args:
-            symbols: indices of centers, whole numbers.
-            quality: index into ``qualities``; the last, with the most channels, by default.
+            symbols: for each code, indices of centers, whole numbers.
+            sides: the side tensors.
+            quality: index of the quality; the last, with the most channels, by default.
             coding: how; raw packing replaces it where it is not longer, so `max_bytes` always holds.
 
         Returns:
             The payload.
 
         Shapes:
-            symbols: ``(batch, qualities[quality], *space)``.
+            symbols: each ``(batch, *code.shape(quality))``.
+            sides: each ``side.full_shape(batch)``.
 
         Raises:
-            FeatureError: the symbols do not fit this export, or there is no such quality or coding.
+            FeatureError: the tensors do not fit this export, or there is no such quality or coding.
 
         Examples:
-            >>> from compoff.coding import PayloadFormat, SymbolTables
-            >>> payloads = PayloadFormat(bytes(32), SymbolTables([[2**23, 2**23]]), latent_shape=(1, 16))
-            >>> payloads.encode([[[0, 1] * 8]], coding="raw").data[:-4].hex()
+            >>> from compoff.coding import Code, PayloadFormat, SymbolTables
+            >>> payloads = PayloadFormat(bytes(32), [Code(SymbolTables([[2**23, 2**23]]), latent_shape=(1, 16))])
+            >>> payloads.encode([[[[0, 1] * 8]]], coding="raw").data[:-4].hex()
             '1000015555'
 
         Source: this project.
         """
         quality = self._checked_quality(quality)
-        rows = self._rows(np.asarray(symbols), quality)
-        if coding not in _CODINGS:
-            raise FeatureError(f"there is no coding {coding!r}; choose one of {', '.join(map(repr, _CODINGS))}")
-        code = _CODINGS[coding]
-        batch = rows.size // (len(rows) * self._positions)
-        body = b"" if code == _RAW else (range_coder if code == _RANGE else huffman).encode(rows, self.tables)
-        if code == _RAW or len(body) >= self.packed_bytes(batch, quality):
-            code, body = _RAW, packing.pack(rows, self.tables.num_symbols)
-        covered = bytes((_VERSION << 4 | code, quality)) + _leb128(batch) + body
+        if coding not in CODINGS:
+            raise FeatureError(f"there is no coding {coding!r}; choose one of {', '.join(map(repr, CODINGS))}")
+        latents, others = self._checked_tensors(symbols, sides, quality)
+        (first, body), *more = [
+            code.encode(latent, quality, CODINGS[coding]) for code, latent in zip(self.codes, latents, strict=True)
+        ]
+        parts = [body, *(bytes((taken,)) + body for taken, body in more), *map(encode_side, others)]
+        batch = len(latents[0])
+        lengths = [leb128(len(part)) for part in parts[:-1]]
+        framed = b"".join(piece for pair in zip([*lengths, b""], parts, strict=True) for piece in pair)
+        covered = bytes((_VERSION << 4 | first, quality)) + leb128(batch) + framed
         return Payload(covered + self._crc(covered), self.artifact_id, quality, batch)
 
     def decode(self, data: bytes | bytearray | memoryview | Payload) -> Decoded:
@@ -192,15 +208,15 @@ class PayloadFormat:
             data: a payload of this export, from anywhere.
 
         Returns:
-            The symbols and their quality.
+            What it holds.
 
         Raises:
             PayloadError: the bytes are damaged, truncated, of another export or of another format version.
 
         Examples:
-            >>> from compoff.coding import PayloadFormat, SymbolTables
-            >>> payloads = PayloadFormat(bytes(32), SymbolTables([[2**23, 2**23]]), latent_shape=(1, 16))
-            >>> payloads.decode(payloads.encode([[[0, 1] * 8]])).symbols[0, 0, :5].tolist()
+            >>> from compoff.coding import Code, PayloadFormat, SymbolTables
+            >>> payloads = PayloadFormat(bytes(32), [Code(SymbolTables([[2**23, 2**23]]), latent_shape=(1, 16))])
+            >>> payloads.decode(payloads.encode([[[[0, 1] * 8]]])).symbols[0][0, 0, :5].tolist()
             [0, 1, 0, 1, 0]
 
         Source: this project.
@@ -211,42 +227,51 @@ class PayloadFormat:
                 "use head and tail of one export"
             )
         received = bytes(data)
-        code, quality, batch, start = self._checked_header(received)
+        coding, quality, batch, start = self._checked_header(received)
         covered, checksum = received[:-_CRC_LENGTH], received[-_CRC_LENGTH:]
         if self._crc(covered) != checksum:
             raise PayloadError("the payload's checksum is wrong: its bytes are damaged or of another export's head")
-        return Decoded(self._symbols(covered[start:], code, quality, batch), quality)
+        parts = self._parts(covered, start)
+        bodies = [(coding, parts[0]), *map(_opened, parts[1 : len(self.codes)])]
+        symbols = tuple(
+            code.decode(body, batch, quality, taken) for code, (taken, body) in zip(self.codes, bodies, strict=True)
+        )
+        sides = tuple(
+            decode_side(part, side.full_shape(batch), side.dtype)
+            for side, part in zip(self.sides, parts[len(self.codes) :], strict=True)
+        )
+        return Decoded(symbols, sides, quality, batch)
 
     def packed_bytes(self, batch: int, quality: int | None = None) -> int:
-        """Count the bytes of the body when the symbols are packed raw: the most a body can take.
+        """Count the bytes of the symbols packed raw: the most that they can take.
 
         Args:
             batch: how many samples.
-            quality: index into ``qualities``; the last by default.
+            quality: index of the quality; the last by default.
 
         Returns:
-            Bytes, without the header and the checksum.
+            Bytes of all codes, without side tensors, lengths, header and checksum.
 
         Raises:
             FeatureError: there is no such quality.
 
         Examples:
-            >>> from compoff.coding import PayloadFormat, SymbolTables
-            >>> payloads = PayloadFormat(bytes(32), SymbolTables([[2**23, 2**23]]), latent_shape=(1, 16))
+            >>> from compoff.coding import Code, PayloadFormat, SymbolTables
+            >>> payloads = PayloadFormat(bytes(32), [Code(SymbolTables([[2**23, 2**23]]), latent_shape=(1, 16))])
             >>> payloads.packed_bytes(batch=3)
             6
 
         Source: this project.
         """
-        count = batch * self._positions * self.qualities[self._checked_quality(quality)]
-        return packing.packed_length(count, self.tables.num_symbols)
+        quality = self._checked_quality(quality)
+        return sum(code.packed_bytes(batch, quality) for code in self.codes)
 
     def max_bytes(self, batch: int, quality: int | None = None) -> int:
-        """Count the most bytes that the payload of a batch can take, whatever its symbols.
+        """Count the most bytes that the payload of a batch can take, whatever it holds.
 
         Args:
             batch: how many samples.
-            quality: index into ``qualities``; the last, with the most channels, by default.
+            quality: index of the quality; the last, with the most channels, by default.
 
         Returns:
             Bytes, with the header and the checksum.
@@ -255,113 +280,116 @@ class PayloadFormat:
             FeatureError: there is no such quality.
 
         Examples:
-            >>> from compoff.coding import PayloadFormat, SymbolTables
-            >>> payloads = PayloadFormat(bytes(32), SymbolTables([[2**23, 2**23]]), latent_shape=(1, 16))
+            >>> from compoff.coding import Code, PayloadFormat, SymbolTables
+            >>> payloads = PayloadFormat(bytes(32), [Code(SymbolTables([[2**23, 2**23]]), latent_shape=(1, 16))])
             >>> payloads.max_bytes(batch=3)
             13
 
         Source: this project.
         """
-        return 2 + len(_leb128(batch)) + self.packed_bytes(batch, quality) + _CRC_LENGTH
+        quality = self._checked_quality(quality)
+        bodies = [code.packed_bytes(batch, quality) for code in self.codes]
+        parts = [bodies[0], *(1 + body for body in bodies[1:])]
+        parts += [max_side_bytes(side.full_shape(batch), side.dtype) for side in self.sides]
+        lengths = sum(len(leb128(part)) for part in parts[:-1])
+        return 2 + len(leb128(batch)) + lengths + sum(parts) + _CRC_LENGTH
 
     def __repr__(self) -> str:
         return (
-            f"PayloadFormat(artifact_id={self.artifact_id.hex()[:12]}…, latent_shape={self.latent_shape}, "
-            f"num_symbols={self.tables.num_symbols}, qualities={self.qualities}, max_batch={self.max_batch})"
+            f"PayloadFormat(artifact_id={self.artifact_id.hex()[:12]}…, codes={self.codes}, sides={self.sides}, "
+            f"max_batch={self.max_batch})"
         )
-
-    @property
-    def _positions(self) -> int:
-        return math.prod(self.latent_shape[1:])
 
     def _crc(self, covered: bytes) -> bytes:
         return zlib.crc32(covered, self._crc_of_id).to_bytes(_CRC_LENGTH, "big")
 
     def _checked_quality(self, quality: int | None) -> int:
         if quality is None:
-            return len(self.qualities) - 1
-        if not 0 <= quality < len(self.qualities):
-            raise FeatureError(f"there is no quality {quality}; this export has 0 to {len(self.qualities) - 1}")
+            return self.num_qualities - 1
+        if not 0 <= quality < self.num_qualities:
+            raise FeatureError(f"there is no quality {quality}; this export has 0 to {self.num_qualities - 1}")
         return quality
 
-    def _rows(self, symbols: NDArray[np.generic], quality: int) -> NDArray[np.int32]:
-        """Lay a batch out channel-major: ``(channels, batch * positions)``."""
-        expected = (self.qualities[quality], *self.latent_shape[1:])
-        if symbols.ndim != len(expected) + 1 or symbols.shape[1:] != expected:
+    def _checked_tensors(
+        self, symbols: Sequence[ArrayLike], sides: Sequence[ArrayLike], quality: int
+    ) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+        """The tensors as arrays, once they are as many, and of the shapes and dtypes, that this export has."""
+        if isinstance(symbols, np.ndarray) or (len(symbols), len(sides)) != (len(self.codes), len(self.sides)):
             raise FeatureError(
-                f"symbols of shape {symbols.shape} do not fit quality {quality} of this export: "
-                f"expected (batch, {', '.join(map(str, expected))})"
+                f"expected a list of {len(self.codes)} arrays of symbols, one a code, and {len(self.sides)} side "
+                f"tensors; got {type(symbols).__name__} of {len(symbols)} and {len(sides)}"
             )
-        if not 1 <= len(symbols) <= self.max_batch:
-            raise FeatureError(f"a payload holds 1 to {self.max_batch} samples, not {len(symbols)}; split the batch")
-        return self.tables.checked(np.moveaxis(symbols, 1, 0).reshape(expected[0], -1))
+        latents, others = [np.asarray(one) for one in symbols], [np.asarray(one) for one in sides]
+        for latent, code in zip(latents, self.codes, strict=True):
+            _check_batched(latent, code.shape(quality), f"symbols of quality {quality}")
+        batch = len(latents[0])
+        if not 1 <= batch <= self.max_batch:
+            raise FeatureError(f"a payload holds 1 to {self.max_batch} samples, not {batch}; split the batch")
+        for other, side in zip(others, self.sides, strict=True):
+            if other.dtype.name != side.dtype or other.shape != side.full_shape(batch):
+                raise FeatureError(
+                    f"a side tensor is {other.dtype.name} of shape {other.shape}; expected {side.dtype} of shape "
+                    f"{side.full_shape(batch)}"
+                )
+        if {len(latent) for latent in latents} != {batch}:
+            raise FeatureError(f"the symbols hold {[len(latent) for latent in latents]} samples; expected one number")
+        return latents, others
 
     def _checked_header(self, data: bytes) -> tuple[int, int, int, int]:
-        """Read coding, quality and batch size; return them with the place where the body starts."""
+        """Read coding, quality and batch size; return them with the place where the parts start."""
         longest = self.max_bytes(self.max_batch)
         if not _SHORTEST <= len(data) <= longest:
             raise PayloadError(f"a payload of this export has {_SHORTEST} to {longest} bytes, not {len(data)}")
-        version, code, quality = data[0] >> 4, data[0] & 15, data[1]
+        version, coding, quality = data[0] >> 4, data[0] & 15, data[1]
         if version != _VERSION:
             raise PayloadError(f"the payload has format version {version}; this compoff reads version {_VERSION}")
-        if code not in _CODINGS.values():
-            raise PayloadError(f"the payload names coding {code}, which does not exist; its bytes are damaged")
-        if quality >= len(self.qualities):
-            raise PayloadError(f"the payload has quality {quality}; this export has 0 to {len(self.qualities) - 1}")
-        batch, start = _read_leb128(data[:-_CRC_LENGTH], 2)
+        if coding not in CODINGS.values():
+            raise PayloadError(f"the payload names coding {coding}, which does not exist; its bytes are damaged")
+        if quality >= self.num_qualities:
+            raise PayloadError(f"the payload has quality {quality}; this export has 0 to {self.num_qualities - 1}")
+        batch, start = read_leb128(data[:-_CRC_LENGTH], 2, _MOST_NUMBER_BYTES, "batch size")
         if not 1 <= batch <= self.max_batch:
             raise PayloadError(f"the payload claims {batch} samples; this export takes 1 to {self.max_batch}")
         if not start + _CRC_LENGTH <= len(data) <= self.max_bytes(batch, quality):
             raise PayloadError(f"a payload of {len(data)} bytes cannot hold {batch} samples at quality {quality}")
-        return code, quality, batch, start
+        return coding, quality, batch, start
 
-    def _symbols(self, body: bytes, code: int, quality: int, batch: int) -> NDArray[np.uint8]:
-        channels, positions = self.qualities[quality], batch * self._positions
-        if code == _RAW:
-            rows = packing.unpack(body, channels * positions, self.tables.num_symbols)
-        else:
-            decode = range_coder.decode if code == _RANGE else huffman.decode
-            rows = decode(body, self.tables, positions, channels).astype(np.uint8)
-        return np.ascontiguousarray(np.moveaxis(rows.reshape(channels, batch, *self.latent_shape[1:]), 0, 1))
+    def _parts(self, covered: bytes, place: int) -> list[bytes]:
+        """Take the parts apart; the lengths before them must lead exactly to the last."""
+        parts: list[bytes] = []
+        for _ in range(len(self.codes) + len(self.sides) - 1):
+            length, place = read_leb128(covered, place, _MOST_NUMBER_BYTES, "part length")
+            if length > len(covered) - place:
+                raise PayloadError(f"a part of {length} bytes does not fit the payload's last {len(covered) - place}")
+            parts.append(covered[place : place + length])
+            place += length
+        return [*parts, covered[place:]]
 
 
-def _check_parts(
-    artifact_id: bytes,
-    tables: SymbolTables,
-    latent_shape: tuple[int, ...],
-    qualities: tuple[int, ...],
-    max_batch: int,
-) -> None:
+def _opened(part: bytes) -> tuple[int, bytes]:
+    """Coding and symbols of a further code."""
+    if not part:
+        raise PayloadError("a code of the payload is empty; its bytes are damaged")
+    return part[0], part[1:]
+
+
+def _check_batched(array: NDArray[Any], expected: tuple[int, ...], what: str) -> None:
+    if array.ndim != len(expected) + 1 or array.shape[1:] != expected:
+        raise FeatureError(
+            f"{what} have shape {array.shape}, which does not fit this export: expected (batch, "
+            f"{', '.join(map(str, expected))})"
+        )
+
+
+def _check_parts(artifact_id: bytes, codes: Sequence[Code], max_batch: int) -> None:
     if len(artifact_id) != _ID_LENGTH:
         raise ArtifactError(f"an artifact id has {_ID_LENGTH} bytes, not {len(artifact_id)}")
-    if not latent_shape or min(latent_shape) < 1 or latent_shape[0] != tables.num_channels:
+    qualities = [code.qualities for code in codes]
+    totals = [sum(channels) for channels in zip(*qualities, strict=False)]
+    if len({len(channels) for channels in qualities}) != 1 or any(low >= high for low, high in pairwise(totals)):
         raise ArtifactError(
-            f"a latent of shape {tuple(latent_shape)} does not go with tables for {tables.num_channels} channels"
+            f"codes with qualities {qualities} cannot be used: expected one code or more, with the same number of "
+            "qualities, each of which sends more channels than the last"
         )
-    rising = all(low < high for low, high in pairwise(qualities))
-    if not 1 <= len(qualities) <= _MOST_QUALITIES or not rising or qualities[0] < 1 or qualities[-1] > latent_shape[0]:
-        raise ArtifactError(
-            f"qualities {qualities} cannot be used: expected 1 to {_MOST_QUALITIES} rising numbers of channels "
-            f"between 1 and {latent_shape[0]}"
-        )
-    if not 1 <= max_batch < 1 << 7 * _MOST_BATCH_BYTES:
-        raise ArtifactError(f"max_batch must be between 1 and {(1 << 7 * _MOST_BATCH_BYTES) - 1}, not {max_batch}")
-
-
-def _leb128(value: int) -> bytes:
-    result = bytearray()
-    while value > 0x7F:
-        result.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes((*result, value))
-
-
-def _read_leb128(data: bytes, start: int) -> tuple[int, int]:
-    value = 0
-    for index, byte in enumerate(data[start : start + _MOST_BATCH_BYTES]):
-        value |= (byte & 0x7F) << 7 * index
-        if byte < 0x80:
-            if index and not byte:
-                raise PayloadError("the payload's batch size is written with a byte too many; its bytes are damaged")
-            return value, start + index + 1
-    raise PayloadError("the payload's batch size does not end; its bytes are damaged")
+    if not 1 <= max_batch < 1 << 7 * _MOST_NUMBER_BYTES:
+        raise ArtifactError(f"max_batch must be between 1 and {(1 << 7 * _MOST_NUMBER_BYTES) - 1}, not {max_batch}")

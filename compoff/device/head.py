@@ -15,6 +15,7 @@ from compoff.errors import BackendError, FeatureError
 from compoff.structure import input_leaves
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -37,7 +38,7 @@ class Head:
 
     Args:
         manifest: What this head is.
-        tables: The coder's tables.
+        tables: The coder's tables, one a code.
         runner: The runtime that holds the program.
 
     Examples:
@@ -53,9 +54,9 @@ class Head:
     Source: DeepCOD (SenSys 2020), Sec. 3, Fig. 2 (left).
     """
 
-    def __init__(self, manifest: Manifest, tables: SymbolTables, runner: Runner) -> None:
+    def __init__(self, manifest: Manifest, tables: Sequence[SymbolTables], runner: Runner) -> None:
         self.manifest = manifest
-        self.tables = tables
+        self.tables = tuple(tables)
         self.runner = runner
         self.payload_format = manifest.payload_format(tables)
 
@@ -87,27 +88,30 @@ class Head:
         Raises:
             FeatureError: An input has another shape or dtype than the head was exported for, or the batch is empty.
         """
-        symbols = self.symbols(*inputs)
-        if quality is not None and 0 <= quality < len(self.payload_format.qualities):
-            symbols = symbols[:, : self.payload_format.qualities[quality]]
-        return self.payload_format.encode(symbols, quality=quality, coding=coding)
+        parts = self.runner.run(self._arrays(inputs))
+        codes = self.payload_format.codes
+        symbols = parts[: len(codes)]
+        if quality is not None and 0 <= quality < self.payload_format.num_qualities:
+            symbols = [part[:, : code.qualities[quality]] for part, code in zip(symbols, codes, strict=True)]
+        return self.payload_format.encode(symbols, parts[len(codes) :], quality=quality, coding=coding)
 
-    def symbols(self, *inputs: Any) -> NDArray[np.uint8]:
+    def symbols(self, *inputs: Any) -> tuple[NDArray[np.uint8], ...]:
         """Turn inputs into symbols, uncoded.
 
         Args:
             *inputs: As for a call.
 
         Returns:
-            The symbols.
+            The symbols of each code.
 
         Shapes:
-            Result ``(batch, channels, *space)``.
+            Each ``(batch, channels, *space)``.
 
         Raises:
             FeatureError: As for a call.
         """
-        return self.runner.run(self._arrays(inputs))
+        parts = self.runner.run(self._arrays(inputs))
+        return tuple(part.astype(np.uint8, copy=False) for part in parts[: len(self.manifest.codes)])
 
     def _arrays(self, inputs: tuple[Any, ...]) -> list[NDArray[Any]]:
         """The inputs as arrays, checked against what the head was exported for."""

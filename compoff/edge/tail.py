@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from compoff.coding import SymbolTables
+    from compoff.coding import Decoded, SymbolTables
     from compoff.edge.backends.backend import Backend
     from compoff.edge.server import Server
     from compoff.manifest import Manifest, TensorSpec
@@ -39,7 +39,7 @@ class Tail:
 
     Args:
         manifest: What this tail is.
-        tables: The coder's tables.
+        tables: The coder's tables, one a code.
         backend: The runtime that holds the program.
 
     Examples:
@@ -54,9 +54,9 @@ class Tail:
     Source: DeepCOD (SenSys 2020), Sec. 3, Fig. 2 (right).
     """
 
-    def __init__(self, manifest: Manifest, tables: SymbolTables, backend: Backend) -> None:
+    def __init__(self, manifest: Manifest, tables: Sequence[SymbolTables], backend: Backend) -> None:
         self.manifest = manifest
-        self.tables = tables
+        self.tables = tuple(tables)
         self.backend = backend
         self.payload_format = manifest.payload_format(tables)
 
@@ -82,7 +82,7 @@ class Tail:
         """Turn payloads into what the model returns.
 
         Args:
-            payload: One payload, or a list of them, which run as one batch.
+            payload: One payload, or a list of them, which run as one batch where everything in them has a batch axis.
 
         Returns:
             The model's output, nested as the model nests it, in torch tensors; for a list, a list of outputs.
@@ -92,20 +92,27 @@ class Tail:
             ArtifactMismatch: A payload object is of another export.
         """
         if not isinstance(payload, (list, tuple)):
-            return self._output(self.backend.run(self._symbols(payload)))
-        parts = [self._symbols(one) for one in payload]
-        if not all(spec.batched for spec in self.manifest.outputs):
-            return [self._output(self.backend.run(part)) for part in parts]
-        return [self._output(leaves) for leaves in self._as_one_batch(parts)] if parts else []
+            return self._output(self._run(self._decoded(payload)))
+        return [self._output(leaves) for leaves in self.run([self._decoded(one) for one in payload])]
 
-    def _as_one_batch(self, parts: list[NDArray[np.uint8]]) -> list[list[NDArray[Any]]]:
+    def _fit_one_batch(self, payloads: Sequence[Decoded]) -> bool:
+        """Whether several payloads can run as one: everything has a batch axis, and all is there at one quality."""
+        manifest = self.manifest
+        batched = all(spec.batched for spec in (*manifest.sides, *manifest.outputs))
+        return batched and len({decoded.quality for decoded in payloads}) == 1
+
+    def _as_one_batch(self, payloads: Sequence[Decoded]) -> list[list[NDArray[Any]]]:
         """Run several batches as one and take the outputs apart again."""
-        leaves = self.backend.run(np.concatenate(parts))
-        ends = np.cumsum([len(part) for part in parts])[:-1]
+        parts = zip(*((*decoded.symbols, *decoded.sides) for decoded in payloads), strict=True)
+        leaves = self.backend.run([np.concatenate(pieces) for pieces in parts])
+        ends = np.cumsum([decoded.batch_size for decoded in payloads])[:-1]
         return [list(pieces) for pieces in zip(*(np.split(leaf, ends) for leaf in leaves), strict=True)]
 
-    def _symbols(self, payload: Any) -> NDArray[np.uint8]:
-        """Decode one payload to the symbols of all channels."""
+    def _run(self, decoded: Decoded) -> list[NDArray[Any]]:
+        return self.backend.run([*decoded.symbols, *decoded.sides])
+
+    def _decoded(self, payload: Any) -> Decoded:
+        """Decode one payload."""
         if not isinstance(payload, (Payload, bytes)):
             raise PayloadError(
                 f"a {type(payload).__name__} was given; expected what a Head returns, its bytes, or a list of these"
@@ -115,7 +122,7 @@ class Tail:
                 f"the payload was made by the head of export {payload.artifact_id.hex()[:8]}, this tail is of export "
                 f"{self.manifest.artifact_id[:8]}; load head and tail of the same export"
             )
-        return self.payload_format.decode(payload).symbols
+        return self.payload_format.decode(payload)
 
     def _output(self, leaves: list[NDArray[Any]]) -> Any:
         return unflatten(self.manifest.structure, [torch.from_numpy(leaf) for leaf in leaves])
@@ -130,7 +137,7 @@ class Tail:
         """Samples that one run takes."""
         return self.manifest.max_batch
 
-    def decode(self, payload: bytes) -> NDArray[np.uint8]:
+    def decode(self, payload: bytes) -> Decoded:
         """Decode one request from the wire, for `run`.
 
         Args:
@@ -142,9 +149,9 @@ class Tail:
         Raises:
             PayloadError: The bytes are damaged or of another export.
         """
-        return self._symbols(payload)
+        return self._decoded(payload)
 
-    def run(self, decoded: Sequence[NDArray[np.uint8]]) -> list[list[NDArray[Any]]]:
+    def run(self, decoded: Sequence[Decoded]) -> list[list[NDArray[Any]]]:
         """Answer several decoded requests in one run.
 
         Args:
@@ -153,9 +160,9 @@ class Tail:
         Returns:
             The leaves of the output of each.
         """
-        if len(decoded) == 1 or not all(spec.batched for spec in self.outputs):
-            return [self.backend.run(one) for one in decoded]
-        return self._as_one_batch(list(decoded))
+        if len(decoded) > 1 and self._fit_one_batch(decoded):
+            return self._as_one_batch(decoded)
+        return [self._run(one) for one in decoded]
 
     def answer(self, payload: bytes) -> bytes:
         """Answer one request from the wire.
@@ -169,7 +176,7 @@ class Tail:
         Raises:
             PayloadError: The bytes are damaged or of another export.
         """
-        return pack(self.backend.run(self._symbols(payload)))
+        return pack(self._run(self._decoded(payload)))
 
     def serve(
         self,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compoff.codec import Decoder, Encoder
-from compoff.coding import PayloadFormat
+from compoff.coding import Code, PayloadFormat
 from compoff.distilling import float_tensors, teacher_pass
 from compoff.errors import FitError
 
@@ -133,13 +133,13 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
         (6, 128)
     """
     bottleneck = wrapped.bottleneck(split)
-    coder = PayloadFormat(bytes(32), bottleneck.prior.tables(), bottleneck.latent_shape)
+    coder = PayloadFormat(bytes(32), [Code(bottleneck.prior.tables(), bottleneck.latent_shape)])
     lengths: list[int] = []
     comparison = _Comparison()
     with torch.no_grad():
         for batch in batches:
             symbols = symbols_of(wrapped, split, batch).cpu().numpy()
-            lengths += [len(coder.encode(sample[None])) for sample in symbols]
+            lengths += [len(coder.encode([sample[None]])) for sample in symbols]
             teacher = float_tensors(wrapped(*batch.args, **batch.kwargs))
             with wrapped.at(split):
                 student = float_tensors(wrapped(*batch.args, **batch.kwargs))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compoff.coding import Payload, PayloadFormat, SymbolTables, huffman, packing, range_coder
+from compoff.coding import Code, Payload, PayloadFormat, SymbolTables, huffman, packing, range_coder
 from compoff.errors import ArtifactError, FeatureError, PayloadError
 
 ID = bytes(range(32))
@@ -43,14 +44,15 @@ def make_format(
     generator = np.random.default_rng(11)
     rows = generator.dirichlet(np.full(num_symbols, concentration), latent_shape[0]) + 1e-6
     tables = SymbolTables.from_probabilities(rows)
-    return PayloadFormat(artifact_id, tables, latent_shape, qualities, max_batch)
+    return PayloadFormat(artifact_id, [Code(tables, latent_shape, qualities)], max_batch=max_batch)
 
 
 def likely_batch(payloads: PayloadFormat, batch: int, quality: int, seed: int = 0) -> np.ndarray:
     generator = np.random.default_rng(seed)
-    channels, space = payloads.qualities[quality], payloads.latent_shape[1:]
-    rows = payloads.tables.weights[:channels] / 2**24
-    columns = [generator.choice(payloads.tables.num_symbols, (batch, *space), p=row) for row in rows]
+    (code,) = payloads.codes
+    channels, *space = code.shape(quality)
+    rows = code.tables.weights[:channels] / 2**24
+    columns = [generator.choice(code.tables.num_symbols, (batch, *space), p=row) for row in rows]
     return np.stack(columns, axis=1).astype(np.uint8)
 
 
@@ -67,16 +69,19 @@ def test_round_trip_under_the_ceiling(data: st.DataObject) -> None:
     batch = data.draw(st.integers(1, 4))
     seed = data.draw(st.integers(0, 2**32))
     symbols = np.random.default_rng(seed).integers(0, num_symbols, (batch, sent, *space))
-    payload = payloads.encode(symbols, quality=quality, coding=data.draw(st.sampled_from(CODINGS)))
+    payload = payloads.encode([symbols], quality=quality, coding=data.draw(st.sampled_from(CODINGS)))
     assert len(payload) <= payloads.max_bytes(batch, quality)
     assert payload.batch_size == batch
     assert payload.artifact_id == ID
     for received in (payload, bytes(payload), bytearray(payload.data), memoryview(payload.data)):
         decoded = payloads.decode(received)
         assert decoded.quality == payload.quality == qualities.index(sent)
-        assert decoded.symbols.dtype == np.uint8
-        assert decoded.symbols.flags.c_contiguous
-        assert np.array_equal(decoded.symbols, symbols)
+        assert decoded.batch_size == batch
+        assert decoded.sides == ()
+        (found,) = decoded.symbols
+        assert found.dtype == np.uint8
+        assert found.flags.c_contiguous
+        assert np.array_equal(found, symbols)
 
 
 @pytest.mark.parametrize("coding", CODINGS)
@@ -84,13 +89,13 @@ def test_round_trip_under_the_ceiling(data: st.DataObject) -> None:
 def test_bytes_are_header_body_checksum(coding: str, batch: int) -> None:
     payloads = make_format()
     symbols = likely_batch(payloads, batch, quality=1)
-    payload = payloads.encode(symbols, quality=1, coding=coding)
+    payload = payloads.encode([symbols], quality=1, coding=coding)
     # one row a channel: first all places of the first sample, then those of the next
     rows = np.array([[symbols[b, c, i, j] for b in range(batch) for i in range(3) for j in range(5)] for c in range(3)])
     body = {
         "raw": lambda: packing.pack(rows, 6),
-        "range": lambda: range_coder.encode_python(rows, payloads.tables),
-        "huffman": lambda: huffman.encode(rows, payloads.tables),
+        "range": lambda: range_coder.encode_python(rows, payloads.codes[0].tables),
+        "huffman": lambda: huffman.encode(rows, payloads.codes[0].tables),
     }[coding]()
     size = bytes([batch]) if batch < 128 else bytes([batch % 128 + 128, batch // 128])
     code = {"raw": 0x10, "range": 0x11, "huffman": 0x12}[coding]
@@ -110,27 +115,27 @@ GOLDEN = [
 
 @pytest.mark.parametrize(("coding", "quality", "symbols", "golden"), GOLDEN)
 def test_golden(coding: str, quality: int | None, symbols: list[list[list[int]]], golden: str) -> None:
-    payloads = PayloadFormat(ID, SymbolTables(GOLDEN_WEIGHTS), (2, 3), qualities=(1, 2))
-    assert payloads.encode(symbols, quality=quality, coding=coding).data.hex() == golden
-    assert payloads.decode(bytes.fromhex(golden)).symbols.tolist() == symbols
+    payloads = PayloadFormat(ID, [Code(SymbolTables(GOLDEN_WEIGHTS), (2, 3), qualities=(1, 2))])
+    assert payloads.encode([symbols], quality=quality, coding=coding).data.hex() == golden
+    assert payloads.decode(bytes.fromhex(golden)).symbols[0].tolist() == symbols
 
 
 def test_unlikely_symbols_are_sent_raw() -> None:
     payloads = make_format(num_symbols=16, qualities=None, concentration=0.05)
-    rarest = payloads.tables.weights.argmin(axis=1)
+    rarest = payloads.codes[0].tables.weights.argmin(axis=1)
     symbols = np.broadcast_to(rarest[None, :, None, None], (2, 4, 3, 5))
-    raw = payloads.encode(symbols, coding="raw")
+    raw = payloads.encode([symbols], coding="raw")
     assert raw.data[0] == 0x10
     assert len(raw) == payloads.max_bytes(2) == 2 + 1 + payloads.packed_bytes(2) + 4
     for coding in ("range", "huffman"):
-        assert payloads.encode(symbols, coding=coding).data == raw.data
+        assert payloads.encode([symbols], coding=coding).data == raw.data
 
 
 def test_likely_symbols_take_fewer_bytes_than_raw() -> None:
     payloads = make_format(latent_shape=(4, 12, 12), qualities=None)
     symbols = likely_batch(payloads, batch=8, quality=0)
-    entropy = payloads.tables.cross_entropy(np.moveaxis(symbols, 1, 0).reshape(4, -1)) / 8
-    payload = payloads.encode(symbols)
+    entropy = payloads.codes[0].tables.cross_entropy(np.moveaxis(symbols, 1, 0).reshape(4, -1)) / 8
+    payload = payloads.encode([symbols])
     assert payload.data[0] == 0x11
     assert entropy + 7 <= len(payload) <= 1.01 * entropy + 1 + 2 + 1 + 4 < payloads.max_bytes(8)
 
@@ -179,7 +184,7 @@ def test_12_000_mutations_are_refused_or_harmless(coding: str, quality: int) -> 
     refused = 0
     for seed in range(20):
         symbols = likely_batch(payloads, int(generator.integers(1, 5)), quality, seed)
-        payload = payloads.encode(symbols, quality=quality, coding=coding)
+        payload = payloads.encode([symbols], quality=quality, coding=coding)
         for bad in mutations(payload.data, generator, 100):
             try:
                 decoded = payloads.decode(bad)
@@ -187,7 +192,7 @@ def test_12_000_mutations_are_refused_or_harmless(coding: str, quality: int) -> 
                 refused += 1
             else:
                 assert decoded.quality == quality
-                assert np.array_equal(decoded.symbols, symbols)
+                assert np.array_equal(decoded.symbols[0], symbols)
     assert refused > 1900
 
 
@@ -197,7 +202,7 @@ def test_mutations_with_a_right_checksum_stay_inside_the_artifact() -> None:
     generator = np.random.default_rng(3)
     outcomes = {"refused": 0, "decoded": 0}
     for coding in CODINGS:
-        payload = payloads.encode(likely_batch(payloads, 3, 2), coding=coding)
+        payload = payloads.encode([likely_batch(payloads, 3, 2)], coding=coding)
         for bad in mutations(payload.data[:-4], generator, 1500):
             try:
                 decoded = payloads.decode(sealed(bad))
@@ -205,18 +210,17 @@ def test_mutations_with_a_right_checksum_stay_inside_the_artifact() -> None:
                 outcomes["refused"] += 1
                 continue
             outcomes["decoded"] += 1
-            batch, channels = decoded.symbols.shape[:2]
-            assert 1 <= batch <= 8
-            assert channels == payloads.qualities[decoded.quality]
-            assert decoded.symbols.shape[2:] == (3, 5)
-            assert decoded.symbols.max() < 6
+            (symbols,) = decoded.symbols
+            assert 1 <= decoded.batch_size <= 8
+            assert symbols.shape == (decoded.batch_size, *payloads.codes[0].shape(decoded.quality))
+            assert symbols.max() < 6
     assert min(outcomes.values()) > 100
 
 
 @pytest.mark.parametrize("coding", CODINGS)
 def test_every_truncation_and_every_single_bit_flip_is_refused(coding: str) -> None:
     payloads = make_format()
-    data = payloads.encode(likely_batch(payloads, 2, 2), coding=coding).data
+    data = payloads.encode([likely_batch(payloads, 2, 2)], coding=coding).data
     for length in range(len(data)):
         with pytest.raises(PayloadError):
             payloads.decode(data[:length])
@@ -231,7 +235,7 @@ def test_every_truncation_and_every_single_bit_flip_is_refused(coding: str) -> N
 def test_another_exports_payload_is_refused(coding: str) -> None:
     payloads, others = make_format(), make_format(artifact_id=OTHER_ID)
     for seed in range(50):
-        foreign = others.encode(likely_batch(others, 2, 2, seed), coding=coding)
+        foreign = others.encode([likely_batch(others, 2, 2, seed)], coding=coding)
         with pytest.raises(PayloadError, match="checksum is wrong"):
             payloads.decode(foreign.data)
         with pytest.raises(PayloadError, match=f"export {OTHER_ID.hex()[:12]}, not {ID.hex()[:12]}"):
@@ -286,7 +290,7 @@ def test_a_payload_longer_than_any_is_refused_before_it_is_read() -> None:
 )
 def test_encode_refuses(symbols: np.ndarray, options: dict[str, object], words: str) -> None:
     with pytest.raises(FeatureError, match=words):
-        make_format().encode(symbols, **options)
+        make_format().encode([symbols], **options)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +302,7 @@ def test_encode_refuses(symbols: np.ndarray, options: dict[str, object], words: 
         ({"latent_shape": (4, 0)}, "shape"),
         ({"qualities": ()}, "qualities"),
         ({"qualities": (0, 4)}, "between 1 and 4"),
-        ({"qualities": (2, 2)}, "rising"),
+        ({"qualities": (2, 2)}, "more channels than the last"),
         ({"qualities": (4, 2)}, "rising"),
         ({"qualities": (5,)}, "between 1 and 4"),
         ({"max_batch": 0}, "max_batch"),
@@ -306,35 +310,36 @@ def test_encode_refuses(symbols: np.ndarray, options: dict[str, object], words: 
     ],
 )
 def test_parts_that_do_not_fit_are_refused(change: dict[str, object], words: str) -> None:
-    parts: dict[str, object] = {
-        "artifact_id": ID,
-        "tables": SymbolTables(np.full((4, 4), 2**22)),
-        "latent_shape": (4, 3),
-    }
+    parts: dict[str, Any] = {"artifact_id": ID, "latent_shape": (4, 3), "qualities": None, "max_batch": 8, **change}
+    tables = SymbolTables(np.full((4, 4), 2**22))
     with pytest.raises(ArtifactError, match=words):
-        PayloadFormat(**{**parts, **change})
+        PayloadFormat(
+            parts["artifact_id"],
+            [Code(tables, parts["latent_shape"], parts["qualities"])],
+            max_batch=parts["max_batch"],
+        )
 
 
 def test_a_larger_batch_of_one_byte_messages() -> None:
     tables = SymbolTables([[2**24 - 1, 1]])
-    payloads = PayloadFormat(ID, tables, (1,), max_batch=2**20)
+    payloads = PayloadFormat(ID, [Code(tables, (1,))], max_batch=2**20)
     symbols = np.zeros((300_000, 1), np.uint8)
-    payload = payloads.encode(symbols)
+    payload = payloads.encode([symbols])
     assert len(payload) == 2 + 3 + 0 + 4
-    assert np.array_equal(payloads.decode(payload).symbols, symbols)
+    assert np.array_equal(payloads.decode(payload).symbols[0], symbols)
 
 
 def test_threads_share_a_format() -> None:
     payloads = make_format(latent_shape=(8, 10, 10), qualities=None)
     batches = [likely_batch(payloads, 4, 0, seed) for seed in range(8)]
-    expected = [payloads.encode(batch).data for batch in batches]
+    expected = [payloads.encode([batch]).data for batch in batches]
     fresh = copy.deepcopy(payloads)
     wrong: list[int] = []
 
     def work(index: int) -> None:
         for _ in range(30):
-            data = fresh.encode(batches[index]).data
-            if data != expected[index] or not np.array_equal(fresh.decode(data).symbols, batches[index]):
+            data = fresh.encode([batches[index]]).data
+            if data != expected[index] or not np.array_equal(fresh.decode(data).symbols[0], batches[index]):
                 wrong.append(index)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]

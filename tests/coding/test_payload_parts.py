@@ -94,13 +94,15 @@ def rows(symbols: Array) -> Array:
 
 def test_bytes_are_header_parts_after_their_lengths_checksum() -> None:
     symbols, tensors = drawn(SKIPS, batch=3, quality=1)
-    first, second = (
-        range_coder.encode_python(rows(one), code.tables) for one, code in zip(symbols[:2], SKIPS.codes, strict=False)
-    )
-    third = packing.pack(rows(symbols[2]), 16)  # six symbols, too few for a message of their own to be shorter
-    parts = [first, b"\x01" + second, b"\x00" + third, *map(encode_side, tensors)]
-    body = b"".join(bytes([len(part)]) + part for part in parts[:-1]) + parts[-1]
-    assert SKIPS.encode(symbols, tensors, quality=1).data == sealed(b"\x11\x01\x03" + body)
+    bodies: list[bytes] = []
+    for one, code in zip(symbols, SKIPS.codes, strict=True):
+        body = range_coder.encode_python(rows(one), code.tables)
+        packed = packing.pack(rows(one), code.tables.num_symbols)
+        bodies.append(b"\x01" + body if len(body) < len(packed) else b"\x00" + packed)
+    assert {body[0] for body in bodies} == {0, 1}
+    parts = [bodies[0][1:], *bodies[1:], *map(encode_side, tensors)]
+    framed = b"".join(bytes([len(part)]) + part for part in parts[:-1]) + parts[-1]
+    assert SKIPS.encode(symbols, tensors, quality=1).data == sealed(bytes([0x10 + bodies[0][0], 1, 3]) + framed)
 
 
 def test_a_long_part_has_a_length_of_two_bytes() -> None:

@@ -50,15 +50,15 @@ def test_payload_holds_the_symbols(head: compoff.Head) -> None:
     x = images(5)
     payload = head(x)
     assert (payload.batch_size, payload.artifact_id) == (5, head.artifact_id)
-    symbols = head.symbols(x)
+    (symbols,) = head.symbols(x)
     assert (symbols.dtype, symbols.shape) == (np.uint8, (5, 4, 2, 2))
-    assert np.array_equal(head.payload_format.decode(bytes(payload)).symbols, symbols)
+    assert np.array_equal(head.payload_format.decode(bytes(payload)).symbols[0], symbols)
 
 
 @pytest.mark.parametrize("coding", ["range", "huffman", "raw"])
 def test_every_coding_carries_the_same_symbols(head: compoff.Head, coding: Any) -> None:
     x = images(3)
-    assert np.array_equal(head.payload_format.decode(head(x, coding=coding)).symbols, head.symbols(x))
+    assert np.array_equal(head.payload_format.decode(head(x, coding=coding)).symbols[0], head.symbols(x)[0])
 
 
 def test_the_only_quality_is_the_best(head: compoff.Head) -> None:
@@ -88,7 +88,7 @@ def test_takes_tensors_and_arrays_of_any_layout(head: compoff.Head) -> None:
         [x],
         (None, {"x": x}),
     ):
-        assert np.array_equal(head.symbols(same), expected)
+        assert np.array_equal(head.symbols(same)[0], expected[0])
 
 
 def test_leaves_its_input_alone(head: compoff.Head) -> None:
@@ -100,7 +100,7 @@ def test_leaves_its_input_alone(head: compoff.Head) -> None:
 
 def test_several_inputs_come_in_the_models_order(two: compoff.Head) -> None:
     x, y = images(3), images(3)
-    assert not np.array_equal(two.symbols(x, y), two.symbols(y, x))
+    assert not np.array_equal(two.symbols(x, y)[0], two.symbols(y, x)[0])
     assert two(x, y.numpy()).batch_size == 3
 
 

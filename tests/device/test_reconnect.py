@@ -34,7 +34,7 @@ class StandIn:
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
         outputs = (TensorSpec((3,), "float32"),)
-        self.manifest = Manifest("head", ID.hex(), "input", "Net", (), outputs, {"leaf": 0}, (1,), 2, (1,), 4)
+        self.manifest = Manifest("head", ID.hex(), "input", "Net", (), outputs, {"leaf": 0}, (), (), max_batch=4)
 
     def __call__(self, word: np.ndarray[Any, Any], quality: int | None = None) -> Payload:
         time.sleep(self.seconds)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import compoff
 from compoff import PayloadFormat, SplitReport
 from compoff.codec import Bottleneck, Geometry
+from compoff.coding import Code
 from compoff.coding.tables import PRECISION
 from compoff.distilling import Batch
 from compoff.errors import FitError
@@ -63,13 +64,13 @@ def test_bytes_and_agreement_are_those_of_real_payloads(shape: tuple[int, ...]) 
     assert measure(model, "input", inputs, report) == 9
 
     bottleneck, x = model.bottleneck("input"), torch.cat(batches)
-    coder = PayloadFormat(bytes(range(32)), bottleneck.prior.tables(), bottleneck.latent_shape)
-    payloads = [coder.encode(bottleneck.encode(sample[None]).numpy()) for sample in x]
+    coder = PayloadFormat(bytes(range(32)), [Code(bottleneck.prior.tables(), bottleneck.latent_shape)])
+    payloads = [coder.encode([bottleneck.encode(sample[None]).numpy()]) for sample in x]
     assert report.bytes == np.mean([len(bytes(payload)) for payload in payloads])
     assert max(map(len, payloads)) <= report.ceiling_bytes == coder.max_bytes(1)
     assert report.raw_bytes == 4 * x[0].numel()
 
-    decoded = np.concatenate([coder.decode(bytes(payload)).symbols for payload in payloads])
+    decoded = np.concatenate([coder.decode(bytes(payload)).symbols[0] for payload in payloads])
     with torch.no_grad():
         teacher = model.base(x).double().numpy()
         student = model.base(bottleneck.decode(torch.from_numpy(decoded))).double().numpy()

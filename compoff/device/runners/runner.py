@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["Runner"]
@@ -21,8 +20,8 @@ class Runner(Protocol):
         """The program as files of an artifact, by name."""
         ...
 
-    def run(self, inputs: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
-        """Inputs to symbols, one batch."""
+    def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Inputs to what crosses the cut, one batch: the symbols of each code, then the side tensors."""
         ...
 
     def to_numpy(self, value: Any) -> NDArray[Any] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from compoff.errors import FeatureError
@@ -53,16 +52,16 @@ class TorchRunner:
         """The program as files of an artifact, by name."""
         return {PROGRAM: self._program.to_bytes()}
 
-    def run(self, inputs: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
-        """Turn inputs into symbols.
+    def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Turn inputs into what crosses the cut.
 
         Args:
             inputs: One array an input, one batch.
 
         Returns:
-            The symbols.
+            The symbols of each code, then the side tensors.
         """
-        return self._program.run(inputs)[0].astype(np.uint8, copy=False)
+        return self._program.run(inputs)
 
     def to_numpy(self, value: Any) -> NDArray[Any] | None:
         """The array behind a tensor.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["Backend"]
@@ -19,6 +18,6 @@ class Backend(Protocol):
         """The program as files of an artifact, by name."""
         ...
 
-    def run(self, symbols: NDArray[np.uint8]) -> list[NDArray[Any]]:
-        """Symbols to the leaves of the model's output, one batch."""
+    def run(self, parts: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        """What crossed the cut, symbols before side tensors, to the leaves of the model's output; one batch."""
         ...

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from compoff.programs import TorchProgram
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from compoff.artifact import Folder
@@ -49,13 +48,13 @@ class EagerBackend:
         """The program as files of an artifact, by name."""
         return {PROGRAM: self._program.to_bytes()}
 
-    def run(self, symbols: NDArray[np.uint8]) -> list[NDArray[Any]]:
-        """Turn symbols into the leaves of the model's output.
+    def run(self, parts: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Turn what crossed the cut into the leaves of the model's output.
 
         Args:
-            symbols: Symbols of one batch.
+            parts: Of one batch, the symbols of each code, then the side tensors.
 
         Returns:
             One array a leaf.
         """
-        return self._program.run([symbols])
+        return self._program.run(parts)
