@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from compoff.exporting import export
     from compoff.fitting import FitReport, SplitReport, fit
+    from compoff.objective import DistillationLoss
     from compoff.recipe import Recipe
     from compoff.wire.replies import ArgMax, TopK, TopValues
     from compoff.wire.tls import TLS
@@ -57,6 +58,7 @@ _HOMES = {
     "ConnectTimeout": "compoff.errors",
     "ConnectionLost": "compoff.errors",
     "Decoded": "compoff.coding",
+    "DistillationLoss": "compoff.objective",
     "FeatureError": "compoff.errors",
     "FitError": "compoff.errors",
     "FitReport": "compoff.fitting",
@@ -106,6 +108,7 @@ __all__ = [  # noqa: RUF022 - ruff takes TLS for a constant
     "ConnectTimeout",
     "ConnectionLost",
     "Decoded",
+    "DistillationLoss",
     "FeatureError",
     "FitError",
     "FitReport",

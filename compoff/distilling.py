@@ -255,7 +255,8 @@ def student_pass(
 
     Raises:
         FeatureError: The feature has another shape or dtype than the bottleneck was made for.
-        FitError: The model's output holds no floating-point tensor to compare.
+        FitError: The model's output holds no floating-point tensor to compare, or no gradient of it reaches the
+            bottleneck; or several processes train together and have not been calibrated.
 
     Examples:
         >>> import torch, compoff
@@ -272,6 +273,7 @@ def student_pass(
     bottleneck.geometry.check(y)
     y = y.to(bottleneck.quantizer.centers.dtype)
     if not bottleneck.calibrated:
+        _refuse_own_units(site.path)
         bottleneck.calibrate(y)
     output = bottleneck.run(y)
     # Before the model sees y_hat, which it may change in place.
@@ -284,6 +286,18 @@ def student_pass(
         bottleneck.prior.estimated_rate(output.weights.detach()),
         output.weights[0, ..., 0].numel(),
     )
+
+
+def _refuse_own_units(split: str) -> None:
+    """Refuse a first step inside DistributedDataParallel, where each process would measure units of its own."""
+    if getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None) is None:
+        return
+    if torch.distributed.get_world_size() > 1:
+        raise FitError(
+            f"the bottleneck at '{split}' has seen no data yet, and processes that train together must start from the "
+            "same units; call compoff.DistillationLoss(model).calibrate(batch) before the model is handed to "
+            "DistributedDataParallel"
+        )
 
 
 def _distilled(base: nn.Module, gate: Gate, site: Site, record: TeacherRecord, batch: Batch, y_hat: Tensor) -> Tensor:
