@@ -127,9 +127,16 @@ def coding_table() -> str:
 def loopback_table() -> str:
     """What the wire costs beside an empty tail."""
     rows = result("loopback")["rows"]
-    head = ["client", "bytes up / down", "p50, µs", "p99, µs"]
+    head = ["client", "security", "bytes up / down", "bytes beyond", "p50, µs", "p99, µs"]
     cells = [
-        [row["client"], f"{row['bytes_up']:,} / {row['bytes_down']:,}", f"{row['p50_us']:.0f}", f"{row['p99_us']:.0f}"]
+        [
+            row["client"],
+            row["security"],
+            f"{row['bytes_up']:,} / {row['bytes_down']:,}",
+            str(row["overhead_bytes"]),
+            f"{row['p50_us']:.0f}",
+            f"{row['p99_us']:.0f}",
+        ]
         for row in rows
     ]
     return f"{table(head, cells)}\n\n{source('loopback')}"

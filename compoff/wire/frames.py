@@ -41,7 +41,7 @@ OVERHEAD_BYTES = HEADER_BYTES + CHECKSUM_BYTES
 MAX_REQUEST_ID = 2**32 - 1
 MAX_DEADLINE_MS = 2**16 - 1
 MAX_MICROSECONDS = 2**24 - 1
-_MAX_BODY_BYTES = 2**32 - 1
+_SMALL = 4096  # bytes; up to here copying a frame once more costs less than a view of it
 
 
 class FrameType(IntEnum):
@@ -176,21 +176,28 @@ class FrameParser:
         Raises:
             RemoteProtocolError: The bytes are no frame, are damaged, or ``check`` refused the frame.
         """
+        data, start = self._data, self._position
+        if start == len(data):
+            return None
         if not self._frame_bytes:
             self._frame_bytes = self._read_header()
-        start, end = self._position, self._position + self._frame_bytes
-        if start == end or len(self._data) < end:
+        end = start + self._frame_bytes
+        if start == end or len(data) < end:
             return None
-        with memoryview(self._data) as view:
-            checksum = zlib.crc32(view[start : end - CHECKSUM_BYTES])
-            body = bytes(view[start + HEADER_BYTES : end - CHECKSUM_BYTES])
-        expected = int.from_bytes(self._data[end - CHECKSUM_BYTES : end], "big")
+        if end - start <= _SMALL and isinstance(data, bytes):
+            checksum = zlib.crc32(data[start : end - CHECKSUM_BYTES])
+            body = data[start + HEADER_BYTES : end - CHECKSUM_BYTES]
+        else:
+            with memoryview(data) as view:
+                checksum = zlib.crc32(view[start : end - CHECKSUM_BYTES])
+                body = bytes(view[start + HEADER_BYTES : end - CHECKSUM_BYTES])
+        expected = int.from_bytes(data[end - CHECKSUM_BYTES : end], "big")
         if checksum != expected:
             message = f"a frame arrived damaged (checksum {checksum:08x}, not {expected:08x}); open a new connection"
             raise RemoteProtocolError(message)
-        number, route, deadline_ms, request_id, _ = _HEADER.unpack_from(self._data, start)
+        number, route, deadline_ms, request_id, _ = _HEADER.unpack_from(data, start)
         self._position, self._frame_bytes = end, 0
-        if end == len(self._data):
+        if end == len(data):
             self._data, self._position = b"", 0
         return Frame(_TYPES[number], body, request_id, route, deadline_ms)
 
