@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from compoff.fitting import FitReport, SplitReport, fit
     from compoff.objective import DistillationLoss
     from compoff.recipe import Recipe
+    from compoff.record import Record
     from compoff.wire.replies import ArgMax, TopK, TopValues
     from compoff.wire.tls import TLS
     from compoff.wrapping import Wrapped, load, wrap
@@ -70,6 +71,7 @@ _HOMES = {
     "PayloadFormat": "compoff.coding",
     "ReadTimeout": "compoff.errors",
     "Recipe": "compoff.recipe",
+    "Record": "compoff.record",
     "Remote": "compoff.device.remote",
     "RemoteError": "compoff.errors",
     "RemoteProtocolError": "compoff.errors",
@@ -120,6 +122,7 @@ __all__ = [  # noqa: RUF022 - ruff takes TLS for a constant
     "PayloadFormat",
     "ReadTimeout",
     "Recipe",
+    "Record",
     "Remote",
     "RemoteError",
     "RemoteProtocolError",

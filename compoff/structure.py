@@ -1,20 +1,32 @@
-"""Nested outputs ◄─► a flat list of arrays and a description that JSON can hold.
+"""Nested values ◄─► a flat list of leaves and a description that JSON can hold.
 
-So that the device returns what the model returns without torch and without the model's class. Knows no tensors.
+So that the device returns what the model returns, without torch, and without the model's class where it is not to be
+had. Builds no object by calling a class that a description names. Knows no tensors.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from compoff.errors import ArtifactError
+from compoff.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["flatten", "input_leaves", "unflatten"]
+__all__ = ["flatten", "importable", "imported", "input_leaves", "unflatten"]
 
-_CONSTANTS = (bool, int, float, str, type(None))
+CONSTANTS = (bool, int, float, str, type(None))
+"""What a description holds as it is."""
+
+_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def flatten(
@@ -23,7 +35,7 @@ def flatten(
     """Take a nested value apart.
 
     Args:
-        value: Tuples, lists and dicts of leaves and of plain constants.
+        value: Tuples, lists, dicts, named tuples, dataclasses and ordered dicts of leaves and of plain constants.
         is_leaf: Whether a value is a leaf, such as a tensor.
         what: Start of the message about a value that cannot be described.
 
@@ -44,26 +56,92 @@ def flatten(
             leaves.append(part)
             return {"leaf": len(leaves) - 1}
         kind = cast("type[Any]", type(part))
+        if kind in CONSTANTS:
+            return {"value": part}
         if kind in (tuple, list):
             return {kind.__name__: [describe(entry) for entry in part]}
-        if kind is dict and all(isinstance(key, str) for key in part):
+        if kind is dict and _are_keys(part):
             return {"dict": [[key, describe(entry)] for key, entry in part.items()]}
-        if kind in _CONSTANTS:
-            return {"value": part}
-        raise ArtifactError(
-            f"{what} a {kind.__name__}; expected tensors in tuples, lists and dicts with string keys: wrap the model "
-            "in a module that keeps to these"
-        )
+        form, fields, empty = _fields(part)
+        if form is None:
+            raise ArtifactError(
+                f"{what} a {kind.__name__}; expected tensors and plain constants in tuples, lists, dicts with string "
+                "or whole-number keys, named tuples, dataclasses and OrderedDicts that hold nothing else: wrap the "
+                "model in a module that keeps to these"
+            )
+        parts = [[name, describe(entry)] for name, entry in fields.items()]
+        return {form: {"class": f"{kind.__module__}:{kind.__qualname__}", "fields": parts, "empty": empty}}
 
-    return leaves, describe(value)
+    try:
+        return leaves, describe(value)
+    except RecursionError as error:
+        raise ArtifactError(f"{what} values nested without end; keep to a few levels") from error
 
 
-def unflatten(description: Any, leaves: Sequence[Any]) -> Any:
+@cache
+def importable(path: str) -> type | None:
+    """Find the class of a name, importing its module if need be; for names in an artifact that one trusts.
+
+    Args:
+        path: ``"module:qualname"``.
+
+    Returns:
+        The class, or None where there is none.
+
+    Examples:
+        >>> importable("collections:OrderedDict"), importable("no.such:Thing")
+        (<class 'collections.OrderedDict'>, None)
+    """
+    if _PATH.fullmatch(path):
+        try:
+            import_module(path.partition(":")[0])
+        except Exception:  # whatever a module raises on import, there is no class to be had from it
+            return None
+    return imported(path)
+
+
+def imported(path: str) -> type | None:
+    """Find the class of a name among the modules that are loaded; for names that come from another machine.
+
+    Args:
+        path: ``"module:qualname"``.
+
+    Returns:
+        The class, or None where there is none.
+
+    Examples:
+        >>> imported("collections:OrderedDict"), imported("os:system")
+        (<class 'collections.OrderedDict'>, None)
+    """
+    module, _, names = path.partition(":")
+    found: object = sys.modules.get(module)
+    for name in names.split("."):
+        # Not getattr: a module may have one of its own, that imports.
+        found = cast("dict[str, object]", getattr(found, "__dict__", {})).get(name)
+    return found if isinstance(found, type) else None
+
+
+def entry_of(description: Any) -> tuple[Any, Any]:
+    """The one key of a description and what stands under it.
+
+    Args:
+        description: What `flatten` described.
+
+    Returns:
+        The kind and the content, or twice None where it is no description.
+    """
+    pairs: list[tuple[Any, Any]] = list(description.items()) if isinstance(description, dict) else []  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return pairs[0] if len(pairs) == 1 else (None, None)
+
+
+def unflatten(description: Any, leaves: Sequence[Any], find: Callable[[str], type | None] = imported) -> Any:
     """Put a nested value together again.
 
     Args:
         description: What `flatten` described.
         leaves: The leaves in order.
+        find: Gives the class of a name, or None: `imported`, or `importable` where the description is to be trusted.
+            Where there is none, or it does not fit, a `Record` stands for the object.
 
     Returns:
         The nested value.
@@ -75,23 +153,122 @@ def unflatten(description: Any, leaves: Sequence[Any]) -> Any:
         >>> unflatten({"list": [{"leaf": 1}, {"leaf": 0}]}, ["x", "y"])
         ['y', 'x']
     """
-    kind, content = _entry(description)
+    kind, content = entry_of(description)
     if kind == "leaf" and type(content) is int and 0 <= content < len(leaves):
         return leaves[content]
-    if kind == "value" and type(content) in _CONSTANTS:
+    if kind == "value" and type(content) in CONSTANTS:
         return content
-    if kind == "dict" and all(len(_list(pair)) == 2 and isinstance(pair[0], str) for pair in _list(content)):
-        return {key: unflatten(part, leaves) for key, part in _list(content)}
     if kind in ("tuple", "list"):
-        parts = [unflatten(part, leaves) for part in _list(content)]
+        parts = [unflatten(part, leaves, find) for part in _list(content)]
         return tuple(parts) if kind == "tuple" else parts
+    if kind == "dict":
+        return _pairs(content, leaves, find)
+    if kind in _BUILDERS and isinstance(content, dict) and content.keys() == {"class", "fields", "empty"}:  # pyright: ignore[reportUnknownMemberType]
+        return _object(kind, cast("dict[str, Any]", content), leaves, find)
     raise ArtifactError(f"structure {_short(description)} is damaged, or does not fit {len(leaves)} tensors")
 
 
-def _entry(description: Any) -> tuple[Any, Any]:
-    """The one key of a description and what stands under it."""
-    pairs: list[tuple[Any, Any]] = list(description.items()) if isinstance(description, dict) else []  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    return pairs[0] if len(pairs) == 1 else (None, None)
+# ── objects: what they hold, and how they are built without calling their class ──
+
+
+def _fields(value: Any) -> tuple[str | None, dict[Any, Any], list[str]]:
+    """Form, fields and names of empty fields of an object; no form where it is none, or holds more than its fields."""
+    kind = cast("type[Any]", type(value))
+    own = set[str](getattr(value, "__dict__", ()))
+    names = _field_names(kind)
+    if isinstance(value, OrderedDict):
+        fields = dict(cast("OrderedDict[Any, Any]", value))
+        right = _are_keys(fields) and own <= set(names) and (not names or fields.keys() <= set(names))
+        return ("mapping" if right else None), fields, [name for name in names if name not in fields]
+    if isinstance(value, tuple):
+        entries = cast("tuple[Any, ...]", value)
+        right = len(_tuple_names(kind)) == len(entries) > 0 and not own
+        return ("namedtuple" if right else None), dict(zip(_tuple_names(kind), entries, strict=False)), []
+    right = bool(names) and own <= set(names) and all(hasattr(value, name) for name in names)
+    return ("dataclass", {name: getattr(value, name) for name in names}, []) if right else (None, {}, [])
+
+
+def _field_names(kind: type) -> list[str]:
+    return [entry.name for entry in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+def _is_kind_of(kind: type, base: type) -> bool:
+    return issubclass(kind, base)
+
+
+def _are_keys(mapping: dict[Any, Any]) -> bool:
+    return all(type(key) in (str, int) for key in mapping)
+
+
+def _tuple_names(kind: type) -> tuple[str, ...]:
+    """Names of the fields of a named tuple, or of one of torch's own, such as ``max`` returns."""
+    names: object = getattr(kind, "__match_args__" if kind.__module__ == "torch.return_types" else "_fields", ())
+    right = isinstance(names, tuple) and all(isinstance(name, str) for name in cast("tuple[object, ...]", names))
+    return cast("tuple[str, ...]", names) if right else ()
+
+
+def _object(form: str, content: dict[str, Any], leaves: Sequence[Any], find: Callable[[str], type | None]) -> Any:
+    path, empty = content["class"], _list(content["empty"])
+    if not isinstance(path, str) or not all(isinstance(name, str) for name in empty):
+        raise ArtifactError(f"structure names a class {_short(path)} with empty fields {_short(empty)}; it is damaged")
+    fields = _pairs(content["fields"], leaves, find)
+    found = find(path)
+    made = _BUILDERS[form](found, fields, empty) if found is not None else None
+    return Record(path, fields, form == "mapping", empty) if made is None else made
+
+
+def _dataclass(kind: type, fields: dict[Any, Any], empty: list[str]) -> Any:
+    names = _field_names(kind)
+    if not names or names != list(fields) or empty:
+        return None
+    try:
+        made = cast("Any", object.__new__(kind))
+        for name, value in fields.items():
+            object.__setattr__(made, name, value)
+    except (TypeError, AttributeError):  # an abstract class, a mapping, a field without a setter
+        return None
+    return made
+
+
+def _namedtuple(kind: type, fields: dict[Any, Any], empty: list[str]) -> Any:
+    if not _is_kind_of(kind, tuple) or _tuple_names(kind) != tuple(fields) or empty or not fields:
+        return None
+    if kind.__module__ == "torch.return_types":  # these are made by their class only, which is C and does no more
+        return kind(tuple(fields.values()))
+    return tuple.__new__(cast("Any", kind), fields.values())
+
+
+def _mapping(kind: type, fields: dict[Any, Any], empty: list[str]) -> Any:
+    names = set(_field_names(kind))
+    if not _is_kind_of(kind, OrderedDict) or {*fields, *empty} != (names or set(fields)):
+        return None
+    ordered: Any = OrderedDict
+    made = ordered.__new__(kind)
+    for name, value in fields.items():
+        ordered.__setitem__(made, name, value)  # its own, not one that the class has
+    for name in names:
+        object.__setattr__(made, name, fields.get(name))
+    return made
+
+
+_BUILDERS: dict[str, Callable[[type, dict[Any, Any], list[str]], Any]] = {
+    "dataclass": _dataclass,
+    "namedtuple": _namedtuple,
+    "mapping": _mapping,
+}
+
+
+# ── reading a description ──
+
+
+def _pairs(content: Any, leaves: Sequence[Any], find: Callable[[str], type | None]) -> dict[Any, Any]:
+    pairs = _list(content)
+    if not all(len(_list(pair)) == 2 and type(pair[0]) in (str, int) for pair in pairs):
+        raise ArtifactError(f"structure holds {_short(content)} where names and values belong; it is damaged")
+    result = {key: unflatten(part, leaves, find) for key, part in pairs}
+    if len(result) != len(pairs):
+        raise ArtifactError(f"structure names a key twice in {_short(content)}; it is damaged")
+    return result
 
 
 def _list(value: Any) -> list[Any]:
@@ -109,7 +286,7 @@ def input_leaves(value: Any) -> Iterator[Any]:
     """Go through the tensors of nested inputs, in order.
 
     Args:
-        value: Tuples, lists and dicts of anything.
+        value: Tuples, lists and mappings of anything.
 
     Yields:
         What is in them, but for None, which a model may take for "not given".
@@ -121,7 +298,7 @@ def input_leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, (tuple, list)):
         for entry in value:  # pyright: ignore[reportUnknownVariableType]
             yield from input_leaves(entry)
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         yield from input_leaves(list(value.values()))  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
     elif value is not None:
         yield value

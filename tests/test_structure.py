@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict, namedtuple
-from typing import Any
+from collections import OrderedDict, defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import hypothesis.strategies as st
 import pytest
+import torch
 from hypothesis import given
 
 from compoff.errors import ArtifactError
-from compoff.structure import flatten, unflatten
+from compoff.record import Record
+from compoff.structure import flatten, importable, imported, unflatten
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Leaf:
@@ -20,6 +26,10 @@ class Leaf:
 
 def is_leaf(value: Any) -> bool:
     return isinstance(value, Leaf)
+
+
+def nothing(path: str) -> None:
+    """Finds no class, as where the model's library is not installed."""
 
 
 constants = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -49,12 +59,212 @@ def test_description_is_golden() -> None:
     }
 
 
+class Mixed(NamedTuple):
+    boxes: Any
+    labels: Any = 3
+
+
+@dataclass
+class Detection:
+    boxes: Any
+    scores: Any = None
+    name: str = "cat"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    values: Any
+    area: Any = field(init=False, default=7)
+
+
+@dataclass
+class Slotted:
+    __slots__ = ("keys",)
+    keys: Any
+
+
+@dataclass
+class Watched:
+    """Says when it is made by calling it."""
+
+    value: Any
+    made: ClassVar[list[str]] = []
+
+    def __post_init__(self) -> None:
+        self.made.append("called")
+
+
+class Outer:
+    @dataclass
+    class Inner:
+        value: Any
+
+
+OBJECTS = [
+    Mixed(Leaf(), Leaf()),
+    [Mixed(Leaf(), 4), Detection((Leaf(), 1), {"a": Leaf()})],
+    Detection(Detection(Leaf()), name="dog"),
+    Frozen(Leaf()),
+    Slotted(Leaf()),
+    Outer.Inner(Leaf()),
+    OrderedDict([("b", Leaf()), (1, None), ("a", Leaf())]),
+    {1: Leaf(), "1": 2, -3: {}},
+]
+
+
+@pytest.mark.parametrize("value", OBJECTS, ids=[type(value).__name__ for value in OBJECTS])
+def test_objects_come_back_as_they_were_through_json(value: Any) -> None:
+    leaves, description = flatten(value, is_leaf)
+    again = unflatten(json.loads(json.dumps(description)), leaves, importable)
+    assert type(again) is type(value)
+    assert again == value or isinstance(value, Slotted)
+    assert repr(again) == repr(value)
+    assert flatten(again, is_leaf) == (leaves, description)
+
+
+def test_the_description_of_an_object_is_golden() -> None:
+    leaf = Leaf()
+    assert flatten(Detection(leaf, [leaf]), is_leaf) == (
+        [leaf, leaf],
+        {
+            "dataclass": {
+                "class": "tests.test_structure:Detection",
+                "fields": [["boxes", {"leaf": 0}], ["scores", {"list": [{"leaf": 1}]}], ["name", {"value": "cat"}]],
+                "empty": [],
+            }
+        },
+    )
+
+
+def test_the_outputs_of_transformers_come_back_without_what_is_none() -> None:
+    from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+
+    value = BaseModelOutputWithPooling(last_hidden_state=torch.ones(2, 3), attentions=(torch.zeros(1), torch.ones(1)))
+    leaves, description = flatten(value, lambda part: isinstance(part, torch.Tensor))
+    again = unflatten(json.loads(json.dumps(description)), leaves, importable)
+    assert type(again) is BaseModelOutputWithPooling
+    assert isinstance(again, ModelOutput)
+    assert list(again) == ["last_hidden_state", "attentions"] == list(value)
+    assert again.pooler_output is None
+    assert again[0] is again["last_hidden_state"] is again.last_hidden_state is leaves[0]
+    assert again.to_tuple()[1] is again.attentions
+    again.pooler_output = leaves[0]
+    assert list(again) == ["last_hidden_state", "attentions", "pooler_output"]
+    record = unflatten(description, leaves, nothing)
+    assert list(record) == list(value)
+    assert record.pooler_output is None
+    assert record[0] is record["last_hidden_state"] is record.last_hidden_state is leaves[0]
+
+
+def test_what_torch_returns_from_max_comes_back() -> None:
+    value = torch.tensor([[1.0, 3.0], [5.0, 2.0]]).max(dim=1)
+    leaves, description = flatten(value, lambda part: isinstance(part, torch.Tensor))
+    assert list(description) == ["namedtuple"]
+    again = unflatten(description, leaves, imported)
+    assert type(again) is type(value)
+    assert again.values is leaves[0]
+    record = unflatten(description, leaves, nothing)
+    values, indices = record
+    assert (record.values is values, record.indices is indices is leaves[1]) == (True, True)
+
+
+def test_no_class_is_called() -> None:
+    leaves, description = flatten(Watched(Leaf()), is_leaf)
+    Watched.made.clear()
+    assert unflatten(description, leaves, importable).value is leaves[0]
+    assert Watched.made == []
+
+
+class Extended(Detection):
+    """Has a dictionary of its own."""
+
+
+def extended(value: Any) -> Any:
+    value.extra = 1
+    return value
+
+
+class Subclass(OrderedDict[str, Any]):
+    """An ordered dict that may keep attributes."""
+
+
 @pytest.mark.parametrize(
-    "value", [{1: 2}, OrderedDict(a=1), namedtuple("Pair", "a b")(1, 2), {1, 2}, b"bytes", 1j, object()]
+    "value",
+    [
+        {1.5: 2},
+        {True: 2},
+        {(1, 2): 2},
+        OrderedDict({None: 1}),
+        defaultdict(list),
+        extended(Subclass()),
+        extended(Extended(1)),
+        {1, 2},
+        b"bytes",
+        1j,
+        object(),
+        torch.Size([1]),
+    ],
 )
 def test_what_cannot_be_described_is_named(value: Any) -> None:
-    with pytest.raises(ArtifactError, match=f"the model returns a {type(value).__name__}; expected tensors in tuples"):
+    with pytest.raises(ArtifactError, match=f"the model returns a {type(value).__name__}; expected tensors and plain"):
         flatten([value], is_leaf)
+
+
+def test_values_that_hold_themselves_are_refused() -> None:
+    value: list[Any] = []
+    value.append(value)
+    with pytest.raises(ArtifactError, match="nested without end"):
+        flatten(value, is_leaf)
+
+
+def described(path: str, form: str = "dataclass", names: tuple[Any, ...] = ("boxes", "scores", "name")) -> Any:
+    return {form: {"class": path, "fields": [[name, {"value": 1}] for name in names], "empty": []}}
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        described("os:system"),
+        described("subprocess:Popen"),
+        described("builtins:eval"),
+        described("no.such.module:Thing"),
+        described("tests.test_structure:Missing"),
+        described("tests.test_structure:Detection", names=("boxes", "scores")),
+        described("tests.test_structure:Detection", names=("scores", "boxes", "name")),
+        described("tests.test_structure:Detection", names=("boxes", "scores", "__class__")),
+        described("tests.test_structure:Detection", form="namedtuple"),
+        described("tests.test_structure:Detection", form="mapping"),
+        described("tests.test_structure:Mixed", form="dataclass", names=("boxes", "labels")),
+        described("tests.test_structure:Mixed", form="namedtuple", names=("boxes",)),
+        described("collections:OrderedDict", form="dataclass"),
+        described("collections:defaultdict", form="mapping"),
+        described("builtins:tuple", form="namedtuple", names=()),
+        described("tests.test_structure:Outer.Inner.value", names=("value",)),
+        described("a b:c"),
+        described(""),
+        described(":"),
+        described("..:x"),
+    ],
+)
+def test_what_is_no_class_of_these_fields_becomes_a_record(description: Any) -> None:
+    for find in (importable, imported, nothing):
+        found = unflatten(description, [], find)
+        assert type(found) is Record
+        ((_, content),) = description.items()
+        assert [name for name, _ in found.items()] == [name for name, _ in content["fields"]]
+
+
+def test_names_from_elsewhere_import_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "imported_by_mistake.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    description = described("imported_by_mistake:Thing")
+    assert type(unflatten(description, [])) is Record
+
+
+def test_a_module_that_cannot_be_imported_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "raises_on_import.py").write_text("raise RuntimeError('no')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert type(unflatten(described("raises_on_import:Thing"), [], importable)) is Record
 
 
 def test_the_caller_says_where_the_value_is_from() -> None:
@@ -82,7 +292,19 @@ def test_the_caller_says_where_the_value_is_from() -> None:
         {"dict": {"a": {"leaf": 0}}},
         {"dict": [["a"]]},
         {"dict": [["a", {"leaf": 0}, 1]]},
-        {"dict": [[1, {"leaf": 0}]]},
+        {"dict": [[1.5, {"leaf": 0}]]},
+        {"dict": [[True, {"leaf": 0}]]},
+        {"dict": [["a", {"leaf": 0}], ["a", {"leaf": 1}]]},
+        {"dataclass": []},
+        {"dataclass": {}},
+        {"dataclass": {"class": "a:b", "fields": []}},
+        {"dataclass": {"class": "a:b", "fields": [], "empty": [], "more": 1}},
+        {"dataclass": {"class": 1, "fields": [], "empty": []}},
+        {"dataclass": {"class": "a:b", "fields": {}, "empty": []}},
+        {"dataclass": {"class": "a:b", "fields": [["a"]], "empty": []}},
+        {"mapping": {"class": "a:b", "fields": [], "empty": [1]}},
+        {"mapping": {"class": "a:b", "fields": [], "empty": "a"}},
+        {"object": {"class": "a:b", "fields": [], "empty": []}},
         {"dict": ["ab"]},
         {"dict": [[["a"], {"leaf": 0}]]},
         {"set": [{"leaf": 0}]},
@@ -92,6 +314,7 @@ def test_the_caller_says_where_the_value_is_from() -> None:
     ],
 )
 def test_damaged_descriptions_are_errors_of_ours(description: Any) -> None:
-    with pytest.raises(ArtifactError, match="is damaged") as caught:
-        unflatten(description, ["x", "y"])
-    assert len(str(caught.value)) < 200
+    for find in (importable, nothing):
+        with pytest.raises(ArtifactError, match="is damaged") as caught:
+            unflatten(description, ["x", "y"], find)
+        assert len(str(caught.value)) < 300

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compoff.errors import RemoteProtocolError, SplitError
-from compoff.structure import input_leaves, unflatten
+from compoff.structure import importable, input_leaves, unflatten
 from compoff.wire.messages import Offer
 from compoff.wire.replies import FULL, reply_form, reply_specs, restore_leaves
 from compoff.wire.tensors import unpack
@@ -72,9 +72,10 @@ class Heads:
             raise SplitError(
                 f"heads of the split points {splits} were given; expected one or more, each split point once"
             )
-
         for head in self.all:
             reply_specs(self.form, head.manifest.outputs)
+            # Imports the classes of the outputs now, not while an answer waits.
+            unflatten(head.manifest.structure, head.manifest.outputs, importable)
 
     @property
     def offers(self) -> list[Offer]:
@@ -136,7 +137,7 @@ def restore(head: Sender, inputs: tuple[Any, ...], payload: Payload, reply: byte
         return array if plain else head.runner.from_numpy(array)
 
     leaves = restore_leaves(form, arrays, head.manifest.outputs, convert)
-    return unflatten(head.manifest.structure, leaves)
+    return unflatten(head.manifest.structure, leaves, importable)
 
 
 def _longest_reply(form: ReplyForm, manifest: Manifest) -> int:

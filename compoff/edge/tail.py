@@ -14,7 +14,7 @@ from compoff.artifact import find_part, read_folder, write_folder
 from compoff.coding import Payload
 from compoff.edge.backends.eager import EagerBackend
 from compoff.errors import ArtifactMismatch, PayloadError
-from compoff.structure import unflatten
+from compoff.structure import importable, unflatten
 from compoff.wire.tensors import pack
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Tail:
         return self.payload_format.decode(payload)
 
     def _output(self, leaves: list[NDArray[Any]]) -> Any:
-        return unflatten(self.manifest.structure, [torch.from_numpy(leaf) for leaf in leaves])
+        return unflatten(self.manifest.structure, [torch.from_numpy(leaf) for leaf in leaves], importable)
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
