@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from compoff.codec import Bottleneck, CodecFactory, Geometry
-from compoff.errors import SplitError
+from compoff.codec import Bottleneck, CodecFactory, CodecName, Geometry, TransformBottleneck
+from compoff.codec.transform import default_channels, widest_stride
+from compoff.errors import FeatureError, SplitError
 
 __all__ = ["CodecOptions"]
 
@@ -21,11 +22,12 @@ class CodecOptions:
     """How the bottlenecks of one wrap are made.
 
     Args:
-        channels: Channels of the latent; None for 8, or a sixteenth of a flat feature.
-        num_centers: Number of quantization levels.
-        stride: Side of the encoder's tile, in elements.
+        channels: Channels of the latent; None for the codec's own choice.
+        num_centers: Number of quantization levels; None for 8 ("deepcod") or 255 ("transform").
+        stride: Side of the encoder's tile, in elements; None for 4 ("deepcod") or the codec's own choice ("transform").
         encoder: Factory of the user's own encoder.
         decoder: Factory of the user's own decoder.
+        codec: Which codec.
 
     Examples:
         >>> CodecOptions(channels=4).build((16, 8, 8)).latent_shape
@@ -33,10 +35,11 @@ class CodecOptions:
     """
 
     channels: int | None = None
-    num_centers: int = 8
-    stride: int = 4
+    num_centers: int | None = None
+    stride: int | None = None
     encoder: CodecFactory | None = None
     decoder: CodecFactory | None = None
+    codec: CodecName = "deepcod"
 
     def describe(self) -> dict[str, Any]:
         """These options as JSON can hold them.
@@ -52,7 +55,8 @@ class CodecOptions:
                 "an encoder or decoder of your own cannot be described in a file; save model.bottlenecks.state_dict() "
                 "instead, or export"
             )
-        return {"channels": self.channels, "num_centers": self.num_centers, "stride": self.stride}
+        sizes = {"channels": self.channels, "num_centers": self.num_centers, "stride": self.stride}
+        return {**sizes, "codec": self.codec}
 
     def build(self, shape: tuple[int, ...]) -> Bottleneck:
         """Make the bottleneck for a feature.
@@ -67,8 +71,25 @@ class CodecOptions:
             FeatureError: A size is out of range, or a factory's module gives another shape than was asked of it.
         """
         with torch.inference_mode(mode=False):  # parameters born in inference mode could never be trained
-            geometry = Geometry(shape, self.stride)
+            if self.codec == "transform":
+                return self._build_transform(shape)
+            geometry = Geometry(shape, _given(self.stride, 4))
             channels = self.channels
             if channels is None:
                 channels = 8 if geometry.space else max(1, shape[0] // 16)
-            return Bottleneck(geometry, channels, self.num_centers, encoder=self.encoder, decoder=self.decoder)
+            centers = _given(self.num_centers, 8)
+            return Bottleneck(geometry, channels, centers, encoder=self.encoder, decoder=self.decoder)
+
+    def _build_transform(self, shape: tuple[int, ...]) -> TransformBottleneck:
+        """A transform codec, which brings its own encoder."""
+        if self.encoder:
+            raise FeatureError(
+                'an encoder of your own goes with codec="deepcod": the transform codec starts from its own'
+            )
+        geometry = Geometry(shape, _given(self.stride, widest_stride(shape)))
+        channels = _given(self.channels, default_channels(geometry))
+        return TransformBottleneck(geometry, channels, _given(self.num_centers, 255), decoder=self.decoder)
+
+
+def _given(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value

@@ -20,6 +20,7 @@ from compoff.losses import distillation, relative_error
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
+    from compoff.codec import BottleneckOutput
     from compoff.cutting.sites import Site
     from compoff.gates import Gate
     from compoff.recipe import Recipe
@@ -80,9 +81,9 @@ class DistillationTerms:
         reconstruction: Eq. 10's first term, in units of the feature's own variance.
         orthogonality: Eq. 7.
         distillation: Eq. 11, or None in the first phase.
-        estimated_rate: Bits per sample under the prior; its gradient reaches the encoder.
+        estimated_rate: What the symbols are expected to cost, in the bottleneck's own unit; its gradient reaches the
+            encoder.
         prior_rate: The same with the symbols held fixed; its gradient reaches the prior only.
-        latent_values: Number of latent values per sample.
     """
 
     reconstruction: Tensor
@@ -90,14 +91,13 @@ class DistillationTerms:
     distillation: Tensor | None
     estimated_rate: Tensor
     prior_rate: Tensor
-    latent_values: int
 
     def total(self, recipe: Recipe, rate: float) -> Tensor:
         """The loss.
 
         Args:
             recipe: Weights of the terms.
-            rate: Weight of the rate, per bit and latent value.
+            rate: Weight of the rate.
 
         Returns:
             A scalar.
@@ -105,7 +105,7 @@ class DistillationTerms:
         loss = recipe.reconstruction * self.reconstruction + recipe.orthogonality * self.orthogonality
         if self.distillation is not None:
             loss = loss + recipe.distillation * self.distillation
-        return loss + (recipe.prior * self.prior_rate + rate * self.estimated_rate) / self.latent_values
+        return loss + recipe.prior * self.prior_rate + rate * self.estimated_rate
 
 
 @contextlib.contextmanager
@@ -238,7 +238,14 @@ def teacher_pass(
 
 
 def student_pass(
-    base: nn.Module, gate: Gate, site: Site, record: TeacherRecord, batch: Batch, *, distill: bool
+    base: nn.Module,
+    gate: Gate,
+    site: Site,
+    record: TeacherRecord,
+    batch: Batch,
+    *,
+    distill: bool,
+    average: bool = False,
 ) -> DistillationTerms:
     """Compute the terms of the loss at one split point.
 
@@ -249,6 +256,7 @@ def student_pass(
         record: The teacher's record of the same batch.
         batch: The batch.
         distill: Whether to run the model on from the restored feature (Eq. 11).
+        average: Whether to average Eq. 11 over the later blocks instead of summing it.
 
     Returns:
         The terms.
@@ -264,8 +272,8 @@ def student_pass(
         >>> model = compoff.wrap(net, "input", example_input=x)
         >>> gate, site, batch = model.gate("input"), model.sites["input"], Batch((x,))
         >>> record = teacher_pass(net, {"input": gate}, model.sites, batch, blocks=False)
-        >>> student_pass(net, gate, site, record, batch, distill=False).latent_values
-        2
+        >>> student_pass(net, gate, site, record, batch, distill=False).distillation is None
+        True
 
     Source: DeepCOD (SenSys 2020), Sec. 3.2.2, Eq. 10, and Sec. 3.3, Eq. 11, left-hand term.
     """
@@ -277,14 +285,13 @@ def student_pass(
         bottleneck.calibrate(y)
     output = bottleneck.run(y)
     # Before the model sees y_hat, which it may change in place.
-    restored = relative_error(y, output.y_hat)
+    restored = relative_error(y, output.y_hat, output.importance)
     return DistillationTerms(
         restored,
         bottleneck.semi_orthogonality_error(),
-        _distilled(base, gate, site, record, batch, output.y_hat) if distill else None,
-        bottleneck.prior.estimated_rate(output.weights),
-        bottleneck.prior.estimated_rate(output.weights.detach()),
-        output.weights[0, ..., 0].numel(),
+        _distilled(base, gate, site, record, batch, output, average=average) if distill else None,
+        output.estimated_rate,
+        output.prior_rate,
     )
 
 
@@ -300,7 +307,16 @@ def _refuse_own_units(split: str) -> None:
         )
 
 
-def _distilled(base: nn.Module, gate: Gate, site: Site, record: TeacherRecord, batch: Batch, y_hat: Tensor) -> Tensor:
+def _distilled(
+    base: nn.Module,
+    gate: Gate,
+    site: Site,
+    record: TeacherRecord,
+    batch: Batch,
+    restored: BottleneckOutput,
+    *,
+    average: bool,
+) -> Tensor:
     """Run the model on from a restored feature and compare what it computes with the teacher's record."""
     if not record.output:
         raise FitError(
@@ -308,26 +324,29 @@ def _distilled(base: nn.Module, gate: Gate, site: Site, record: TeacherRecord, b
             "that returns scores or features"
         )
     blocks: dict[str, list[Tensor]] = {}
-    gate.replace = lambda fresh: y_hat.to(fresh.dtype)
+    gate.replace = lambda fresh: restored.y_hat.to(fresh.dtype)
     try:
         with _tapped(base, site.later, blocks), refusals_named(batch):
             result = float_tensors(base(*batch.args, **batch.kwargs))
     finally:
         gate.replace = None
-    if y_hat.requires_grad and not any(tensor.requires_grad for tensor in result):
+    if restored.y_hat.requires_grad and not any(tensor.requires_grad for tensor in result):
         raise FitError(
             f"no gradient of the model's output reaches the bottleneck at '{site.path}'; a common cause is gradient "
             "checkpointing inside the model with use_reentrant=True: pass use_reentrant=False to it, or turn it off"
         )
-    return _over_blocks(site, record, blocks, result)
+    teacher, student = _over_blocks(site, record, blocks, result)
+    return distillation(teacher, student, restored.importance, average=average)
 
 
-def _over_blocks(site: Site, record: TeacherRecord, blocks: dict[str, list[Tensor]], result: list[Tensor]) -> Tensor:
-    """Eq. 11 over the later blocks and the output; where the last block's tensor is the output, it counts once."""
+def _over_blocks(
+    site: Site, record: TeacherRecord, blocks: dict[str, list[Tensor]], result: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What Eq. 11 compares: later blocks and output; where the last block's tensor is the output, it counts once."""
     teacher = [tensor for path in site.later for tensor in record.blocks[path]]
     student = [tensor for path in site.later for tensor in blocks[path]]
     for theirs, ours in zip(record.output, result, strict=True):
         if not any(theirs is tensor for tensor in teacher):
             teacher.append(theirs)
             student.append(ours)
-    return distillation(teacher, student)
+    return teacher, student

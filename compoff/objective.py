@@ -26,8 +26,8 @@ class DistillationLoss(nn.Module):
     Args:
         model: What `compoff.wrap` returned, its shapes known.
         split: The split point to train; None for all of them, their losses added.
-        recipe: Weights of the terms.
-        rate: Weight of the rate, per bit and latent value.
+        recipe: Weights of the terms; None for those of the codec that the model was wrapped with.
+        rate: Weight of the rate; None for the recipe's.
 
     Raises:
         SplitError: `split` is not one of the model's split points, or shapes are not known yet.
@@ -45,7 +45,12 @@ class DistillationLoss(nn.Module):
     """
 
     def __init__(
-        self, model: Wrapped, split: str | None = None, *, recipe: str | Recipe = "deepcod", rate: float = 0.0
+        self,
+        model: Wrapped,
+        split: str | None = None,
+        *,
+        recipe: str | Recipe | None = None,
+        rate: float | None = None,
     ) -> None:
         super().__init__()
         self.splits = model.split_points if split is None else (split,)
@@ -58,7 +63,9 @@ class DistillationLoss(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, *inputs: Any) -> None:
-        """Set the units of the bottlenecks from one batch, as the first step would.
+        """Set the units of the bottlenecks from one batch, as the first step would; codec ``"deepcod"`` only.
+
+        For codec ``"transform"`` call `compoff.calibrate` with many batches instead.
 
         With several processes call it before the model is handed to DistributedDataParallel, which then copies the
         units of the first process to the others; else each process would measure its own.

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from compoff.errors import FitError
+
+if TYPE_CHECKING:
+    from compoff.codec import CodecName
 
 __all__ = ["Recipe", "recipe_named"]
 
@@ -18,6 +22,12 @@ class Recipe:
     """Weights and schedule of a fit.
 
     Args:
+        codec: The codec that the recipe is for, as `compoff.wrap` takes it.
+        lr: Learning rate at the start, unless `fit` is given one.
+        rate: Weight of the rate, unless `fit` is given one: of bits per latent value for codec ``"deepcod"``, of bits
+            as a share of those at the start for ``"transform"``.
+        average: Whether Eq. 11 is averaged over the later blocks instead of summed, so that one weight of the rate fits
+            networks of any depth.
         orthogonality: α of Eq. 10, the weight of Eq. 7.
         reconstruction: Weight of Eq. 10's first term, in both phases.
         distillation: Weight of Eq. 11, in the second phase.
@@ -38,6 +48,10 @@ class Recipe:
     Source: DeepCOD (SenSys 2020), Eq. 10-11 and Sec. 3.3, which give no weights; these are this project's.
     """
 
+    codec: CodecName = "deepcod"
+    lr: float = 3e-3
+    rate: float = 0.0
+    average: bool = False
     orthogonality: float = 0.01
     reconstruction: float = 1.0
     distillation: float = 1.0
@@ -47,10 +61,12 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
-        for name in ("orthogonality", "reconstruction", "distillation", "prior"):
+        for name in ("rate", "orthogonality", "reconstruction", "distillation", "prior"):
             weight = getattr(self, name)
             if not (math.isfinite(weight) and weight >= 0):
                 raise FitError(f"the recipe's {name} is {weight}; expected a weight of 0 or more")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise FitError(f"the recipe's lr is {self.lr}; expected a learning rate above 0, such as 1e-3")
         if not 0 <= self.reconstruction_share <= 1:
             raise FitError(f"the recipe's reconstruction_share is {self.reconstruction_share}; expected 0 to 1")
         if self.patience < 1:
@@ -59,7 +75,19 @@ class Recipe:
             raise FitError(f"the recipe's betas are {self.betas}; expected two numbers from 0 to below 1")
 
 
-_RECIPES = {"deepcod": Recipe()}
+_RECIPES = {
+    "deepcod": Recipe(),
+    "transform": Recipe(
+        codec="transform",
+        lr=1e-3,
+        rate=0.14,
+        average=True,
+        orthogonality=0.0,
+        reconstruction=0.1,
+        prior=0.0,  # the rate term fits the density by itself
+        reconstruction_share=0.0,  # the linear start has converged before the first step
+    ),
+}
 
 
 def recipe_named(recipe: str | Recipe) -> Recipe:

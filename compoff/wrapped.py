@@ -277,8 +277,8 @@ class Wrapped(nn.Module):
         self,
         *inputs: Any,
         split: str | None = None,
-        recipe: str | Recipe = "deepcod",
-        rate: float = 0.0,
+        recipe: str | Recipe | None = None,
+        rate: float | None = None,
         distill: bool = True,
     ) -> torch.Tensor:
         """The objective for a loop of your own: call it, then ``backward`` and an optimizer step.
@@ -286,8 +286,8 @@ class Wrapped(nn.Module):
         Args:
             *inputs: One batch, as the model takes it; labels are not needed.
             split: The split point to train; None for the only one, or the one that is on inside `at`.
-            recipe: Weights of the terms.
-            rate: Weight of the rate, per bit and latent value.
+            recipe: Weights of the terms; None for those of the codec that the model was wrapped with.
+            rate: Weight of the rate; None for the recipe's.
             distill: False for the first phase (Eq. 10 alone), True to add Eq. 11.
 
         Returns:
@@ -295,6 +295,7 @@ class Wrapped(nn.Module):
 
         Raises:
             SplitError: `split` is not one of this model's split points, or is needed and not given.
+            FitError: The transform codec has no directions yet: call `compoff.calibrate` first.
 
         Examples:
             >>> import torch, compoff
@@ -309,14 +310,16 @@ class Wrapped(nn.Module):
         """
         if not self.built:
             self.build(*inputs)
-        split = split or self._the_split()
+        split, chosen = split or self._the_split(), recipe_named(self.options.codec if recipe is None else recipe)
         gates = {split: self.gate(split)}
         self.freeze()
         batch = Batch(inputs)
         with self._switched(None):  # inside `at`, the teacher must still be the model without bottlenecks
             record = teacher_pass(self.base, gates, self.sites, batch, blocks=distill)
-            terms = student_pass(self.base, gates[split], self.sites[split], record, batch, distill=distill)
-        return terms.total(recipe_named(recipe), rate)
+            terms = student_pass(
+                self.base, gates[split], self.sites[split], record, batch, distill=distill, average=chosen.average
+            )
+        return terms.total(chosen, chosen.rate if rate is None else rate)
 
     def _the_split(self) -> str:
         """The split point that goes without saying."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from compoff.codec import Bottleneck, CodecFactory
+    from compoff.codec import Bottleneck, CodecFactory, CodecName
 
 __all__ = ["CodecOptions", "Wrapped", "load", "wrap"]
 
@@ -32,9 +32,10 @@ def wrap(
     *,
     example_input: Any = None,
     # the codec
+    codec: CodecName = "deepcod",
     channels: int | None = None,
-    num_centers: int = 8,
-    stride: int = 4,
+    num_centers: int | None = None,
+    stride: int | None = None,
     encoder: CodecFactory | None = None,
     decoder: CodecFactory | None = None,
 ) -> Wrapped:
@@ -49,9 +50,13 @@ def wrap(
             module. ``"input"`` cuts before the model.
         example_input: One batch to learn shapes from: a tensor, or a tuple of positional inputs. Without it shapes are
             learnt from the first batch that `fit` or the model itself sees, and split points are checked only then.
-        channels: Channels of the latent at every split point; None for 8, or a sixteenth of a flat feature.
-        num_centers: Number of quantization levels, 2 to 256.
-        stride: Side of the tile that becomes one latent position, in elements.
+        codec: ``"deepcod"``, the paper's; or ``"transform"``, which needs fewer bytes and serves every rate.
+        channels: Channels of the latent at every split point; None for 8, or a sixteenth of a flat feature
+            (``"deepcod"``), or for as many as a moderate rate has a use for (``"transform"``).
+        num_centers: Number of quantization levels: 2 to 256, None for 8 (``"deepcod"``); odd, None for 255
+            (``"transform"``).
+        stride: Side of the tile that becomes one latent position, in elements; None for 4 (``"deepcod"``), or for the
+            widest up to 8 whose directions are found in seconds (``"transform"``).
         encoder: Your own encoder: a function from ``(feature shape, latent shape)`` to a module; None for ours.
         decoder: Your own decoder: a function from ``(latent shape, feature shape)`` to a module; None for ours.
 
@@ -74,7 +79,7 @@ def wrap(
     Source: DeepCOD (SenSys 2020), Sec. 3.2.
     """
     paths = [split_points] if isinstance(split_points, str) else list(split_points)
-    options = CodecOptions(channels, num_centers, stride, encoder, decoder)
+    options = CodecOptions(channels, num_centers, stride, encoder, decoder, codec)
     refuse_wrapped(model)
     if example_input is None:
         return Wrapped(model, paths, options)

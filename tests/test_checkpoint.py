@@ -69,7 +69,7 @@ def test_description_is_golden(saved: tuple[Path, compoff.Wrapped]) -> None:
     assert metadata["format"] == "compoff-bottlenecks-1"
     assert metadata["base"] == fingerprint(saved[1].base.state_dict())
     assert json.loads(metadata["description"]) == {
-        "options": {"channels": 4, "num_centers": 5, "stride": 2},
+        "options": {"channels": 4, "num_centers": 5, "stride": 2, "codec": "deepcod"},
         "shapes": {"input": [3, 8, 8], "stem.2": [8, 8, 8], "block1": [8, 8, 8]},
         "reports": {"block1": {"bytes": 12.5}},
         "inputs": [[[2, 3, 8, 8], "float32", True]],

@@ -25,7 +25,7 @@ def test_a_recipe_of_ones_own_is_taken_as_it_is() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(FitError, match=r"'deepcdo' is not a recipe; expected one of \['deepcod'\]"):
+    with pytest.raises(FitError, match=r"'deepcdo' is not a recipe; expected one of \['deepcod', 'transform'\]"):
         recipe_named("deepcdo")
 
 

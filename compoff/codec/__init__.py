@@ -5,20 +5,33 @@ Knows tensors, not models and not bytes: `wrapping` puts a codec into a model, `
 
 from __future__ import annotations
 
-from compoff.codec.bottleneck import Bottleneck, BottleneckOutput, CodecFactory
+from compoff.codec.bottleneck import Bottleneck, BottleneckOutput, CodecFactory, CodecName, Quality
 from compoff.codec.decoder import Decoder
+from compoff.codec.density import Density
+from compoff.codec.directions import Directions, TileMoments
 from compoff.codec.encoder import Encoder
 from compoff.codec.geometry import Geometry
 from compoff.codec.prior import Prior
 from compoff.codec.quantizer import Quantizer
+from compoff.codec.refiner import RefiningDecoder
+from compoff.codec.transform import TransformBottleneck
+from compoff.codec.uniform import UniformQuantizer
 
 __all__ = [
     "Bottleneck",
     "BottleneckOutput",
     "CodecFactory",
+    "CodecName",
     "Decoder",
+    "Density",
+    "Directions",
     "Encoder",
     "Geometry",
     "Prior",
+    "Quality",
     "Quantizer",
+    "RefiningDecoder",
+    "TileMoments",
+    "TransformBottleneck",
+    "UniformQuantizer",
 ]

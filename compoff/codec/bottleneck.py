@@ -5,9 +5,10 @@ Where the user's own encoder or decoder takes the place of ours. Knows no model 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,32 @@ from compoff.errors import FeatureError
 
 if TYPE_CHECKING:
     from compoff.codec.geometry import Geometry
+    from compoff.codec.uniform import UniformQuantizer
 
-__all__ = ["Bottleneck", "BottleneckOutput", "CodecFactory"]
+__all__ = ["Bottleneck", "BottleneckOutput", "CodecFactory", "CodecName", "Quality"]
 
 CodecFactory: TypeAlias = Callable[[tuple[int, ...], tuple[int, ...]], nn.Module]
 """Makes the user's own encoder or decoder from ``(input shape, output shape)``, both without the batch axis."""
+
+CodecName: TypeAlias = Literal["deepcod", "transform"]
+"""The codecs: the paper's, and the transform codec (`compoff.codec.transform`)."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What of a latent travels.
+
+    Args:
+        channels: Number of channels, the first ones.
+        step: Step of the numbers, in units of the finest.
+
+    Examples:
+        >>> Quality(channels=8).step
+        1
+    """
+
+    channels: int
+    step: int = 1
 
 
 @dataclass(frozen=True)
@@ -35,12 +57,20 @@ class BottleneckOutput:
     Args:
         y: The feature that went in.
         y_hat: The feature that comes out.
-        weights: Weight of each center for each latent value, as `Quantizer.forward` gives them.
+        estimated_rate: What the symbols are expected to cost, in the bottleneck's own unit; its gradient reaches the
+            encoder. A scalar.
+        prior_rate: The same with the symbols held fixed; its gradient reaches the prior only. A scalar.
+        importance: Weight of each sample in the distortion, or None where they count alike.
+
+    Shapes:
+        y and y_hat ``(batch, *shape)``; importance ``(batch,)``.
     """
 
     y: Tensor
     y_hat: Tensor
-    weights: Tensor
+    estimated_rate: Tensor
+    prior_rate: Tensor
+    importance: Tensor | None = None
 
 
 class Bottleneck(nn.Module):
@@ -89,8 +119,8 @@ class Bottleneck(nn.Module):
         self.geometry = geometry
         self.latent_shape = (channels, *geometry.latent_space)
         self.encoder = encoder(geometry.shape, self.latent_shape) if encoder else Encoder(geometry, channels)
-        self.quantizer = Quantizer(num_centers)
-        self.decoder = decoder(self.latent_shape, geometry.shape) if decoder else Decoder(geometry, channels)
+        self.quantizer = self._make_quantizer(channels, num_centers)
+        self.decoder = decoder(self.latent_shape, geometry.shape) if decoder else self._make_decoder(channels)
         self.prior = Prior(channels, num_centers)
         self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
         if encoder:
@@ -98,10 +128,56 @@ class Bottleneck(nn.Module):
         if decoder:
             _check_shape("decoder", self.decoder, self.latent_shape, geometry.shape)
 
+    def _make_quantizer(self, channels: int, num_centers: int) -> Quantizer | UniformQuantizer:
+        """The quantizer of this codec."""
+        del channels  # all share their centers
+        return Quantizer(num_centers)
+
+    def _make_decoder(self, channels: int) -> nn.Module:
+        """The decoder of this codec."""
+        return Decoder(self.geometry, channels)
+
     @property
     def num_centers(self) -> int:
         """Number of quantization levels."""
         return self.quantizer.num_centers
+
+    @property
+    def latent_values(self) -> int:
+        """Number of latent values per sample."""
+        return math.prod(self.latent_shape)
+
+    def qualities(self) -> tuple[Quality, ...]:
+        """The rates that this codec serves, from the fewest bytes to the most.
+
+        Returns:
+            The qualities; the last one sends everything.
+        """
+        return (Quality(self.latent_shape[0]),)
+
+    def received(self, symbols: Tensor, quality: Quality) -> Tensor:
+        """The symbols that the edge decodes where a quality was sent.
+
+        Args:
+            symbols: All symbols, as `encode` gives them.
+            quality: What is sent of them.
+
+        Returns:
+            Symbols of the same shape, for `decode`.
+        """
+        del quality  # this codec has only one
+        return symbols
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The parameters with the learning rate of each, as an optimizer takes them.
+
+        Args:
+            lr: Learning rate of the fit.
+
+        Returns:
+            Groups with ``params`` and ``lr``.
+        """
+        return [{"params": list(self.parameters()), "lr": lr}]
 
     @torch.no_grad()
     def calibrate(self, y: Tensor) -> None:
@@ -112,7 +188,8 @@ class Bottleneck(nn.Module):
         """
         self.geometry.check(y)
         latent = self.encoder(y)
-        self.quantizer.calibrate(latent)
+        if isinstance(self.quantizer, Quantizer):
+            self.quantizer.calibrate(latent)
         if isinstance(self.decoder, Decoder):
             self.decoder.calibrate(self.quantizer.dequantize(self.quantizer.symbols(latent)), y)
         self.calibrated.fill_(True)
@@ -146,11 +223,13 @@ class Bottleneck(nn.Module):
             y: The feature.
 
         Returns:
-            Feature, restored feature and center weights, differentiable in training mode.
+            Feature, restored feature and rates (in bits per latent value), differentiable in training mode.
         """
-        latent = self.encoder(y)
-        z_hat, weights = self.quantizer(latent)
-        return BottleneckOutput(y, self.decoder(z_hat), weights)
+        z_hat, weights = self.quantizer(self.encoder(y))
+        rate, prior_rate = (
+            self.prior.estimated_rate(given) / self.latent_values for given in (weights, weights.detach())
+        )
+        return BottleneckOutput(y, self.decoder(z_hat), rate, prior_rate)
 
     def forward(self, y: Tensor) -> Tensor:
         """Compress and restore.

@@ -5,6 +5,7 @@ Pads a feature up to whole tiles and crops the decoded one back, so that any siz
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -158,3 +159,33 @@ class Geometry:
             if size != full:
                 y_hat = y_hat.narrow(axis, 0, size)
         return y_hat
+
+    def tiles(self, y: Tensor) -> Tensor:
+        """Cut a feature into tiles, each laid out as the encoder's kernel is.
+
+        Args:
+            y: The feature.
+
+        Returns:
+            One row a tile, sample by sample.
+
+        Shapes:
+            y ``(batch, channels, *space)``; result ``(batch * tiles, channels * elements of a tile)``.
+
+        Examples:
+            >>> import torch
+            >>> Geometry((1, 4), stride=2).tiles(torch.arange(4.0).reshape(1, 1, 4)).tolist()
+            [[0.0, 1.0], [2.0, 3.0]]
+
+        Source: this project.
+        """
+        split = [size for pair in zip(self.latent_space, self.tile, strict=True) for size in pair]
+        cut = self.pad(y).reshape(len(y), self.channels, *split)
+        axes = len(self.tile)
+        order = (0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2))
+        return cut.permute(order).reshape(-1, self.tile_elements)
+
+    @property
+    def tile_elements(self) -> int:
+        """Number of elements in one tile, all channels together."""
+        return self.channels * math.prod(self.tile)

@@ -89,12 +89,14 @@ class Prior(nn.Module):
             return SymbolTables.from_probabilities(torch.softmax(self.logits.double(), dim=-1).cpu().numpy())
 
     @torch.no_grad()
-    def count(self, counts: Tensor) -> None:
+    def count(self, counts: Tensor, expected: Tensor | None = None) -> None:
         """Replace the learned probabilities by measured frequencies.
 
         Args:
             counts: How often each symbol occurred, ``(channels, num_centers)``. Half a count is added to each, so that
                 a symbol that was never seen can still be coded.
+            expected: Probabilities expected beforehand, ``(channels, num_centers)``: two counts, spread by them, take
+                the place of the half counts, which cost much where there are many symbols and few are ever seen.
 
         Examples:
             >>> import torch
@@ -105,5 +107,5 @@ class Prior(nn.Module):
 
         Source: this project (Krichevsky-Trofimov smoothing).
         """
-        smoothed = counts.to(torch.float64) + 0.5
+        smoothed = counts.to(torch.float64) + (0.5 if expected is None else 2 * expected.to(counts.device))
         self.logits.copy_((smoothed / smoothed.sum(1, keepdim=True)).log())

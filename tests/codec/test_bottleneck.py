@@ -52,7 +52,7 @@ def test_gradients_reach_encoder_centers_decoder_and_prior(shape: tuple[int, ...
     y = torch.randn(8, *shape)
     bottleneck.calibrate(y)
     output = bottleneck.run(y)
-    (reconstruction(y, output.y_hat) + bottleneck.prior.estimated_rate(output.weights)).backward()
+    (reconstruction(y, output.y_hat) + output.estimated_rate).backward()
     missing = [name for name, parameter in bottleneck.named_parameters() if parameter.grad is None]
     assert missing == []
     for name in (
@@ -73,7 +73,7 @@ def test_the_rate_reaches_the_encoder() -> None:
         bottleneck.prior.logits.normal_()
     y = torch.randn(8, 4, 8)
     bottleneck.calibrate(y)
-    bottleneck.prior.estimated_rate(bottleneck.run(y).weights).backward()
+    bottleneck.run(y).estimated_rate.backward()
     assert isinstance(bottleneck.encoder, Encoder)
     grad = bottleneck.encoder.weight.grad
     assert grad is not None

@@ -1,0 +1,142 @@
+"""The refining decoder: the linear inverse of the encoder, and what two small residual networks add to it.
+
+Starts as the linear inverse exactly, so that a fit begins with a codec that works. The first network sees the latent,
+where a position knows the whole tile and its neighbors; the second sees the feature at its own resolution.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from compoff.codec.directions import Directions
+    from compoff.codec.geometry import Geometry
+
+__all__ = ["RefiningDecoder"]
+
+_CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
+_TRANSPOSED: dict[int, type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d]] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+}
+_LATENT_WIDTH, _LATENT_BLOCKS = 96, 2
+_FEATURE_WIDTH, _FEATURE_BLOCKS = 48, 1
+_CLIPPED = 0.02  # share of a feature's values at its minimum from which that minimum is the floor of an activation
+
+
+class RefiningDecoder(nn.Module):
+    """Restore a feature from its latent: a linear map, then learned corrections.
+
+    Args:
+        geometry: Layout of the feature.
+        channels: Number of channels of the latent.
+
+    Shapes:
+        z_hat ``(batch, channels, *geometry.latent_space)``; result ``(batch, geometry.channels, *space)``.
+
+    Examples:
+        >>> import torch
+        >>> from compoff.codec import Geometry
+        >>> RefiningDecoder(Geometry((16, 30, 32)), channels=4)(torch.zeros(2, 4, 8, 8)).shape
+        torch.Size([2, 16, 30, 32])
+
+    Source: this project.
+    """
+
+    level: Tensor
+    floor: Tensor
+
+    def __init__(self, geometry: Geometry, channels: int) -> None:
+        super().__init__()
+        self.geometry = geometry
+        axes, inner = len(geometry.space), geometry.channels
+        self.inverse = _enlarge(geometry, channels, inner, bias=False)
+        self.mean = nn.Parameter(torch.zeros(inner, *geometry.tile))
+        self.register_buffer("level", torch.ones(channels))
+        self.register_buffer("floor", torch.tensor(torch.finfo(torch.float32).min))
+        self.enter = _convolution(axes, channels, _LATENT_WIDTH)
+        self.latent_blocks = nn.ModuleList(_Residual(axes, _LATENT_WIDTH) for _ in range(_LATENT_BLOCKS))
+        self.enlarge = _enlarge(geometry, _LATENT_WIDTH, _FEATURE_WIDTH, bias=True)
+        self.look = _convolution(axes, inner, _FEATURE_WIDTH)
+        self.feature_blocks = nn.ModuleList(_Residual(axes, _FEATURE_WIDTH) for _ in range(_FEATURE_BLOCKS))
+        self.leave = _convolution(axes, _FEATURE_WIDTH, inner)
+        for parameter in self.leave.parameters():
+            nn.init.zeros_(parameter)
+
+    @torch.no_grad()
+    def start(self, directions: Directions, step: float, y: Tensor) -> None:
+        """Become the linear inverse of an encoder.
+
+        Args:
+            directions: What the encoder measures.
+            step: Units of the latent in which its numbers come.
+            y: Features of one batch, which show the floor that an activation leaves.
+
+        Examples:
+            >>> import torch
+            >>> from compoff.codec import Geometry, TileMoments
+            >>> geometry, y = Geometry((2, 8), stride=4), torch.randn(50, 2, 8)
+            >>> moments = TileMoments(geometry)
+            >>> moments.add(y, torch.randn(50, 2, 8))
+            >>> RefiningDecoder(geometry, 8).start(moments.directions(8), 1.0, y)
+        """
+        weight = self.inverse.weight
+        assert isinstance(weight, Tensor)
+        rows = directions.synthesis.to(weight) * step
+        weight.copy_(rows.view_as(weight) if self.geometry.space else rows.T)
+        self.mean.copy_(directions.mean.view_as(self.mean))
+        # Channels of less than a third of a step are mostly silent; amplifying their rare values would only add noise.
+        self.level.copy_((directions.deviation / step).clamp_min(0.3))
+        lowest = y.amin()
+        if float((y == lowest).float().mean()) > _CLIPPED:
+            self.floor.copy_(lowest)
+
+    def forward(self, z_hat: Tensor) -> Tensor:
+        """Decode.
+
+        Args:
+            z_hat: Quantized latent, ``(batch, channels, *geometry.latent_space)``.
+
+        Returns:
+            The feature, ``(batch, geometry.channels, *space)``.
+        """
+        linear = self.inverse(z_hat) + self.mean.repeat(1, *self.geometry.latent_space)
+        inner = self.enter(z_hat / self.level.view(-1, *(1,) * len(self.geometry.space)))
+        for block in self.latent_blocks:
+            inner = block(inner)
+        outer = self.enlarge(inner) + self.look(linear)
+        for block in self.feature_blocks:
+            outer = block(outer)
+        return self.geometry.crop(torch.maximum(linear + self.leave(F.relu(outer)), self.floor))
+
+
+class _Residual(nn.Module):
+    """Two convolutions around a skip connection, activation first."""
+
+    def __init__(self, axes: int, width: int) -> None:
+        super().__init__()
+        self.first = _convolution(axes, width, width)
+        self.second = _convolution(axes, width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add what the convolutions found."""
+        return x + self.second(F.relu(self.first(F.relu(x))))
+
+
+def _convolution(axes: int, in_channels: int, out_channels: int) -> nn.Module:
+    """A convolution over neighbors that keeps the size; a linear layer where there is no space."""
+    if not axes:
+        return nn.Linear(in_channels, out_channels)
+    return _CONVOLUTIONS[axes](in_channels, out_channels, 3, padding=1)
+
+
+def _enlarge(geometry: Geometry, in_channels: int, out_channels: int, *, bias: bool) -> nn.Module:
+    """The counterpart of the encoder: one latent position becomes one tile."""
+    if not geometry.space:
+        return nn.Linear(in_channels, out_channels, bias=bias)
+    tile = geometry.tile
+    return _TRANSPOSED[len(tile)](in_channels, out_channels, tile, stride=tile, bias=bias)  # pyright: ignore[reportArgumentType]

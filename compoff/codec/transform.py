@@ -1,0 +1,289 @@
+"""The transform codec: the directions that count, uniform steps, and a decoder that starts as the linear inverse.
+
+One fit serves every rate: each sample of a batch is rounded to a step of its own, drawn from a ladder. Knows no model:
+`fitting` brings the directions and the step.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from compoff.codec.bottleneck import Bottleneck, BottleneckOutput, CodecFactory, Quality
+from compoff.codec.density import Density
+from compoff.codec.refiner import RefiningDecoder
+from compoff.codec.uniform import UniformQuantizer, coarsen
+from compoff.errors import FeatureError, FitError
+
+if TYPE_CHECKING:
+    from compoff.codec.directions import Directions
+    from compoff.codec.encoder import Encoder
+    from compoff.codec.geometry import Geometry
+
+__all__ = ["LADDER", "REFERENCE_STEP", "TransformBottleneck", "default_channels", "widest_stride"]
+
+LADDER = (1, 2, 3, 4, 5, 7)
+"""The steps that one fit is for, in units of the finest."""
+REFERENCE_STEP = 3
+"""The step of the ladder that a fit is aimed with."""
+_WIDEST_TILE = 2048  # elements
+_SILENT = 1e-3  # a channel that is zero but for this share of its values need not be sent
+# Learning rates beside the networks', relative to the size of the weights where the start already is nearly right.
+_LINEAR_LR, _GAIN_LR, _DENSITY_LR = 2.0, 5.0, 10.0
+
+
+class TransformBottleneck(Bottleneck):
+    """Compress a feature as image coders do, in the directions that the network depends on.
+
+    Args:
+        geometry: Layout of the feature.
+        channels: Number of channels of the latent, at most the elements of a tile; most important first.
+        num_centers: Number of levels, odd, 3 to 255.
+        decoder: Factory of the user's own decoder; None for ours.
+
+    Shapes:
+        y and result ``(batch, *geometry.shape)``; symbols ``(batch, channels, *geometry.latent_space)``, uint8.
+
+    Raises:
+        FeatureError: A size is out of range, or the own decoder gives another shape than was asked of it.
+
+    Examples:
+        >>> import torch
+        >>> from compoff.codec import Geometry, TileMoments, TransformBottleneck
+        >>> bottleneck, y = TransformBottleneck(Geometry((3, 16), stride=4), channels=12).eval(), torch.randn(64, 3, 16)
+        >>> moments = TileMoments(bottleneck.geometry)
+        >>> moments.add(y, torch.randn(64, 3, 16))
+        >>> bottleneck.start(moments.directions(12), 0.1, y)
+        >>> float((bottleneck(y) - y).detach().square().mean()) < 0.1**2
+        True
+
+    Source: this project; DeepCOD (SenSys 2020), Sec. 3.2.3, for the encoder of one layer.
+    """
+
+    reference_bits: Tensor
+    last_bits: Tensor
+    """Bits per sample at the reference step, of the last training batch."""
+    encoder: Encoder
+    quantizer: UniformQuantizer
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        channels: int,
+        num_centers: int = 255,
+        *,
+        decoder: CodecFactory | None = None,
+    ) -> None:
+        if channels > geometry.tile_elements:
+            raise FeatureError(
+                f"channels is {channels}, but a tile of {geometry.tile} elements of this feature only holds "
+                f"{geometry.tile_elements} numbers; give at most that many"
+            )
+        super().__init__(geometry, channels, num_centers, decoder=decoder)
+        self.prior.requires_grad_(False)  # counted after the fit; the density learns
+        self.density = Density(channels)
+        self.last_bits = torch.zeros(())
+        self.register_buffer("reference_bits", torch.ones(()))
+
+    def _make_quantizer(self, channels: int, num_centers: int) -> UniformQuantizer:
+        return UniformQuantizer(channels, num_centers)
+
+    def _make_decoder(self, channels: int) -> nn.Module:
+        return RefiningDecoder(self.geometry, channels)
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The parameters with the learning rate of each, as an optimizer takes them.
+
+        Args:
+            lr: Learning rate of the decoder's networks.
+
+        Returns:
+            Groups with ``params`` and ``lr``: what starts from the directions moves in proportion to its size.
+        """
+        quantizer, decoder = self.quantizer, self.decoder
+        started = [self.encoder.weight]
+        if isinstance(decoder, RefiningDecoder):
+            started += [part for part in (decoder.inverse.weight, decoder.mean) if isinstance(part, Tensor)]
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter], "lr": _LINEAR_LR * lr * max(float(parameter.detach().square().mean().sqrt()), 1e-8)}
+            for parameter in started
+        ]
+        groups.append({"params": [quantizer.offset], "lr": _LINEAR_LR * lr})
+        groups.append({"params": [quantizer.log_gain], "lr": _GAIN_LR * lr})
+        groups.append({"params": list(self.density.parameters()), "lr": _DENSITY_LR * lr})
+        held = {id(parameter) for group in groups for parameter in group["params"]}
+        rest = [parameter for parameter in self.parameters() if parameter.requires_grad and id(parameter) not in held]
+        groups.append({"params": rest, "lr": lr})
+        return groups
+
+    def calibrate(self, y: Tensor) -> None:
+        """Refuse to start from one batch: the directions take more than a batch shows.
+
+        Args:
+            y: Features of one batch.
+
+        Raises:
+            FitError: Always.
+        """
+        del y
+        raise FitError(
+            "this bottleneck has no directions yet; compoff.fit finds them by itself, a loop of your own calls "
+            "compoff.calibrate(model, batches) first"
+        )
+
+    @torch.no_grad()
+    def start(self, directions: Directions, step: float, y: Tensor) -> None:
+        """Become a linear codec at a step.
+
+        Args:
+            directions: What the encoder shall measure.
+            step: The finest step, in the unit of the directions.
+            y: Features of one batch.
+        """
+        weight = self.encoder.weight
+        analysis = directions.analysis.to(weight) / step
+        weight.copy_(analysis.view_as(weight))
+        self.quantizer.offset.copy_(analysis @ directions.mean.to(weight))
+        self.quantizer.log_gain.zero_()
+        if isinstance(self.decoder, RefiningDecoder):
+            self.decoder.start(directions, step, y)
+        self.density.start(directions.deviation.to(weight) / step)
+        rounded = self._at_step(self.quantizer.scaled(self.encoder(y)), REFERENCE_STEP)
+        self.reference_bits.copy_(self.density.bits(rounded, float(REFERENCE_STEP)).mean().clamp_min(1.0))
+        self.calibrated.fill_(True)
+
+    @torch.no_grad()
+    def qualities(self) -> tuple[Quality, ...]:
+        """The rates that this codec serves, from the fewest bytes to the most.
+
+        Returns:
+            One quality a step of the ladder, each with the channels that are not all but silent at it.
+        """
+        probabilities = self.prior.probabilities().double()
+        values = self.quantizer.centers.cpu().double()
+        found: list[Quality] = []
+        for step in reversed(LADDER):
+            spoken = probabilities[:, (coarsen(values, step) != 0).to(probabilities.device)].sum(1) > _SILENT
+            last = spoken.nonzero()
+            found.append(Quality(int(last[-1]) + 1 if len(last) else 1, step))
+        return tuple(found)
+
+    def received(self, symbols: Tensor, quality: Quality) -> Tensor:
+        """The symbols that the edge decodes where a quality was sent: multiples of its step, zero in other channels.
+
+        Args:
+            symbols: All symbols, as `encode` gives them.
+            quality: What is sent of them.
+
+        Returns:
+            Symbols of the same shape, for `decode`.
+        """
+        half = self.num_centers // 2
+        values = coarsen(symbols.to(self.quantizer.centers.dtype) - half, quality.step).clamp(-half, half)
+        values[:, quality.channels :] = 0
+        return (values + half).to(torch.uint8)
+
+    def decode_at(self, y: Tensor, step: int) -> Tensor:
+        """Compress and restore at one step.
+
+        Args:
+            y: The feature.
+            step: The step, in units of the finest.
+
+        Returns:
+            The restored feature.
+        """
+        return self.decoder(self.quantizer.restored(self.values_at(y, step)))
+
+    def values_at(self, y: Tensor, step: int) -> Tensor:
+        """What travels at one step.
+
+        Args:
+            y: The feature.
+            step: The step, in units of the finest.
+
+        Returns:
+            Whole numbers of finest steps, multiples of `step`.
+
+        Shapes:
+            Result ``(batch, *latent_shape)``.
+        """
+        return self._at_step(self.quantizer.scaled(self.encoder(y)), step)
+
+    def _at_step(self, scaled: Tensor, step: Tensor | int) -> Tensor:
+        half = self.num_centers // 2
+        return coarsen(self.quantizer.rounded(scaled), step).clamp(-half, half)
+
+    def run(self, y: Tensor) -> BottleneckOutput:
+        """Compress and restore, each sample at a step of its own; at the finest step in eval mode.
+
+        Args:
+            y: The feature.
+
+        Returns:
+            Feature, restored feature and rates (as a share of the start's bits), differentiable in training mode. A
+            sample at a coarser step harms more and costs less; its bits are weighed as the square of its step, which is
+            what a bit is worth there, and both by the inverse of the step.
+        """
+        choices = torch.tensor(LADDER if self.training else LADDER[:1], dtype=y.dtype, device=y.device)
+        steps = choices[torch.randint(len(choices), (len(y),), device=y.device)]
+        wide = steps.view(-1, *(1,) * (len(self.latent_shape)))
+        scaled = self.quantizer.scaled(self.encoder(y))
+        values = self._at_step(scaled.detach(), wide)
+        if not self.training:
+            return self._output(y, values, values, steps)
+        with torch.no_grad():
+            aimed = self._at_step(scaled, REFERENCE_STEP)
+            self.last_bits = self.density.bits(aimed, float(REFERENCE_STEP)).mean()
+        noisy = scaled + (torch.rand_like(scaled) - 0.5) * wide
+        # The value is the rounded one to the last bit: x - x.detach() is zero and carries the gradient (STE).
+        return self._output(y, values + (scaled - scaled.detach()), noisy, steps)
+
+    def _output(self, y: Tensor, values: Tensor, noisy: Tensor, steps: Tensor) -> BottleneckOutput:
+        share = steps / REFERENCE_STEP
+        importance = 1 / share
+        worth = importance * share.square() / self.reference_bits
+        rate, prior_rate = ((worth * self.density.bits(given, steps)).mean() for given in (noisy, noisy.detach()))
+        return BottleneckOutput(y, self.decoder(self.quantizer.restored(values)), rate, prior_rate, importance)
+
+
+def widest_stride(shape: tuple[int, ...]) -> int:
+    """Side of the widest tile whose second moments are found in seconds: wide tiles need fewer bytes.
+
+    Args:
+        shape: Shape of the feature without the batch axis.
+
+    Returns:
+        8, 4, 2 or 1 elements for a map; up to 64 for a sequence.
+
+    Examples:
+        >>> widest_stride((32, 16, 16)), widest_stride((256, 28, 28)), widest_stride((80, 100))
+        (8, 2, 16)
+
+    Source: this project (docs/benchmarks.md, the ablations).
+    """
+    widest = 64 if len(shape) == 2 else 8
+    fitting = [1]
+    while fitting[-1] < widest and shape[0] * (2 * fitting[-1]) ** (len(shape) - 1) <= _WIDEST_TILE:
+        fitting.append(2 * fitting[-1])
+    return fitting[-1]
+
+
+def default_channels(geometry: Geometry) -> int:
+    """Channels that hold all that a moderate rate has a use for.
+
+    Args:
+        geometry: Layout of the feature.
+
+    Returns:
+        Number of channels.
+
+    Examples:
+        >>> from compoff.codec import Geometry
+        >>> default_channels(Geometry((32, 16, 16), stride=8)), default_channels(Geometry((3, 8, 8), stride=4))
+        (192, 48)
+    """
+    return min(geometry.tile_elements, max(8, math.ceil(192 * geometry.tile_elements / 2048 / 8) * 8, 48))

@@ -1,0 +1,134 @@
+"""The transform codec: exact at the start, every rate in one, and the same on both sides of the wire."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from compoff.codec import Geometry, Quality, RefiningDecoder, TileMoments, TransformBottleneck
+from compoff.codec.transform import LADDER, default_channels, widest_stride
+from compoff.codec_options import CodecOptions
+from compoff.errors import FeatureError, FitError
+
+SHAPES = [(3, 8, 12), (3, 9, 11), (5, 16), (5, 13), (24,)]
+
+
+def started(shape: tuple[int, ...], channels: int, step: float = 0.2) -> tuple[TransformBottleneck, torch.Tensor]:
+    torch.manual_seed(0)
+    bottleneck = TransformBottleneck(Geometry(shape, stride=4), channels).eval()
+    y = torch.randn(64, *shape)
+    moments = TileMoments(bottleneck.geometry)
+    moments.add(y, torch.randn(64, *shape))
+    bottleneck.start(moments.directions(channels), step, y)
+    return bottleneck, y
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_starts_as_an_inverse_within_the_step(shape: tuple[int, ...]) -> None:
+    bottleneck, y = started(shape, Geometry(shape, stride=4).tile_elements)
+    with torch.no_grad():
+        symbols = bottleneck.encode(y)
+        assert symbols.dtype == torch.uint8
+        assert tuple(symbols.shape) == (64, *bottleneck.latent_shape)
+        error = bottleneck(y) - y
+        assert torch.equal(bottleneck(y), bottleneck.decode(symbols))
+    # Rounding to a step puts an error of step²/12 in every direction; the metric is nearly white here.
+    assert float(error.square().mean()) < 3 * 0.2**2 / 12
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_training_reaches_every_part(shape: tuple[int, ...]) -> None:
+    bottleneck, y = started(shape, 4)
+    output = bottleneck.train().run(y)
+    assert output.importance is not None
+    (output.y_hat.square().sum() + output.estimated_rate).backward()
+    missing = [name for name, parameter in bottleneck.named_parameters() if parameter.grad is None]
+    assert missing == ["prior.logits"]  # counted after the fit, and so not trained
+    assert not bottleneck.get_parameter("prior.logits").requires_grad
+    bottleneck.zero_grad()
+    bottleneck.run(y).prior_rate.backward()
+    assert [name for name, parameter in bottleneck.named_parameters() if parameter.grad is not None] == [
+        "density.center",
+        "density.log_scales",
+        "density.mixture",
+    ]
+
+
+def test_every_parameter_has_one_learning_rate() -> None:
+    bottleneck, _ = started((3, 8, 12), 4)
+    given = [parameter for group in bottleneck.parameter_groups(1e-3) for parameter in group["params"]]
+    wanted = [parameter for parameter in bottleneck.parameters() if parameter.requires_grad]
+    assert {id(parameter) for parameter in given} == {id(parameter) for parameter in wanted}
+    assert len(given) == len(wanted)
+
+
+def test_training_at_one_step_is_what_the_edge_restores(monkeypatch: pytest.MonkeyPatch) -> None:
+    bottleneck, y = started((3, 8, 12), 8)
+    for step in LADDER:
+        monkeypatch.setattr("compoff.codec.transform.LADDER", (step,))
+        trained = bottleneck.train().run(y).y_hat
+        bottleneck.eval()
+        received = bottleneck.received(bottleneck.encode(y), Quality(8, step))
+        torch.testing.assert_close(bottleneck.decode(received), trained, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(bottleneck.decode_at(y, step), trained, atol=1e-5, rtol=1e-5)
+
+
+def test_qualities_rise_and_leave_silent_channels_out() -> None:
+    bottleneck, y = started((3, 8, 12), 8, step=0.02)
+    with torch.no_grad():
+        bottleneck.encoder.weight[5:] *= 1e-4  # these three are all but silent
+    counts = torch.zeros(8, 255, dtype=torch.int64)
+    symbols = bottleneck.encode(y).transpose(0, 1).flatten(1).long()
+    for channel, row in enumerate(symbols):
+        counts[channel] = torch.bincount(row, minlength=255)
+    with torch.no_grad():
+        bottleneck.quantizer.offset.zero_()
+    bottleneck.prior.count(counts, bottleneck.density.probabilities(255))
+    qualities = bottleneck.qualities()
+    assert [quality.step for quality in qualities] == sorted(LADDER, reverse=True)
+    sent = [quality.channels for quality in qualities]
+    assert sent == sorted(sent)
+
+
+def test_fewer_channels_are_zero_in_the_others() -> None:
+    bottleneck, y = started((5, 16), 6)
+    symbols = bottleneck.encode(y)
+    received = bottleneck.received(symbols, Quality(channels=2))
+    assert torch.equal(received[:, :2], symbols[:, :2])
+    assert bool((received[:, 2:] == bottleneck.num_centers // 2).all())
+
+
+def test_a_floor_that_an_activation_left_holds() -> None:
+    torch.manual_seed(0)
+    bottleneck = TransformBottleneck(Geometry((4, 16), stride=4), 16).eval()
+    y = torch.randn(64, 4, 16).relu()
+    moments = TileMoments(bottleneck.geometry)
+    moments.add(y, torch.randn(64, 4, 16))
+    bottleneck.start(moments.directions(16), 0.3, y)
+    assert isinstance(bottleneck.decoder, RefiningDecoder)
+    assert float(bottleneck.decoder.floor) == 0.0
+    with torch.no_grad():
+        assert float(bottleneck(y).min()) == 0.0
+    _, unbounded = started((5, 16), 6)
+    assert float(unbounded.min()) < 0
+
+
+def test_it_will_not_start_by_itself() -> None:
+    bottleneck = TransformBottleneck(Geometry((4, 16)), 8)
+    with pytest.raises(FitError, match="no directions yet"):
+        bottleneck.calibrate(torch.randn(4, 4, 16))
+
+
+def test_more_channels_than_a_tile_holds_are_refused() -> None:
+    with pytest.raises(FeatureError, match="channels is 17, but a tile"):
+        TransformBottleneck(Geometry((4, 16), stride=4), 17)
+
+
+def test_the_options_choose_sizes() -> None:
+    bottleneck = CodecOptions(codec="transform").build((32, 16, 16))
+    assert isinstance(bottleneck, TransformBottleneck)
+    assert bottleneck.latent_shape == (192, 2, 2)
+    assert widest_stride((1024, 7, 7)) == 1
+    assert default_channels(Geometry((3, 4, 4), stride=4)) == 48
+    with pytest.raises(FeatureError, match="encoder of your own"):
+        CodecOptions(codec="transform", encoder=lambda _, __: torch.nn.Identity()).build((3, 8, 8))
