@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         WireError,
     )
     from compoff.exporting import export
-    from compoff.fitting import FitReport, SplitReport, fit
+    from compoff.fitting import FitReport, SplitReport, calibrate, fit
     from compoff.objective import DistillationLoss
     from compoff.recipe import Recipe
     from compoff.record import Record
@@ -89,6 +89,7 @@ _HOMES = {
     "TopValues": "compoff.wire.replies",
     "WireError": "compoff.errors",
     "Wrapped": "compoff.wrapping",
+    "calibrate": "compoff.fitting",
     "connect": "compoff.device.remote",
     "connect_async": "compoff.device.remote",
     "export": "compoff.exporting",
@@ -140,6 +141,7 @@ __all__ = [  # noqa: RUF022 - ruff takes TLS for a constant
     "TopValues",
     "WireError",
     "Wrapped",
+    "calibrate",
     "connect",
     "connect_async",
     "export",

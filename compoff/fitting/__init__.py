@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from compoff.fitting.calibrate import calibrate
 from compoff.fitting.fit import fit
 from compoff.fitting.report import FitReport, SplitReport
 
-__all__ = ["FitReport", "SplitReport", "fit"]
+__all__ = ["FitReport", "SplitReport", "calibrate", "fit"]

@@ -6,7 +6,6 @@ Reads from `batches`, computes through `distilling`, leaves a `FitReport`. The m
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import logging
 import math
@@ -19,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from compoff.distilling import Batch, TeacherRecord, refusals_named, student_pass, teacher_pass
+from compoff.distilling import Batch, refusals_named
 from compoff.errors import FitError
 from compoff.fingerprint import fingerprint
 from compoff.fitting.batches import to_batch
-from compoff.fitting.measure import count_symbols, measure
+from compoff.fitting.calibrate import SAMPLES, calibrate
+from compoff.fitting.fitter import Fitter
+from compoff.fitting.measure import Aim, count_symbols, measure
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.fitting.state import FitState, RandomState, load_state, save_state
 from compoff.recipe import Recipe, recipe_named
@@ -41,94 +42,7 @@ __all__ = ["fit"]
 _log = logging.getLogger("compoff.fit")
 
 _SAVE_EVERY = 200  # steps between two states on disk
-_KEEP_EVERY = 50  # steps between two states in memory, to return to when a loss is not finite
 _MEASURED = 2048  # samples that symbols are counted on and, without validation, measured on
-_FINAL_LR = 0.02  # the cosine ends at this share of the learning rate
-
-
-class _Fitter:
-    """One fit under way."""
-
-    def __init__(self, wrapped: Wrapped, recipe: Recipe, *, lr: float, rate: float, total: int) -> None:
-        self.wrapped = wrapped
-        self.gates = {split: wrapped.gate(split) for split in wrapped.split_points}
-        self.recipe = recipe
-        self.rate = rate
-        self.lr = lr
-        self.total = total
-        self.state = FitState(
-            loss={split: [] for split in self.gates}, reconstruction={split: [] for split in self.gates}
-        )
-        self.parameters = list(wrapped.bottleneck_parameters())
-        self.optimizer = torch.optim.Adam(self.parameters, lr=lr, betas=recipe.betas)
-        self.keep()
-
-    def keep(self) -> None:
-        """Remember the bottlenecks as they are, to return to."""
-        self._good = copy.deepcopy(self.wrapped.bottlenecks.state_dict())
-
-    def step(self, batch: Batch) -> float:
-        """One optimizer step on every split point; returns the mean loss."""
-        state, wrapped = self.state, self.wrapped
-        for split in self.gates:
-            self._advance_phase(split)
-        wrapped.freeze()
-        record = teacher_pass(wrapped.base, self.gates, wrapped.sites, batch, blocks=bool(state.distilled_from))
-        self._schedule()
-        self.optimizer.zero_grad(set_to_none=True)
-        losses: list[float] = []
-        for split, gate in self.gates.items():
-            distill = split in state.distilled_from
-            terms = student_pass(wrapped.base, gate, wrapped.sites[split], record, batch, distill=distill)
-            loss = terms.total(self.recipe, self.rate)
-            loss.backward()
-            losses.append(float(loss.detach()))
-            state.loss[split].append(losses[-1])
-            state.reconstruction[split].append(float(terms.reconstruction.detach()))
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        if not (math.isfinite(sum(losses)) and bool(torch.isfinite(norm))):
-            self._stop(losses, batch, record)
-        if state.step % _KEEP_EVERY == 0:
-            self.keep()  # only here is it known that these weights give a finite loss
-        self.optimizer.step()
-        state.step += 1
-        return sum(losses) / len(losses)
-
-    def _advance_phase(self, split: str) -> None:
-        """Add Eq. 11 at a split point once Eq. 10 alone has converged there (Sec. 3.3)."""
-        if split in self.state.distilled_from:
-            return
-        curve, window = self.state.reconstruction[split], self.recipe.patience
-        recent, before = sum(curve[-window:]), sum(curve[-2 * window : -window])
-        converged = len(curve) >= 2 * window and recent > 0.99 * before
-        if converged or self.state.step >= self.recipe.reconstruction_share * self.total:
-            self.state.distilled_from[split] = self.state.step
-
-    def _schedule(self) -> None:
-        """Cosine from the full learning rate to a small share of it."""
-        done = min(1.0, self.state.step / max(1, self.total))
-        share = _FINAL_LR + (1 - _FINAL_LR) * 0.5 * (1 + math.cos(math.pi * done))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * share
-
-    def _stop(self, losses: list[float], batch: Batch, record: TeacherRecord) -> None:
-        """Give the last good state back and say why the fit ends."""
-        self.wrapped.bottlenecks.load_state_dict(self._good)
-        if not _all_finite([*batch.args, *batch.kwargs.values()]):
-            cause = "the batch itself holds NaN or infinity: clean the inputs"
-        elif not _all_finite([*record.features.values(), *record.output]):
-            cause = "the model itself computes NaN or infinity from this batch: check its weights"
-        else:
-            cause = "lower the learning rate"
-        raise FitError(
-            f"the loss is no longer finite at step {self.state.step} ({losses}); {cause}. The bottlenecks hold their "
-            f"last good state, at most {_KEEP_EVERY} steps older"
-        )
-
-
-def _all_finite(values: list[Any]) -> bool:
-    """Whether no tensor among the values holds NaN or infinity."""
-    return all(bool(torch.isfinite(value).all()) for value in values if isinstance(value, torch.Tensor))
 
 
 def _total_steps(batches: Iterable[Any], epochs: int | None, steps: int | None) -> int:
@@ -156,6 +70,42 @@ def _check_weights(lr: float, rate: float) -> None:
         raise FitError(f"rate is {rate}; expected a weight of 0 or more")
 
 
+def _check_codec(wrapped: Wrapped, recipe: Recipe, aim: Aim) -> None:
+    """Refuse a recipe or an aim of another codec than the one the model was wrapped with."""
+    codec = wrapped.options.codec
+    if recipe.codec != codec:
+        raise FitError(
+            f'the recipe is for codec "{recipe.codec}", but the model was wrapped with "{codec}"; wrap it with '
+            f'codec="{recipe.codec}", or leave out the recipe'
+        )
+    if codec == "deepcod" and aim != Aim():
+        raise FitError(
+            'target_bytes and max_drop need a codec with several rates; wrap with codec="transform", or set the bytes '
+            'of "deepcod" by channels'
+        )
+    aim.check()
+
+
+def _calibrated(wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | None, seed: int) -> Iterable[Any]:
+    """Start the bottlenecks that need it; returns batches that still hold what was looked at."""
+    if (
+        all(wrapped.bottleneck(split).calibrated for split in wrapped.split_points)
+        or wrapped.options.codec == "deepcod"
+    ):
+        return batches
+    iterator = iter(batches)
+    if iterator is not batches:
+        calibrate(wrapped, batches, target_bytes=target_bytes, seed=seed)
+        return batches
+    peeked: list[Any] = []
+    for item in iterator:
+        peeked.append(item)
+        if sum(to_batch(seen, wrapped.base, None).size for seen in peeked) >= SAMPLES:
+            break
+    calibrate(wrapped, peeked, target_bytes=target_bytes, seed=seed)
+    return itertools.chain(peeked, iterator)
+
+
 @contextlib.contextmanager
 def _own_random_numbers(seed: int, device: torch.device | None) -> Generator[None]:
     """Seed what the block draws; the caller's random numbers go on afterwards as if nothing had been drawn."""
@@ -177,9 +127,11 @@ def fit(
     epochs: int | None = None,
     steps: int | None = None,
     # what for
-    recipe: str | Recipe = "deepcod",
-    rate: float = 0.0,
-    lr: float = 3e-3,
+    recipe: str | Recipe | None = None,
+    rate: float | None = None,
+    target_bytes: float | None = None,
+    max_drop: float | None = None,
+    lr: float | None = None,
     validation: Iterable[Any] | None = None,
     # where and how
     device: str | torch.device | None = None,
@@ -197,9 +149,14 @@ def fit(
             and again; one that can be gone through only once needs `steps`, and is measured by its last 8 batches.
         epochs: Rounds through `batches`; None for 10.
         steps: Optimizer steps instead of rounds.
-        recipe: ``"deepcod"`` (the paper's), or a `Recipe` of your own.
-        rate: Weight of the rate, per bit and latent value: more gives fewer bytes and less accuracy. 0 is the paper's.
-        lr: Learning rate at the start.
+        recipe: ``"deepcod"`` (the paper's), ``"transform"``, or a `Recipe` of your own; None for that of the codec
+            which the model was wrapped with.
+        rate: Weight of the rate: more gives fewer bytes and less accuracy. None for the recipe's; 0 is the paper's.
+        target_bytes: Mean length of a payload to aim at, in bytes (codec ``"transform"``). The fit serves other rates
+            too; the best quality within the target becomes the export's default.
+        max_drop: Share of answers that may change, such as 0.01 (codec ``"transform"``): the cheapest quality that
+            keeps to it becomes the export's default. The drop in accuracy cannot be larger.
+        lr: Learning rate at the start; None for the recipe's.
         validation: Held-out batches to measure bytes and agreement on; None for training inputs.
         device: Where to train, such as ``"cuda"``; None for where the model is. The model is moved there.
         seed: Seed of PyTorch's random numbers in the fit, the loader's among them; the caller's go on afterwards as if
@@ -226,21 +183,29 @@ def fit(
 
     Source: DeepCOD (SenSys 2020), Sec. 3.2.2 (Eq. 10), Sec. 3.3 (Eq. 11, and why it comes second).
     """
-    chosen, total = recipe_named(recipe), _total_steps(batches, epochs, steps)
+    chosen, total = (
+        recipe_named(wrapped.options.codec if recipe is None else recipe),
+        _total_steps(batches, epochs, steps),
+    )
+    lr, rate = chosen.lr if lr is None else lr, chosen.rate if rate is None else rate
     _check_weights(lr, rate)
+    aim = Aim(target_bytes, max_drop)
+    _check_codec(wrapped, chosen, aim)
     if device is not None:
         wrapped.to(device)
     where = device_of(wrapped.base)
     with _own_random_numbers(seed, where), torch.enable_grad():
         batches = _build(wrapped, batches, where)
-        fitter = _Fitter(wrapped, chosen, lr=lr, rate=rate, total=total)
+        if resume is None or not Path(resume).exists():
+            batches = _calibrated(wrapped, batches, target_bytes, seed)
+        fitter = Fitter(wrapped, chosen, lr=lr, rate=rate, total=total, target_bytes=target_bytes)
         if any(gate.on for gate in fitter.gates.values()):
             raise FitError(
                 "fit was called with a bottleneck on, so there is no teacher; call it outside `with model.at(…)`"
             )
         keeper = _Keeper(Path(resume), seed, fitter) if resume is not None else None
         recent = _train(fitter, batches, where, keeper, progress=progress)
-        return _finish(fitter, recent, batches, validation, where)
+        return _finish(fitter, recent, batches, validation, where, aim)
 
 
 def _build(wrapped: Wrapped, batches: Iterable[Any], device: torch.device | None) -> Iterable[Any]:
@@ -260,7 +225,7 @@ def _build(wrapped: Wrapped, batches: Iterable[Any], device: torch.device | None
 class _Keeper:
     """Writes the state of a fit to disk now and then, and reads it back at the start."""
 
-    def __init__(self, path: Path, seed: int, fitter: _Fitter) -> None:
+    def __init__(self, path: Path, seed: int, fitter: Fitter) -> None:
         self.path = path
         self.fitter = fitter
         self.settings: dict[str, Any] = {
@@ -270,6 +235,7 @@ class _Keeper:
             "recipe": vars(fitter.recipe),
             "rate": fitter.rate,
             "lr": fitter.lr,
+            "target_bytes": fitter.target_bytes,
             "seed": seed,
         }
 
@@ -277,8 +243,9 @@ class _Keeper:
         """Go on from the file if there is one; returns the random state to go on with."""
         if not self.path.exists():
             return None
-        fitter = self.fitter
+        fitter, lrs = self.fitter, self.fitter.state.lrs
         fitter.state, rng = load_state(self.path, self.settings, fitter.wrapped.bottlenecks, fitter.optimizer)
+        fitter.state.lrs = fitter.state.lrs or lrs  # a file of an older version has none
         fitter.keep()
         _log.info("going on from step %d of %s", fitter.state.step, self.path)
         return rng
@@ -290,7 +257,7 @@ class _Keeper:
 
 
 def _train(
-    fitter: _Fitter,
+    fitter: Fitter,
     batches: Iterable[Any],
     device: torch.device | None,
     keeper: _Keeper | None,
@@ -350,13 +317,14 @@ def _one_round(batches: Iterable[Any], state: FitState, rng: RandomState | None)
 
 
 def _finish(
-    fitter: _Fitter,
+    fitter: Fitter,
     recent: deque[Batch],
     batches: Iterable[Any],
     validation: Iterable[Any] | None,
     device: torch.device | None,
+    aim: Aim,
 ) -> FitReport:
-    """Settle, count and measure."""
+    """Settle, count, measure, and choose the default quality."""
     wrapped, state = fitter.wrapped, fitter.state
     once = iter(batches) is batches
     counted = list(recent) if once and recent else _up_to(batches, wrapped, device, _MEASURED)
@@ -373,7 +341,7 @@ def _finish(
                 layer.settle()
             count_symbols(wrapped, split, counted)
             reports[split] = SplitReport(loss=state.loss[split], distilled_from=state.distilled_from.get(split))
-            samples = measure(wrapped, split, measured, reports[split])
+            samples = measure(wrapped, split, measured, reports[split], aim)
             wrapped.reports[split] = reports[split].figures()
     finally:
         wrapped.train(was_training)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from compoff.codec import Decoder, Encoder
-from compoff.coding import Code, PayloadFormat
+from compoff.codec import Decoder, Encoder, TransformBottleneck
+from compoff.coding import Code, PayloadFormat, SymbolTables
+from compoff.coding.levels import coarse_tables, coarsen
 from compoff.distilling import float_tensors, teacher_pass
 from compoff.errors import FitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from compoff.codec import Bottleneck
+    from compoff.codec import Bottleneck, Quality
     from compoff.distilling import Batch
     from compoff.fitting.report import SplitReport
     from compoff.wrapping import Wrapped
 
-__all__ = ["count_symbols", "local_gain", "measure", "symbols_of"]
+__all__ = ["Aim", "count_symbols", "local_gain", "measure", "symbols_of"]
 
 
 @torch.no_grad()
@@ -49,7 +52,9 @@ def count_symbols(wrapped: Wrapped, split: str, batches: Iterable[Batch]) -> Non
         symbols = symbols_of(wrapped, split, batch)
         places = symbols.reshape(len(symbols), channels, -1).long() + rows
         counts += torch.bincount(places.flatten(), minlength=len(counts))
-    prior.count(counts.view(channels, num_centers))
+    bottleneck = wrapped.bottleneck(split)
+    expected = bottleneck.density.probabilities(num_centers) if isinstance(bottleneck, TransformBottleneck) else None
+    prior.count(counts.view(channels, num_centers), expected)
 
 
 @torch.no_grad()
@@ -109,7 +114,55 @@ class _Comparison:
         return distance / max(square - mean * mean, 1e-12)
 
 
-def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitReport) -> int:
+@dataclass(frozen=True)
+class Aim:
+    """What the default quality is chosen by.
+
+    Args:
+        target_bytes: Mean length of a payload that it shall not exceed, in bytes.
+        max_drop: Share of answers that it may change.
+
+    Examples:
+        >>> Aim(max_drop=0.01).choose([{"bytes": 50.0, "agreement": 0.95}, {"bytes": 90.0, "agreement": 0.995}])
+        1
+    """
+
+    target_bytes: float | None = None
+    max_drop: float | None = None
+
+    def check(self) -> None:
+        """Refuse aims that cannot be meant.
+
+        Raises:
+            FitError: A number is out of range, or both are given.
+        """
+        if self.target_bytes is not None and self.max_drop is not None:
+            raise FitError(f"target_bytes is {self.target_bytes} and max_drop is {self.max_drop}; give one of them")
+        if self.target_bytes is not None and not (math.isfinite(self.target_bytes) and self.target_bytes > 0):
+            raise FitError(f"target_bytes is {self.target_bytes}; expected a number of bytes above 0")
+        if self.max_drop is not None and not 0 < self.max_drop < 1:
+            raise FitError(f"max_drop is {self.max_drop}; expected a share between 0 and 1, such as 0.01")
+
+    def choose(self, curve: list[dict[str, Any]]) -> int:
+        """The quality that keeps to the aim.
+
+        Args:
+            curve: Points from the fewest bytes to the most, with ``bytes`` and ``agreement``.
+
+        Returns:
+            Index of the best one within `target_bytes` (with 2 % of tolerance), of the cheapest one within `max_drop`,
+            or without an aim of the last. Where none keeps to the aim, the nearest.
+        """
+        if self.target_bytes is not None:
+            within = [index for index, point in enumerate(curve) if point["bytes"] <= 1.02 * self.target_bytes]
+            return within[-1] if within else 0
+        if self.max_drop is not None:
+            drops = [1 - (point["agreement"] or 0.0) for point in curve]
+            return next((index for index, drop in enumerate(drops) if drop <= self.max_drop), len(curve) - 1)
+        return len(curve) - 1
+
+
+def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitReport, aim: Aim | None = None) -> int:
     """Fill in what a report says of a fitted bottleneck.
 
     Args:
@@ -117,6 +170,7 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
         split: The split point.
         batches: Inputs to measure on.
         report: The report to fill in.
+        aim: What the default quality is chosen by.
 
     Returns:
         Number of samples measured.
@@ -133,26 +187,67 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
         (6, 128)
     """
     bottleneck = wrapped.bottleneck(split)
-    coder = PayloadFormat(bytes(32), [Code(bottleneck.prior.tables(), bottleneck.latent_shape)])
-    lengths: list[int] = []
-    comparison = _Comparison()
+    rates = [_Rate(bottleneck, quality) for quality in bottleneck.qualities()]
+    gate, samples = wrapped.gate(split), 0
     with torch.no_grad():
         for batch in batches:
-            symbols = symbols_of(wrapped, split, batch).cpu().numpy()
-            lengths += [len(coder.encode([sample[None]])) for sample in symbols]
+            y = teacher_pass(wrapped.base, {split: gate}, wrapped.sites, batch, blocks=False).features[split]
             teacher = float_tensors(wrapped(*batch.args, **batch.kwargs))
-            with wrapped.at(split):
-                student = float_tensors(wrapped(*batch.args, **batch.kwargs))
             if not teacher:
                 raise FitError("the model returns no floating-point tensor, so there is nothing to compare")
-            comparison.add(teacher[0], student[0])
-    report.bytes = sum(lengths) / len(lengths)
-    report.ceiling_bytes = coder.max_bytes(1)
+            symbols = bottleneck.encode(y.to(bottleneck.quantizer.centers.dtype))
+            for rate in rates:
+                y_hat = rate.add(symbols)
+                gate.replace = lambda fresh, y_hat=y_hat: y_hat.to(fresh.dtype)
+                try:
+                    student = float_tensors(wrapped.base(*batch.args, **batch.kwargs))
+                finally:
+                    gate.replace = None
+                rate.comparison.add(teacher[0], student[0])
+            samples += len(symbols)
+    report.curve = [rate.point() for rate in rates]
+    report.quality = (aim or Aim()).choose(report.curve)
+    chosen = report.curve[report.quality]
+    report.bytes, report.agreement, report.output_error = (
+        chosen[key] for key in ("bytes", "agreement", "output_error")
+    )
+    report.ceiling_bytes = rates[report.quality].coder.max_bytes(1)
     report.raw_bytes = bottleneck.geometry.raw_bytes
-    report.agreement = comparison.agreement
-    report.output_error = comparison.error
     _guarantee(wrapped, split, batches[0], report)
-    return len(lengths)
+    return samples
+
+
+class _Rate:
+    """Bytes and answers at one quality, over many batches."""
+
+    def __init__(self, bottleneck: Bottleneck, quality: Quality) -> None:
+        self.bottleneck = bottleneck
+        self.quality = quality
+        tables = (
+            coarse_tables(bottleneck.prior.tables(), quality.step) if quality.step > 1 else bottleneck.prior.tables()
+        )
+        shape = (quality.channels, *bottleneck.latent_shape[1:])
+        self.coder = PayloadFormat(bytes(32), [Code(SymbolTables(tables.weights[: quality.channels]), shape)])
+        self.lengths: list[int] = []
+        self.comparison = _Comparison()
+
+    def add(self, symbols: Tensor) -> Tensor:
+        """Code the symbols of a batch, and decode what the edge would have of them."""
+        sent = symbols[:, : self.quality.channels].cpu().numpy()
+        if self.quality.step > 1:
+            sent = coarsen(sent, self.bottleneck.num_centers, self.quality.step)
+        self.lengths += [len(self.coder.encode([sample[None]])) for sample in sent]
+        return self.bottleneck.decode(self.bottleneck.received(symbols, self.quality))
+
+    def point(self) -> dict[str, Any]:
+        """What was measured."""
+        return {
+            "channels": self.quality.channels,
+            "step": self.quality.step,
+            "bytes": sum(self.lengths) / len(self.lengths),
+            "agreement": self.comparison.agreement,
+            "output_error": self.comparison.error,
+        }
 
 
 def _guarantee(wrapped: Wrapped, split: str, batch: Batch, report: SplitReport) -> None:

@@ -20,6 +20,9 @@ class SplitReport:
     Args:
         loss: Loss of every step.
         distilled_from: Step at which Eq. 11 was added, or None where it never was.
+        curve: Each quality from the fewest bytes to the most: ``channels`` and ``step`` that it sends, mean ``bytes``
+            of a payload, ``agreement`` and ``output_error``.
+        quality: Index of the quality that the export sends by default; the figures below are its.
         bytes: Mean length of one sample's payload, header and checksum included, in bytes.
         ceiling_bytes: Length that no input's payload exceeds, in bytes.
         raw_bytes: Size of one sample's feature in float32, in bytes.
@@ -43,6 +46,8 @@ class SplitReport:
 
     loss: list[float] = field(default_factory=list[float])
     distilled_from: int | None = None
+    curve: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    quality: int = 0
     bytes: float = 0.0
     ceiling_bytes: int = 0
     raw_bytes: int = 0

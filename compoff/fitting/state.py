@@ -40,6 +40,9 @@ class FitState:
         loss: Loss of every step, by split point.
         reconstruction: First-phase loss of every step, by split point; what convergence is judged by.
         distilled_from: Step at which Eq. 11 was added, by split point.
+        lrs: Learning rate at the start of each group of parameters.
+        bytes: Recent mean length of a payload, by split point, where one is held.
+        held: Lasting part of the rate's weight there, as a logarithm.
     """
 
     step: int = 0
@@ -48,6 +51,9 @@ class FitState:
     loss: dict[str, list[float]] = field(default_factory=dict[str, "list[float]"])
     reconstruction: dict[str, list[float]] = field(default_factory=dict[str, "list[float]"])
     distilled_from: dict[str, int] = field(default_factory=dict[str, int])
+    lrs: list[float] = field(default_factory=list[float])
+    bytes: dict[str, float] = field(default_factory=dict[str, float])
+    held: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,158 @@
+"""One fit under way: the optimizer, the phases, the rate that is held, and the way back when a loss is not finite.
+
+Takes one step at a time; where batches come from and when to stop is the loop's (`fit`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from compoff.codec import TransformBottleneck
+from compoff.distilling import Batch, TeacherRecord, student_pass, teacher_pass
+from compoff.errors import FitError
+from compoff.fitting.calibrate import overhead_bytes
+from compoff.fitting.state import FitState
+
+if TYPE_CHECKING:
+    from compoff.codec import Bottleneck
+    from compoff.recipe import Recipe
+    from compoff.wrapping import Wrapped
+
+__all__ = ["Fitter"]
+
+_KEEP_EVERY = 50  # steps between two states in memory, to return to when a loss is not finite
+_FINAL_LR = 0.02  # the cosine ends at this share of the learning rate
+# The rate's weight follows the distance from the target: at once by the first, lastingly by the second a step.
+_AT_ONCE, _LASTING, _SMOOTHING = 3.0, 0.02, 0.1
+
+
+class Fitter:
+    """One fit under way.
+
+    Args:
+        wrapped: The model with its bottlenecks.
+        recipe: Weights and schedule.
+        lr: Learning rate at the start.
+        rate: Weight of the rate.
+        total: Number of steps of the whole fit.
+        target_bytes: Mean length of a payload at the reference step to hold, in bytes; None to leave it to `rate`.
+
+    Examples:
+        >>> import torch, compoff
+        >>> from compoff.distilling import Batch
+        >>> x = torch.randn(8, 32)
+        >>> model = compoff.wrap(torch.nn.Sequential(torch.nn.Linear(32, 4)), "input", example_input=x).train()
+        >>> fitter = Fitter(model, compoff.Recipe(), lr=1e-3, rate=0.0, total=2)
+        >>> fitter.step(Batch((x,))) > 0
+        True
+    """
+
+    def __init__(
+        self,
+        wrapped: Wrapped,
+        recipe: Recipe,
+        *,
+        lr: float,
+        rate: float,
+        total: int,
+        target_bytes: float | None = None,
+    ) -> None:
+        self.wrapped = wrapped
+        self.gates = {split: wrapped.gate(split) for split in wrapped.split_points}
+        self.recipe = recipe
+        self.rate = rate
+        self.lr = lr
+        self.total = total
+        self.target_bytes = target_bytes
+        self.state = FitState(
+            loss={split: [] for split in self.gates}, reconstruction={split: [] for split in self.gates}
+        )
+        groups = [group for gate in self.gates.values() for group in gate.bottleneck.parameter_groups(lr)]
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.optimizer = torch.optim.Adam(groups, betas=recipe.betas)
+        self.state.lrs = [group["lr"] for group in groups]
+        self.keep()
+
+    def keep(self) -> None:
+        """Remember the bottlenecks as they are, to return to."""
+        self._good = copy.deepcopy(self.wrapped.bottlenecks.state_dict())
+
+    def step(self, batch: Batch) -> float:
+        """One optimizer step on every split point; returns the mean loss."""
+        state, wrapped = self.state, self.wrapped
+        for split in self.gates:
+            self._advance_phase(split)
+        wrapped.freeze()
+        record = teacher_pass(wrapped.base, self.gates, wrapped.sites, batch, blocks=bool(state.distilled_from))
+        self._schedule()
+        self.optimizer.zero_grad(set_to_none=True)
+        losses: list[float] = []
+        for split, gate in self.gates.items():
+            distill = split in state.distilled_from
+            terms = student_pass(
+                wrapped.base, gate, wrapped.sites[split], record, batch, distill=distill, average=self.recipe.average
+            )
+            loss = terms.total(self.recipe, self.rate * self._hold(split, gate.bottleneck))
+            loss.backward()
+            losses.append(float(loss.detach()))
+            state.loss[split].append(losses[-1])
+            state.reconstruction[split].append(float(terms.reconstruction.detach()))
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        if not (math.isfinite(sum(losses)) and bool(torch.isfinite(norm))):
+            self._stop(losses, batch, record)
+        if state.step % _KEEP_EVERY == 0:
+            self.keep()  # only here is it known that these weights give a finite loss
+        self.optimizer.step()
+        state.step += 1
+        return sum(losses) / len(losses)
+
+    def _advance_phase(self, split: str) -> None:
+        """Add Eq. 11 at a split point once Eq. 10 alone has converged there (Sec. 3.3)."""
+        if split in self.state.distilled_from:
+            return
+        curve, window = self.state.reconstruction[split], self.recipe.patience
+        recent, before = sum(curve[-window:]), sum(curve[-2 * window : -window])
+        converged = len(curve) >= 2 * window and recent > 0.99 * before
+        if converged or self.state.step >= self.recipe.reconstruction_share * self.total:
+            self.state.distilled_from[split] = self.state.step
+
+    def _schedule(self) -> None:
+        """Cosine from the full learning rate to a small share of it."""
+        done = min(1.0, self.state.step / max(1, self.total))
+        share = _FINAL_LR + (1 - _FINAL_LR) * 0.5 * (1 + math.cos(math.pi * done))
+        for group, lr in zip(self.optimizer.param_groups, self.state.lrs, strict=True):
+            group["lr"] = lr * share
+
+    def _hold(self, split: str, bottleneck: Bottleneck) -> float:
+        """Factor on the rate's weight that brings the payload to the bytes asked for."""
+        if self.target_bytes is None or not isinstance(bottleneck, TransformBottleneck):
+            return 1.0
+        state = self.state
+        seen = float(bottleneck.last_bits) / 8 + overhead_bytes(bottleneck)
+        mean = state.bytes[split] = seen + (1 - _SMOOTHING) * (state.bytes.get(split, seen) - seen)
+        excess = max(-1.0, min(1.0, (mean - self.target_bytes) / self.target_bytes))
+        state.held[split] = state.held.get(split, 0.0) + _LASTING * excess
+        return math.exp(state.held[split] + _AT_ONCE * excess)
+
+    def _stop(self, losses: list[float], batch: Batch, record: TeacherRecord) -> None:
+        """Give the last good state back and say why the fit ends."""
+        self.wrapped.bottlenecks.load_state_dict(self._good)
+        if not _all_finite([*batch.args, *batch.kwargs.values()]):
+            cause = "the batch itself holds NaN or infinity: clean the inputs"
+        elif not _all_finite([*record.features.values(), *record.output]):
+            cause = "the model itself computes NaN or infinity from this batch: check its weights"
+        else:
+            cause = "lower the learning rate"
+        raise FitError(
+            f"the loss is no longer finite at step {self.state.step} ({losses}); {cause}. The bottlenecks hold their "
+            f"last good state, at most {_KEEP_EVERY} steps older"
+        )
+
+
+def _all_finite(values: list[Any]) -> bool:
+    """Whether no tensor among the values holds NaN or infinity."""
+    return all(bool(torch.isfinite(value).all()) for value in values if isinstance(value, torch.Tensor))

@@ -1,0 +1,143 @@
+"""calibrate(), and a fit of the transform codec: from real features to every rate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import compoff
+from compoff.errors import FitError
+from compoff.fitting.measure import Aim
+from tests.fitting.test_fit import assert_same, batches, bottlenecks, signals, wrapped
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def transform(*splits: str) -> compoff.Wrapped:
+    return wrapped(*splits, codec="transform", stride=4)
+
+
+def test_a_calibrated_model_works_before_the_first_step() -> None:
+    model = transform("input", "body")
+    compoff.calibrate(model, batches())
+    x = signals(100, seed=9)
+    teacher = model(x)
+    for split in ("input", "body"):
+        with torch.no_grad(), model.at(split):
+            error = (model(x) - teacher).square().mean() / teacher.var()
+        assert float(error) < 0.2  # aimed at 0.1, on other samples
+
+
+def test_more_bytes_are_a_finer_step() -> None:
+    sizes: list[float] = []
+    for target in (12, 30):
+        model = transform("body")
+        compoff.calibrate(model, batches(16), target_bytes=target)
+        report = compoff.fit(model, batches(), steps=1, target_bytes=target)
+        sizes.append(report.splits["body"].curve[3]["bytes"])  # of the reference step
+    assert sizes == pytest.approx([12, 30], rel=0.25)
+
+
+def test_a_fit_starts_by_itself_and_leaves_a_curve() -> None:
+    model, held_out = transform("body"), [signals(200, seed=8)]
+    report = compoff.fit(model, batches(), steps=60, validation=held_out).splits["body"]
+    assert report.distilled_from == 0
+    sizes = [point["bytes"] for point in report.curve]
+    errors = [point["output_error"] for point in report.curve]
+    assert sizes == sorted(sizes)
+    assert errors == sorted(errors, reverse=True)
+    assert (report.bytes, report.quality) == (sizes[-1], len(sizes) - 1)
+    assert errors[-1] < 0.05
+
+
+def test_target_bytes_are_held() -> None:
+    model = transform("body")
+    report = compoff.fit(model, batches(), steps=80, target_bytes=20).splits["body"]
+    assert report.bytes <= 1.02 * 20
+    assert report.curve[3]["bytes"] == pytest.approx(20, rel=0.2)
+
+
+def test_max_drop_chooses_the_cheapest_quality_that_keeps_to_it() -> None:
+    model = transform("body")
+    report = compoff.fit(model, batches(), steps=20, max_drop=0.1).splits["body"]
+    agreements = [point["agreement"] for point in report.curve]
+    assert agreements[report.quality] >= 0.9 or report.quality == len(agreements) - 1
+    assert all(agreement < 0.9 for agreement in agreements[: report.quality])
+
+
+def test_the_same_seed_gives_the_same_bottlenecks_and_a_finished_fit_returns_at_once(tmp_path: Path) -> None:
+    whole, parts = transform("body"), transform("body")
+    compoff.fit(whole, batches(), steps=12, target_bytes=20)
+    state = tmp_path / "state"
+    compoff.fit(parts, batches(), steps=12, target_bytes=20, resume=state)
+    assert_same(bottlenecks(whole), bottlenecks(parts))
+    again = transform("body")
+    compoff.fit(again, batches(), steps=12, target_bytes=20, resume=state)
+    assert_same(bottlenecks(whole), bottlenecks(again))
+
+
+def test_batches_that_can_be_gone_through_once_are_not_used_up() -> None:
+    model = transform("body")
+    report = compoff.fit(model, iter(batches(count=6)), steps=6)
+    assert report.steps == 6
+
+
+def test_a_loop_of_ones_own_calibrates_first() -> None:
+    model = transform("body")
+    with pytest.raises(FitError, match=r"compoff\.calibrate"):
+        model.distillation_loss(signals(8))
+    compoff.calibrate(model, batches())
+    model.distillation_loss(signals(8)).backward()
+
+
+def test_a_second_calibration_changes_nothing() -> None:
+    model = transform("body")
+    compoff.calibrate(model, batches())
+    before = bottlenecks(model)
+    compoff.calibrate(model, batches()[:1])
+    assert_same(before, bottlenecks(model))
+
+
+def test_callers_random_numbers_are_left_alone() -> None:
+    model = transform("body")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    compoff.calibrate(model, batches())
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_bytes": 5}, "header and checksum take"),
+        ({"target_bytes": -1}, "target_bytes is -1"),
+        ({"max_drop": 2}, "max_drop is 2"),
+        ({"max_drop": 0.1, "target_bytes": 50}, "give one of them"),
+        ({"recipe": "deepcod"}, 'recipe is for codec "deepcod"'),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(FitError, match=message):
+        compoff.fit(transform("body"), batches(), steps=1, **options)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_paper_has_one_rate() -> None:
+    with pytest.raises(FitError, match="need a codec with several rates"):
+        compoff.fit(wrapped("body"), batches(), steps=1, target_bytes=50)
+
+
+def test_nothing_to_start_from_is_refused() -> None:
+    with pytest.raises(FitError, match="batches are empty"):
+        compoff.calibrate(transform("body"), [])
+
+
+def test_an_aim_that_nothing_keeps_to_takes_the_nearest() -> None:
+    curve = [{"bytes": 50.0, "agreement": 0.9}, {"bytes": 90.0, "agreement": 0.95}]
+    assert Aim(target_bytes=10).choose(curve) == 0
+    assert Aim(target_bytes=60).choose(curve) == 0
+    assert Aim(target_bytes=95).choose(curve) == 1
+    assert Aim(max_drop=0.01).choose(curve) == 1
