@@ -1,0 +1,116 @@
+"""Mixed and reduced precision: the bottlenecks keep their own, the model whatever the script gave it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor
+
+import compoff
+from tests.small_networks import Plain, same, values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def images(batch: int = 8) -> Tensor:
+    return torch.randn(batch, 3, 16, 16)
+
+
+def trained(steps: int, step: Callable[[compoff.Wrapped, torch.optim.Optimizer, Tensor], Tensor]) -> list[float]:
+    """Losses of a loop of one's own on one batch."""
+    x = images()
+    model = compoff.wrap(Plain(), "block1", example_input=x).train()
+    before = values(model.base)
+    optimizer = torch.optim.Adam(model.bottleneck_parameters(), lr=3e-3)
+    losses = [float(step(model, optimizer, x).detach()) for _ in range(steps)]
+    assert same(values(model.base), before)
+    assert {value.dtype for value in model.bottleneck_parameters()} == {torch.float32}
+    assert all(torch.isfinite(value).all() for value in model.bottleneck_parameters())
+    return losses
+
+
+def plain_step(model: compoff.Wrapped, optimizer: torch.optim.Optimizer, x: Tensor) -> Tensor:
+    loss = model.distillation_loss(x)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def autocast_step(model: compoff.Wrapped, optimizer: torch.optim.Optimizer, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.distillation_loss(x)
+    assert loss.dtype == torch.float32
+    optimizer.zero_grad()
+    loss.backward()
+    assert {value.grad.dtype for value in model.bottleneck_parameters() if value.grad is not None} == {torch.float32}
+    optimizer.step()
+    return loss
+
+
+def test_autocast_trains_as_full_precision_does() -> None:
+    torch.manual_seed(0)
+    full = trained(30, plain_step)
+    torch.manual_seed(0)
+    mixed = trained(30, autocast_step)
+    assert mixed[-1] < 0.9 * mixed[0]
+    assert mixed[-1] == pytest.approx(full[-1], rel=0.05)
+
+
+def test_a_gradient_scaler_trains_as_full_precision_does() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+
+    def step(model: compoff.Wrapped, optimizer: torch.optim.Optimizer, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.float16):
+            loss = model.distillation_loss(x)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.bottleneck_parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        return loss
+
+    torch.manual_seed(0)
+    full = trained(30, plain_step)
+    torch.manual_seed(0)
+    mixed = trained(30, step)
+    assert mixed[-1] == pytest.approx(full[-1], rel=0.1)
+
+
+def test_student_and_teacher_under_autocast_are_near_those_without() -> None:
+    x = images()
+    model = compoff.wrap(Plain(), "block1", example_input=x).eval()
+    outputs = {}
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled), torch.no_grad():
+            outputs[enabled, "teacher"] = model(x).float()
+            with model.at("block1"):
+                outputs[enabled, "student"] = model(x).float()
+    for role in ("teacher", "student"):
+        difference = (outputs[True, role] - outputs[False, role]).norm() / outputs[False, role].norm()
+        assert 0 < difference < 0.05, role
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_in_another_precision_trains(dtype: torch.dtype) -> None:
+    x = images().to(dtype)
+    model = compoff.wrap(Plain().to(dtype), "block1", example_input=x).train()
+    optimizer = torch.optim.Adam(model.bottleneck_parameters(), lr=3e-3)
+    losses = [float(plain_step(model, optimizer, x).detach()) for _ in range(30)]
+    assert losses[-1] < 0.9 * losses[0]
+    assert {value.dtype for value in model.bottleneck_parameters()} == {torch.float32}
+    with model.eval().at("block1"):
+        assert model(x).dtype == dtype
+
+
+def test_fit_inside_autocast() -> None:
+    x = images(32)
+    model = compoff.wrap(Plain(), "block1", example_input=x)
+    with torch.autocast("cpu", torch.bfloat16):
+        report = compoff.fit(model, [x], steps=40, progress=False)
+    loss = report.splits["block1"].loss
+    assert loss[-1] < 0.9 * loss[0]
