@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -208,9 +209,9 @@ class ReturnsTransposed(Plain):
         return super().forward(x).T
 
 
-class ReturnsSet(Plain):
+class ReturnsDeque(Plain):
     def forward(self, x: Tensor) -> Any:
-        return {1: super().forward(x)}
+        return deque([super().forward(x)])
 
 
 class ReturnsNothing(Plain):
@@ -243,9 +244,9 @@ class FoldsTheBatch(Plain):
         (ReturnsBatch, SplitError, "a number that depends on the batch"),
         (ReturnsTransposed, SplitError, "where the batch is not the first axis"),
         (
-            ReturnsSet,
+            ReturnsDeque,
             ArtifactError,
-            "the model returns a dict; expected tensors in tuples, lists and dicts",
+            "the model returns a deque; expected tensors and plain constants in tuples, lists, dicts",
         ),
         (ReturnsNothing, SplitError, "returns no tensor|passed 0 times"),
         (ReturnsBfloat16, SplitError, "the model returns bfloat16, which numpy and the wire do not know"),
