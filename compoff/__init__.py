@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from compoff.codec import Bottleneck, Geometry
     from compoff.coding import Decoded, Payload, PayloadFormat, SymbolTables
+    from compoff.device.async_remote import AsyncRemote, connect_async
     from compoff.device.head import Head
-    from compoff.device.remote import AsyncRemote, Remote, connect, connect_async
+    from compoff.device.remote import Remote, connect
+    from compoff.device.statistics import RemoteStats
     from compoff.edge.server import Server, serve
     from compoff.edge.stats import ServerStats, TailStats
     from compoff.edge.tail import Tail
@@ -51,7 +53,7 @@ _HOMES = {
     "ArgMax": "compoff.wire.replies",
     "ArtifactError": "compoff.errors",
     "ArtifactMismatch": "compoff.errors",
-    "AsyncRemote": "compoff.device.remote",
+    "AsyncRemote": "compoff.device.async_remote",
     "AuthenticationError": "compoff.errors",
     "BackendError": "compoff.errors",
     "Bottleneck": "compoff.codec",
@@ -75,6 +77,7 @@ _HOMES = {
     "Remote": "compoff.device.remote",
     "RemoteError": "compoff.errors",
     "RemoteProtocolError": "compoff.errors",
+    "RemoteStats": "compoff.device.statistics",
     "Server": "compoff.edge.server",
     "ServerBusy": "compoff.errors",
     "ServerStats": "compoff.edge.stats",
@@ -91,7 +94,7 @@ _HOMES = {
     "Wrapped": "compoff.wrapping",
     "calibrate": "compoff.fitting",
     "connect": "compoff.device.remote",
-    "connect_async": "compoff.device.remote",
+    "connect_async": "compoff.device.async_remote",
     "export": "compoff.exporting",
     "fit": "compoff.fitting",
     "load": "compoff.wrapping",
@@ -127,6 +130,7 @@ __all__ = [  # noqa: RUF022 - ruff takes TLS for a constant
     "Remote",
     "RemoteError",
     "RemoteProtocolError",
+    "RemoteStats",
     "Server",
     "ServerBusy",
     "ServerStats",

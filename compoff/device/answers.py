@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -25,22 +25,30 @@ if TYPE_CHECKING:
     from compoff.manifest import Manifest
     from compoff.wire.replies import Reply, ReplyForm
 
-__all__ = ["CallReport", "Heads", "restore"]
+__all__ = ["CallReport", "Heads", "Source", "restore"]
+
+Source: TypeAlias = Literal["edge", "local"]
+"""Where an answer was made."""
 
 _NUMBER_BYTES = 5  # the longest that a count or a dimension is written in
 
 
 @dataclass(frozen=True)
 class CallReport:
-    """Where one call's time and bytes went.
+    """Where one call's answer came from, and where its time and bytes went.
 
     Args:
-        split: The split point that was used.
-        payload_bytes: Bytes sent, without the frame around them.
+        split: The split point that was used, or would have been.
+        payload_bytes: Bytes made by the head to be sent, without the frame around them; 0 where nothing was.
         reply_bytes: Bytes received, without the frame around them.
         head_seconds: Time of the head: its part of the model, the encoder and the coder, in seconds.
-        remote_seconds: Time from sending to the reply: link, queue and tail, in seconds.
+        remote_seconds: Time from sending to the reply, or to giving it up: link, queue and tail, in seconds.
         total_seconds: Time of the whole call, in seconds.
+        source: ``"edge"``, or ``"local"`` where the whole model ran on the device.
+        reason: Why the answer is local, or why it was asked for twice; None where the edge answered at once.
+        retried: Whether the request was sent again over a fresh connection.
+        local_seconds: Time of the whole model on the device, in seconds.
+        server_seconds: The part of ``remote_seconds`` that passed inside the server, as it says, in seconds.
     """
 
     split: str
@@ -49,6 +57,11 @@ class CallReport:
     head_seconds: float
     remote_seconds: float
     total_seconds: float
+    source: Source = "edge"
+    reason: str | None = None
+    retried: bool = False
+    local_seconds: float = 0.0
+    server_seconds: float = 0.0
 
 
 class Heads:

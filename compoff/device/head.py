@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from compoff.coding import Payload, SymbolTables
     from compoff.coding.payload import Coding
+    from compoff.device.fallback import OnFailure
+    from compoff.device.local import LocalModel
     from compoff.device.remote import Remote
     from compoff.device.runners.runner import Runner
     from compoff.manifest import Manifest, TensorSpec
@@ -191,6 +193,8 @@ class Head:
         tls: TLS | None = None,
         insecure: bool = False,
         reply: Reply = "full",
+        on_failure: OnFailure = "raise",
+        local: LocalModel | None = None,
         timeout: float = 10.0,
     ) -> Remote:
         """Open a connection to the edge server that holds this head's tail; `compoff.connect` has every option.
@@ -201,6 +205,8 @@ class Head:
             tls: Certificates; without them another machine is checked against the authorities of this system.
             insecure: Whether to connect without encryption.
             reply: What to bring back, as for `compoff.connect`.
+            on_failure: ``"raise"``, ``"local"`` or ``"hedge"``: what a call does where the edge gives no answer.
+            local: The whole model, for the last two: something to call, or the path of its ONNX file.
             timeout: Deadline of the connection and of each call, in seconds.
 
         Returns:
@@ -211,4 +217,14 @@ class Head:
         """
         from compoff.device.remote import connect  # remote builds on Head
 
-        return connect(self, address, token=token, tls=tls, insecure=insecure, reply=reply, timeout=timeout)
+        return connect(
+            self,
+            address,
+            token=token,
+            tls=tls,
+            insecure=insecure,
+            reply=reply,
+            on_failure=on_failure,
+            local=local,
+            timeout=timeout,
+        )

@@ -1,35 +1,39 @@
 """connect() and Remote: the model as the device sees it. Runs a head, sends its bytes, returns what the model would.
 
-Every call ends by its deadline with the right answer or an error; nothing is answered from anywhere else in silence.
+Every call ends by its deadline with the right answer or an error; what is answered from anywhere else says so.
 """
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
-from compoff.device.answers import CallReport, Heads, restore
-from compoff.errors import ConnectTimeout, LocalProtocolError, ReadTimeout
-from compoff.wire.async_client import AsyncClient, open_async_client
+from compoff.device.answers import CallReport, Heads
+from compoff.device.calls import Call
+from compoff.device.edge import Edge
+from compoff.device.fallback import Fallback, Hedge, OnFailure
+from compoff.device.link import Link
+from compoff.device.local import LocalModel, whole_model
+from compoff.device.statistics import RemoteStats, Tally
+from compoff.errors import ConnectionLost, ConnectTimeout, LocalProtocolError, PayloadError, ServerBusy, WireError
 from compoff.wire.client import Client, open_client
-from compoff.wire.security import device_tls
-from compoff.wire.sockets import check_timeout
+from compoff.wire.security import check_token_form, device_tls
+from compoff.wire.sockets import check_timeout, parse_target
 from compoff.wire.tls import client_context
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Self
 
-    from compoff.coding import Payload
     from compoff.device.sender import Sender
     from compoff.wire.replies import Reply
     from compoff.wire.tls import TLS
 
-__all__ = ["AsyncRemote", "Remote", "connect", "connect_async"]
+__all__ = ["Remote", "connect"]
 
 
 class Remote:
@@ -43,40 +47,43 @@ class Remote:
         >>> head, tail = compoff.export(model, "input")
         >>> with tail.serve("127.0.0.1:0") as server, head.connect(server.address) as remote:
         ...     y = remote(x)
-        >>> y.shape, remote.last.payload_bytes
-        (torch.Size([2, 5]), ...)
+        >>> y.shape, remote.last.source, remote.last.payload_bytes
+        (torch.Size([2, 5]), 'edge', ...)
 
     Source: DeepCOD (SenSys 2020), Sec. 4.2.
     """
 
-    def __init__(
-        self, heads: Heads, address: str, *, token: str | None, tls: TLS | ssl.SSLContext | None, timeout: float
-    ) -> None:
-        self.address = address
+    def __init__(self, heads: Heads, link: Link, tally: Tally, fallback: Fallback | None, timeout: float) -> None:
         self.timeout = timeout
         self._heads = heads
-        self._token = token
-        self._tls = tls
-        self._opening = threading.Lock()
+        self._link = link
+        self._tally = tally
+        self._fallback = fallback
+        self._edge = fallback.edge if fallback is not None else Edge(link, tally)
         self._report = threading.local()
-        self._closed = False
-        self._retired: set[Client] = set()  # connections that the server is ending, with calls of other threads on them
-        self._client = self._open(timeout)
+        # A remote that nobody holds any more takes its connection and its thread with it.
+        self._finalizer = weakref.finalize(self, _close, link, fallback)
 
-    def _open(self, timeout: float) -> Client:
-        return open_client(
-            self.address,
-            self._heads.offers,
-            token=self._token,
-            tls=client_context(self._tls),
-            connect_timeout=timeout,
-            max_reply_bytes=self._heads.max_reply_bytes,
-        )
+    @property
+    def address(self) -> str:
+        """The server's address, as it was given."""
+        return self._link.address
 
     @property
     def last(self) -> CallReport | None:
-        """Where the time and the bytes of this thread's last call went; None before the first."""
+        """Where this thread's last answer came from, and its time and bytes went; None before the first."""
         return getattr(self._report, "last", None)
+
+    @property
+    def stats(self) -> RemoteStats:
+        """What all calls of this remote came to so far, and whether the edge answers now."""
+        link = self._link
+        return self._tally.snapshot(
+            connections=link.opened,
+            reachable=link.breaker.closed,
+            reason=link.breaker.reason,
+            round_trip=link.round_trip.mean,
+        )
 
     def __call__(
         self, *inputs: Any, split: str | None = None, quality: int | None = None, timeout: float | None = None
@@ -91,7 +98,8 @@ class Remote:
                 interrupt, counts; where it takes longer, nothing is sent.
 
         Returns:
-            What the model would have returned: tensors, or numpy arrays where numpy arrays were given.
+            What the model would have returned: tensors, or numpy arrays where numpy arrays were given. With a local
+            model its own answer where the edge gave none; ``last.source`` says which it is.
 
         Raises:
             FeatureError: An input has another shape or dtype than the head was exported for.
@@ -99,58 +107,24 @@ class Remote:
             ReadTimeout: No answer came in time.
             WireError: The connection or the server failed; the class says how.
         """
-        begin = time.monotonic()
         timeout = check_timeout(self.timeout if timeout is None else timeout)
-        deadline = begin + timeout
         route, head = self._heads.choose(split)
-        payload = head(*inputs, quality=quality)
-        encoded = time.monotonic()
-        client = self._connected(deadline, timeout)
-        try:
-            reply = client.request(bytes(payload), route=route, timeout=_left(deadline, timeout))
-        finally:
-            self._close_if_over(client)
-        answered = time.monotonic()
-        output = restore(head, inputs, payload, reply, self._heads.form)
-        self._report.last = _report(head, payload, reply, begin, encoded, answered)
-        return output
-
-    def _connected(self, deadline: float, timeout: float) -> Client:
-        """The open connection, or a fresh one where the last one broke, is ending or can take nothing more."""
-        if not self._opening.acquire(timeout=min(_left(deadline, timeout), threading.TIMEOUT_MAX)):
-            raise ConnectTimeout(f"no connection to {self.address} within {timeout:g} s; another call is still trying")
-        try:
-            self._check_open()
-            self._client.look()
-            if self._client.closed or self._client.stuck:
-                self._reopen(_left(deadline, timeout))
-            return self._client
-        finally:
-            self._opening.release()
-
-    def _reopen(self, timeout: float) -> None:
-        last, self._client = self._client, self._open(timeout)
-        self._retired.add(last)
-        self._close_if_over(last)
-        if self._closed:  # by another thread, meanwhile
-            self._client.close()
-            self._check_open()
-
-    def _check_open(self) -> None:
-        if self._closed:
+        if self._link.closed:
             raise LocalProtocolError("this Remote was closed; connect again")
-
-    def _close_if_over(self, client: Client) -> None:
-        """Close a retired connection, but not under the calls of other threads: a server that stops still answers."""
-        if client is not self._client and client.idle:
-            client.close()
-            self._retired.discard(client)
+        call = Call(head, route, inputs, quality, timeout, self._heads.form)
+        fallback = self._fallback
+        try:
+            output, report = self._edge.answer(call, call.deadline) if fallback is None else fallback.answer(call)
+        except (WireError, PayloadError):
+            self._tally.failed()
+            raise
+        self._report.last = report
+        self._tally.answered(report)
+        return output
 
     def close(self) -> None:
         """Close the connection; calls under way end with ConnectionLost."""
-        self._closed = True
-        for client in (self._client, *tuple(self._retired)):
-            client.close()
+        self._finalizer()
 
     def __enter__(self) -> Self:
         return self
@@ -159,92 +133,10 @@ class Remote:
         self.close()
 
 
-class AsyncRemote:
-    """The asyncio twin of `Remote`; `connect_async` makes it.
-
-    Many calls may be in flight at once; the head runs in a thread, so that the event loop stays free.
-
-    Examples:
-        >>> import asyncio, torch, compoff
-        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
-        >>> model = compoff.wrap(net, "input", example_input=torch.zeros(2, 3, 16, 16))
-        >>> head, tail = compoff.export(model, "input")
-        >>> async def main(address):
-        ...     async with await compoff.connect_async(head, address) as remote:
-        ...         return (await remote(torch.zeros(1, 3, 16, 16))).shape
-        >>> with compoff.serve(tail) as server:
-        ...     asyncio.run(main(server.address))
-        torch.Size([1, 5])
-
-    Source: DeepCOD (SenSys 2020), Sec. 4.2.
-    """
-
-    def __init__(self, heads: Heads, client: AsyncClient, timeout: float) -> None:
-        self.timeout = timeout
-        self.last: CallReport | None = None
-        self._heads = heads
-        self._client = client
-
-    async def __call__(
-        self, *inputs: Any, split: str | None = None, quality: int | None = None, timeout: float | None = None
-    ) -> Any:
-        """Run the model: its head here, its tail on the edge.
-
-        Args:
-            *inputs: As for `Remote`.
-            split: As for `Remote`.
-            quality: As for `Remote`.
-            timeout: As for `Remote`.
-
-        Returns:
-            What the model would have returned.
-
-        Raises:
-            WireError: As for `Remote`; a connection that broke is not opened again.
-        """
-        begin = time.monotonic()
-        timeout = check_timeout(self.timeout if timeout is None else timeout)
-        deadline = begin + timeout
-        route, head = self._heads.choose(split)
-        try:
-            payload = await asyncio.wait_for(asyncio.to_thread(head, *inputs, quality=quality), timeout)
-        except asyncio.TimeoutError:
-            raise _late(timeout) from None
-        encoded = time.monotonic()
-        reply = await self._client.request(bytes(payload), route=route, timeout=_left(deadline, timeout))
-        answered = time.monotonic()
-        output = restore(head, inputs, payload, reply, self._heads.form)
-        self.last = _report(head, payload, reply, begin, encoded, answered)
-        return output
-
-    async def close(self) -> None:
-        """Close the connection."""
-        await self._client.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-
-def _left(deadline: float, timeout: float) -> float:
-    """Seconds until the deadline of a call, if there are any."""
-    seconds = deadline - time.monotonic()
-    if seconds <= 0:
-        raise _late(timeout)
-    return seconds
-
-
-def _late(timeout: float) -> ReadTimeout:
-    return ReadTimeout(f"the deadline of {timeout:g} s passed before anything was sent; give the head more time")
-
-
-def _report(head: Sender, payload: Payload, reply: bytes, begin: float, encoded: float, answered: float) -> CallReport:
-    """The report of a call that ends now."""
-    return CallReport(
-        head.split, len(payload), len(reply), encoded - begin, answered - encoded, time.monotonic() - begin
-    )
+def _close(link: Link, fallback: Fallback | None) -> None:
+    link.close()
+    if fallback is not None:
+        fallback.close()
 
 
 def connect(
@@ -257,12 +149,17 @@ def connect(
     insecure: bool = False,
     # what comes back
     reply: Reply = "full",
+    # where the edge gives no answer
+    on_failure: OnFailure = "raise",
+    local: LocalModel | None = None,
     # deadlines
     timeout: float = 10.0,
+    heartbeat: float = 1.0,
 ) -> Remote:
     """Connect the heads on this device to the server that holds their tails.
 
-    The connection opens now and stays open; one that breaks is opened again by the next call.
+    The connection opens now and stays open: while it is quiet it is watched, and one that breaks or gives no sign is
+    replaced by a fresh one. A request that was on it is sent once more, within its deadline.
 
     Args:
         heads: One head, or several of different split points.
@@ -275,7 +172,14 @@ def connect(
             that precision, and it comes back in the model's own dtypes; ``"argmax"`` or `ArgMax` is the index of the
             largest value along dimension 1, the classes; `TopK` is a `TopValues` of the largest values and their
             indices in each output's place. Outputs of whole numbers always come as they are.
+        on_failure: What a call does where the edge gives no answer: ``"raise"`` the error; ``"local"``, run the whole
+            model on this device, and at once while the edge is known to be out of reach; ``"hedge"``, start it as
+            soon as the edge takes longer than it mostly does, and take the first answer.
+        local: The whole model, for the last two: something to call with what the remote is called with, or the path
+            of its ONNX file. ``"local"`` runs it to its end, even past the deadline.
         timeout: Deadline of the connection, and of each call that names none, in seconds.
+        heartbeat: Seconds without a message after which the server is asked for a sign, and as many again after
+            which the connection is given up.
 
     Returns:
         The remote: call it as the model; a context manager.
@@ -288,6 +192,8 @@ def connect(
         RemoteProtocolError: Something else than a compoff server listens there.
         SplitError: No head was given, or two of the same split point.
         FeatureError: The model's outputs have no such form.
+        LocalProtocolError: An argument cannot be used, or ``on_failure`` and ``local`` do not belong together.
+        BackendError: The local model's file cannot be read.
 
     Examples:
         >>> import torch, compoff
@@ -307,62 +213,57 @@ def connect(
 
     Source: DeepCOD (SenSys 2020), Sec. 4.2, 5.2.
     """
-    return Remote(Heads(heads, reply), address, token=token, tls=device_tls(address, tls, insecure), timeout=timeout)
+    chosen = Heads(heads, reply)
+    whole = check_policy(on_failure, local, chosen)
+    link = Link(_opener(chosen, address, token, device_tls(address, tls, insecure)), address, check_timeout(heartbeat))
+    tally = Tally()
+    edge = Edge(link, tally)
+    fallback = None
+    if whole is not None:
+        fallback = Fallback(edge, whole) if on_failure == "local" else Hedge(edge, whole, tally)
+    try:
+        link.connection(time.monotonic() + check_timeout(timeout))
+    except WireError as error:
+        # With a model of its own a device works from the start; what no waiting mends is still an error.
+        if fallback is None or not isinstance(error, (ConnectionLost, ConnectTimeout, ServerBusy)):
+            _close(link, fallback)
+            raise
+    return Remote(chosen, link, tally, fallback, timeout)
 
 
-async def connect_async(
-    heads: Sender | Sequence[Sender],
-    address: str,
-    *,
-    # security
-    token: str | None = None,
-    tls: TLS | ssl.SSLContext | None = None,
-    insecure: bool = False,
-    # what comes back
-    reply: Reply = "full",
-    # deadlines
-    timeout: float = 10.0,
-) -> AsyncRemote:
-    """The asyncio twin of `connect`.
-
-    Args:
-        heads: As for `connect`.
-        address: As for `connect`.
-        token: As for `connect`.
-        tls: As for `connect`.
-        insecure: As for `connect`.
-        reply: As for `connect`.
-        timeout: As for `connect`.
-
-    Returns:
-        The remote: await its calls; an async context manager.
+def check_policy(on_failure: OnFailure, local: LocalModel | None, heads: Heads) -> Callable[..., Any] | None:
+    """The whole model that a policy needs; None where it needs none.
 
     Raises:
-        WireError: As for `connect`.
-        SplitError: As for `connect`.
-
-    Examples:
-        >>> import asyncio, torch, compoff
-        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
-        >>> model = compoff.wrap(net, "input", example_input=torch.zeros(2, 3, 16, 16))
-        >>> head, tail = compoff.export(model, "input")
-        >>> async def main(address):
-        ...     async with await compoff.connect_async(head, address) as remote:
-        ...         answers = await asyncio.gather(*(remote(torch.zeros(1, 3, 16, 16)) for _ in range(3)))
-        ...     return len(answers)
-        >>> with compoff.serve(tail) as server:
-        ...     asyncio.run(main(server.address))
-        3
-
-    Source: this project.
+        LocalProtocolError: An unknown policy, one without its model, or a model without a policy that uses it.
+        BackendError: The model's file cannot be read.
     """
-    chosen = Heads(heads, reply)
-    client = await open_async_client(
-        address,
-        chosen.offers,
-        token=token,
-        tls=client_context(device_tls(address, tls, insecure)),
-        connect_timeout=timeout,
-        max_reply_bytes=chosen.max_reply_bytes,
-    )
-    return AsyncRemote(chosen, client, timeout)
+    if on_failure not in ("raise", "local", "hedge"):
+        raise LocalProtocolError(f"on_failure={on_failure!r} was given; expected 'raise', 'local' or 'hedge'")
+    if (local is None) != (on_failure == "raise"):
+        raise LocalProtocolError(
+            f"on_failure={on_failure!r} was given {'without' if local is None else 'with'} local=, the whole model; "
+            "'local' and 'hedge' need it, 'raise' does not use it"
+        )
+    return None if local is None else whole_model(local, heads.all[0], heads.form)
+
+
+def _opener(
+    heads: Heads, address: str, token: str | None, tls: TLS | ssl.SSLContext | None
+) -> Callable[[float], Client]:
+    """What opens the connection, again and again; everything that cannot become right is refused here."""
+    parse_target(address)
+    check_token_form(token)
+    client_context(tls)
+
+    def opened(timeout: float) -> Client:
+        return open_client(
+            address,
+            heads.offers,
+            token=token,
+            tls=client_context(tls),  # certificates that were renewed are read anew
+            connect_timeout=timeout,
+            max_reply_bytes=heads.max_reply_bytes,
+        )
+
+    return opened

@@ -156,6 +156,21 @@ class AsyncClient:
         """Seconds that a request would have waited in the server's queue at the time of the last ping."""
         return self._protocol.queue_seconds
 
+    @property
+    def stuck(self) -> bool:
+        """Whether requests past their deadline hold the whole window; open another connection then."""
+        return self._protocol.stuck
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody awaits an answer on this connection."""
+        return not self._connection.waiting
+
+    @property
+    def received(self) -> int:
+        """Messages that have come on this connection: whether it grows says whether the server is there."""
+        return self._protocol.received
+
     def max_payload_bytes(self, route: int = 0) -> int:
         """Longest request body of an artifact, in bytes."""
         return self._protocol.routes[route].max_payload_bytes

@@ -136,6 +136,11 @@ class Client:
         """Seconds that a request would have waited in the server's queue at the time of the last ping."""
         return self._protocol.queue_seconds
 
+    @property
+    def received(self) -> int:
+        """Messages that have come on this connection: whether it grows says whether the server is there."""
+        return self._protocol.received
+
     def look(self) -> None:
         """Read what has arrived, without waiting, so that ``closed`` knows of a goodbye that came meanwhile."""
         self._exchange.look()

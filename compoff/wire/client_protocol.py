@@ -77,6 +77,7 @@ class ClientProtocol(Conversation):
         self._max_reply_bytes = max_reply_bytes
         self._expected: dict[int, FrameType] = {}  # what would answer each unanswered id
         self._abandoned: set[int] = set()  # ids among them whose answer nobody waits for
+        self._pings = 0  # how many of them are pings, which take no place in the window
         self._last_id = 0
         self.window = 0
         self.idle_timeout = 0.0  # seconds without any message after which the server closes; 0 for never
@@ -107,6 +108,7 @@ class ClientProtocol(Conversation):
             ConnectionLost: The server is stopping.
         """
         self._check_can_send()
+        self._check_window()
         if not 0 <= route < len(self.routes):
             message = f"route {route} was given; this connection has routes 0 to {len(self.routes) - 1}"
             raise LocalProtocolError(message)
@@ -130,12 +132,12 @@ class ClientProtocol(Conversation):
 
         Raises:
             LocalProtocolError: Not opened.
-            ServerBusy: As many requests are unanswered as the server's window allows.
             ConnectionLost: The server is stopping.
         """
         self._check_can_send()
         request_id = self._next_id()
         self._send(Frame(FrameType.PING, request_id=request_id))
+        self._pings += 1
         self._expected[request_id] = FrameType.PONG
         return request_id
 
@@ -152,7 +154,7 @@ class ClientProtocol(Conversation):
 
     def withdraw(self, request_id: int) -> None:
         """Forget a request whose bytes were never written to the connection."""
-        self._expected.pop(request_id, None)
+        self._pings -= self._expected.pop(request_id, None) is FrameType.PONG
 
     def receive_data(self, data: bytes) -> list[ClientEvent]:
         """Take bytes from the server.
@@ -228,6 +230,8 @@ class ClientProtocol(Conversation):
             message = f"the server closed the connection ({code.name.lower()}): {text}; open a new one"
             raise ConnectionLost(message)
         expected = self._expected.pop(frame.request_id, None)
+        if expected is FrameType.PONG:
+            self._pings -= 1
         if frame.type is not expected and (expected is None or frame.type is not FrameType.ERROR):
             message = f"the server sent {frame.type.name} for request {frame.request_id}, which does not await one"
             raise RemoteProtocolError(message)
@@ -248,9 +252,12 @@ class ClientProtocol(Conversation):
         if self._state is not State.OPEN:
             message = "the connection is closed or the server is stopping; open a new connection"
             raise ConnectionLost(message)
-        if len(self._expected) >= self.window:
+
+    def _check_window(self) -> None:
+        unanswered = len(self._expected) - self._pings
+        if unanswered >= self.window:
             message = (
-                f"{len(self._expected)} requests are unanswered, {len(self._abandoned)} of them past their deadline; "
+                f"{unanswered} requests are unanswered, {len(self._abandoned)} of them past their deadline; "
                 f"the server takes {self.window} at a time; wait for answers or open another connection"
             )
             raise ServerBusy(message)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import queue
 import select
 import socket
@@ -98,7 +99,8 @@ def connect_error(address: str, error: OSError) -> WireError:
         return tls_error(address, error)
     if isinstance(error, socket.gaierror):
         return ConnectionLost(f"the host of {address} is unknown: {error.strerror}; correct the address")
-    reason = error.strerror or str(error)
+    # asyncio puts words of its own in the place of the system's.
+    reason = os.strerror(error.errno) if error.errno else str(error)
     return ConnectionLost(f"no connection to {address}: {reason}; start a server there (`compoff serve`) or correct it")
 
 

@@ -12,48 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compoff.coding import Payload
 from compoff.device.answers import Heads
-from compoff.device.remote import connect, connect_async
+from compoff.device.async_remote import connect_async
+from compoff.device.remote import connect
 from compoff.edge.server import serve
 from compoff.errors import ConnectionLost, ConnectTimeout, LocalProtocolError, ReadTimeout, RemoteProtocolError
-from compoff.manifest import Manifest, TensorSpec
 from compoff.wire.tensors import pack
-
-ID = bytes(range(32))
-ANSWER = pack([np.arange(3, dtype=np.float32)[None]])
-
-
-class StandIn:
-    """A head whose payload is what it is called with, after some seconds."""
-
-    artifact_id = ID
-    split = "input"
-    runner = None
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = seconds
-        outputs = (TensorSpec((3,), "float32"),)
-        self.manifest = Manifest("head", ID.hex(), "input", "Net", (), outputs, {"leaf": 0}, (), (), max_batch=4)
-
-    def __call__(self, word: np.ndarray[Any, Any], quality: int | None = None) -> Payload:
-        time.sleep(self.seconds)
-        return Payload(word.tobytes(), ID, 0, 1)
-
-
-class Tail:
-    """Answers after as many milliseconds as the payload's first byte says, times ten."""
-
-    artifact_id = ID
-    max_payload_bytes = 100
-
-    def answer(self, payload: bytes) -> bytes:
-        time.sleep(payload[0] / 100)
-        return ANSWER
-
-
-def after(hundredths: int) -> np.ndarray[Any, Any]:
-    return np.array([hundredths], np.uint8)
+from tests.device.stand_in import StandIn, Tail, after
+from tests.edge.peers import eventually
 
 
 def test_numpy_comes_back_and_can_be_written_to() -> None:
@@ -75,7 +41,9 @@ def test_where_the_head_takes_all_the_time_nothing_is_sent() -> None:
     with serve(Tail()) as server, connect(StandIn(0.1), server.address) as remote:  # type: ignore[arg-type]
         with pytest.raises(ReadTimeout, match="before anything was sent"):
             remote(after(0), timeout=0.05)
-        assert not remote._client._protocol._expected
+        client = remote._link.current
+        assert client is not None
+        assert not client._protocol._expected
 
 
 def test_an_async_call_ends_by_its_deadline_whatever_the_head_does() -> None:
@@ -96,12 +64,11 @@ def test_a_stopping_server_answers_one_thread_while_another_looks_for_its_succes
         time.sleep(0.1)
         stopping = pool.submit(server.close)
         time.sleep(0.1)
-        with serve(Tail(), server.address), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(remote, "address", server.address)
+        with serve(Tail(), server.address):
             assert remote(after(0)).tolist() == [[0, 1, 2]]
             assert not slow.done(), "this one still has its answer to come, over the old connection"
             assert slow.result(5).tolist() == [[0, 1, 2]]
-            assert not remote._retired, "the last call on it closed it"
+            assert not remote._link._retired, "the last call on it closed it"
         stopping.result(5)
 
 
@@ -121,41 +88,44 @@ def test_a_window_full_of_late_answers_does_not_stop_the_calls_for_good() -> Non
 
 
 def test_a_call_does_not_wait_longer_than_its_own_deadline_for_another_one_that_connects() -> None:
-    with serve(Tail()) as server:
-        remote = connect(StandIn(), server.address)  # type: ignore[arg-type]
-    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
-        remote.address = f"127.0.0.1:{silent.getsockname()[1]}"
-        patient = pool.submit(remote, after(0), timeout=1.5)
-        time.sleep(0.2)
-        begin = time.monotonic()
-        with pytest.raises(ConnectTimeout):
-            remote(after(0), timeout=0.1)
-        assert time.monotonic() - begin < 0.8
-        with pytest.raises((ConnectTimeout, ConnectionLost)):
-            patient.result(5)
-    remote.close()
+    server = serve(Tail())
+    host, port = server.address.split(":")
+    with connect(StandIn(), server.address) as remote:  # type: ignore[arg-type]
+        server.close()
+        with socket.create_server((host, int(port))), ThreadPoolExecutor(1) as pool:
+            patient = pool.submit(remote, after(0), timeout=1.5)
+            time.sleep(0.2)
+            begin = time.monotonic()
+            with pytest.raises(ConnectTimeout):
+                remote(after(0), timeout=0.1)
+            assert time.monotonic() - begin < 0.8
+            with pytest.raises((ConnectTimeout, ConnectionLost)):
+                patient.result(5)
 
 
 def test_what_connects_after_the_end_is_closed() -> None:
     with serve(Tail()) as server, connect(StandIn(), server.address) as remote:  # type: ignore[arg-type]
-        opened = remote._open
-        entered, go = threading.Event(), threading.Event()
+        link = remote._link
+        opened = link._open
+        entered, go, fresh = threading.Event(), threading.Event(), []
 
         def slowly(timeout: float) -> Any:
             entered.set()
             go.wait(5)
-            return opened(timeout)
+            fresh.append(opened(timeout))
+            return fresh[0]
 
-        remote._client.close()
         with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
-            patch.setattr(remote, "_open", slowly)
+            patch.setattr(link, "_open", slowly)
+            assert link.current is not None
+            link.current.close()
             call = pool.submit(remote, after(0))
             assert entered.wait(5)
             remote.close()
             go.set()
             with pytest.raises(LocalProtocolError, match="closed"):
                 call.result(5)
-        assert remote._client.closed
+        eventually(lambda: bool(fresh) and fresh[0].closed)
 
 
 def test_a_reply_longer_than_the_export_can_make_is_not_even_read() -> None:

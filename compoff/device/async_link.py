@@ -1,0 +1,196 @@
+"""The asyncio twin of ``link``: one connection that is kept by a task of its own, for the tasks of one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from compoff.device.breaker import Backoff, Breaker
+from compoff.device.link import FIRST_ATTEMPT, LONGEST_ATTEMPT
+from compoff.device.timing import Estimate
+from compoff.errors import CompoffError, ConnectTimeout, LocalProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from compoff.wire.async_client import AsyncClient
+
+__all__ = ["AsyncLink"]
+
+_logger = logging.getLogger("compoff.connect")
+
+
+class AsyncLink:
+    """The connection of an asyncio remote; made inside a running event loop.
+
+    Args:
+        open_client: Opens a connection within so many seconds.
+        address: The server's, for messages.
+        heartbeat: Seconds without a message after which the server is asked for a sign; as many for that sign.
+
+    Source: this project.
+    """
+
+    def __init__(self, open_client: Callable[[float], Awaitable[AsyncClient]], address: str, heartbeat: float) -> None:
+        """Start to connect, in a task of its own."""
+        self.address = address
+        self.breaker = Breaker()
+        self.round_trip = Estimate()
+        self.opened = 0
+        self.closed = False
+        self.current: AsyncClient | None = None
+        self._open = open_client
+        self._heartbeat = heartbeat
+        self._backoff = Backoff()
+        self._attempt_seconds = FIRST_ATTEMPT
+        self._attempts = 0
+        self._failure: CompoffError | None = None
+        self._suspected = False
+        self._retired: set[AsyncClient] = set()
+        self._wake = asyncio.Event()
+        self._attempted = asyncio.Event()
+        self._task = asyncio.create_task(self._keep(), name="compoff-link")
+
+    async def connection(self, deadline: float) -> AsyncClient:
+        """The connection that stands; where there is none, what the next attempt brings.
+
+        Args:
+            deadline: Moment of ``time.monotonic()`` until which to wait.
+
+        Raises:
+            ConnectTimeout: There is none by then.
+            LocalProtocolError: The link was closed.
+            WireError: The attempt failed; the class says how.
+        """
+        seen = self._attempts
+        while True:
+            if self.closed:
+                raise LocalProtocolError("this AsyncRemote was closed; connect again")
+            client = self.current
+            if client is not None and not client.closed and not client.stuck:
+                return client
+            failure = self._failure
+            if self._attempts > seen and failure is not None and not isinstance(failure, ConnectTimeout):
+                raise type(failure)(*failure.args)
+            seconds = deadline - time.monotonic()
+            if seconds <= 0:
+                raise ConnectTimeout(f"no connection by the deadline: {failure or f'{self.address} is being tried'}")
+            self._attempted.clear()
+            self._wake.set()
+            await _happens(self._attempted, seconds)
+
+    def report(self, client: AsyncClient, error: CompoffError) -> None:
+        """Say that a call found its connection broken or ending; a fresh one is opened."""
+        if client is self.current:
+            self._retire(client)
+            self._failed(error)
+        self._wake.set()
+
+    def suspect(self, error: CompoffError) -> None:
+        """Say that a call got no answer in time: the server is asked for two signs at once."""
+        self._failed(error)
+        self._suspected = True
+        self._wake.set()
+
+    async def release(self, client: AsyncClient) -> None:
+        """Close a connection that the server has ended, when the last call on it is over."""
+        if client is not self.current and client.idle:
+            self._retired.discard(client)
+            await client.close()
+
+    async def close(self) -> None:
+        """Close every connection; calls under way end with ConnectionLost."""
+        self.closed = True
+        self._task.cancel()
+        self._attempted.set()
+        for client in (*self._retired, *([self.current] if self.current is not None else [])):
+            await client.close()
+        await asyncio.wait([self._task])
+
+    async def _keep(self) -> None:
+        while not self.closed:
+            client = self.current
+            if client is None or client.closed or client.stuck:
+                await self._replace(client)
+            else:
+                await self._watch(client)
+
+    async def _watch(self, client: AsyncClient) -> None:
+        """Wait for a while; where no message came meanwhile, or there is doubt, ask for a sign."""
+        received = client.received
+        if self.breaker.closed and not self._suspected:
+            self._wake.clear()
+            await _happens(self._wake, self._heartbeat)
+        quiet = self._suspected or not self.breaker.closed or client.received == received
+        self._suspected = False
+        if quiet and client is self.current and not client.closed:
+            await self._ping(client)
+
+    async def _ping(self, client: AsyncClient) -> None:
+        try:
+            self.round_trip.add(await client.ping(timeout=self._heartbeat))
+        except CompoffError as error:
+            self._failed(error)
+            if not client.closed:  # no sign: whatever is on its way may come by a fresh connection, long before by this
+                await self._replace(client)
+            return
+        self._succeeded()
+
+    async def _replace(self, last: AsyncClient | None) -> None:
+        """Try once to open a connection in the place of one; where that fails, pause."""
+        try:
+            fresh = await self._open(self._attempt_seconds)
+        except CompoffError as error:
+            self._attempt_seconds = min(2 * self._attempt_seconds, LONGEST_ATTEMPT)
+            await self._pause(error)
+            return
+        self._attempt_seconds = FIRST_ATTEMPT
+        self._backoff.reset()
+        if last is not None and last is self.current:
+            self._retire(last)
+        self.current, self._failure = fresh, None
+        self._attempts += 1
+        self.opened += 1
+        self._attempted.set()
+        if last is not None and (last.idle or not last.closed):
+            self._retired.discard(last)
+            await last.close()  # it gave no sign: its calls start again on the fresh connection
+        self._succeeded()
+
+    async def _pause(self, error: CompoffError) -> None:
+        """Wait before the next attempt; a call that wants a connection makes the pause as short as the first."""
+        seconds = self._backoff.next()
+        self._failure = error
+        self._attempts += 1
+        self._failed(error)
+        self._wake.clear()
+        self._attempted.set()
+        least = min(seconds, self._backoff.first)
+        await asyncio.sleep(least)
+        await _happens(self._wake, seconds - least)
+
+    def _retire(self, client: AsyncClient) -> None:
+        self.current = None
+        if not client.idle:
+            self._retired.add(client)
+
+    def _failed(self, error: CompoffError) -> None:
+        if self.breaker.failed(str(error)):
+            _logger.warning("the edge gives no answer: %s", error)
+
+    def _succeeded(self) -> None:
+        if self.breaker.succeeded():
+            _logger.info("the edge at %s answers again", self.address)
+
+
+async def _happens(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event; False where it has not come in time."""
+    if seconds <= 0:
+        return event.is_set()
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except asyncio.TimeoutError:
+        return False
+    return True

@@ -1,0 +1,336 @@
+"""connect_async() and AsyncRemote: the asyncio twin of ``remote``, for the tasks of one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from compoff.device.answers import CallReport, Heads
+from compoff.device.async_link import AsyncLink
+from compoff.device.calls import Call
+from compoff.device.fallback import LEAST_PATIENCE
+from compoff.device.remote import check_policy
+from compoff.device.statistics import RemoteStats, Tally
+from compoff.device.timing import Estimate, RetryBudget
+from compoff.errors import (
+    ConnectionLost,
+    ConnectTimeout,
+    LocalProtocolError,
+    PayloadError,
+    ReadTimeout,
+    RemoteProtocolError,
+    ServerBusy,
+    WireError,
+)
+from compoff.wire.async_client import AsyncClient, open_async_client
+from compoff.wire.security import check_token_form, device_tls
+from compoff.wire.sockets import check_timeout, parse_target
+from compoff.wire.tls import client_context
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from typing_extensions import Self
+
+    from compoff.device.fallback import OnFailure
+    from compoff.device.local import LocalModel
+    from compoff.device.sender import Sender
+    from compoff.errors import CompoffError
+    from compoff.wire.protocol import Answer
+    from compoff.wire.replies import Reply
+    from compoff.wire.tls import TLS
+
+__all__ = ["AsyncRemote", "connect_async"]
+
+
+class AsyncRemote:
+    """The asyncio twin of `Remote`; `connect_async` makes it.
+
+    Many calls may be in flight at once; the head and a local model run in threads, so that the event loop stays free.
+
+    Examples:
+        >>> import asyncio, torch, compoff
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
+        >>> model = compoff.wrap(net, "input", example_input=torch.zeros(2, 3, 16, 16))
+        >>> head, tail = compoff.export(model, "input")
+        >>> async def main(address):
+        ...     async with await compoff.connect_async(head, address) as remote:
+        ...         return (await remote(torch.zeros(1, 3, 16, 16))).shape
+        >>> with compoff.serve(tail) as server:
+        ...     asyncio.run(main(server.address))
+        torch.Size([1, 5])
+
+    Source: DeepCOD (SenSys 2020), Sec. 4.2.
+    """
+
+    def __init__(
+        self,
+        heads: Heads,
+        link: AsyncLink,
+        timeout: float,
+        on_failure: OnFailure,
+        whole: Callable[..., Any] | None,
+    ) -> None:
+        self.timeout = timeout
+        self.last: CallReport | None = None
+        self._heads = heads
+        self._link = link
+        self._whole = whole
+        self._hedge = on_failure == "hedge"
+        self._tally = Tally()
+        self._budget = RetryBudget()
+        self._edge_seconds = Estimate()
+        self._local_seconds = Estimate()
+
+    @property
+    def stats(self) -> RemoteStats:
+        """What all calls of this remote came to so far, and whether the edge answers now."""
+        link = self._link
+        return self._tally.snapshot(
+            connections=link.opened,
+            reachable=link.breaker.closed,
+            reason=link.breaker.reason,
+            round_trip=link.round_trip.mean,
+        )
+
+    async def __call__(
+        self, *inputs: Any, split: str | None = None, quality: int | None = None, timeout: float | None = None
+    ) -> Any:
+        """Run the model: its head here, its tail on the edge.
+
+        Args:
+            *inputs: As for `Remote`.
+            split: As for `Remote`.
+            quality: As for `Remote`.
+            timeout: As for `Remote`.
+
+        Returns:
+            What the model would have returned; `last` says where it came from.
+
+        Raises:
+            WireError: As for `Remote`.
+        """
+        timeout = check_timeout(self.timeout if timeout is None else timeout)
+        route, head = self._heads.choose(split)
+        if self._link.closed:
+            raise LocalProtocolError("this AsyncRemote was closed; connect again")
+        call = Call(head, route, inputs, quality, timeout, self._heads.form)
+        try:
+            output, report = await self._answer(call)
+        except (WireError, PayloadError):
+            self._tally.failed()
+            raise
+        self.last = report
+        self._tally.answered(report)
+        return output
+
+    async def _answer(self, call: Call) -> tuple[Any, CallReport]:
+        if self._whole is None:
+            return await self._from_edge(call, call.deadline)
+        breaker = self._link.breaker
+        if not breaker.closed:
+            return await self._in_time(call, self._on_device(call, breaker.reason or "the edge cannot be reached"))
+        if self._hedge:
+            return await self._race(call)
+        try:
+            return await self._from_edge(call, self._latest(call))
+        except LocalProtocolError:
+            raise
+        except (WireError, PayloadError) as error:
+            return await self._on_device(call, str(error))
+
+    async def _race(self, call: Call) -> tuple[Any, CallReport]:
+        """The edge; beside it the device, from when the edge takes longer than it mostly does. The first wins."""
+        edge = asyncio.ensure_future(self._from_edge(call, call.deadline))
+        patience = max(LEAST_PATIENCE, self._edge_seconds.upper(otherwise=call.timeout / 2))
+        moment = min(self._latest(call), time.monotonic() + patience)
+        running: set[asyncio.Future[tuple[Any, CallReport]]] = {edge}
+        try:
+            await asyncio.wait(running, timeout=max(0.0, moment - time.monotonic()))
+            if edge.done() and (error := edge.exception()) is not None:
+                running = set()
+                if isinstance(error, LocalProtocolError) or not isinstance(error, (WireError, PayloadError)):
+                    raise error
+                reason = str(error)
+            elif edge.done():
+                return edge.result()
+            else:
+                reason = f"the edge had not answered after {patience:.3g} s"
+                self._tally.hedged()
+            running.add(asyncio.ensure_future(self._on_device(call, reason)))
+            first = await self._first(call, running)
+            if not edge.done():
+                self._edge_seconds.add(time.monotonic() - call.encoded)  # it takes at least that long now
+            return first
+        finally:
+            for one in running:
+                one.cancel()
+
+    async def _first(self, call: Call, running: set[asyncio.Future[tuple[Any, CallReport]]]) -> tuple[Any, CallReport]:
+        """The first that answers; the last error where all fail."""
+        waiting = set(running)
+        while True:
+            left = max(0.0, call.deadline - time.monotonic())
+            done, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            for one in sorted(done, key=lambda one: one.exception() is not None):
+                if one.exception() is None or not waiting:
+                    return one.result()
+            if not done:
+                raise ReadTimeout(f"neither the edge nor the device answered within {call.timeout:g} s")
+
+    async def _in_time(self, call: Call, local: Awaitable[tuple[Any, CallReport]]) -> tuple[Any, CallReport]:
+        """Only a hedged call is cut off while the device computes: a local one is always answered."""
+        if not self._hedge:
+            return await local
+        try:
+            return await asyncio.wait_for(local, max(0.0, call.deadline - time.monotonic()))
+        except asyncio.TimeoutError:
+            raise ReadTimeout(f"the device did not answer within {call.timeout:g} s") from None
+
+    async def _on_device(self, call: Call, reason: str) -> tuple[Any, CallReport]:
+        if self._whole is None:
+            raise RuntimeError("there is no whole model on this device")
+        started = time.monotonic()
+        output = await asyncio.to_thread(self._whole, *call.inputs)
+        ended = time.monotonic()
+        self._local_seconds.add(ended - started)
+        return output, call.from_device(reason, started, ended)
+
+    def _latest(self, call: Call) -> float:
+        """The last moment to turn to the device, so that it ends by the deadline if it can at all."""
+        seconds = self._local_seconds.upper(otherwise=call.timeout / 2)
+        return call.deadline - (seconds if seconds < 0.9 * call.timeout else call.timeout / 2)
+
+    async def _from_edge(self, call: Call, until: float) -> tuple[Any, CallReport]:
+        head = asyncio.to_thread(call.head, *call.inputs, quality=call.quality)
+        try:
+            payload = await asyncio.wait_for(head, call.left(until))
+        except asyncio.TimeoutError:
+            raise call.late() from None
+        call.take(payload)
+        body = bytes(payload)
+        client = await self._link.connection(until)
+        try:
+            answer = await self._ask(call, client, body, until)
+        except (ConnectionLost, RemoteProtocolError) as error:
+            answer = await self._once_more(call, body, error, until)
+        self._edge_seconds.add(time.monotonic() - call.encoded)
+        self._budget.earn()
+        return call.from_edge(answer.body, answer.server_seconds)
+
+    async def _once_more(self, call: Call, body: bytes, error: CompoffError, until: float) -> Answer:
+        """Send again over a fresh connection: the tail changes nothing by answering, so it may do so twice."""
+        link = self._link
+        least = 2 * (link.round_trip.mean or 0.0)
+        if link.closed or until - time.monotonic() <= least or not self._budget.spend():
+            raise error
+        call.retried, call.reason = True, str(error)
+        self._tally.retried()
+        return await self._ask(call, await link.connection(until), body, until)
+
+    async def _ask(self, call: Call, client: AsyncClient, body: bytes, until: float) -> Answer:
+        link = self._link
+        try:
+            return await client.ask(body, route=call.route, timeout=call.left(until))
+        except (ConnectionLost, RemoteProtocolError) as error:
+            link.report(client, error)
+            raise
+        except ReadTimeout as error:
+            link.suspect(error)
+            raise
+        finally:
+            if client is not link.current:
+                await link.release(client)
+
+    async def close(self) -> None:
+        """Close the connection; calls under way end with ConnectionLost."""
+        await self._link.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+async def connect_async(
+    heads: Sender | Sequence[Sender],
+    address: str,
+    *,
+    # security
+    token: str | None = None,
+    tls: TLS | ssl.SSLContext | None = None,
+    insecure: bool = False,
+    # what comes back
+    reply: Reply = "full",
+    # where the edge gives no answer
+    on_failure: OnFailure = "raise",
+    local: LocalModel | None = None,
+    # deadlines
+    timeout: float = 10.0,
+    heartbeat: float = 1.0,
+) -> AsyncRemote:
+    """The asyncio twin of `connect`.
+
+    Args:
+        heads: As for `connect`.
+        address: As for `connect`.
+        token: As for `connect`.
+        tls: As for `connect`.
+        insecure: As for `connect`.
+        reply: As for `connect`.
+        on_failure: As for `connect`.
+        local: As for `connect`.
+        timeout: As for `connect`.
+        heartbeat: As for `connect`.
+
+    Returns:
+        The remote: await its calls; an async context manager.
+
+    Raises:
+        WireError: As for `connect`.
+        SplitError: As for `connect`.
+
+    Examples:
+        >>> import asyncio, torch, compoff
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
+        >>> model = compoff.wrap(net, "input", example_input=torch.zeros(2, 3, 16, 16))
+        >>> head, tail = compoff.export(model, "input")
+        >>> async def main(address):
+        ...     async with await compoff.connect_async(head, address) as remote:
+        ...         answers = await asyncio.gather(*(remote(torch.zeros(1, 3, 16, 16)) for _ in range(3)))
+        ...     return len(answers)
+        >>> with compoff.serve(tail) as server:
+        ...     asyncio.run(main(server.address))
+        3
+
+    Source: this project.
+    """
+    chosen = Heads(heads, reply)
+    whole = check_policy(on_failure, local, chosen)
+    secured = device_tls(address, tls, insecure)
+    parse_target(address)
+    check_token_form(token)
+    client_context(secured)
+
+    async def opened(seconds: float) -> AsyncClient:
+        return await open_async_client(
+            address,
+            chosen.offers,
+            token=token,
+            tls=client_context(secured),  # certificates that were renewed are read anew
+            connect_timeout=seconds,
+            max_reply_bytes=chosen.max_reply_bytes,
+        )
+
+    check_timeout(timeout)
+    link = AsyncLink(opened, address, check_timeout(heartbeat))
+    try:
+        await link.connection(time.monotonic() + timeout)
+    except BaseException as error:
+        if whole is None or not isinstance(error, (ConnectionLost, ConnectTimeout, ServerBusy)):
+            await link.close()
+            raise
+    return AsyncRemote(chosen, link, timeout, on_failure, whole)

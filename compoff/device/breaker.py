@@ -1,0 +1,88 @@
+"""Whether the edge is worth asking, and how long to wait before trying again. No sockets, threads or clocks."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Backoff", "Breaker"]
+
+_GOOD_SIGNS = 2
+
+
+class Breaker:
+    """Open after one failure of the link, closed again after two good signs in a row.
+
+    A sign is a connection's welcome or the answer to a ping. While it is open, a caller with another way takes that
+    one at once and does not wait for a link that is gone.
+
+    Examples:
+        >>> breaker = Breaker()
+        >>> breaker.failed("the link is down")
+        True
+        >>> breaker.closed, breaker.reason
+        (False, 'the link is down')
+        >>> breaker.succeeded(), breaker.succeeded(), breaker.closed
+        (False, True, True)
+
+    Source: this project.
+    """
+
+    def __init__(self) -> None:
+        """Start closed: nothing is known against the edge."""
+        self.closed = True
+        self.reason: str | None = None
+        self._signs = 0
+
+    def failed(self, reason: str) -> bool:
+        """Count a failure; True where the breaker opens with it."""
+        opens, self.closed = self.closed, False
+        self.reason, self._signs = reason, 0
+        return opens
+
+    def succeeded(self) -> bool:
+        """Count a good sign; True where the breaker closes with it."""
+        if self.closed:
+            return False
+        self._signs += 1
+        if self._signs < _GOOD_SIGNS:
+            return False
+        self.closed, self.reason = True, None
+        return True
+
+
+class Backoff:
+    """Pauses between attempts: each up to twice the last one, and never the same on two devices.
+
+    Args:
+        first: The first pause, in seconds.
+        longest: What no pause exceeds, in seconds.
+        draw: A random number from 0 to 1.
+
+    Examples:
+        >>> pauses = Backoff(0.1, 1.0, lambda: 1.0)
+        >>> [round(pauses.next(), 1) for _ in range(6)]
+        [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+
+    Source: AWS Architecture Blog, "Exponential Backoff And Jitter" (2015), equal jitter.
+    """
+
+    def __init__(self, first: float = 0.1, longest: float = 5.0, draw: Callable[[], float] = random.random) -> None:
+        """Start with the first pause."""
+        self.first = first
+        self._longest = longest
+        self._draw = draw
+        self._pause = first
+
+    def next(self) -> float:
+        """The next pause, in seconds: half of it sure, half of it drawn."""
+        pause = self._pause * (0.5 + 0.5 * self._draw())
+        self._pause = min(2 * self._pause, self._longest)
+        return pause
+
+    def reset(self) -> None:
+        """Start again with the first pause, after a success."""
+        self._pause = self.first

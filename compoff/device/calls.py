@@ -1,0 +1,145 @@
+"""One call on its way: what it was given, until when, and what became of it. Knows no connection."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+from compoff.device.answers import CallReport, restore
+from compoff.errors import ReadTimeout
+
+if TYPE_CHECKING:
+    from compoff.coding import Payload
+    from compoff.device.sender import Sender
+    from compoff.wire.replies import ReplyForm
+
+__all__ = ["Call"]
+
+
+class Call:
+    """One call.
+
+    Args:
+        head: The head to run.
+        route: Its number on the wire.
+        inputs: What the model takes.
+        quality: Index of the quality; None for the best.
+        timeout: Seconds that the caller gave it.
+        form: The form in which its answer comes.
+    """
+
+    __slots__ = (
+        "begin",
+        "deadline",
+        "encoded",
+        "form",
+        "head",
+        "inputs",
+        "payload",
+        "quality",
+        "reason",
+        "retried",
+        "route",
+        "timeout",
+    )
+
+    def __init__(
+        self, head: Sender, route: int, inputs: tuple[Any, ...], quality: int | None, timeout: float, form: ReplyForm
+    ) -> None:
+        """Start the clock."""
+        self.begin = time.monotonic()
+        self.head = head
+        self.route = route
+        self.inputs = inputs
+        self.quality = quality
+        self.timeout = timeout
+        self.form = form
+        self.deadline = self.begin + timeout
+        self.payload: Payload | None = None
+        self.encoded = self.begin
+        self.reason: str | None = None
+        self.retried = False
+
+    def encode(self) -> bytes:
+        """Run the head.
+
+        Returns:
+            The bytes to send.
+
+        Raises:
+            FeatureError: The head cannot take the inputs.
+        """
+        payload = self.head(*self.inputs, quality=self.quality)
+        self.take(payload)
+        return bytes(payload)
+
+    def take(self, payload: Payload) -> None:
+        """Note what the head made, and when."""
+        self.payload = payload
+        self.encoded = time.monotonic()
+
+    def left(self, until: float) -> float:
+        """Seconds until a moment of ``time.monotonic()``.
+
+        Raises:
+            ReadTimeout: It has come.
+        """
+        seconds = until - time.monotonic()
+        if seconds <= 0:
+            raise self.late()
+        return seconds
+
+    def late(self) -> ReadTimeout:
+        """The error of a call whose time is over before anything is sent."""
+        return ReadTimeout(
+            f"the time for the edge, of this call's {self.timeout:g} s, passed before anything was sent; give the head "
+            "more time"
+        )
+
+    def from_edge(self, reply: bytes, server_seconds: float) -> tuple[Any, CallReport]:
+        """The output in a reply, and the report of the call that ends with it.
+
+        Args:
+            reply: The reply's body.
+            server_seconds: What the server says it took there.
+
+        Raises:
+            RemoteProtocolError: The reply is not what this export's tail answers.
+        """
+        answered = time.monotonic()
+        payload = cast("Payload", self.payload)  # a reply answers what was sent
+        output = restore(self.head, self.inputs, payload, reply, self.form)
+        report = CallReport(
+            self.head.split,
+            len(payload),
+            len(reply),
+            self.encoded - self.begin,
+            answered - self.encoded,
+            time.monotonic() - self.begin,
+            reason=self.reason,
+            retried=self.retried,
+            server_seconds=server_seconds,
+        )
+        return output, report
+
+    def from_device(self, reason: str, started: float, ended: float) -> CallReport:
+        """The report of a call that ends with an answer of the whole model on this device.
+
+        Args:
+            reason: Why it was asked.
+            started: When it was, a moment of ``time.monotonic()``.
+            ended: When it had answered.
+        """
+        payload = self.payload
+        return CallReport(
+            self.head.split,
+            0 if payload is None else len(payload),
+            0,
+            self.encoded - self.begin,
+            0.0 if payload is None else max(0.0, started - self.encoded),
+            ended - self.begin,
+            source="local",
+            reason=reason,
+            retried=self.retried,
+            local_seconds=ended - started,
+        )

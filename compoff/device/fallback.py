@@ -1,0 +1,209 @@
+"""What answers where the edge cannot: the whole model on this device, after the edge or beside it.
+
+Every such answer is marked in its report. How the edge is asked is for ``edge``.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from compoff.device.timing import Estimate
+from compoff.errors import LocalProtocolError, PayloadError, ReadTimeout, WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from compoff.device.answers import CallReport
+    from compoff.device.calls import Call
+    from compoff.device.edge import Edge
+    from compoff.device.statistics import Tally
+    from compoff.wire.client import Client, PendingReply
+
+__all__ = ["LEAST_PATIENCE", "Fallback", "Hedge", "OnFailure"]
+
+OnFailure: TypeAlias = Literal["raise", "local", "hedge"]
+"""What a remote does where the edge gives no answer."""
+
+LEAST_PATIENCE = 0.01  # seconds: below, what a machine does beside this would be taken for a slow edge
+_LOOK = 0.002  # seconds between two looks at the edge while the device computes beside it
+
+
+class Fallback:
+    """``on_failure="local"``: the edge first; where it fails or takes too long, the device.
+
+    Args:
+        edge: The way to the edge.
+        whole: The whole model.
+
+    Source: this project.
+    """
+
+    def __init__(self, edge: Edge, whole: Callable[..., Any]) -> None:
+        """Start without knowing how long the whole model takes."""
+        self.edge = edge
+        self._whole = whole
+        self._seconds = Estimate()
+
+    def answer(self, call: Call) -> tuple[Any, CallReport]:
+        """Answer a call, one way or the other.
+
+        Args:
+            call: The call.
+
+        Returns:
+            The output and the report.
+
+        Raises:
+            FeatureError: The head cannot take the inputs.
+            LocalProtocolError: The remote was closed.
+        """
+        breaker = self.edge.link.breaker
+        if not breaker.closed:
+            return self._on_device(call, breaker.reason or "the edge cannot be reached")
+        try:
+            return self.edge.answer(call, self._latest(call))
+        except LocalProtocolError:
+            raise
+        except (WireError, PayloadError) as error:
+            return self._on_device(call, str(error))
+
+    def close(self) -> None:
+        """Nothing is left behind."""
+
+    def _latest(self, call: Call) -> float:
+        """The last moment to turn to the device, so that it ends by the deadline if it can at all."""
+        seconds = self._seconds.upper(otherwise=call.timeout / 2)
+        return call.deadline - (seconds if seconds < 0.9 * call.timeout else call.timeout / 2)
+
+    def _on_device(self, call: Call, reason: str) -> tuple[Any, CallReport]:
+        started = time.monotonic()
+        output = self._whole(*call.inputs)
+        ended = time.monotonic()
+        self._seconds.add(ended - started)
+        return output, call.from_device(reason, started, ended)
+
+
+class Hedge(Fallback):
+    """``on_failure="hedge"``: where the edge takes longer than it mostly does, the device starts, too; the first wins.
+
+    Args:
+        edge: The way to the edge.
+        whole: The whole model.
+        tally: Where hedged calls are counted.
+
+    Source: Dean and Barroso, "The Tail at Scale" (2013), hedged requests.
+    """
+
+    def __init__(self, edge: Edge, whole: Callable[..., Any], tally: Tally) -> None:
+        """Start with one thread for the whole model, made when it is first needed."""
+        super().__init__(edge, whole)
+        self._tally = tally
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "compoff-local")
+
+    def answer(self, call: Call) -> tuple[Any, CallReport]:
+        """Answer a call by whichever is first.
+
+        Args:
+            call: The call.
+
+        Returns:
+            The output and the report.
+
+        Raises:
+            ReadTimeout: Neither had answered by the deadline.
+            WireError: The edge failed, and the whole model raised.
+            FeatureError: The head cannot take the inputs.
+            LocalProtocolError: The remote was closed.
+        """
+        breaker = self.edge.link.breaker
+        if not breaker.closed:
+            return self._race(call, None, breaker.reason or "the edge cannot be reached")
+        try:
+            client, pending = self.edge.submit(call, min(self._latest(call), time.monotonic() + self._patience(call)))
+        except LocalProtocolError:
+            raise
+        except (WireError, PayloadError) as error:
+            return self._race(call, None, str(error))
+        try:
+            return self._after(call, client, pending)
+        finally:
+            if client is not self.edge.link.current:
+                self.edge.link.release(client)
+
+    def close(self) -> None:
+        """Let go of the thread; a whole model that runs in it is not waited for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _after(self, call: Call, client: Client, pending: PendingReply) -> tuple[Any, CallReport]:
+        patience = self._patience(call)
+        moment = min(self._latest(call), call.encoded + patience)
+        if pending.wait(max(0.0, moment - time.monotonic())):
+            try:
+                return self.edge.settle(call, pending.result(), pending.server_seconds)
+            except (WireError, PayloadError) as error:
+                self._note(client, error)
+                return self._race(call, None, str(error))
+        self._tally.hedged()
+        return self._race(call, (client, pending), f"the edge had not answered after {patience:.3g} s")
+
+    def _race(self, call: Call, edge: tuple[Client, PendingReply] | None, reason: str) -> tuple[Any, CallReport]:
+        """Run the whole model beside what may still come from the edge, and take what is first."""
+        started = time.monotonic()
+        local: concurrent.futures.Future[Any] | None = self._pool.submit(self._timed, call.inputs)
+        while local is not None or edge is not None:
+            _wait(edge, local, call.deadline)
+            if local is not None and local.done():
+                failure = local.exception()
+                if failure is None:
+                    if edge is not None:
+                        self.edge.seconds.add(time.monotonic() - call.encoded)  # it takes at least that long now
+                    _cancel(edge)
+                    return local.result(), call.from_device(reason, started, time.monotonic())
+                if edge is None:
+                    raise failure
+                local = None
+            if edge is not None and edge[1].done():
+                try:
+                    return self.edge.settle(call, edge[1].result(), edge[1].server_seconds)
+                except (WireError, PayloadError) as error:
+                    self._note(edge[0], error)
+                    if local is None:
+                        raise
+                    edge, reason = None, str(error)
+            if time.monotonic() >= call.deadline:
+                break
+        _cancel(edge)
+        raise ReadTimeout(f"neither the edge nor the device answered within {call.timeout:g} s ({reason})")
+
+    def _patience(self, call: Call) -> float:
+        return max(LEAST_PATIENCE, self.edge.seconds.upper(otherwise=call.timeout / 2))
+
+    def _timed(self, inputs: tuple[Any, ...]) -> Any:
+        started = time.monotonic()
+        output = self._whole(*inputs)
+        self._seconds.add(time.monotonic() - started)
+        return output
+
+    def _note(self, client: Client, error: WireError | PayloadError) -> None:
+        if isinstance(error, ReadTimeout):
+            self.edge.link.suspect(error)
+        elif client.closed:
+            self.edge.link.report(client, error)
+
+
+def _wait(
+    edge: tuple[Client, PendingReply] | None, local: concurrent.futures.Future[Any] | None, deadline: float
+) -> None:
+    """Wait for either, or until the deadline; for both at once by looking at each in turn."""
+    left = max(0.0, deadline - time.monotonic())
+    if edge is not None:
+        edge[1].wait(left if local is None else min(left, _LOOK))
+    elif local is not None:
+        concurrent.futures.wait([local], left)
+
+
+def _cancel(edge: tuple[Client, PendingReply] | None) -> None:
+    if edge is not None:
+        edge[1].cancel()

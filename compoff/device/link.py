@@ -1,0 +1,228 @@
+"""One connection to the edge that is kept: opened early, watched while it is quiet, replaced when it fails.
+
+A thread of its own does all of that; a call takes the connection that stands, and waits only where there is none.
+Bytes and heads are for ``remote``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from compoff.device.breaker import Backoff, Breaker
+from compoff.device.timing import Estimate
+from compoff.errors import CompoffError, ConnectTimeout, LocalProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from compoff.wire.client import Client
+
+__all__ = ["FIRST_ATTEMPT", "LONGEST_ATTEMPT", "Link"]
+
+_logger = logging.getLogger("compoff.connect")
+FIRST_ATTEMPT, LONGEST_ATTEMPT = 1.0, 5.0  # seconds; short first: a lost SYN is sent again only after a second
+_LONGEST_WAIT = threading.TIMEOUT_MAX
+
+
+class Link:
+    """The connection of a remote.
+
+    Args:
+        open_client: Opens a connection within so many seconds.
+        address: The server's, for messages.
+        heartbeat: Seconds without a message after which the server is asked for a sign; as many for that sign.
+
+    Source: this project.
+    """
+
+    def __init__(self, open_client: Callable[[float], Client], address: str, heartbeat: float) -> None:
+        """Start to connect, in a thread of its own."""
+        self.address = address
+        self.breaker = Breaker()
+        self.round_trip = Estimate()
+        self.opened = 0  # connections, the first included
+        self.closed = False
+        self._open = open_client
+        self._heartbeat = heartbeat
+        self._backoff = Backoff()
+        self._attempt_seconds = FIRST_ATTEMPT
+        self._changed = threading.Condition()  # guards what follows
+        self._client: Client | None = None
+        self._retired: set[Client] = set()  # ended by the server, with calls still on them
+        self._attempts = 0
+        self._failure: CompoffError | None = None
+        self._wanted = False  # a call waits for a connection
+        self._suspected = False  # a call got no answer
+        self._thread = threading.Thread(target=self._keep, name="compoff-link", daemon=True)
+        self._thread.start()
+
+    def connection(self, deadline: float) -> Client:
+        """The connection that stands; where there is none, what the next attempt brings.
+
+        Args:
+            deadline: Moment of ``time.monotonic()`` until which to wait.
+
+        Raises:
+            ConnectTimeout: There is none by then.
+            LocalProtocolError: The link was closed.
+            WireError: The attempt failed; the class says how.
+        """
+        client = self._client
+        if client is not None and not client.closed and not client.stuck:
+            return client
+        return self._wait_for_connection(deadline)
+
+    @property
+    def current(self) -> Client | None:
+        """The connection that new calls would take, if there is one."""
+        return self._client
+
+    def report(self, client: Client, error: CompoffError) -> None:
+        """Say that a call found its connection broken or ending; a fresh one is opened."""
+        with self._changed:
+            if client is self._client:
+                self._retire(client)
+                self._failed(error)
+            self._changed.notify_all()
+
+    def suspect(self, error: CompoffError) -> None:
+        """Say that a call got no answer in time: the server is asked for two signs at once."""
+        with self._changed:
+            self._failed(error)
+            self._suspected = True
+            self._changed.notify_all()
+
+    def release(self, client: Client) -> None:
+        """Close a connection that the server has ended, when the last call on it is over."""
+        if client is not self._client and client.idle:
+            with self._changed:
+                self._retired.discard(client)
+            client.close()
+
+    def close(self) -> None:
+        """Close every connection; calls under way end with ConnectionLost."""
+        with self._changed:
+            self.closed = True
+            clients = [*self._retired, *([self._client] if self._client is not None else [])]
+            self._retired.clear()
+            self._changed.notify_all()
+        for client in clients:
+            client.close()
+
+    def _wait_for_connection(self, deadline: float) -> Client:
+        with self._changed:
+            seen = self._attempts
+            while True:
+                self._check_open()
+                client = self._client
+                if client is not None and not client.closed and not client.stuck:
+                    return client
+                failure = self._failure
+                if self._attempts > seen and failure is not None and not isinstance(failure, ConnectTimeout):
+                    raise type(failure)(*failure.args)
+                seconds = deadline - time.monotonic()
+                if seconds <= 0:
+                    raise ConnectTimeout(
+                        f"no connection by the deadline: {failure or f'{self.address} is being tried'}"
+                    )
+                self._wanted = True
+                self._changed.notify_all()
+                self._changed.wait(min(seconds, _LONGEST_WAIT))
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise LocalProtocolError("this Remote was closed; connect again")
+
+    def _keep(self) -> None:
+        """Have a connection, as long as the link is not closed."""
+        while not self.closed:
+            client = self._client
+            try:
+                if client is None or client.closed or client.stuck:
+                    self._replace(client)
+                else:
+                    self._watch(client)
+            except Exception:  # whatever it is, the calls still need somebody who connects
+                _logger.exception("keeping the connection to %s failed", self.address)
+                time.sleep(self._backoff.first)
+
+    def _watch(self, client: Client) -> None:
+        """Wait for a while; where no message came meanwhile, or there is doubt, ask for a sign."""
+        received = client.received
+        with self._changed:
+            if self.breaker.closed and not (self._suspected or self._wanted or self.closed):
+                self._changed.wait(self._heartbeat)
+            quiet = self._suspected or not self.breaker.closed or client.received == received
+            self._suspected = self._wanted = False
+            if not quiet or self.closed or client is not self._client or client.closed:
+                return
+        self._ping(client)
+
+    def _ping(self, client: Client) -> None:
+        try:
+            self.round_trip.add(client.ping(timeout=self._heartbeat))
+        except CompoffError as error:
+            with self._changed:
+                self._failed(error)
+            if not client.closed:  # no sign: whatever is on its way may come by a fresh connection, long before by this
+                self._replace(client)
+            return
+        self._succeeded()
+
+    def _replace(self, last: Client | None) -> None:
+        """Try once to open a connection in the place of one; where that fails, pause."""
+        try:
+            fresh = self._open(self._attempt_seconds)
+        except CompoffError as error:
+            self._attempt_seconds = min(2 * self._attempt_seconds, LONGEST_ATTEMPT)
+            self._pause(error)
+            return
+        self._attempt_seconds = FIRST_ATTEMPT
+        self._backoff.reset()
+        with self._changed:
+            if not self.closed:
+                if last is not None and last is self._client:
+                    self._retire(last)
+                self._client, fresh = fresh, None
+                self._failure, self._wanted = None, False
+                self._attempts += 1
+                self.opened += 1
+            self._changed.notify_all()
+        if fresh is not None:  # closed meanwhile, by another thread
+            fresh.close()
+        if last is not None and (last.idle or not last.closed):
+            self._retired.discard(last)
+            last.close()  # it gave no sign: its calls start again on the fresh connection
+        self._succeeded()
+
+    def _pause(self, error: CompoffError) -> None:
+        """Wait before the next attempt; a call that wants a connection makes the pause as short as the first."""
+        now = time.monotonic()
+        seconds = self._backoff.next()
+        with self._changed:
+            self._failure = error
+            self._attempts += 1
+            self._failed(error)
+            self._wanted = False
+            self._changed.notify_all()
+            while not self.closed:
+                left = now + (min(seconds, self._backoff.first) if self._wanted else seconds) - time.monotonic()
+                if left <= 0:
+                    return
+                self._changed.wait(left)
+
+    def _retire(self, client: Client) -> None:
+        self._client = None
+        if not client.idle:
+            self._retired.add(client)
+
+    def _failed(self, error: CompoffError) -> None:
+        if self.breaker.failed(str(error)):
+            _logger.warning("the edge gives no answer: %s", error)
+
+    def _succeeded(self) -> None:
+        if self.breaker.succeeded():
+            _logger.info("the edge at %s answers again", self.address)

@@ -1,0 +1,120 @@
+"""The whole model on the device, for when the edge cannot answer: a callable of the user's, or an ONNX file.
+
+Knows nothing of connections. What makes it answer instead of the edge is for ``remote``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+
+from compoff.errors import BackendError, FeatureError
+from compoff.structure import flatten, importable, input_leaves, unflatten
+from compoff.wire.replies import FULL, ReplyForm, ReplyKind, reduce_reply, restore_leaves
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from compoff.device.sender import Sender
+
+__all__ = ["LocalModel", "OnnxModel", "whole_model"]
+
+LocalModel: TypeAlias = "Callable[..., Any] | str | Path"
+"""What a user gives as the whole model: something to call with the inputs, or the path of its ONNX file."""
+
+
+def whole_model(local: LocalModel, head: Sender, form: ReplyForm = FULL) -> Callable[..., Any]:
+    """The whole model as something to call with a remote's inputs.
+
+    Args:
+        local: A callable, or the path of an ONNX file.
+        head: A head of the same model, which knows how its outputs are nested.
+        form: The form in which the edge's answers come, and so these.
+
+    Returns:
+        The callable.
+
+    Raises:
+        BackendError: The file cannot be read, or onnxruntime is not installed.
+    """
+    model = OnnxModel(Path(local), head) if isinstance(local, (str, Path)) else _callable(local)
+    if form.kind in (ReplyKind.FULL, ReplyKind.FP32, ReplyKind.FP16):  # these come back in the model's own dtypes
+        return model
+    return lambda *inputs: _reduced(model(*inputs), inputs, head, form)
+
+
+def _callable(local: Callable[..., Any]) -> Callable[..., Any]:
+    # A model of PyTorch would record every operation for a backward pass that never comes.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(local, torch.nn.Module):
+        return torch.no_grad()(local.__call__)
+    return local
+
+
+def _reduced(output: Any, inputs: tuple[Any, ...], head: Sender, form: ReplyForm) -> Any:
+    """What is left of an output in the form that the edge's answers come in."""
+
+    def array(value: Any) -> Any:
+        return cast("object", value) if isinstance(value, np.ndarray) else head.runner.to_numpy(value)
+
+    leaves, _ = flatten(output, lambda value: array(value) is not None)
+    plain = all(isinstance(value, np.ndarray) for value in input_leaves(inputs))
+
+    def convert(value: Any) -> Any:
+        return value if plain else head.runner.from_numpy(value)
+
+    outputs = head.manifest.outputs
+    reduced = restore_leaves(form, reduce_reply(form, [array(leaf) for leaf in leaves]), outputs, convert)
+    return unflatten(head.manifest.structure, reduced, importable)
+
+
+class OnnxModel:
+    """A model in ONNX, called with what a remote is called with and answering in the same form.
+
+    Args:
+        path: The file.
+        head: A head of the same model.
+
+    Raises:
+        BackendError: The file cannot be read, or onnxruntime is not installed.
+    """
+
+    def __init__(self, path: Path, head: Sender) -> None:
+        try:
+            onnxruntime: Any = importlib.import_module("onnxruntime")  # an extra, without annotations
+        except ModuleNotFoundError as error:
+            raise BackendError('a local model in ONNX needs onnxruntime: pip install "compoff[onnx]"') from error
+        self._head = head
+        try:
+            self._session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except Exception as error:  # its own classes, made at run time
+            raise BackendError(f"onnxruntime cannot read '{path}': {error}; export the whole model again") from error
+        self._names: list[str] = [one.name for one in self._session.get_inputs()]
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the whole model.
+
+        Args:
+            *inputs: What the remote was called with.
+
+        Returns:
+            What the remote would have returned.
+
+        Raises:
+            FeatureError: Another number of inputs than the file has.
+        """
+        values = list(input_leaves(inputs))
+        if len(values) != len(self._names):
+            raise FeatureError(f"{len(values)} inputs were given; the local ONNX model takes {self._names}")
+        arrays: list[Any] = [
+            cast("object", value) if isinstance(value, np.ndarray) else self._head.runner.to_numpy(value)
+            for value in values
+        ]
+        outputs: Sequence[Any] = self._session.run(None, dict(zip(self._names, arrays, strict=True)))
+        plain = all(isinstance(value, np.ndarray) for value in values)
+        leaves = [output if plain else self._head.runner.from_numpy(output) for output in outputs]
+        return unflatten(self._head.manifest.structure, leaves, importable)

@@ -1,0 +1,47 @@
+"""A head that takes no model, and a tail that takes its time: for tests of everything between them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from compoff.coding import Payload
+from compoff.manifest import Manifest, TensorSpec
+from compoff.wire.tensors import pack
+
+ID = bytes(range(32))
+ANSWER = pack([np.arange(3, dtype=np.float32)[None]])
+
+
+class StandIn:
+    """A head whose payload is what it is called with, after some seconds."""
+
+    artifact_id = ID
+    split = "input"
+    runner = None
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        outputs = (TensorSpec((3,), "float32"),)
+        self.manifest = Manifest("head", ID.hex(), "input", "Net", (), outputs, {"leaf": 0}, (), (), max_batch=4)
+
+    def __call__(self, word: np.ndarray[Any, Any], quality: int | None = None) -> Payload:
+        time.sleep(self.seconds)
+        return Payload(word.tobytes(), ID, 0, 1)
+
+
+class Tail:
+    """Answers after as many milliseconds as the payload's first byte says, times ten."""
+
+    artifact_id = ID
+    max_payload_bytes = 100
+
+    def answer(self, payload: bytes) -> bytes:
+        time.sleep(payload[0] / 100)
+        return ANSWER
+
+
+def after(hundredths: int) -> np.ndarray[Any, Any]:
+    return np.array([hundredths], np.uint8)

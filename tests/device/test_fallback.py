@@ -1,0 +1,325 @@
+"""Where the edge cannot answer: whose answer comes, when, and that it always says so. Blocking and asyncio alike."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from compoff.device.async_remote import connect_async
+from compoff.device.remote import connect
+from compoff.edge.server import Server, serve
+from compoff.errors import ArtifactMismatch, AuthenticationError, LocalProtocolError, ReadTimeout
+from tests.device.stand_in import StandIn, Tail, after
+from tests.edge.peers import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from compoff.coding import Payload
+    from compoff.device.answers import CallReport
+    from compoff.device.statistics import RemoteStats
+
+EDGE, LOCAL = [[0, 1, 2]], [[7, 7, 7]]
+
+
+class Whole:
+    """The whole model: another answer, so that a test can tell."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self.calls = 0
+
+    def __call__(self, word: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        self.calls += 1
+        time.sleep(self.seconds)
+        return np.full((1, 3), 7)
+
+
+class Blocking:
+    """A remote as both kinds are tested."""
+
+    def __init__(self, address: str, **options: Any) -> None:
+        self._remote = connect(StandIn(), address, **{"heartbeat": 0.1, **options})  # type: ignore[arg-type]
+
+    def __call__(self, word: Any, timeout: float = 2.0) -> Any:
+        return self._remote(word, timeout=timeout).tolist()
+
+    @property
+    def last(self) -> CallReport:
+        assert self._remote.last is not None
+        return self._remote.last
+
+    @property
+    def stats(self) -> RemoteStats:
+        return self._remote.stats
+
+    def close(self) -> None:
+        self._remote.close()
+
+
+class Async(Blocking):
+    """The asyncio remote, in an event loop of another thread."""
+
+    def __init__(self, address: str, **options: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        try:
+            self._remote = self._run(connect_async(StandIn(), address, **{"heartbeat": 0.1, **options}))  # type: ignore[arg-type]
+        except BaseException:
+            self._stop()
+            raise
+
+    def __call__(self, word: Any, timeout: float = 2.0) -> Any:
+        return self._run(self._remote(word, timeout=timeout)).tolist()
+
+    def close(self) -> None:
+        self._run(self._remote.close())
+        self._stop()
+
+    def _run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+
+@pytest.fixture(params=[Blocking, Async], ids=["blocking", "asyncio"])
+def kind(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serve(Tail(), workers=4) as server:
+        yield server
+
+
+def unused() -> str:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{sock.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("policy", ["local", "hedge"])
+def test_while_the_edge_answers_it_is_asked(kind: Any, server: Server, policy: str) -> None:
+    whole = Whole()
+    remote = kind(server.address, on_failure=policy, local=whole)
+    for _ in range(5):
+        assert remote(after(0)) == EDGE
+        assert (remote.last.source, remote.last.reason) == ("edge", None)
+    assert whole.calls == 0
+    assert (remote.stats.edge, remote.stats.local) == (5, 0)
+    remote.close()
+
+
+@pytest.mark.parametrize("policy", ["local", "hedge"])
+def test_a_device_starts_without_an_edge_and_finds_it_later(kind: Any, policy: str) -> None:
+    address = unused()
+    remote = kind(address, on_failure=policy, local=Whole())
+    assert remote(after(0)) == LOCAL
+    assert remote.last.source == "local"
+    assert "refused" in (remote.last.reason or "")
+    assert (remote.last.payload_bytes, remote.last.reply_bytes) == (0, 0)
+    assert not remote.stats.reachable
+    with serve(Tail(), address):
+        eventually(lambda: remote.stats.reachable)
+        assert remote(after(0)) == EDGE
+    remote.close()
+
+
+@pytest.mark.parametrize("policy", ["local", "hedge"])
+def test_an_edge_that_goes_is_noticed_and_no_call_waits_for_it_again(kind: Any, policy: str) -> None:
+    server = serve(Tail())
+    remote = kind(server.address, on_failure=policy, local=Whole())
+    assert remote(after(0)) == EDGE
+    server.close()
+    times = []
+    for _ in range(5):
+        began = time.monotonic()
+        assert remote(after(0)) == LOCAL
+        times.append(time.monotonic() - began)
+    assert sorted(times)[2] < 0.05
+    assert remote.stats.failed == 0
+    remote.close()
+
+
+@pytest.mark.parametrize("policy", ["local", "hedge"])
+def test_a_slow_edge_leaves_the_device_enough_time(kind: Any, server: Server, policy: str) -> None:
+    remote = kind(server.address, on_failure=policy, local=Whole(0.1))
+    for _ in range(3):
+        began = time.monotonic()
+        assert remote(after(100), timeout=0.6) == LOCAL
+        assert time.monotonic() - began < 0.6
+        assert remote.last.source == "local"
+        assert remote.last.local_seconds >= 0.1
+        eventually(lambda: remote.stats.reachable)
+    remote.close()
+
+
+def test_hedging_takes_the_first_and_does_not_wait_for_half_the_deadline(kind: Any, server: Server) -> None:
+    remote = kind(server.address, on_failure="hedge", local=Whole(0.05))
+    for _ in range(20):
+        remote(after(0))
+    hedged = remote.stats.hedged
+    began = time.monotonic()
+    assert remote(after(100), timeout=5) == LOCAL
+    assert time.monotonic() - began < 0.6
+    assert "had not answered" in (remote.last.reason or "")
+    assert remote.stats.hedged == hedged + 1
+    remote.close()
+
+
+def test_hedging_takes_the_edge_where_that_is_the_first(kind: Any, server: Server) -> None:
+    whole = Whole(1.0)
+    remote = kind(server.address, on_failure="hedge", local=whole)
+    for _ in range(20):
+        remote(after(0))
+    began = time.monotonic()
+    assert remote(after(20), timeout=5) == EDGE
+    assert time.monotonic() - began < 0.8
+    assert whole.calls >= 1
+    assert remote.last.source == "edge"
+    remote.close()
+
+
+def test_a_hedged_call_ends_by_its_deadline_whatever_both_do(kind: Any, server: Server) -> None:
+    remote = kind(server.address, on_failure="hedge", local=Whole(0.8))
+    for address_gone in (False, True):
+        if address_gone:
+            server.close()
+            eventually(lambda: not remote.stats.reachable)
+        began = time.monotonic()
+        with pytest.raises(ReadTimeout):
+            remote(after(80), timeout=0.2)
+        assert time.monotonic() - began < 0.5
+    assert remote.stats.failed == 2
+    remote.close()
+
+
+def test_a_local_call_is_answered_even_where_that_takes_too_long(kind: Any) -> None:
+    remote = kind(unused(), on_failure="local", local=Whole(0.3), timeout=1)
+    assert remote(after(0), timeout=0.1) == LOCAL
+    remote.close()
+
+
+@pytest.mark.parametrize("policy", ["local", "hedge"])
+def test_an_edge_whose_tail_raises_is_no_reason_to_leave_the_user_alone(kind: Any, policy: str) -> None:
+    class Broken(Tail):
+        def answer(self, payload: bytes) -> bytes:
+            raise ValueError("out of memory")
+
+    with serve(Broken()) as server:
+        remote = kind(server.address, on_failure=policy, local=Whole())
+        assert remote(after(0)) == LOCAL
+        assert "out of memory" in (remote.last.reason or "")
+        assert remote.stats.reachable, "the link is not to blame"
+        remote.close()
+
+
+@pytest.mark.parametrize("policy", ["local", "hedge"])
+def test_a_full_server_is_answered_for(kind: Any, policy: str) -> None:
+    with serve(Tail(), max_pending=1) as server, ThreadPoolExecutor(2) as pool:
+        remote = kind(server.address, on_failure=policy, local=Whole())
+        held = pool.submit(remote, after(50), 5.0)
+        time.sleep(0.1)
+        assert remote(after(0)) == LOCAL
+        assert held.result(5) in (EDGE, LOCAL)
+        remote.close()
+
+
+@pytest.mark.parametrize("policy", ["local", "hedge"])
+def test_what_the_whole_model_raises_reaches_the_user(kind: Any, policy: str) -> None:
+    def broken(_word: Any) -> Any:
+        raise ZeroDivisionError("a bug of the user's")
+
+    remote = kind(unused(), on_failure=policy, local=broken, timeout=1)
+    with pytest.raises(ZeroDivisionError):
+        remote(after(0))
+    remote.close()
+
+
+def test_hedging_with_a_broken_model_still_waits_for_the_edge(kind: Any, server: Server) -> None:
+    def broken(_word: Any) -> Any:
+        raise ZeroDivisionError("a bug of the user's")
+
+    remote = kind(server.address, on_failure="hedge", local=broken)
+    for _ in range(20):
+        remote(after(0))
+    assert remote(after(30), timeout=5) == EDGE
+    remote.close()
+
+
+@pytest.mark.parametrize("policy", ["local", "hedge"])
+def test_what_no_waiting_mends_is_an_error_from_the_start(kind: Any, policy: str) -> None:
+    class Foreign(Tail):
+        artifact_id = bytes(32)
+
+    with serve(Tail(), token="right") as guarded, pytest.raises(AuthenticationError):
+        kind(guarded.address, on_failure=policy, local=Whole())
+    with serve(Foreign()) as foreign, pytest.raises(ArtifactMismatch):
+        kind(foreign.address, on_failure=policy, local=Whole())
+
+
+@pytest.mark.parametrize("policy", ["local", "hedge"])
+def test_a_closed_remote_answers_nothing(kind: Any, server: Server, policy: str) -> None:
+    remote = Blocking(server.address, on_failure=policy, local=Whole())
+    remote.close()
+    with pytest.raises(LocalProtocolError, match="closed"):
+        remote(after(0))
+
+
+@pytest.mark.parametrize(
+    "options", [{"on_failure": "local"}, {"on_failure": "hedge"}, {"local": Whole()}, {"on_failure": "ignore"}]
+)
+def test_a_policy_and_its_model_belong_together(kind: Any, server: Server, options: dict[str, Any]) -> None:
+    with pytest.raises(LocalProtocolError, match="on_failure="):
+        kind(server.address, **options)
+
+
+def test_a_wrong_input_is_nothing_to_answer_locally(kind: Any, server: Server) -> None:
+    class Strict(StandIn):
+        def __call__(self, word: Any, quality: int | None = None) -> Payload:
+            raise ValueError("no such input")
+
+    whole = Whole()
+    remote = connect(Strict(), server.address, on_failure="local", local=whole)  # type: ignore[arg-type]
+    with remote, pytest.raises(ValueError, match="no such input"):
+        remote(after(0))
+    assert whole.calls == 0
+
+
+def test_threads_share_a_remote_while_the_edge_comes_and_goes() -> None:
+    address = unused()
+    with connect(StandIn(), address, on_failure="local", local=Whole(), heartbeat=0.05) as remote:  # type: ignore[arg-type]
+        stop = threading.Event()
+
+        def ask() -> set[str]:
+            sources = set()
+            while not stop.is_set():
+                answer = remote(after(0), timeout=2).tolist()
+                assert remote.last is not None
+                assert answer == (EDGE if remote.last.source == "edge" else LOCAL)
+                sources.add(remote.last.source)
+                time.sleep(0.001)
+            return sources
+
+        with ThreadPoolExecutor(4) as pool:
+            calls = [pool.submit(ask) for _ in range(4)]
+            for _ in range(3):
+                with serve(Tail(), address):
+                    time.sleep(0.3)
+                time.sleep(0.1)
+            stop.set()
+            assert all(call.result(5) == {"edge", "local"} for call in calls)
+        assert remote.stats.failed == 0

@@ -1,0 +1,247 @@
+"""The kept connection over real sockets: watched while quiet, replaced when it gives no sign, never in the way."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from compoff.device.remote import Remote, connect
+from compoff.edge.server import serve
+from compoff.errors import AuthenticationError, ConnectionLost, LocalProtocolError, ReadTimeout, WireError
+from tests.device.stand_in import StandIn, Tail, after
+from tests.edge.peers import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Relay:
+    """A cable between device and server that can be held: nothing passes, and nobody is told."""
+
+    def __init__(self, target: str) -> None:
+        host, port = target.split(":")
+        self._target = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.held: set[int] = set()  # numbers of the connections that nothing passes over
+        self.connections = 0
+        self._sockets: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def hold(self) -> None:
+        self.held = set(range(1, self.connections + 1))
+
+    def cut(self) -> None:
+        for sock in self._sockets:
+            sock.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near = self._listener.accept()[0]
+            except OSError:
+                return
+            try:
+                far = socket.create_connection(self._target)
+            except OSError:
+                near.close()
+                return
+            self.connections += 1
+            self._sockets += [near, far]
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(self.connections, source, sink), daemon=True).start()
+
+    def _pump(self, number: int, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if number not in self.held:
+                    sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        self._listener.close()
+        self._thread.join(5)
+        self.cut()
+
+
+@pytest.fixture
+def relay() -> Iterator[Relay]:
+    with serve(Tail(), workers=4) as server:
+        relay = Relay(server.address)
+        yield relay
+        relay.close()
+
+
+def dial(address: str, **options: object) -> Remote:
+    return connect(StandIn(), address, **{"heartbeat": 0.1, **options})  # type: ignore[arg-type]
+
+
+def test_a_quiet_connection_is_watched_and_its_round_trip_known(relay: Relay) -> None:
+    with dial(relay.address) as remote:
+        eventually(lambda: remote.stats.round_trip_seconds is not None)
+        assert 0 < (remote.stats.round_trip_seconds or 0) < 1
+        assert remote.stats.connections == 1
+
+
+def test_a_busy_connection_is_not_pinged(relay: Relay) -> None:
+    with dial(relay.address) as remote:
+        client = remote._link.current
+        assert client is not None
+        began = time.monotonic()
+        calls = 0
+        while time.monotonic() - began < 0.6:
+            remote(after(0))
+            calls += 1
+        assert client.received - calls <= 3, "WELCOME, and a ping or two at the edges"
+
+
+def test_a_half_open_connection_is_replaced_before_anybody_asks(relay: Relay) -> None:
+    with dial(relay.address) as remote:
+        relay.hold()
+        eventually(lambda: relay.connections == 2)
+        eventually(lambda: remote.stats.reachable)
+        assert remote(after(0), timeout=1).tolist() == [[0, 1, 2]]
+        assert remote.last is not None
+        assert not remote.last.retried
+
+
+def test_a_request_on_a_half_open_connection_is_sent_again_over_a_fresh_one(relay: Relay) -> None:
+    with dial(relay.address) as remote:
+        remote(after(0))
+        relay.hold()
+        began = time.monotonic()
+        assert remote(after(0), timeout=5).tolist() == [[0, 1, 2]]
+        assert time.monotonic() - began < 2
+        assert remote.last is not None
+        assert remote.last.retried
+        assert remote.last.source == "edge"
+        assert "ConnectionLost" not in (remote.last.reason or "ConnectionLost")
+        assert remote.stats.retried == 1
+
+
+def test_a_broken_connection_costs_one_retry_and_no_error(relay: Relay) -> None:
+    with dial(relay.address) as remote:
+        remote(after(0))
+        relay.cut()
+        assert remote(after(0), timeout=5).tolist() == [[0, 1, 2]]
+        assert remote.stats.failed == 0
+
+
+def test_a_request_is_sent_twice_at_most() -> None:
+    class Fickle(Tail):
+        calls = 0
+
+        def answer(self, payload: bytes) -> bytes:
+            Fickle.calls += 1
+            relay.cut()
+            time.sleep(0.2)
+            return b""
+
+    with serve(Fickle()) as server:
+        relay = Relay(server.address)
+        with dial(relay.address) as remote, pytest.raises(ConnectionLost):
+            remote(after(0), timeout=5)
+        relay.close()
+    assert Fickle.calls == 2
+
+
+def test_a_slow_answer_is_waited_for_while_the_server_gives_signs(relay: Relay) -> None:
+    with dial(relay.address) as remote:
+        assert remote(after(60), timeout=5).tolist() == [[0, 1, 2]]
+        assert relay.connections == 1
+
+
+def test_a_late_answer_makes_the_server_prove_itself(relay: Relay) -> None:
+    with dial(relay.address) as remote:
+        with pytest.raises(ReadTimeout):
+            remote(after(50), timeout=0.1)
+        eventually(lambda: remote.stats.reachable)
+        assert relay.connections == 1, "it does: no reason for another connection"
+        assert remote.stats.failed == 1
+
+
+def test_calls_of_a_crowd_share_one_attempt() -> None:
+    server = serve(Tail())
+    with dial(server.address) as remote:
+        server.close()
+        host, port = server.address.split(":")
+        with socket.create_server((host, int(port))) as silent, ThreadPoolExecutor(8) as pool:
+            calls = [pool.submit(remote, after(0), timeout=0.5) for _ in range(8)]
+            for call in calls:
+                with pytest.raises(WireError):
+                    call.result(5)
+            silent.settimeout(0.1)
+            attempts = 0
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    silent.accept()[0].close()
+                    attempts += 1
+        assert attempts <= 3
+
+
+def test_a_server_that_comes_back_is_found_without_a_call() -> None:
+    server = serve(Tail())
+    with dial(server.address) as remote:
+        server.close()
+        eventually(lambda: not remote.stats.reachable)
+        with serve(Tail(), server.address):
+            eventually(lambda: remote.stats.reachable)
+            assert remote(after(0)).tolist() == [[0, 1, 2]]
+
+
+def test_a_wrong_token_is_an_error_at_once() -> None:
+    with serve(Tail(), token="right") as server, pytest.raises(AuthenticationError):
+        dial(server.address, token="wrong")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"heartbeat": 0}, "positive"), ({"token": ""}, "token of 0 bytes"), ({"timeout": -1}, "positive")],
+)
+def test_what_cannot_become_right_is_refused(arguments: dict[str, object], words: str) -> None:
+    with serve(Tail()) as server, pytest.raises(LocalProtocolError, match=words):
+        dial(server.address, **arguments)
+
+
+def threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "compoff-link"}
+
+
+def test_no_thread_stays_behind() -> None:
+    eventually(lambda: not threads())
+    with serve(Tail()) as server:
+        with dial(server.address) as remote:
+            remote(after(0))
+            assert len(threads()) == 1
+        eventually(lambda: not threads())
+        forgotten = dial(server.address)
+        assert len(threads()) == 1
+        del forgotten
+        gc.collect()
+        eventually(lambda: not threads())
+        with pytest.raises(AuthenticationError), serve(Tail(), token="t") as other:
+            dial(other.address)
+        eventually(lambda: not threads())
+
+
+def test_it_says_once_that_the_edge_is_gone_and_once_that_it_is_back(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "compoff.connect")
+    server = serve(Tail())
+    with dial(server.address) as remote:
+        server.close()
+        for _ in range(5):
+            with pytest.raises(WireError):
+                remote(after(0), timeout=0.5)
+        with serve(Tail(), server.address):
+            eventually(lambda: remote.stats.reachable)
+            assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
