@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compoff import __version__
 from compoff.cutting.capture import capture
@@ -16,13 +18,14 @@ from compoff.device.head import Head
 from compoff.device.runners.torch import TorchRunner
 from compoff.edge.backends.eager import EagerBackend
 from compoff.edge.tail import Tail
-from compoff.errors import SplitError
+from compoff.errors import ArtifactError, SplitError
 from compoff.fingerprint import fingerprint
 from compoff.manifest import DTYPES, FORMAT, CodeSpec, Manifest, TensorSpec
 from compoff.programs import TorchProgram
 from compoff.structure import flatten
 
 if TYPE_CHECKING:
+    from compoff.cutting.inputs import ExampleInputs
     from compoff.wrapping import Wrapped
 
 __all__ = ["export"]
@@ -74,6 +77,7 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256) -> tuple[Head,
         "codes": (CodeSpec(bottleneck.latent_shape, bottleneck.num_centers, (bottleneck.latent_shape[0],)),),
         "sides": (),
         "max_batch": max_batch,
+        "call": _call(wrapped.base, example),
         "base": fingerprint(wrapped.base.state_dict()),
     }
     shared["artifact_id"] = _identity(wrapped, Manifest("", "", **shared), tables.weights.tobytes())
@@ -82,6 +86,20 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256) -> tuple[Head,
     head = Head(Manifest("head", **shared), [tables], TorchRunner(TorchProgram(programs.head)))
     tail = Tail(Manifest("tail", **shared), [tables], EagerBackend(TorchProgram(programs.tail)))
     return head, tail
+
+
+def _call(model: nn.Module, example: ExampleInputs) -> dict[str, Any]:
+    """How the model was called, with the defaults of what it was not given; empty where JSON cannot hold it."""
+    signature = inspect.signature(model.forward)
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    bound = signature.bind(*example.args, **example.keywords)
+    bound.apply_defaults()
+    for args, keywords in ((bound.args, bound.kwargs), (example.args, example.keywords)):
+        with contextlib.suppress(ArtifactError):
+            call = flatten([list(args), dict(keywords)], lambda value: isinstance(value, Tensor))[1]
+            names = [name for name, parameter in signature.parameters.items() if parameter.kind in by_position]
+            return {"parameters": names, "call": call}
+    return {}
 
 
 def _specs(tensors: list[Tensor], batched: tuple[bool, ...], verb: str) -> tuple[TensorSpec, ...]:

@@ -16,7 +16,7 @@ import yaml
 from compoff.coding import Code, PayloadFormat, Side
 from compoff.coding.side import DTYPES
 from compoff.errors import ArtifactError
-from compoff.structure import unflatten
+from compoff.structure import leaf_places, unflatten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -289,6 +289,8 @@ def _check_call(call: dict[str, Any], inputs: tuple[TensorSpec, ...]) -> None:
     shape = list(map(type, cast("list[object]", nested))) if isinstance(nested, list) else []
     if shape != [list, dict] or not all(isinstance(name, str) for name in cast("list[object]", [*names, *nested[1]])):
         raise ArtifactError("it holds no arguments and keywords with their names")
+    if list(leaf_places(call["call"])) != list(range(len(inputs))):
+        raise ArtifactError("it does not hold each input once, in order")
 
 
 def _is_code(entry: Any) -> bool:

@@ -21,7 +21,16 @@ from compoff.record import Record
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["flatten", "importable", "imported", "input_leaves", "unflatten"]
+__all__ = [
+    "CONSTANTS",
+    "entry_of",
+    "flatten",
+    "importable",
+    "imported",
+    "input_leaves",
+    "leaf_places",
+    "unflatten",
+]
 
 CONSTANTS = (bool, int, float, str, type(None))
 """What a description holds as it is."""
@@ -119,6 +128,30 @@ def imported(path: str) -> type | None:
         # Not getattr: a module may have one of its own, that imports.
         found = cast("dict[str, object]", getattr(found, "__dict__", {})).get(name)
     return found if isinstance(found, type) else None
+
+
+def leaf_places(description: Any) -> Iterator[int]:
+    """Go through the numbers of the leaves in a description, in order.
+
+    Args:
+        description: What `flatten` described, and `unflatten` has read without an error.
+
+    Yields:
+        The numbers.
+
+    Examples:
+        >>> list(leaf_places({"tuple": [{"leaf": 1}, {"value": None}, {"dict": [["a", {"leaf": 0}]]}]}))
+        [1, 0]
+    """
+    kind, content = entry_of(description)
+    if kind == "leaf":
+        yield content
+    elif kind in ("tuple", "list"):
+        for part in content:
+            yield from leaf_places(part)
+    elif kind != "value":
+        for _, part in content if kind == "dict" else content["fields"]:
+            yield from leaf_places(part)
 
 
 def entry_of(description: Any) -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from compoff.artifact import find_part, read_folder, write_folder
+from compoff.device.binding import CallForm
 from compoff.errors import BackendError, FeatureError
 from compoff.structure import input_leaves
 
@@ -61,6 +62,7 @@ class Head:
         self.tables = tuple(tables)
         self.runner = runner
         self.payload_format = manifest.payload_format(tables)
+        self._call = CallForm(manifest.call, manifest.inputs) if manifest.call else None
 
     @property
     def split(self) -> str:
@@ -75,33 +77,37 @@ class Head:
     def __repr__(self) -> str:
         return f"Head({self.manifest.model} at '{self.split}', id {self.manifest.artifact_id[:8]})"
 
-    def __call__(self, *inputs: Any, quality: int | None = None, coding: Coding = "range") -> Payload:
+    def __call__(self, *inputs: Any, quality: int | None = None, coding: Coding = "range", **keywords: Any) -> Payload:
         """Turn inputs into the bytes to send.
 
         Args:
-            *inputs: The tensors that the model takes, in its own order: tensors of the runtime, or numpy arrays.
-                Flags and numbers became constants at the export and are not given again.
+            *inputs: What the model takes, as it takes it: tensors of the runtime, or numpy arrays, alone or in tuples,
+                lists and dicts. Flags and numbers became constants at the export: they may be left out, but not
+                changed. The tensors alone, in the model's order, do as well.
             quality: Index of the quality; None for the best.
             coding: ``"range"`` (the shortest), ``"huffman"`` (the paper's) or ``"raw"``.
+            **keywords: What the model takes by name; a parameter called as one of the above is given by position.
 
         Returns:
             The payload; ``bytes(payload)`` is what travels.
 
         Raises:
-            FeatureError: An input has another shape or dtype than the head was exported for, or the batch is empty.
+            FeatureError: The model was not called so at the export, an input has another shape or dtype, or the batch
+                is empty.
         """
-        parts = self.runner.run(self._arrays(inputs))
+        parts = self.runner.run(self._arrays(inputs, keywords))
         codes = self.payload_format.codes
         symbols = parts[: len(codes)]
         if quality is not None and 0 <= quality < self.payload_format.num_qualities:
             symbols = [part[:, : code.qualities[quality]] for part, code in zip(symbols, codes, strict=True)]
         return self.payload_format.encode(symbols, parts[len(codes) :], quality=quality, coding=coding)
 
-    def symbols(self, *inputs: Any) -> tuple[NDArray[np.uint8], ...]:
+    def symbols(self, *inputs: Any, **keywords: Any) -> tuple[NDArray[np.uint8], ...]:
         """Turn inputs into symbols, uncoded.
 
         Args:
             *inputs: As for a call.
+            **keywords: As for a call.
 
         Returns:
             The symbols of each code.
@@ -112,17 +118,13 @@ class Head:
         Raises:
             FeatureError: As for a call.
         """
-        parts = self.runner.run(self._arrays(inputs))
+        parts = self.runner.run(self._arrays(inputs, keywords))
         return tuple(part.astype(np.uint8, copy=False) for part in parts[: len(self.manifest.codes)])
 
-    def _arrays(self, inputs: tuple[Any, ...]) -> list[NDArray[Any]]:
+    def _arrays(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> list[NDArray[Any]]:
         """The inputs as arrays, checked against what the head was exported for."""
-        specs, values = self.manifest.inputs, list(input_leaves(inputs))
-        if len(values) != len(specs):
-            raise FeatureError(
-                f"{len(values)} inputs were given; {self!r} takes {len(specs)}: the tensors that the model takes, in "
-                "its own order"
-            )
+        specs = self.manifest.inputs
+        values = self._in_order(inputs, keywords) if self._call is None else self._call.bind(inputs, keywords)
         arrays = [
             self._array(value, spec, index) for index, (value, spec) in enumerate(zip(values, specs, strict=True))
         ]
@@ -133,6 +135,16 @@ class Head:
                 f"{self.manifest.max_batch}"
             )
         return arrays
+
+    def _in_order(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> list[Any]:
+        """The tensors of a call of which no more is known than their number."""
+        values, number = list(input_leaves(inputs)), len(self.manifest.inputs)
+        if len(values) != number or keywords:
+            raise FeatureError(
+                f"{len(values)} inputs were given, and by name {', '.join(keywords) or 'none'}; {self!r} takes "
+                f"{number}: the tensors that the model takes, in its own order, none by name"
+            )
+        return values
 
     def _array(self, value: Any, spec: TensorSpec, index: int) -> NDArray[Any]:
         """One input as a contiguous array."""

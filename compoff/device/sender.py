@@ -38,6 +38,6 @@ class Sender(Protocol):
         """The runtime, whose tensors the answers become."""
         ...
 
-    def __call__(self, *inputs: Any, quality: int | None = None) -> Payload:
+    def __call__(self, *inputs: Any, quality: int | None = None, **keywords: Any) -> Payload:
         """Turn inputs into the bytes to send."""
         ...
