@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compoff.device.answers import CallReport, Heads
 from compoff.device.async_link import AsyncLink
 from compoff.device.calls import Call
-from compoff.device.fallback import LEAST_PATIENCE
+from compoff.device.fallback import LEAST_PATIENCE, reserve
 from compoff.device.remote import check_policy
 from compoff.device.statistics import RemoteStats, Tally
 from compoff.device.timing import Estimate, RetryBudget
@@ -200,8 +200,7 @@ class AsyncRemote:
 
     def _latest(self, call: Call) -> float:
         """The last moment to turn to the device, so that it ends by the deadline if it can at all."""
-        seconds = self._local_seconds.upper(otherwise=call.timeout / 2)
-        return call.deadline - (seconds if seconds < 0.9 * call.timeout else call.timeout / 2)
+        return call.deadline - reserve(self._local_seconds, call.timeout)
 
     async def _from_edge(self, call: Call, until: float) -> tuple[Any, CallReport]:
         head = asyncio.to_thread(call.head, *call.inputs, quality=call.quality)

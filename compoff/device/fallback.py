@@ -21,13 +21,28 @@ if TYPE_CHECKING:
     from compoff.device.statistics import Tally
     from compoff.wire.client import Client, PendingReply
 
-__all__ = ["LEAST_PATIENCE", "Fallback", "Hedge", "OnFailure"]
+__all__ = ["LEAST_PATIENCE", "Fallback", "Hedge", "OnFailure", "reserve"]
 
 OnFailure: TypeAlias = Literal["raise", "local", "hedge"]
 """What a remote does where the edge gives no answer."""
 
 LEAST_PATIENCE = 0.01  # seconds: below, what a machine does beside this would be taken for a slow edge
+_MARGIN = 0.05  # seconds that a thread may take to wake on a busy machine
 _LOOK = 0.002  # seconds between two looks at the edge while the device computes beside it
+
+
+def reserve(local_seconds: Estimate, timeout: float) -> float:
+    """Seconds before a call's deadline at which the device has to start.
+
+    Args:
+        local_seconds: How long the whole model takes.
+        timeout: What the call was given.
+
+    Returns:
+        Half of it where nothing is known yet, or where the whole model cannot make it anyway.
+    """
+    seconds = local_seconds.upper(otherwise=timeout / 2)
+    return max(seconds, min(_MARGIN, timeout / 10)) if seconds < 0.9 * timeout else timeout / 2
 
 
 class Fallback:
@@ -74,8 +89,7 @@ class Fallback:
 
     def _latest(self, call: Call) -> float:
         """The last moment to turn to the device, so that it ends by the deadline if it can at all."""
-        seconds = self._seconds.upper(otherwise=call.timeout / 2)
-        return call.deadline - (seconds if seconds < 0.9 * call.timeout else call.timeout / 2)
+        return call.deadline - reserve(self._seconds, call.timeout)
 
     def _on_device(self, call: Call, reason: str) -> tuple[Any, CallReport]:
         started = time.monotonic()
