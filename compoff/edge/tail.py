@@ -95,14 +95,10 @@ class Tail:
             return self._output(self._run(self._decoded(payload)))
         return [self._output(leaves) for leaves in self.run([self._decoded(one) for one in payload])]
 
-    def _fit_one_batch(self, payloads: Sequence[Decoded]) -> bool:
-        """Whether several payloads can run as one: everything has a batch axis, and all is there at one quality."""
-        manifest = self.manifest
-        batched = all(spec.batched for spec in (*manifest.sides, *manifest.outputs))
-        return batched and len({decoded.quality for decoded in payloads}) == 1
-
     def _as_one_batch(self, payloads: Sequence[Decoded]) -> list[list[NDArray[Any]]]:
-        """Run several batches as one and take the outputs apart again."""
+        """Run several batches of one quality as one and take the outputs apart again."""
+        if len(payloads) == 1:
+            return [self._run(payloads[0])]
         parts = zip(*((*decoded.symbols, *decoded.sides) for decoded in payloads), strict=True)
         leaves = self.backend.run([np.concatenate(pieces) for pieces in parts])
         ends = np.cumsum([decoded.batch_size for decoded in payloads])[:-1]
@@ -160,9 +156,13 @@ class Tail:
         Returns:
             The leaves of the output of each.
         """
-        if len(decoded) > 1 and self._fit_one_batch(decoded):
-            return self._as_one_batch(decoded)
-        return [self._run(one) for one in decoded]
+        if not all(spec.batched for spec in (*self.manifest.sides, *self.manifest.outputs)):
+            return [self._run(one) for one in decoded]
+        answers: dict[int, list[NDArray[Any]]] = {}
+        for quality in {one.quality for one in decoded}:  # each quality has channels of its own
+            places = [place for place, one in enumerate(decoded) if one.quality == quality]
+            answers.update(zip(places, self._as_one_batch([decoded[place] for place in places]), strict=True))
+        return [answers[place] for place in range(len(decoded))]
 
     def answer(self, payload: bytes) -> bytes:
         """Answer one request from the wire.
