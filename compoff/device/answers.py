@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from compoff.errors import RemoteProtocolError, SplitError
-from compoff.structure import importable, input_leaves, unflatten
+from compoff.structure import CONSTANTS, importable, input_leaves, unflatten
 from compoff.wire.messages import Offer
 from compoff.wire.replies import FULL, reply_form, reply_specs, restore_leaves
 from compoff.wire.tensors import unpack
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from compoff.manifest import Manifest
     from compoff.wire.replies import Reply, ReplyForm
 
-__all__ = ["CallReport", "Heads", "Source", "restore"]
+__all__ = ["CallReport", "Heads", "Source", "all_numpy", "restore"]
 
 Source: TypeAlias = Literal["edge", "local"]
 """Where an answer was made."""
@@ -119,12 +119,24 @@ class Heads:
         raise SplitError(f"no head is connected for '{split}'; connected are {known}")
 
 
-def restore(head: Sender, inputs: tuple[Any, ...], payload: Payload, reply: bytes, form: ReplyForm = FULL) -> Any:
+def all_numpy(inputs: Any) -> bool:
+    """Whether a call holds numpy arrays only, and so gets numpy arrays back.
+
+    Args:
+        inputs: What was given, nested.
+
+    Returns:
+        Whether no other tensor is in it.
+    """
+    return all(isinstance(value, (np.ndarray, *CONSTANTS)) for value in input_leaves(inputs))
+
+
+def restore(head: Sender, inputs: Any, payload: Payload, reply: bytes, form: ReplyForm = FULL) -> Any:
     """Make a reply into what the model would have returned, or into what was asked for of it.
 
     Args:
         head: The head whose payload was answered.
-        inputs: What it was called with: numpy in, numpy out; else the runtime's own tensors.
+        inputs: What it was called with, nested: numpy in, numpy out; else the runtime's own tensors.
         payload: The payload.
         reply: The reply's body.
         form: The form that was asked for.
@@ -144,7 +156,7 @@ def restore(head: Sender, inputs: tuple[Any, ...], payload: Payload, reply: byte
             f"the server answered with tensors {found}, expected {expected}; is it serving this export with the same "
             "compoff?"
         )
-    plain = all(isinstance(value, np.ndarray) for value in input_leaves(inputs))
+    plain = all_numpy(inputs)
 
     def convert(array: Any) -> Any:
         return array if plain else head.runner.from_numpy(array)

@@ -96,7 +96,12 @@ class AsyncRemote:
         )
 
     async def __call__(
-        self, *inputs: Any, split: str | None = None, quality: int | None = None, timeout: float | None = None
+        self,
+        *inputs: Any,
+        split: str | None = None,
+        quality: int | None = None,
+        timeout: float | None = None,
+        **keywords: Any,
     ) -> Any:
         """Run the model: its head here, its tail on the edge.
 
@@ -105,6 +110,7 @@ class AsyncRemote:
             split: As for `Remote`.
             quality: As for `Remote`.
             timeout: As for `Remote`.
+            **keywords: As for `Remote`.
 
         Returns:
             What the model would have returned; `last` says where it came from.
@@ -116,7 +122,7 @@ class AsyncRemote:
         route, head = self._heads.choose(split)
         if self._link.closed:
             raise LocalProtocolError("this AsyncRemote was closed; connect again")
-        call = Call(head, route, inputs, quality, timeout, self._heads.form)
+        call = Call(head, route, inputs, keywords, quality, timeout, self._heads.form)
         try:
             output, report = await self._answer(call)
         except (WireError, PayloadError):
@@ -193,7 +199,7 @@ class AsyncRemote:
         if self._whole is None:
             raise RuntimeError("there is no whole model on this device")
         started = time.monotonic()
-        output = await asyncio.to_thread(self._whole, *call.inputs)
+        output = await asyncio.to_thread(self._whole, *call.inputs, **call.keywords)
         ended = time.monotonic()
         self._local_seconds.add(ended - started)
         return output, call.from_device(reason, started, ended)
@@ -203,7 +209,7 @@ class AsyncRemote:
         return call.deadline - reserve(self._local_seconds, call.timeout)
 
     async def _from_edge(self, call: Call, until: float) -> tuple[Any, CallReport]:
-        head = asyncio.to_thread(call.head, *call.inputs, quality=call.quality)
+        head = asyncio.to_thread(call.head, *call.inputs, quality=call.quality, **call.keywords)
         try:
             payload = await asyncio.wait_for(head, call.left(until))
         except asyncio.TimeoutError:

@@ -23,6 +23,7 @@ class Call:
         head: The head to run.
         route: Its number on the wire.
         inputs: What the model takes.
+        keywords: What it takes by name.
         quality: Index of the quality; None for the best.
         timeout: Seconds that the caller gave it.
         form: The form in which its answer comes.
@@ -35,6 +36,7 @@ class Call:
         "form",
         "head",
         "inputs",
+        "keywords",
         "payload",
         "quality",
         "reason",
@@ -44,13 +46,21 @@ class Call:
     )
 
     def __init__(
-        self, head: Sender, route: int, inputs: tuple[Any, ...], quality: int | None, timeout: float, form: ReplyForm
+        self,
+        head: Sender,
+        route: int,
+        inputs: tuple[Any, ...],
+        keywords: dict[str, Any],
+        quality: int | None,
+        timeout: float,
+        form: ReplyForm,
     ) -> None:
         """Start the clock."""
         self.begin = time.monotonic()
         self.head = head
         self.route = route
         self.inputs = inputs
+        self.keywords = keywords
         self.quality = quality
         self.timeout = timeout
         self.form = form
@@ -69,7 +79,7 @@ class Call:
         Raises:
             FeatureError: The head cannot take the inputs.
         """
-        payload = self.head(*self.inputs, quality=self.quality)
+        payload = self.head(*self.inputs, quality=self.quality, **self.keywords)
         self.take(payload)
         return bytes(payload)
 
@@ -108,7 +118,7 @@ class Call:
         """
         answered = time.monotonic()
         payload = cast("Payload", self.payload)  # a reply answers what was sent
-        output = restore(self.head, self.inputs, payload, reply, self.form)
+        output = restore(self.head, (self.inputs, self.keywords), payload, reply, self.form)
         report = CallReport(
             self.head.split,
             len(payload),

@@ -93,7 +93,7 @@ class Fallback:
 
     def _on_device(self, call: Call, reason: str) -> tuple[Any, CallReport]:
         started = time.monotonic()
-        output = self._whole(*call.inputs)
+        output = self._whole(*call.inputs, **call.keywords)
         ended = time.monotonic()
         self._seconds.add(ended - started)
         return output, call.from_device(reason, started, ended)
@@ -165,7 +165,7 @@ class Hedge(Fallback):
     def _race(self, call: Call, edge: tuple[Client, PendingReply] | None, reason: str) -> tuple[Any, CallReport]:
         """Run the whole model beside what may still come from the edge, and take what is first."""
         started = time.monotonic()
-        local: concurrent.futures.Future[Any] | None = self._pool.submit(self._timed, call.inputs)
+        local: concurrent.futures.Future[Any] | None = self._pool.submit(self._timed, call)
         while local is not None or edge is not None:
             _wait(edge, local, call.deadline)
             if local is not None and local.done():
@@ -194,9 +194,9 @@ class Hedge(Fallback):
     def _patience(self, call: Call) -> float:
         return max(LEAST_PATIENCE, self.edge.seconds.upper(otherwise=call.timeout / 2))
 
-    def _timed(self, inputs: tuple[Any, ...]) -> Any:
+    def _timed(self, call: Call) -> Any:
         started = time.monotonic()
-        output = self._whole(*inputs)
+        output = self._whole(*call.inputs, **call.keywords)
         self._seconds.add(time.monotonic() - started)
         return output
 

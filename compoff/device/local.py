@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
+from compoff.device.answers import all_numpy
 from compoff.errors import BackendError, FeatureError
-from compoff.structure import flatten, importable, input_leaves, unflatten
+from compoff.structure import CONSTANTS, flatten, importable, input_leaves, unflatten
 from compoff.wire.replies import FULL, ReplyForm, ReplyKind, reduce_reply, restore_leaves
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def whole_model(local: LocalModel, head: Sender, form: ReplyForm = FULL) -> Call
     model = OnnxModel(Path(local), head) if isinstance(local, (str, Path)) else _callable(local)
     if form.kind in (ReplyKind.FULL, ReplyKind.FP32, ReplyKind.FP16):  # these come back in the model's own dtypes
         return model
-    return lambda *inputs: _reduced(model(*inputs), inputs, head, form)
+    return lambda *inputs, **keywords: _reduced(model(*inputs, **keywords), (inputs, keywords), head, form)
 
 
 def _callable(local: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,14 +56,14 @@ def _callable(local: Callable[..., Any]) -> Callable[..., Any]:
     return local
 
 
-def _reduced(output: Any, inputs: tuple[Any, ...], head: Sender, form: ReplyForm) -> Any:
+def _reduced(output: Any, inputs: Any, head: Sender, form: ReplyForm) -> Any:
     """What is left of an output in the form that the edge's answers come in."""
 
     def array(value: Any) -> Any:
         return cast("object", value) if isinstance(value, np.ndarray) else head.runner.to_numpy(value)
 
     leaves, _ = flatten(output, lambda value: array(value) is not None)
-    plain = all(isinstance(value, np.ndarray) for value in input_leaves(inputs))
+    plain = all_numpy(inputs)
 
     def convert(value: Any) -> Any:
         return value if plain else head.runner.from_numpy(value)
@@ -95,26 +96,30 @@ class OnnxModel:
             raise BackendError(f"onnxruntime cannot read '{path}': {error}; export the whole model again") from error
         self._names: list[str] = [one.name for one in self._session.get_inputs()]
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         """Run the whole model.
 
         Args:
-            *inputs: What the remote was called with.
+            *inputs: What the remote was called with; flags and numbers are constants of the file.
+            **keywords: The same, by the names that the file has.
 
         Returns:
             What the remote would have returned.
 
         Raises:
-            FeatureError: Another number of inputs than the file has.
+            FeatureError: Other inputs than the file has.
         """
-        values = list(input_leaves(inputs))
-        if len(values) != len(self._names):
-            raise FeatureError(f"{len(values)} inputs were given; the local ONNX model takes {self._names}")
-        arrays: list[Any] = [
-            cast("object", value) if isinstance(value, np.ndarray) else self._head.runner.to_numpy(value)
-            for value in values
-        ]
-        outputs: Sequence[Any] = self._session.run(None, dict(zip(self._names, arrays, strict=True)))
-        plain = all(isinstance(value, np.ndarray) for value in values)
+        named = {name: value for name, value in keywords.items() if not isinstance(value, CONSTANTS)}
+        values = [value for value in input_leaves(inputs) if not isinstance(value, CONSTANTS)]
+        names = [name for name in self._names if name not in named]
+        if len(values) != len(names) or not named.keys() <= set(self._names):
+            told = f"{len(values)} inputs were given, and by name {', '.join(named) or 'none'}"
+            raise FeatureError(f"{told}; the local ONNX model takes {self._names}")
+        arrays: dict[str, Any] = {
+            name: cast("object", value) if isinstance(value, np.ndarray) else self._head.runner.to_numpy(value)
+            for name, value in {**dict(zip(names, values, strict=True)), **named}.items()
+        }
+        outputs: Sequence[Any] = self._session.run(None, arrays)
+        plain = all_numpy((inputs, keywords))
         leaves = [output if plain else self._head.runner.from_numpy(output) for output in outputs]
         return unflatten(self._head.manifest.structure, leaves, importable)

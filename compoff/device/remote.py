@@ -86,16 +86,22 @@ class Remote:
         )
 
     def __call__(
-        self, *inputs: Any, split: str | None = None, quality: int | None = None, timeout: float | None = None
+        self,
+        *inputs: Any,
+        split: str | None = None,
+        quality: int | None = None,
+        timeout: float | None = None,
+        **keywords: Any,
     ) -> Any:
         """Run the model: its head here, its tail on the edge.
 
         Args:
-            *inputs: What the model takes: tensors, or numpy arrays.
+            *inputs: What the model takes, as for `Head`: tensors, or numpy arrays.
             split: Where to split; None for the first head that was connected.
             quality: Index of the quality; None for the best.
             timeout: Deadline of this call, in seconds; None for the remote's own. The head, which nothing can
                 interrupt, counts; where it takes longer, nothing is sent.
+            **keywords: What the model takes by name; a parameter called as one of the above is given by position.
 
         Returns:
             What the model would have returned: tensors, or numpy arrays where numpy arrays were given. With a local
@@ -111,7 +117,7 @@ class Remote:
         route, head = self._heads.choose(split)
         if self._link.closed:
             raise LocalProtocolError("this Remote was closed; connect again")
-        call = Call(head, route, inputs, quality, timeout, self._heads.form)
+        call = Call(head, route, inputs, keywords, quality, timeout, self._heads.form)
         fallback = self._fallback
         try:
             output, report = self._edge.answer(call, call.deadline) if fallback is None else fallback.answer(call)

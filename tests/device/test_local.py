@@ -70,10 +70,14 @@ def test_an_onnx_file_answers_as_the_remote_would(net: Net, head: compoff.Head, 
     answer, plain = whole(x), whole(x.numpy())
     for name in ("scores", "map"):
         torch.testing.assert_close(answer[name], expected[name], atol=1e-5, rtol=0)
+        assert torch.equal(whole(x=x, flag=True)[name], answer[name])
         assert isinstance(plain[name], np.ndarray)
         np.testing.assert_allclose(plain[name], expected[name].detach().numpy(), atol=1e-5)
     with pytest.raises(FeatureError, match="2 inputs were given"):
         whole(x, x)
+    for keywords in ({"x": x, "y": x}, {"y": x}):
+        with pytest.raises(FeatureError, match=r"0 inputs were given, and by name .*y"):
+            whole(**keywords)
 
 
 @pytest.mark.parametrize("reply", ["argmax", compoff.TopK(2)])
@@ -101,5 +105,6 @@ def test_a_remote_with_the_model_itself(net: Net, head: compoff.Head) -> None:
     remote = head.connect("127.0.0.1:9", on_failure="local", local=net, timeout=2)
     with remote:
         assert torch.equal(remote(x)["scores"], net(x)["scores"])
+        assert torch.equal(remote(x=x)["scores"], net(x)["scores"])
         assert remote.last is not None
         assert remote.last.source == "local"

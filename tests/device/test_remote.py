@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import pytest
@@ -87,6 +87,50 @@ def test_numpy_in_numpy_out_and_the_answer_can_be_written_to(parts: Parts, serve
     tensors["scores"][0, 0] = 7
     assert isinstance(answer["scores"], np.ndarray)
     assert isinstance(tensors["scores"], torch.Tensor)
+
+
+class Scores(NamedTuple):
+    """What a network may return."""
+
+    scores: torch.Tensor
+    norms: torch.Tensor
+
+
+class Named(Net):
+    """Takes a keyword and returns a named tuple."""
+
+    def forward(self, x: torch.Tensor, *, weights: dict[str, torch.Tensor], double: bool = False) -> Scores:
+        found = super().forward(x * weights["gain"])
+        return Scores(found["scores"], found["map"].norm(dim=1) * (2 if double else 1))
+
+
+def test_keywords_go_in_and_the_models_own_class_comes_out() -> None:
+    model = compoff.wrap(Named().eval(), "block").eval()
+    x, weights = torch.randn(3, 3, 12, 12), {"gain": torch.rand(3, 1, 1, 1)}
+    model(x, weights=weights)
+    head, tail = compoff.export(model, "block")
+    with torch.no_grad(), model.at("block"):
+        expected = model(x, weights=weights)
+
+    async def ask(address: str) -> Scores:
+        async with await compoff.connect_async(head, address) as remote:
+            return await remote(x, weights=weights)
+
+    with tail.serve("127.0.0.1:0") as server, head.connect(server.address) as remote:
+        answers = [
+            remote(x, weights=weights),
+            remote(x=x, weights=weights, double=False),
+            asyncio.run(ask(server.address)),
+        ]
+        arrays = remote(x.numpy(), double=False, weights={"gain": weights["gain"].numpy()})
+        with pytest.raises(compoff.FeatureError, match="'double' is True and became the constant False"):
+            remote(x, weights=weights, double=True)
+    for answer in answers:
+        assert type(answer) is Scores
+        torch.testing.assert_close(answer, expected, atol=1e-5, rtol=0)
+    assert type(arrays) is Scores
+    assert isinstance(arrays.norms, np.ndarray)
+    np.testing.assert_allclose(arrays.norms, expected.norms, atol=1e-5)
 
 
 def test_threads_get_their_own_answers(wrapped: compoff.Wrapped, parts: Parts, server: compoff.Server) -> None:
