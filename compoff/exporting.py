@@ -25,6 +25,7 @@ from compoff.programs import TorchProgram
 from compoff.structure import flatten
 
 if TYPE_CHECKING:
+    from compoff.codec import Bottleneck
     from compoff.cutting.inputs import ExampleInputs
     from compoff.wrapping import Wrapped
 
@@ -74,7 +75,8 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256) -> tuple[Head,
         "inputs": _specs(example.tensors, example.batched, "takes"),
         "outputs": _specs(leaves, programs.batched, "returns"),
         "structure": structure,
-        "codes": (CodeSpec(bottleneck.latent_shape, bottleneck.num_centers, (bottleneck.latent_shape[0],)),),
+        "codes": (_code(bottleneck),),
+        "quality": _default_quality(wrapped.reports.get(split, {}), bottleneck),
         "sides": (),
         "max_batch": max_batch,
         "call": _call(wrapped.base, example),
@@ -100,6 +102,24 @@ def _call(model: nn.Module, example: ExampleInputs) -> dict[str, Any]:
             names = [name for name, parameter in signature.parameters.items() if parameter.kind in by_position]
             return {"parameters": names, "call": call}
     return {}
+
+
+def _default_quality(report: dict[str, Any], bottleneck: Bottleneck) -> int:
+    """The quality that the fit chose, or -1 for the last."""
+    chosen, last = report.get("quality", -1), len(bottleneck.qualities()) - 1
+    return chosen if 0 <= chosen < last else -1
+
+
+def _code(bottleneck: Bottleneck) -> CodeSpec:
+    """The symbols of a bottleneck at each of its qualities."""
+    qualities = bottleneck.qualities()
+    steps = tuple(quality.step for quality in qualities)
+    return CodeSpec(
+        bottleneck.latent_shape,
+        bottleneck.num_centers,
+        tuple(quality.channels for quality in qualities),
+        steps if max(steps) > 1 else (),
+    )
 
 
 def _specs(tensors: list[Tensor], batched: tuple[bool, ...], verb: str) -> tuple[TensorSpec, ...]:

@@ -72,11 +72,13 @@ class CodeSpec:
         latent_shape: Shape of one sample's symbols.
         num_centers: Number of symbols.
         qualities: Channels that are sent at each quality.
+        steps: Step of the symbols at each quality; empty where it is always the finest.
     """
 
     latent_shape: tuple[int, ...]
     num_centers: int
     qualities: tuple[int, ...]
+    steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Manifest:
         factory: ``"package.module:function"`` that makes the user's own model, which the tail then runs as it is; empty
             where the tail is a program.
         base: 64 hexadecimal digits that name the model's weights; empty where they are not known.
+        quality: Index of the quality that is sent by default; -1 for the last.
         max_reply_bytes: The most bytes of a reply that says its own structure.
         report: Figures of the fit, for people: bytes, agreement, the guarantee's terms.
         versions: Versions that made the folder.
@@ -118,6 +121,7 @@ class Manifest:
     call: dict[str, Any] = field(default_factory=dict[str, Any])
     factory: str = ""
     base: str = ""
+    quality: int = -1
     max_reply_bytes: int = 1 << 24
     report: dict[str, Any] = field(default_factory=dict[str, Any])
     versions: dict[str, str] = field(default_factory=dict[str, str])
@@ -144,7 +148,12 @@ class Manifest:
                 f"the tables are for {[table.num_symbols for table in tables]} symbols, num_centers is "
                 f"{[code.num_centers for code in self.codes]}"
             )
-        codes = [Code(table, code.latent_shape, code.qualities) for table, code in zip(tables, self.codes, strict=True)]
+        codes = [
+            Code(table, code.latent_shape, code.qualities, code.steps or None)
+            for table, code in zip(tables, self.codes, strict=True)
+        ]
+        if self.quality >= len(self.codes[0].qualities):
+            raise ArtifactError(f"quality is {self.quality}, but there are {len(self.codes[0].qualities)} qualities")
         sides = [Side(spec.shape, spec.dtype, spec.batched) for spec in self.sides]
         return PayloadFormat(self.identity, codes, sides, self.max_batch)
 
@@ -224,8 +233,9 @@ def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
     if content.get("format") != 1:
         return content
     code = {key: content.pop(key) for key in ("latent_shape", "num_centers", "qualities") if key in content}
+    code["steps"] = []
     defaults = {entry.name: entry.default for entry in fields(Manifest) if entry.name in ("factory", "base")}
-    return {**content, **defaults, "codes": [code], "sides": [], "call": {}, "max_reply_bytes": 1 << 24}
+    return {**content, **defaults, "codes": [code], "sides": [], "call": {}, "quality": -1, "max_reply_bytes": 1 << 24}
 
 
 def _manifest_from(path: Path, content: dict[str, Any]) -> Manifest:
@@ -259,9 +269,12 @@ def _manifest_from(path: Path, content: dict[str, Any]) -> Manifest:
         outputs=outputs,
         structure=nested("structure", lambda structure: _check_structure(structure, outputs)),
         codes=tuple(
-            CodeSpec(tuple(entry["latent_shape"]), entry["num_centers"], tuple(entry["qualities"]))
+            CodeSpec(
+                tuple(entry["latent_shape"]), entry["num_centers"], tuple(entry["qualities"]), tuple(entry["steps"])
+            )
             for entry in content["codes"]
         ),
+        quality=value("quality", int, lambda index: index >= -1),
         sides=specs("sides"),
         max_batch=value("max_batch", int),
         call=nested("call", lambda call: _check_call(call, inputs)),
@@ -297,10 +310,11 @@ def _is_code(entry: Any) -> bool:
     """Whether this is a coded feature as `write_folder` writes it."""
     return (
         isinstance(entry, dict)
-        and entry.keys() == {"latent_shape", "num_centers", "qualities"}  # pyright: ignore[reportUnknownMemberType]
+        and entry.keys() == {"latent_shape", "num_centers", "qualities", "steps"}  # pyright: ignore[reportUnknownMemberType]
         and _are_sizes(entry["latent_shape"])
         and type(entry["num_centers"]) is int  # pyright: ignore[reportUnknownArgumentType]
         and _are_sizes(entry["qualities"])
+        and _are_sizes(entry["steps"])
     )
 
 

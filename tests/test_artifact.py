@@ -52,6 +52,7 @@ codes:
   qualities:
   - 1
   - 2
+  steps: []
 - latent_shape:
   - 1
   - 9
@@ -59,6 +60,7 @@ codes:
   qualities:
   - 1
   - 1
+  steps: []
 sides:
 - shape:
   - 1
@@ -79,6 +81,7 @@ call:
         - leaf: 1
 factory: shop.models:make
 base: fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210
+quality: -1
 max_reply_bytes: 16777216
 report:
   bytes: 12.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from typing import TYPE_CHECKING, Any
@@ -136,8 +137,8 @@ def test_unknown_keys_are_named(folder: Path, key: Any) -> None:
 
 
 SPEC = {"shape": [3], "dtype": "float32", "batched": True}
-CODE = {"latent_shape": [2, 4, 4], "num_centers": 4, "qualities": [1, 2]}
-SECOND = {"latent_shape": [1, 9], "num_centers": 2, "qualities": [1, 1]}
+CODE = {"latent_shape": [2, 4, 4], "num_centers": 4, "qualities": [1, 2], "steps": []}
+SECOND = {"latent_shape": [1, 9], "num_centers": 2, "qualities": [1, 1], "steps": []}
 CALL = {"parameters": ["x"], "call": {"list": [{"list": [{"leaf": 0}]}, {"dict": [["y", {"leaf": 1}]]}]}}
 
 
@@ -172,6 +173,10 @@ CALL = {"parameters": ["x"], "call": {"list": [{"list": [{"leaf": 0}]}, {"dict":
         ("codes", [{**CODE, "latent_shape": {"a": 1}}]),
         ("codes", [{**CODE, "qualities": [True]}]),
         ("codes", [{**CODE, "num_centers": "4"}]),
+        ("codes", [{**CODE, "steps": 1}]),
+        ("codes", [{key: value for key, value in CODE.items() if key != "steps"}]),
+        ("quality", -2),
+        ("quality", "0"),
         ("codes", [{**CODE, "num_centers": True}]),
         ("sides", [{**SPEC, "dtype": "uint16"}]),
         ("sides", {}),
@@ -216,7 +221,8 @@ def test_values_of_the_wrong_form_are_named(folder: Path, key: str, value: Any) 
     [
         ("codes", []),
         ("codes", [CODE]),
-        ("codes", [CODE, SECOND, {"latent_shape": [1, 9], "num_centers": 2, "qualities": [1, 1]}]),
+        ("codes", [CODE, SECOND, copy.deepcopy(SECOND)]),
+        ("quality", 2),
         ("codes", [SECOND, CODE]),
         *(
             ("codes", [{**CODE, key: wrong}, SECOND])
@@ -230,6 +236,9 @@ def test_values_of_the_wrong_form_are_named(folder: Path, key: str, value: Any) 
                 ("qualities", [1, 3]),
                 ("qualities", [1]),
                 ("num_centers", 5),
+                ("steps", [1]),
+                ("steps", [1, 2]),
+                ("steps", [2, 1]),
             ]
         ),
         ("sides", [{"shape": [0, 1 << 39, 1 << 39], "dtype": "bool", "batched": False}]),

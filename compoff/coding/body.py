@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from compoff.coding import huffman, packing, range_coder
+from compoff.coding.levels import coarse_tables, coarsen, num_coarse, refine
 from compoff.errors import ArtifactError, PayloadError
 
 if TYPE_CHECKING:
@@ -23,14 +24,17 @@ if TYPE_CHECKING:
 
     from compoff.coding.tables import SymbolTables
 
-__all__ = ["CODINGS", "Code", "Coding"]
+__all__ = ["CODINGS", "CUT", "Code", "Coding"]
 
 Coding = Literal["range", "huffman", "raw"]
 """How the symbols become bytes; `raw` is taken by itself wherever it is shorter."""
 
-_RAW, _RANGE, _HUFFMAN = 0, 1, 2
+_RAW, _RANGE, _HUFFMAN, _CUT_RANGE, _CUT_RAW = range(5)
 CODINGS: dict[str, int] = {"raw": _RAW, "range": _RANGE, "huffman": _HUFFMAN}
 """The number that stands for each coding in a payload."""
+CUT: dict[int, int] = {_RANGE: _CUT_RANGE, _RAW: _CUT_RAW, _CUT_RANGE: _CUT_RANGE, _CUT_RAW: _CUT_RAW}
+"""The number that stands for a body whose end was cut off, by the number of its coding; the others cannot be cut."""
+_KNOWN = {*CODINGS.values(), *CUT.values()}
 
 _MOST_QUALITIES = 256
 
@@ -43,6 +47,7 @@ class Code:
         tables: one frequency table for each channel of the latent.
         latent_shape: channels, then the extent of each spatial axis, without the batch.
         qualities: how many channels each quality sends, never falling; all channels as the only quality by default.
+        steps: the step of each quality's symbols (`compoff.coding.levels`), never rising; the finest, 1, by default.
 
     Raises:
         ArtifactError: the parts do not fit together.
@@ -59,16 +64,87 @@ class Code:
     tables: SymbolTables
     latent_shape: tuple[int, ...]
     qualities: tuple[int, ...]
+    steps: tuple[int, ...]
 
     def __init__(
-        self, tables: SymbolTables, latent_shape: Sequence[int], qualities: Sequence[int] | None = None
+        self,
+        tables: SymbolTables,
+        latent_shape: Sequence[int],
+        qualities: Sequence[int] | None = None,
+        steps: Sequence[int] | None = None,
     ) -> None:
         shape = tuple(latent_shape)
         channels = (tables.num_channels,) if qualities is None else tuple(qualities)
+        coarseness = (1,) * len(channels) if steps is None else tuple(steps)
         _check_parts(tables, shape, channels)
+        _check_steps(tables, channels, coarseness)
         object.__setattr__(self, "tables", tables)
         object.__setattr__(self, "latent_shape", shape)
         object.__setattr__(self, "qualities", channels)
+        object.__setattr__(self, "steps", coarseness)
+
+    def _tables(self, quality: int) -> SymbolTables:
+        """The tables of a quality's symbols."""
+        step = self.steps[quality]
+        if step == 1:
+            return self.tables
+        return self.tables.derived(f"step {step}", lambda tables: coarse_tables(tables, step))
+
+    def sent(self, symbols: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+        """Take from all symbols what a quality sends: fewer channels, coarser steps.
+
+        Args:
+            symbols: the symbols of the whole latent.
+            quality: index into ``qualities``.
+
+        Returns:
+            What `encode` codes at this quality.
+
+        Shapes:
+            symbols: ``(batch, *latent_shape)``; result: ``(batch, *shape(quality))``.
+
+        Examples:
+            >>> import numpy as np
+            >>> from compoff.coding import Code, SymbolTables
+            >>> code = Code(SymbolTables.from_counts([[1] * 7] * 2), (2, 3), qualities=(1, 2), steps=(3, 1))
+            >>> code.sent(np.array([[[0, 3, 5], [1, 1, 1]]], np.uint8), quality=0).tolist()
+            [[[0, 1, 2]]]
+
+        Source: this project.
+        """
+        kept = symbols[:, : self.qualities[quality]]
+        step = self.steps[quality]
+        return kept if step == 1 else coarsen(kept, self.tables.num_symbols, step)
+
+    def whole(self, symbols: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+        """Give what was decoded at a quality the shape and the meaning of the whole latent.
+
+        Args:
+            symbols: what `decode` gave; fewer channels than the quality sends are the first ones.
+            quality: index into ``qualities``.
+
+        Returns:
+            Symbols of the finest step; the middle one in the channels that were not sent.
+
+        Shapes:
+            symbols: ``(batch, channels, *space)``; result: ``(batch, *latent_shape)``.
+
+        Examples:
+            >>> import numpy as np
+            >>> from compoff.coding import Code, SymbolTables
+            >>> code = Code(SymbolTables.from_counts([[1] * 7] * 2), (2, 3), qualities=(1, 2), steps=(3, 1))
+            >>> code.whole(np.array([[[0, 1, 2]]], np.uint8), quality=0).tolist()
+            [[[0, 3, 6], [3, 3, 3]]]
+
+        Source: this project.
+        """
+        step, num_symbols = self.steps[quality], self.tables.num_symbols
+        fine = symbols if step == 1 else refine(symbols, num_symbols, step)
+        if fine.shape[1] == self.latent_shape[0]:
+            return fine
+        result = np.full((len(fine), *self.latent_shape), num_symbols // 2, dtype=np.uint8)
+        result[:, : fine.shape[1]] = fine
+        return result
 
     def shape(self, quality: int) -> tuple[int, ...]:
         """Give the shape of one sample's symbols.
@@ -105,7 +181,7 @@ class Code:
 
         Source: this project.
         """
-        return packing.packed_length(batch * math.prod(self.shape(quality)), self.tables.num_symbols)
+        return packing.packed_length(batch * math.prod(self.shape(quality)), self._tables(quality).num_symbols)
 
     def encode(self, symbols: NDArray[np.generic], quality: int, coding: int) -> tuple[int, bytes]:
         """Code the symbols of a batch, or pack them raw where that is not longer.
@@ -133,12 +209,13 @@ class Code:
 
         Source: this project.
         """
-        rows = self.tables.checked(np.moveaxis(symbols, 1, 0).reshape(self.qualities[quality], -1))
+        tables = self._tables(quality)
+        rows = tables.checked(np.moveaxis(symbols, 1, 0).reshape(self.qualities[quality], -1))
         if coding != _RAW:
-            body = (range_coder if coding == _RANGE else huffman).encode(rows, self.tables)
+            body = (range_coder if coding == _RANGE else huffman).encode(rows, tables)
             if len(body) < self.packed_bytes(len(symbols), quality):
                 return coding, body
-        return _RAW, packing.pack(rows, self.tables.num_symbols)
+        return _RAW, packing.pack(rows, tables.num_symbols)
 
     def decode(self, body: bytes, batch: int, quality: int, coding: int) -> NDArray[np.uint8]:
         """Decode what `encode` made.
@@ -150,10 +227,10 @@ class Code:
             coding: the coding that was taken.
 
         Returns:
-            The symbols.
+            The symbols; of a cut body, those of the channels that are whole.
 
         Shapes:
-            result: ``(batch, *shape(quality))``.
+            result: ``(batch, *shape(quality))``; of a cut body, fewer channels, perhaps none.
 
         Raises:
             PayloadError: no such symbols are written so.
@@ -166,18 +243,32 @@ class Code:
 
         Source: this project.
         """
-        if coding not in CODINGS.values():
+        if coding not in _KNOWN:
             raise PayloadError(f"the payload names coding {coding}, which does not exist; its bytes are damaged")
         if len(body) > self.packed_bytes(batch, quality):
             raise PayloadError(f"{len(body)} bytes are too many for {batch} samples at quality {quality}")
-        channels, *space = self.shape(quality)
+        tables, (channels, *space) = self._tables(quality), self.shape(quality)
         positions = batch * math.prod(space)
         if coding == _RAW:
-            rows = packing.unpack(body, channels * positions, self.tables.num_symbols)
+            rows = packing.unpack(body, channels * positions, tables.num_symbols)
+        elif coding == _CUT_RANGE:
+            rows = range_coder.decode_prefix(body, tables, positions, channels).astype(np.uint8)
+            channels = len(rows)
+        elif coding == _CUT_RAW:
+            rows = packing.unpack_prefix(body, positions, tables.num_symbols)[:channels]
+            channels = len(rows)
         else:
             decode = range_coder.decode if coding == _RANGE else huffman.decode
-            rows = decode(body, self.tables, positions, channels).astype(np.uint8)
+            rows = decode(body, tables, positions, channels).astype(np.uint8)
         return np.ascontiguousarray(np.moveaxis(rows.reshape(channels, batch, *space), 0, 1))
+
+
+def _check_steps(tables: SymbolTables, qualities: tuple[int, ...], steps: tuple[int, ...]) -> None:
+    if len(steps) != len(qualities) or any(low < high for low, high in pairwise(steps)):
+        raise ArtifactError(f"steps {steps} cannot be used: expected {len(qualities)} that never rise, one a quality")
+    for step in steps:
+        if step != 1:
+            num_coarse(tables.num_symbols, step)
 
 
 def _check_parts(tables: SymbolTables, latent_shape: tuple[int, ...], qualities: tuple[int, ...]) -> None:

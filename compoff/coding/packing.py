@@ -15,7 +15,7 @@ from compoff.errors import FeatureError, PayloadError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["pack", "pack_width", "packed_length", "unpack", "unpack_width"]
+__all__ = ["pack", "pack_width", "packed_length", "unpack", "unpack_prefix", "unpack_width"]
 
 _BYTE = 8
 _WORD = 64
@@ -181,6 +181,37 @@ def unpack_width(data: bytes, count: int, width: int) -> NDArray[np.uint64]:
 def _pack_wide(values: NDArray[np.uint64], width: int) -> bytes:
     bits = np.unpackbits(values.astype(">u8").view(np.uint8).reshape(-1, _BYTE), axis=1)
     return np.packbits(bits[:, _WORD - width :]).tobytes()
+
+
+def unpack_prefix(data: bytes, row: int, num_symbols: int) -> NDArray[np.uint8]:
+    """Unpack the rows that are whole in the first bytes of what `pack` packed.
+
+    Args:
+        data: the first bytes.
+        row: how many symbols a row has, at least 1.
+        num_symbols: how many values a symbol can take, 2 to 256.
+
+    Returns:
+        The rows.
+
+    Shapes:
+        result: ``(whole rows, row)``.
+
+    Raises:
+        PayloadError: a symbol is out of range.
+
+    Examples:
+        >>> unpack_prefix(pack([[1, 2, 3], [3, 2, 1], [1, 1, 1]], num_symbols=4)[:2], row=3, num_symbols=4).tolist()
+        [[1, 2, 3], [3, 2, 1]]
+
+    Source: this project.
+    """
+    bits = row * _bits(num_symbols)
+    rows = _BYTE * len(data) // bits
+    kept = bytearray(data[: -(-rows * bits // _BYTE)])
+    if kept and rows * bits % _BYTE:
+        kept[-1] &= 0xFF << (_BYTE - rows * bits % _BYTE) & 0xFF  # the next row begins there
+    return unpack(bytes(kept), rows * row, num_symbols).reshape(rows, row)
 
 
 def _bits(num_symbols: int) -> int:

@@ -1,7 +1,7 @@
 """What travels for one batch: a short header, the coded symbols and the side tensors, a checksum.
 
     byte 0      format version 1 in the high four bits, coding of the first code in the low four (0 raw, 1 range,
-                2 Huffman)
+                2 Huffman, 3 range and 4 raw, their ends cut off)
     byte 1      quality index, the same for all codes
     1-5 bytes   batch size, LEB128
     parts       the codes in order, then the side tensors in order; each but the last after its length, LEB128
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compoff.coding.body import CODINGS, Code, Coding
+from compoff.coding.body import CODINGS, CUT, Code, Coding
 from compoff.coding.numbers import leb128, read_leb128
 from compoff.coding.side import Side, decode_side, encode_side, max_side_bytes
 from compoff.errors import ArtifactError, FeatureError, PayloadError
@@ -242,6 +242,45 @@ class PayloadFormat:
         )
         return Decoded(symbols, sides, quality, batch)
 
+    def shortened(self, payload: Payload, max_bytes: int) -> Payload:
+        """Cut a payload so that it fits; what is left decodes to the channels that are whole in it.
+
+        Args:
+            payload: a payload of this export with one code, not Huffman coded, and no side tensors.
+            max_bytes: the most bytes that the result may have.
+
+        Returns:
+            The payload itself where it fits; else a shorter one, with a checksum of its own.
+
+        Raises:
+            FeatureError: the payload cannot be cut, or not so short.
+
+        Examples:
+            >>> import numpy as np
+            >>> from compoff.coding import Code, PayloadFormat, SymbolTables
+            >>> payloads = PayloadFormat(bytes(32), [Code(SymbolTables.from_counts([[1, 2, 1]] * 4), (4, 16))])
+            >>> payload = payloads.encode([np.ones((1, 4, 16), np.uint8)])
+            >>> shorter = payloads.shortened(payload, max_bytes=12)
+            >>> len(payload), len(shorter), payloads.decode(shorter).symbols[0].shape
+            (16, 12, (1, 2, 16))
+
+        Source: this project.
+        """
+        if len(payload) <= max_bytes:
+            return payload
+        start = 2 + len(leb128(payload.batch_size))
+        coding = CUT.get(payload.data[0] & 15)
+        if coding is None or not self._can_be_cut:
+            raise FeatureError("only a payload of one code, not Huffman coded, and no side tensor can be cut")
+        if max_bytes < start + _CRC_LENGTH:
+            raise FeatureError(f"max_bytes is {max_bytes}; header and checksum alone take {start + _CRC_LENGTH}")
+        covered = bytes((_VERSION << 4 | coding,)) + payload.data[1 : max_bytes - _CRC_LENGTH]
+        return Payload(covered + self._crc(covered), self.artifact_id, payload.quality, payload.batch_size)
+
+    @property
+    def _can_be_cut(self) -> bool:
+        return len(self.codes) == 1 and not self.sides
+
     def packed_bytes(self, batch: int, quality: int | None = None) -> int:
         """Count the bytes of the symbols packed raw: the most that they can take.
 
@@ -343,7 +382,7 @@ class PayloadFormat:
         version, coding, quality = data[0] >> 4, data[0] & 15, data[1]
         if version != _VERSION:
             raise PayloadError(f"the payload has format version {version}; this compoff reads version {_VERSION}")
-        if coding not in CODINGS.values():
+        if coding not in CODINGS.values() and not (coding in CUT.values() and self._can_be_cut):
             raise PayloadError(f"the payload names coding {coding}, which does not exist; its bytes are damaged")
         if quality >= self.num_qualities:
             raise PayloadError(f"the payload has quality {quality}; this export has 0 to {self.num_qualities - 1}")
@@ -385,11 +424,17 @@ def _check_parts(artifact_id: bytes, codes: Sequence[Code], max_batch: int) -> N
     if len(artifact_id) != _ID_LENGTH:
         raise ArtifactError(f"an artifact id has {_ID_LENGTH} bytes, not {len(artifact_id)}")
     qualities = [code.qualities for code in codes]
-    totals = [sum(channels) for channels in zip(*qualities, strict=False)]
+    # More channels or a finer step; neither the other way in any code, which the codes themselves see to.
+    totals = [
+        sum(channels) - sum(steps)
+        for channels, steps in zip(
+            zip(*qualities, strict=False), zip(*(code.steps for code in codes), strict=False), strict=True
+        )
+    ]
     if len({len(channels) for channels in qualities}) != 1 or any(low >= high for low, high in pairwise(totals)):
         raise ArtifactError(
             f"codes with qualities {qualities} cannot be used: expected one code or more, with the same number of "
-            "qualities, each of which sends more channels than the last"
+            "qualities, each of which sends more channels, or finer steps, than the last"
         )
     if not 1 <= max_batch < 1 << 7 * _MOST_NUMBER_BYTES:
         raise ArtifactError(f"max_batch must be between 1 and {(1 << 7 * _MOST_NUMBER_BYTES) - 1}, not {max_batch}")

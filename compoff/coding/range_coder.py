@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from compoff.coding.tables import SymbolTables
 
-__all__ = ["decode", "decode_python", "encode", "encode_python"]
+__all__ = ["decode", "decode_prefix", "decode_python", "encode", "encode_python"]
 
 _WORD = 32
 _WORD_MASK = (1 << _WORD) - 1
@@ -183,6 +183,59 @@ def decode_python(
                 taken += 1
                 span <<= _WORD
     return np.array(result, dtype=np.int32).reshape(channels, num_positions)
+
+
+def decode_prefix(data: bytes, tables: SymbolTables, num_positions: int, num_channels: int) -> NDArray[np.int32]:
+    """Decode the channels that the first bytes of a message settle, whatever bytes came after them.
+
+    Args:
+        data: the first bytes of a message of `encode`.
+        tables: the tables it was coded with.
+        num_positions: how many symbols each channel has.
+        num_channels: how many channels were coded.
+
+    Returns:
+        The symbols of the channels that are certain as a whole, the first ones; there may be none.
+
+    Shapes:
+        result: ``(certain channels, num_positions)``.
+
+    Raises:
+        FeatureError: there are no tables for so many channels.
+
+    Examples:
+        >>> from compoff.coding import SymbolTables
+        >>> tables = SymbolTables([[2**23, 2**23]] * 3)
+        >>> message = encode([[1, 0] * 8, [0, 1] * 8, [1, 1] * 8], tables)
+        >>> len(message), decode_prefix(message[:4], tables, num_positions=16, num_channels=3).tolist()
+        (7, [[1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0]])
+
+    Source: this project.
+    """
+    channels = _checked_channels(tables, num_positions, num_channels)
+    least, most = (
+        iter(cast("list[int]", _words(data + fill * (-len(data) % 4)).tolist())) for fill in (b"\0", b"\xff")
+    )
+    span = (1 << _STATE) - 1
+    low, high = 0, 0
+    for _ in range(2):
+        low, high = low << _WORD | next(least, 0), high << _WORD | next(most, _WORD_MASK)
+    result: list[list[int]] = []
+    for starts, weights in tables.derived("range_python", _python_tables)[:channels]:
+        row: list[int] = []
+        for _ in range(num_positions):
+            scale = span >> PRECISION
+            symbol = bisect_right(starts, low // scale) - 1
+            if bisect_right(starts, min(high, span - 1) // scale) - 1 != symbol:
+                return np.array(result, dtype=np.int32).reshape(len(result), num_positions)
+            low, high = low - scale * starts[symbol], high - scale * starts[symbol]
+            span = scale * weights[symbol]
+            row.append(symbol)
+            if span <= _WORD_MASK:
+                low, high = low << _WORD | next(least, 0), high << _WORD | next(most, _WORD_MASK)
+                span <<= _WORD
+        result.append(row)
+    return np.array(result, dtype=np.int32).reshape(len(result), num_positions)
 
 
 def _checked_channels(tables: SymbolTables, num_positions: int, num_channels: int | None) -> int:

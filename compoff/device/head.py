@@ -77,14 +77,23 @@ class Head:
     def __repr__(self) -> str:
         return f"Head({self.manifest.model} at '{self.split}', id {self.manifest.artifact_id[:8]})"
 
-    def __call__(self, *inputs: Any, quality: int | None = None, coding: Coding = "range", **keywords: Any) -> Payload:
+    def __call__(
+        self,
+        *inputs: Any,
+        quality: int | None = None,
+        max_bytes: int | None = None,
+        coding: Coding = "range",
+        **keywords: Any,
+    ) -> Payload:
         """Turn inputs into the bytes to send.
 
         Args:
             *inputs: What the model takes, as it takes it: tensors of the runtime, or numpy arrays, alone or in tuples,
                 lists and dicts. Flags and numbers became constants at the export: they may be left out, but not
                 changed. The tensors alone, in the model's order, do as well.
-            quality: Index of the quality; None for the best.
+            quality: Index of the quality, from 0, the fewest bytes; None for the default that the fit chose.
+            max_bytes: Most bytes that the payload may have: the best quality up to `quality` that fits is sent, and of
+                the lowest quality only the channels that fit.
             coding: ``"range"`` (the shortest), ``"huffman"`` (the paper's) or ``"raw"``.
             **keywords: What the model takes by name; a parameter called as one of the above is given by position.
 
@@ -92,14 +101,31 @@ class Head:
             The payload; ``bytes(payload)`` is what travels.
 
         Raises:
-            FeatureError: The model was not called so at the export, an input has another shape or dtype, or the batch
-                is empty.
+            FeatureError: The model was not called so at the export, an input has another shape or dtype, the batch is
+                empty, there is no such quality, or not even header and checksum fit into `max_bytes`.
         """
         parts = self.runner.run(self._arrays(inputs, keywords))
-        codes = self.payload_format.codes
-        symbols = parts[: len(codes)]
-        if quality is not None and 0 <= quality < self.payload_format.num_qualities:
-            symbols = [part[:, : code.qualities[quality]] for part, code in zip(symbols, codes, strict=True)]
+        best = self.quality if quality is None else quality
+        if max_bytes is None:
+            return self._payload(parts, best, coding)
+        payload = self._payload(parts, best, coding)
+        for lower in range(best - 1, -1, -1):
+            if len(payload) <= max_bytes:
+                break
+            payload = self._payload(parts, lower, coding)
+        return self.payload_format.shortened(payload, max_bytes)
+
+    @property
+    def quality(self) -> int:
+        """Index of the quality that is sent by default."""
+        chosen = self.manifest.quality
+        return self.payload_format.num_qualities - 1 if chosen < 0 else chosen
+
+    def _payload(self, parts: Sequence[NDArray[Any]], quality: int, coding: Coding) -> Payload:
+        """Code what the program gave at one quality."""
+        codes, symbols = self.payload_format.codes, parts[: len(self.payload_format.codes)]
+        if 0 <= quality < self.payload_format.num_qualities:  # else the format says what there is
+            symbols = [code.sent(part, quality) for part, code in zip(symbols, codes, strict=True)]
         return self.payload_format.encode(symbols, parts[len(codes) :], quality=quality, coding=coding)
 
     def symbols(self, *inputs: Any, **keywords: Any) -> tuple[NDArray[np.uint8], ...]:

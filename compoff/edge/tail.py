@@ -95,17 +95,26 @@ class Tail:
             return self._output(self._run(self._decoded(payload)))
         return [self._output(leaves) for leaves in self.run([self._decoded(one) for one in payload])]
 
+    @property
+    def _batches(self) -> bool:
+        """Whether several payloads, of whichever qualities, can run as one: everything has a batch axis."""
+        return all(spec.batched for spec in (*self.manifest.sides, *self.manifest.outputs))
+
     def _as_one_batch(self, payloads: Sequence[Decoded]) -> list[list[NDArray[Any]]]:
-        """Run several batches of one quality as one and take the outputs apart again."""
-        if len(payloads) == 1:
-            return [self._run(payloads[0])]
-        parts = zip(*((*decoded.symbols, *decoded.sides) for decoded in payloads), strict=True)
+        """Run several batches as one and take the outputs apart again."""
+        parts = zip(*map(self._tensors, payloads), strict=True)
         leaves = self.backend.run([np.concatenate(pieces) for pieces in parts])
         ends = np.cumsum([decoded.batch_size for decoded in payloads])[:-1]
         return [list(pieces) for pieces in zip(*(np.split(leaf, ends) for leaf in leaves), strict=True)]
 
     def _run(self, decoded: Decoded) -> list[NDArray[Any]]:
-        return self.backend.run([*decoded.symbols, *decoded.sides])
+        return self.backend.run(self._tensors(decoded))
+
+    def _tensors(self, decoded: Decoded) -> list[NDArray[Any]]:
+        """What the program takes: whole latents, whatever quality was sent, and the side tensors."""
+        codes = self.payload_format.codes
+        latents = [code.whole(part, decoded.quality) for code, part in zip(codes, decoded.symbols, strict=True)]
+        return [*latents, *decoded.sides]
 
     def _decoded(self, payload: Any) -> Decoded:
         """Decode one payload."""
@@ -156,13 +165,9 @@ class Tail:
         Returns:
             The leaves of the output of each.
         """
-        if not all(spec.batched for spec in (*self.manifest.sides, *self.manifest.outputs)):
-            return [self._run(one) for one in decoded]
-        answers: dict[int, list[NDArray[Any]]] = {}
-        for quality in {one.quality for one in decoded}:  # each quality has channels of its own
-            places = [place for place, one in enumerate(decoded) if one.quality == quality]
-            answers.update(zip(places, self._as_one_batch([decoded[place] for place in places]), strict=True))
-        return [answers[place] for place in range(len(decoded))]
+        if len(decoded) > 1 and self._batches:
+            return self._as_one_batch(decoded)
+        return [self._run(one) for one in decoded]
 
     def answer(self, payload: bytes) -> bytes:
         """Answer one request from the wire.

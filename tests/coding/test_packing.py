@@ -92,3 +92,16 @@ def test_pack_refuses_what_is_no_symbol(symbols: list[float]) -> None:
 def test_an_alphabet_that_cannot_be_packed_is_refused(num_symbols: int) -> None:
     with pytest.raises(FeatureError, match="2 to 256"):
         packing.packed_length(3, num_symbols)
+
+
+@given(num_symbols=st.integers(2, 256), data=st.data())
+def test_a_prefix_unpacks_to_its_whole_rows(num_symbols: int, data: st.DataObject) -> None:
+    row = data.draw(st.integers(1, 9))
+    rows = np.array(
+        data.draw(st.lists(st.lists(st.integers(0, num_symbols - 1), min_size=row, max_size=row), max_size=6))
+    )
+    packed = packing.pack(rows.reshape(-1), num_symbols) if rows.size else b""
+    cut = data.draw(st.integers(0, len(packed)))
+    found = packing.unpack_prefix(packed[:cut], row, num_symbols)
+    assert found[: len(rows)].tolist() == rows.reshape(-1, row)[: len(found)].tolist()
+    assert len(found) <= max(len(rows), 8 * cut // row)

@@ -247,7 +247,7 @@ def test_another_exports_payload_is_refused(coding: str) -> None:
     [
         ("110201", "has 7 to"),
         ("21020100", "version 2"),
-        ("13020100", "coding 3"),
+        ("15020100", "coding 5"),
         ("11030100", "quality 3"),
         ("11020000", "claims 0 samples"),
         ("1102c90100", "claims 201 samples"),
@@ -302,7 +302,7 @@ def test_encode_refuses(symbols: np.ndarray, options: dict[str, object], words: 
         ({"latent_shape": (4, 0)}, "shape"),
         ({"qualities": ()}, "qualities"),
         ({"qualities": (0, 4)}, "between 1 and 4"),
-        ({"qualities": (2, 2)}, "more channels than the last"),
+        ({"qualities": (2, 2)}, "more channels, or finer steps, than the last"),
         ({"qualities": (4, 2)}, "rising"),
         ({"qualities": (5,)}, "between 1 and 4"),
         ({"max_batch": 0}, "max_batch"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -263,3 +264,19 @@ def test_without_constriction_the_same_functions_work(monkeypatch: pytest.Monkey
         assert range_coder._constriction() is None
     finally:
         range_coder._constriction.cache_clear()
+
+
+def test_a_prefix_gives_the_first_channels_whatever_came_after() -> None:
+    generator = np.random.default_rng(7)
+    whole = 0
+    for symbols, tables in messages(400, longest=24, seed=6):
+        message = range_coder.encode(symbols, tables)
+        cut = int(generator.integers(0, len(message) + 1))
+        found = range_coder.decode_prefix(message[:cut], tables, symbols.shape[1], len(symbols))
+        assert found.tolist() == symbols[: len(found)].tolist()
+        other = message[:cut] + generator.bytes(12)  # any other end leaves them as they are
+        with contextlib.suppress(PayloadError):
+            again = range_coder.decode_python(other, tables, symbols.shape[1], len(symbols))
+            assert again[: len(found)].tolist() == found.tolist()
+        whole += len(found)
+    assert whole > 200

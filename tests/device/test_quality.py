@@ -1,0 +1,136 @@
+"""Every rate from one export: qualities, byte limits, cut payloads, and what the tail makes of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import compoff
+from compoff.errors import FeatureError, PayloadError
+from tests.fitting.test_fit import batches, signals, trained_net
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    Export = tuple[compoff.Head, compoff.Tail, compoff.Wrapped, nn.Module]
+
+
+@pytest.fixture(scope="module")
+def exported() -> Export:
+    torch.manual_seed(0)
+    net = trained_net()
+    model = compoff.wrap(net, "body", example_input=signals(2), codec="transform", stride=4)
+    compoff.fit(model, batches(8), steps=20, target_bytes=25)
+    head, tail = compoff.export(model, "body")
+    return head, tail, model.eval(), net
+
+
+def test_qualities_cost_more_and_more_and_are_answered_as_the_model_does(exported: Export) -> None:
+    head, tail, model, net = exported
+    x, bottleneck = signals(40, seed=9), model.bottleneck("body")
+    sizes: list[int] = []
+    for index, quality in enumerate(bottleneck.qualities()):
+        payload = head(x, quality=index)
+        assert payload.quality == index
+        sizes.append(len(payload))
+        gate = model.gate("body")
+        gate.replace = lambda y, quality=quality: bottleneck.decode(bottleneck.received(bottleneck.encode(y), quality))
+        try:
+            with torch.no_grad():
+                expected = net(x)
+        finally:
+            gate.replace = None
+        torch.testing.assert_close(tail(payload), expected, atol=1e-5, rtol=1e-4)
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) == len(sizes)
+
+
+def test_the_default_is_the_best_within_the_target(exported: Export) -> None:
+    head, _, model, _ = exported
+    report = model.reports["body"]
+    assert head.quality == report["quality"]
+    assert head(signals(1)).quality == head.quality
+    assert report["curve"][head.quality]["bytes"] <= 1.02 * 25
+
+
+@pytest.mark.parametrize("limit", [400, 60, 30, 20, 12, 8, 7])
+def test_a_limit_holds_for_any_input(exported: Export, limit: int) -> None:
+    head, tail, _, _ = exported
+    for x in (signals(1, seed=4), 50 * torch.randn(1, 2, 16), torch.zeros(1, 2, 16)):
+        payload = head(x, quality=5, max_bytes=limit)
+        assert len(payload) <= limit
+        assert tail(payload).shape == (1, 4)
+        assert tail(bytes(payload)).shape == (1, 4)
+
+
+def test_a_limit_takes_the_best_quality_that_fits(exported: Export) -> None:
+    head, _, _, _ = exported
+    x = signals(1, seed=4)
+    sizes = [len(head(x, quality=quality)) for quality in range(6)]
+    for quality, size in enumerate(sizes):
+        assert head(x, quality=5, max_bytes=size).quality >= quality
+        assert head(x, quality=quality, max_bytes=10_000).quality == quality
+
+
+def test_a_limit_below_the_header_is_refused(exported: Export) -> None:
+    with pytest.raises(FeatureError, match="max_bytes is 6; header and checksum alone take 7"):
+        exported[0](signals(1), max_bytes=6)
+
+
+def test_any_prefix_decodes_to_its_whole_channels(exported: Export) -> None:
+    head, tail, model, _ = exported
+    payload = head(signals(3, seed=4), quality=5)
+    whole = head.payload_format.decode(payload).symbols[0]
+    counts: list[int] = []
+    for length in range(7, len(payload)):
+        shorter = head.payload_format.shortened(payload, length)
+        assert len(shorter) == length
+        found = head.payload_format.decode(shorter).symbols[0]
+        assert (found == whole[:, : found.shape[1]]).all()
+        counts.append(found.shape[1])
+        tail(shorter)
+    assert counts == sorted(counts)
+    assert counts[-1] >= model.bottleneck("body").latent_shape[0] // 2
+
+
+def test_a_cut_payload_has_a_checksum_of_its_own(exported: Export) -> None:
+    head, tail, _, _ = exported
+    data = bytearray(bytes(head.payload_format.shortened(head(signals(1), quality=5), 15)))
+    data[8] ^= 1
+    with pytest.raises(PayloadError, match="checksum"):
+        tail(bytes(data))
+    with pytest.raises(PayloadError, match="checksum"):
+        tail(bytes(head(signals(1), quality=5))[:15])  # cut by someone else
+
+
+def test_payloads_of_several_qualities_run_as_one_batch(exported: Export) -> None:
+    head, tail, _, _ = exported
+    x = signals(3, seed=4)
+    payloads = [head(x, quality=quality) for quality in (0, 5, 2)] + [head(x, max_bytes=12)]
+    for together, alone in zip(tail(payloads), map(tail, payloads), strict=True):
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_folder_keeps_qualities_and_default(exported: Export, tmp_path: Path) -> None:
+    head, tail, _, _ = exported
+    head.save(tmp_path / "head")
+    tail.save(tmp_path / "tail")
+    x = signals(2, seed=4)
+    again, edge = compoff.Head.load(tmp_path), compoff.Tail.load(tmp_path)
+    assert again.quality == head.quality
+    for quality in (0, 3, None):
+        payload = again(x, quality=quality)
+        assert bytes(payload) == bytes(head(x, quality=quality))
+        torch.testing.assert_close(edge(payload), tail(payload))
+
+
+def test_a_model_that_was_saved_keeps_them_too(exported: Export, tmp_path: Path) -> None:
+    _, _, model, _ = exported
+    model.save(tmp_path / "fitted.safetensors")
+    again = compoff.load(tmp_path / "fitted.safetensors", trained_net()).eval()
+    assert again.bottleneck("body").qualities() == model.bottleneck("body").qualities()
+    assert compoff.export(again, "body")[0].quality == exported[0].quality
