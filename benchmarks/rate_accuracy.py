@@ -1,17 +1,17 @@
-"""Bytes against accuracy at one split point: the paper's recipe beside JPEG, WebP and 8-bit features, same images.
+"""Bytes against accuracy at one split point: one fit for every rate, beside other codecs on the same images.
 
-Each rate is a fit of its own that a killed run resumes. What is measured is what a user gets: the exported head's
-payloads and the exported tail's answers.
+Beside it are the paper's codec, JPEG, WebP and plain features. A fit that was killed, or ran out of its budget, goes on
+when the same line is run again. Bytes are those of the payloads that the exported head makes; the first images also go
+through head and tail, whose answers must be the same.
 
-    python -m benchmarks.rate_accuracy --model cifar10-resnet56 --split layer3 --channels 8 16 32 64 --data DATA
+    python -m benchmarks.rate_accuracy --model cifar10-resnet56 --split layer3 --steps 2000 --data DATA
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,249 +19,214 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import compoff
-from benchmarks.networks import CIFAR10_MEAN, CIFAR10_STD, data_folder, load_cifar_resnet, read_cifar10
+from benchmarks.networks import data_folder
+from benchmarks.plain_codecs import feature_rows, in_batches, picture_rows
 from benchmarks.record import record
-from compoff.coding import Code
+from benchmarks.tasks import CONDITIONS, Task, load_task, paired
+from compoff.coding import Code, PayloadFormat
 from compoff.wire.frames import OVERHEAD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from compoff.codec import Quality
 
 _ROOT = Path(__file__).resolve().parent.parent
 _STATES = _ROOT / "benchmarks" / "states"  # not committed: fits under way
-# Image codecs as small as Pillow makes them: a 32 x 32 JPEG with tables of its own is about a third shorter.
-_AT_BEST: dict[str, dict[str, Any]] = {"jpeg": {"optimize": True}, "png": {"optimize": True}, "webp": {"method": 6}}
-_MEAN, _STD = (torch.tensor(values).view(3, 1, 1) for values in (CIFAR10_MEAN, CIFAR10_STD))
+_SYSTEMS = {"transform": "compoff", "deepcod": "deepcod"}
+_CHECKED = 20  # images that also go through the exported head and tail
+_LATER = 75  # exit status of a run that is to be started again
+
+
+class OutOfTime(Exception):
+    """The budget is spent; what is in the state file is not lost."""
 
 
 @dataclass
-class Task:
-    """A network, what it is fitted on, and what it is measured on.
+class Budgeted:
+    """Batches that end a fit when its time is over.
 
     Args:
-        name: Name of the network in the results.
-        net: The trained network.
-        train: Normalised images to fit on; their labels are not read.
-        test: Normalised images to measure on.
-        labels: Their classes.
+        batches: The batches.
+        until: When, by the monotonic clock.
     """
 
-    name: str
-    net: nn.Module
-    train: Tensor
-    test: Tensor
-    labels: Tensor
-
-
-class Shuffled:
-    """Batches in a new order each round, every second image mirrored at random.
-
-    Args:
-        images: All images.
-        batch: Samples in a batch.
-    """
-
-    def __init__(self, images: Tensor, batch: int) -> None:
-        self.images = images
-        self.batch = batch
+    batches: Any
+    until: float
 
     def __len__(self) -> int:
-        return len(self.images) // self.batch
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[Tensor]:
-        order = torch.randperm(len(self.images))[: len(self) * self.batch]
-        for indices in order.view(-1, self.batch):
-            images = self.images[indices]
-            mirrored = torch.rand(self.batch) < 0.5
-            yield torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+        for batch in self.batches:
+            if time.monotonic() > self.until:
+                raise OutOfTime
+            yield batch
 
 
-def load_task(model: str, folder: Path, limit: int | None) -> Task:
-    """The network and the images of one name."""
-    name, _, depth = model.partition("-resnet")
-    if name != "cifar10" or depth not in ("20", "56"):
-        raise SystemExit(f"--model {model}: expected cifar10-resnet20 or cifar10-resnet56")
-    (train, _), (test, labels) = read_cifar10("train", folder), read_cifar10("test", folder)
-    return Task(model, load_cifar_resnet(int(depth), folder), train[:limit], test[:limit], labels[:limit])
+class Fitted:
+    """One fitted codec in its network.
+
+    Args:
+        task: The task.
+        model: The wrapped network.
+        split: The split point.
+    """
+
+    def __init__(self, task: Task, model: compoff.Wrapped, split: str) -> None:
+        self.task = task
+        self.model = model.eval()
+        self.split = split
+        self.bottleneck = model.bottleneck(split)
+        qualities = self.bottleneck.qualities()
+        code = Code(
+            self.bottleneck.prior.tables(),
+            self.bottleneck.latent_shape,
+            [quality.channels for quality in qualities],
+            [quality.step for quality in qualities],
+        )
+        self.code, self.coder = code, PayloadFormat(bytes(32), [code])
+
+    @torch.inference_mode()
+    def symbols(self, images: Tensor) -> Tensor:
+        """What the encoder makes of images, all of it."""
+        gate, found = self.model.gate(self.split), list[Any]()
+        gate.replace = lambda y: (found.append(self.bottleneck.encode(y).cpu()), y)[1]
+        try:
+            in_batches(self.model.base, images)
+        finally:
+            gate.replace = None
+        return torch.cat(found)
+
+    @torch.inference_mode()
+    def answers(self, images: Tensor, symbols: Tensor, quality: Quality) -> Tensor:
+        """The network's scores of what the edge receives at a quality."""
+        gate, where = self.model.gate(self.split), self.bottleneck.quantizer.centers.device
+        pieces = iter(symbols.split(100))
+        gate.replace = lambda y: self.bottleneck.decode(self.bottleneck.received(next(pieces).to(where), quality)).to(y)
+        try:
+            return in_batches(self.model.base, images)
+        finally:
+            gate.replace = None
+
+    def lengths(self, symbols: Tensor, index: int) -> list[int]:
+        """Length of each image's payload at a quality."""
+        sent = self.code.sent(symbols.numpy(), index)
+        return [len(self.coder.encode([sample[None]], quality=index)) for sample in sent]
+
+    def check(self) -> None:
+        """Send the first images through the exported head and tail; the answers must be the ones measured here."""
+        images = self.task.test[:_CHECKED]
+        self.model.to("cpu")
+        symbols = self.symbols(images)
+        head, tail = compoff.export(self.model, self.split)
+        for index, quality in enumerate(self.bottleneck.qualities()):
+            payloads = [head(image[None], quality=index) for image in images]
+            if [len(payload) for payload in payloads] != self.lengths(symbols, index):
+                raise AssertionError(f"the head's payloads at quality {index} have other lengths than were measured")
+            torch.testing.assert_close(
+                torch.cat(tail(payloads)), self.answers(images, symbols, quality), atol=1e-3, rtol=1e-3
+            )
+
+    def encode_ms(self, index: int) -> float:
+        """Time of encoder and coder on one image's feature, in milliseconds: what the codec adds on the device."""
+        self.model.to("cpu")
+        y = torch.randn(1, *self.bottleneck.geometry.shape)
+        times: list[float] = []
+        with torch.inference_mode():
+            for _ in range(50):
+                start = time.perf_counter()
+                sent = self.code.sent(self.bottleneck.encode(y).numpy(), index)
+                self.coder.encode([sent], quality=index)
+                times.append(time.perf_counter() - start)
+        return 1000 * float(np.median(times))
+
+    def macs(self) -> dict[str, int]:
+        """Multiply-accumulates of encoder and decoder for one image."""
+        counts: dict[str, int] = {}
+        where = self.bottleneck.quantizer.centers.device
+        symbols = torch.zeros(1, *self.bottleneck.latent_shape, dtype=torch.uint8, device=where)
+        feature = torch.zeros(1, *self.bottleneck.geometry.shape, device=where)
+        for name, run in (
+            ("encoder", lambda: self.bottleneck.encode(feature)),
+            ("decoder", lambda: self.bottleneck.decode(symbols)),
+        ):
+            with FlopCounterMode(display=False) as flops, torch.no_grad():
+                run()
+            counts[f"{name}_macs"] = flops.get_total_flops() // 2
+        return counts
 
 
-def drop_row(teacher: Tensor, student: Tensor, labels: Tensor) -> dict[str, float]:
-    """Paired drop of the student against the teacher on the same samples, in points, with its standard error."""
-    right_before, right_after = (logits.argmax(1) == labels for logits in (teacher, student))
-    difference = right_before.double() - right_after.double()
-    top5 = [(logits.topk(5, 1).indices == labels[:, None]).any(1).double() for logits in (teacher, student)]
-    return {
-        "top1": 100 * float(right_after.double().mean()),
-        "drop": 100 * float(difference.mean()),
-        "drop_stderr": 100 * float(difference.std()) / math.sqrt(len(labels)),
-        "drop_top5": 100 * float((top5[0] - top5[1]).mean()),
-        "agreement": float((teacher.argmax(1) == student.argmax(1)).double().mean()),
-    }
-
-
-@torch.inference_mode()
-def in_batches(net: Any, images: Tensor) -> Tensor:
-    """The network's scores."""
-    return torch.cat([net(batch) for batch in images.split(100)])
-
-
-def measure_compoff(task: Task, model: compoff.Wrapped, split: str, teacher: Tensor) -> dict[str, Any]:
-    """Head, bytes, tail: every test image by itself."""
-    head, tail = compoff.export(model, split)
-    lengths: list[int] = []
-    answers: list[Tensor] = []
-    for batch in task.test.split(100):
-        payloads = [head.payload_format.encode([sample[None]]) for sample in head.symbols(batch)[0]]
-        lengths += [len(payload) for payload in payloads]
-        answers.append(torch.cat(tail(payloads)))
-    bottleneck = model.bottleneck(split)
-    with FlopCounterMode(display=False) as flops, torch.no_grad():
-        bottleneck.decode(torch.zeros(1, *bottleneck.latent_shape, dtype=torch.uint8))
-    report = model.reports[split]
-    return {
-        "bytes": float(np.mean(lengths)),
-        "bytes_p99": float(np.percentile(lengths, 99)),
-        "ceiling_bytes": report["ceiling_bytes"],
-        "wire_bytes": float(np.mean(lengths)) + OVERHEAD_BYTES,
-        **drop_row(teacher, torch.cat(answers), task.labels),
-        "encoder_macs": report["encoder_macs"],
-        "decoder_macs": flops.get_total_flops() // 2,
-        "encode_ms": encode_ms(head, bottleneck),
-        "semi_orthogonality_error": report["semi_orthogonality_error"],
-        "lipschitz_bound": report["lipschitz_bound"],
-        "local_gain": report["local_gain"],
-    }
-
-
-def encode_ms(head: compoff.Head, bottleneck: compoff.Bottleneck) -> float:
-    """Median time of what compoff adds on the device (encoder, quantizer, coder) for one sample, in milliseconds."""
-    y = torch.randn(1, *bottleneck.geometry.shape)
-    times: list[float] = []
-    with torch.inference_mode():
-        for _ in range(50):
-            start = time.perf_counter()
-            head.payload_format.encode([bottleneck.encode(y).numpy()])
-            times.append(time.perf_counter() - start)
-    return 1000 * float(np.median(times))
-
-
-def fit_row(task: Task, split: str, channels: int, options: argparse.Namespace, teacher: Tensor) -> dict[str, Any]:
-    """Fit one codec and measure it."""
+def fit(task: Task, split: str, codec: str, options: argparse.Namespace) -> tuple[Fitted, float]:
+    """Fit one codec, or go on with it; returns it and the seconds that the fit took in all."""
     torch.manual_seed(options.seed)
-    model = compoff.wrap(task.net, split, example_input=task.test[:2], channels=channels, num_centers=options.centers)
-    state = _STATES / f"{task.name}.{split}.{channels}x{options.centers}.{options.steps}.safetensors"
-    try:
-        report = compoff.fit(
-            model,
-            Shuffled(task.train, options.batch),
-            steps=options.steps,
-            recipe=options.recipe,
-            seed=options.seed,
-            resume=state,
-            device=options.device,
-        )
-        # Measured on the CPU wherever it was fitted: the artifact is the same.
-        row = measure_compoff(task, model.to("cpu").eval(), split, teacher)
-    finally:
-        model.unwrap()
-    settings = {"channels": channels, "centers": options.centers, "steps": options.steps, "batch": options.batch}
-    return {
-        "system": options.recipe,
-        "model": task.name,
-        "split": split,
-        "quality": 0,
-        **row,
-        "fit_seconds": report.seconds,
-        **settings,
-    }
+    task.net.to(options.device)
+    example = task.test[:2].to(options.device)
+    channels = options.channels if codec == "deepcod" else None
+    model = compoff.wrap(task.net, split, example_input=example, codec=codec, channels=channels)
+    named = [task.name, split, codec, channels, options.target_bytes, options.steps, options.batch, options.limit]
+    state = _STATES / f"{'.'.join(str(part) for part in named if part is not None)}.safetensors"
+    report = compoff.fit(
+        model,
+        Budgeted(task.train, options.until),
+        steps=options.steps,
+        target_bytes=options.target_bytes if codec == "transform" else None,
+        seed=options.seed,
+        resume=state,
+    )
+    return Fitted(task, model, split), report.seconds
 
 
-def as_image(sample: Tensor) -> Image.Image:
-    """A normalised sample as the 8-bit image that it came from."""
-    pixels = ((sample * _STD + _MEAN) * 255).round().clamp(0, 255).byte()
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
-
-
-def picture_rows(task: Task, teacher: Tensor) -> list[dict[str, Any]]:
-    """JPEG and WebP at several qualities, and PNG, in front of the unmodified network."""
-    rows: list[dict[str, Any]] = []
-    pictures = [as_image(sample) for sample in task.test]
-    for system, quality in (
-        [("jpeg", q) for q in (10, 25, 50, 75, 90)] + [("webp", q) for q in (10, 50, 90)] + [("png", 0)]
-    ):
-        lengths, decoded, times = [], [], []
-        for picture in pictures:
-            buffer, start = io.BytesIO(), time.perf_counter()
-            picture.save(buffer, system, **_AT_BEST[system], **({} if system == "png" else {"quality": quality}))
-            times.append(time.perf_counter() - start)
-            lengths.append(buffer.tell())
-            pixels = torch.from_numpy(np.array(Image.open(buffer).convert("RGB"))).permute(2, 0, 1)
-            decoded.append((pixels.float() / 255 - _MEAN) / _STD)
-        scores = in_batches(task.net, torch.stack(decoded))
-        rows.append(
-            {
-                "system": system,
-                "model": task.name,
-                "split": "input",
-                "quality": quality,
-                "bytes": float(np.mean(lengths)),
-                "wire_bytes": float(np.mean(lengths)) + OVERHEAD_BYTES,
-                **drop_row(teacher, scores, task.labels),
-                "encoder_macs": None,
-                "decoder_macs": None,
-                "encode_ms": 1000 * float(np.median(times)),
-                "fit_seconds": 0.0,
-            }
-        )
+def fitted_rows(fitted: Fitted, codec: str, teacher: Tensor, seconds: float) -> list[dict[str, Any]]:
+    """One row a quality."""
+    task, rows, macs = fitted.task, list[dict[str, Any]](), fitted.macs()
+    symbols = fitted.symbols(task.test)
+    for index, quality in enumerate(fitted.bottleneck.qualities()):
+        mean = float(np.mean(fitted.lengths(symbols, index)))
+        row = {
+            "system": _SYSTEMS[codec],
+            "model": task.name,
+            "split": fitted.split,
+            "quality": index if codec == "transform" else quality.channels,
+            "bytes": mean,
+            "wire_bytes": mean + OVERHEAD_BYTES,
+            **paired(teacher, fitted.answers(task.test, symbols, quality), task.labels),
+            **macs,
+        }
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    fitted.check()
+    for index, row in enumerate(rows):
+        row.update(encode_ms=fitted.encode_ms(index), fit_seconds=seconds)
     return rows
 
 
-@torch.no_grad()
-def feature_rows(task: Task, split: str, teacher: Tensor) -> list[dict[str, Any]]:
-    """The feature itself at 8, 4 and 2 bits with a range coder: what one gets without a learned codec."""
-    rows: list[dict[str, Any]] = []
-    model = compoff.wrap(task.net, split, example_input=task.test[:2])
-    gate, kept = model.gate(split), list[Any]()
-    try:
-        gate.replace = lambda y: (kept.append(y), y)[1]
-        in_batches(model.base, task.test)
-        y = torch.cat(kept)
-        low, high = float(y.amin()), float(y.amax())
-        for bits in (8, 4, 2):
-            levels = 2**bits
-            symbols = ((y - low) / (high - low) * (levels - 1)).round()
-            pieces = iter((symbols / (levels - 1) * (high - low) + low).split(100))
-            gate.replace = lambda _, pieces=pieces: next(pieces)
-            scores = in_batches(model.base, task.test)
-            flat = symbols.flatten(2).to(torch.uint8).numpy()
-            counts = [[int((flat[:, c] == k).sum()) for k in range(levels)] for c in range(flat.shape[1])]
-            tables = compoff.SymbolTables.from_counts(np.array(counts))
-            coder = compoff.PayloadFormat(bytes(32), [Code(tables, flat.shape[1:])])
-            lengths = [len(coder.encode([sample[None]])) for sample in flat]
+def shifted_rows(fitted: Fitted) -> list[dict[str, Any]]:
+    """Bytes and drop of images that were blurred, noisy or JPEG before; the largest payload beside its limit."""
+    task, rows, pictures = fitted.task, list[dict[str, Any]](), fitted.task.pictures()
+    for condition, spoil in {"clean": lambda picture: picture, **CONDITIONS}.items():
+        images = task.normalized([spoil(picture) for picture in pictures])
+        teacher, symbols = in_batches(task.net, images), fitted.symbols(images)
+        for index, quality in enumerate(fitted.bottleneck.qualities()):
+            lengths = fitted.lengths(symbols, index)
             rows.append(
                 {
-                    "system": f"{bits}-bit features",
+                    "system": "compoff",
                     "model": task.name,
-                    "split": split,
-                    "quality": bits,
+                    "split": fitted.split,
+                    "condition": condition,
+                    "quality": index,
                     "bytes": float(np.mean(lengths)),
-                    "wire_bytes": float(np.mean(lengths)) + OVERHEAD_BYTES,
-                    **drop_row(teacher, scores, task.labels),
-                    "encoder_macs": 0,
-                    "decoder_macs": 0,
-                    "encode_ms": None,
-                    "fit_seconds": 0.0,
+                    "largest_bytes": max(lengths),
+                    "limit_bytes": fitted.coder.max_bytes(1, index),
+                    **paired(teacher, fitted.answers(images, symbols, quality), task.labels),
                 }
             )
-    finally:
-        gate.replace = None
-        model.unwrap()
     return rows
 
 
@@ -271,43 +236,83 @@ def bytes_at_drop(rows: list[dict[str, Any]], system: str, limit: float) -> floa
     return min(fitting) if fitting else None
 
 
-def main() -> None:
-    """Run the benchmark."""
+def advise(rows: list[dict[str, Any]], limit: float) -> None:
+    """Say what each system needs, and so whether a plain image codec would do better at the input."""
+    found = {system: bytes_at_drop(rows, system, limit) for system in dict.fromkeys(row["system"] for row in rows)}
+    print(f"bytes at <= {limit} points of drop: {found}")
+    ours, plain = found.get("compoff"), {name: found[name] for name in ("jpeg", "webp") if found.get(name) is not None}
+    if plain and (ours is None or min(plain.values()) < ours):
+        print(f"notice: plain {min(plain, key=lambda name: plain[name])} needs fewer bytes here")
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw bytes against drop, one line a system."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for system in dict.fromkeys(row["system"].rpartition("-bit ")[2] for row in rows):
+        points = sorted((row["bytes"], row["drop"]) for row in rows if row["system"].endswith(system))
+        axes.plot(*zip(*points, strict=True), marker="o", label=system)
+    axes.set(xscale="log", xlabel="bytes of a payload", ylabel="drop of top-1, points", ylim=(-1, 20))
+    axes.axhline(1, color="gray", linewidth=0.5)
+    axes.legend()
+    axes.set_title(f"{rows[0]['model']} at {rows[0]['split']}")
+    figure.savefig(path, dpi=120)
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="cifar10-resnet56")
     parser.add_argument("--split", required=True)
-    parser.add_argument("--channels", type=int, nargs="+", required=True, help="channels of the latent, one fit each")
-    parser.add_argument("--centers", type=int, default=8)
+    parser.add_argument("--codecs", nargs="+", default=["transform"], choices=sorted(_SYSTEMS))
+    parser.add_argument("--channels", type=int, default=None, help='of codec "deepcod", which sets its bytes')
+    parser.add_argument("--target-bytes", type=float, default=None, help="what the ladder of rates is aimed at")
     parser.add_argument("--steps", type=int, required=True, help="optimizer steps of each fit")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--recipe", default="deepcod")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--device", default="cpu", help="where to fit")
-    parser.add_argument("--name", default=None, help="suffix of the file of results")
+    parser.add_argument("--seconds", type=float, default=None, help="stop then, with status 75; run again to go on")
+    parser.add_argument("--name", default=None, help="suffix of the files of results")
     parser.add_argument("--limit", type=int, default=None, help="only the first images, for a trial")
     parser.add_argument("--data", type=Path, default=None)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = parse()
+    options.until = time.monotonic() + (options.seconds or float("inf"))
     if options.threads:
         torch.set_num_threads(options.threads)
-    task = load_task(options.model, data_folder(options.data), options.limit)
+    folder = data_folder(options.data)
+    task = load_task(options.model, folder, batch=options.batch, device=options.device, limit=options.limit)
+    rows: list[dict[str, Any]] = []
+    shifted: list[dict[str, Any]] = []
+    for codec in options.codecs:
+        try:
+            fitted, seconds = fit(task, options.split, codec, options)
+        except OutOfTime:
+            print("out of time; run the same line again to go on")
+            sys.exit(_LATER)
+        teacher = in_batches(task.net, task.test)
+        rows += fitted_rows(fitted, codec, teacher, seconds)
+        shifted += shifted_rows(fitted) if codec == "transform" else []
+        fitted.model.unwrap()
     teacher = in_batches(task.net, task.test)
-    rows = feature_rows(task, options.split, teacher)
+    rows += feature_rows(task, options.split, teacher)
     rows += picture_rows(task, teacher) if options.split == "input" else []
-    command = (
-        f"python -m benchmarks.rate_accuracy --model {options.model} --split {options.split} --channels "
-        f"{' '.join(map(str, options.channels))} --centers {options.centers} --steps {options.steps}"
-        + (f" --batch {options.batch} --device {options.device} --name {options.name}" if options.name else "")
-        + " --data DATA"
-    )
-    name = ".".join(filter(None, ["rate_accuracy", options.model, options.split, options.name]))
-    for channels in options.channels:
-        rows.append(fit_row(task, options.split, channels, options, teacher))
-        path = record(name, rows, seed=options.seed, command=command)
-        print(json.dumps(rows[-1]), flush=True)
+    given = " ".join(sys.argv[1:])
+    command = f"python -m benchmarks.rate_accuracy {given.replace(str(options.data), 'DATA')}"
+    name = ".".join(filter(None, [options.model, options.split, options.name]))
+    path = record(f"rate_accuracy.{name}", rows, seed=options.seed, command=command)
+    if shifted:
+        record(f"robustness.{name}", shifted, seed=options.seed, command=command)
+    plot(rows, path.with_suffix(".png"))
     for limit in (1, 2, 5):
-        found = {system: bytes_at_drop(rows, system, limit) for system in dict.fromkeys(row["system"] for row in rows)}
-        print(f"bytes at <= {limit} points of drop: {found}")
+        advise(rows, limit)
     print(path)
 
 

@@ -1,0 +1,114 @@
+"""What one gets without a learned codec: image codecs before the untouched network, and plain features coded."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import compoff
+from benchmarks.tasks import paired
+from compoff.coding import Code, PayloadFormat, SymbolTables
+from compoff.wire.frames import OVERHEAD_BYTES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmarks.tasks import Task
+
+__all__ = ["feature_rows", "in_batches", "picture_rows"]
+
+# Image codecs as small as Pillow makes them: a 32 x 32 JPEG with tables of its own is about a third shorter.
+_AT_BEST: dict[str, dict[str, Any]] = {"jpeg": {"optimize": True}, "webp": {"method": 6}, "png": {"optimize": True}}
+_QUALITIES = {"jpeg": (5, 10, 25, 50, 75, 90), "webp": (1, 10, 25, 50, 75, 90), "png": (0,)}
+
+
+@torch.inference_mode()
+def in_batches(net: Any, images: Tensor) -> Tensor:
+    """The network's scores, on the CPU.
+
+    Args:
+        net: The network.
+        images: Its inputs.
+
+    Returns:
+        Scores of all of them.
+    """
+    where = next(net.parameters()).device
+    return torch.cat([net(batch.to(where)).cpu() for batch in images.split(100)])
+
+
+def _row(task: Task, split: str, system: str, quality: int, lengths: list[int], **more: Any) -> dict[str, Any]:
+    mean = float(np.mean(lengths))
+    named = {"system": system, "model": task.name, "split": split, "quality": quality}
+    return {**named, "bytes": mean, "wire_bytes": mean + OVERHEAD_BYTES, **more, "fit_seconds": 0.0}
+
+
+def picture_rows(task: Task, teacher: Tensor) -> list[dict[str, Any]]:
+    """JPEG and WebP at several qualities, and PNG, in front of the unmodified network.
+
+    Args:
+        task: The task.
+        teacher: The network's scores of the images themselves.
+
+    Returns:
+        One row a codec and quality.
+    """
+    rows: list[dict[str, Any]] = []
+    pictures = task.pictures()
+    for system, quality in [(system, quality) for system, several in _QUALITIES.items() for quality in several]:
+        lengths, decoded, times = list[int](), list[Image.Image](), list[float]()
+        for picture in pictures:
+            buffer, start = io.BytesIO(), time.perf_counter()
+            picture.save(buffer, system, **_AT_BEST[system], **({} if system == "png" else {"quality": quality}))
+            times.append(time.perf_counter() - start)
+            lengths.append(buffer.tell())
+            decoded.append(Image.open(buffer).convert("RGB"))
+        scores = in_batches(task.net, task.normalized(decoded))
+        cost = {"encoder_macs": None, "decoder_macs": None, "encode_ms": 1000 * float(np.median(times))}
+        rows.append(_row(task, "input", system, quality, lengths, **paired(teacher, scores, task.labels), **cost))
+    return rows
+
+
+@torch.no_grad()
+def feature_rows(task: Task, split: str, teacher: Tensor) -> list[dict[str, Any]]:
+    """The feature itself at 8, 4 and 2 bits with a range coder, tables from these very features.
+
+    Args:
+        task: The task.
+        split: The split point.
+        teacher: The network's scores.
+
+    Returns:
+        One row a number of bits; `quality` is the bits.
+    """
+    rows: list[dict[str, Any]] = []
+    model = compoff.wrap(task.net, split, example_input=task.test[:2].to(next(task.net.parameters()).device))
+    gate, kept = model.gate(split), list[Any]()
+    try:
+        gate.replace = lambda y: (kept.append(y.cpu()), y)[1]
+        in_batches(model.base, task.test)
+        y = torch.cat(kept)
+        low, high = float(y.amin()), float(y.amax())
+        for bits in (8, 4, 2):
+            levels = 2**bits
+            symbols = ((y - low) / (high - low) * (levels - 1)).round()
+            pieces = iter((symbols / (levels - 1) * (high - low) + low).split(100))
+            gate.replace = lambda fresh, pieces=pieces: next(pieces).to(fresh.device)
+            scores = in_batches(model.base, task.test)
+            flat = symbols.flatten(2).to(torch.uint8).numpy()
+            counts = [[int((flat[:, c] == k).sum()) for k in range(levels)] for c in range(flat.shape[1])]
+            tables = SymbolTables.from_counts(np.array(counts))
+            coder = PayloadFormat(bytes(32), [Code(tables, flat.shape[1:])])
+            lengths = [len(coder.encode([sample[None]])) for sample in flat]
+            cost = {"encoder_macs": 0, "decoder_macs": 0, "encode_ms": None}
+            named = paired(teacher, scores, task.labels)
+            rows.append(_row(task, split, f"{bits}-bit features", bits, lengths, **named, **cost))
+    finally:
+        gate.replace = None
+        model.unwrap()
+    return rows
