@@ -5,6 +5,7 @@ Shared by the benchmark, which takes the models as they are, and the tests, whic
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -19,11 +20,13 @@ import torch
 import compoff
 from benchmarks.zoo.snapshot import Snapshot
 from benchmarks.zoo.stranger import tensors_of
+from compoff.codec import Bottleneck
+from compoff.cutting.capture import capture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from benchmarks.zoo.architecture import Architecture, Inputs
 
@@ -54,6 +57,18 @@ def difference(left: Any, right: Any) -> float:
     pairs = [(one, other) for one, other in zip(ours, theirs, strict=True) if one.numel()]
     gaps = [float((one.detach().double() - other.detach().double()).abs().max()) for one, other in pairs]
     return max((gap if math.isfinite(gap) else math.inf for gap in gaps), default=0.0)
+
+
+class Unchanged(Bottleneck):
+    """A bottleneck that changes nothing: what differs with it in place is the cut's doing."""
+
+    def encode(self, y: Tensor) -> Tensor:
+        """Hand the feature on in place of symbols."""
+        return y
+
+    def decode(self, symbols: Tensor) -> Tensor:
+        """Hand it on again."""
+        return symbols
 
 
 @dataclass
@@ -99,6 +114,25 @@ class Mounted:
         """What the wrapped model answers with its bottleneck on."""
         with self.wrapped.eval().at(self.split), torch.no_grad():
             return _called(self.wrapped, self.batch(size))
+
+    def program_gap(self) -> float:
+        """Largest difference of the two programs, bottlenecks bypassed, to the model before it was wrapped."""
+        gate, example = self.wrapped.gate(self.split), self.wrapped.example_inputs()
+        bottlenecks = gate.bottlenecks
+        gate.bottlenecks = tuple(Unchanged(bottleneck.geometry) for bottleneck in bottlenecks)
+        try:
+            programs = capture(self.model, gate, self.split, example, send=self.architecture.skips == "send")
+        finally:
+            gate.bottlenecks = bottlenecks
+        head, tail = (program.module(check_guards=False) for program in (programs.head, programs.tail))
+        gaps: list[float] = []
+        for size, answer in zip(BATCHES, self.expected, strict=True):
+            inputs = self.batch(size)
+            call = inspect.signature(self.model.forward).bind(*inputs.args, **inputs.kwargs)
+            call.apply_defaults()
+            with torch.no_grad():
+                gaps.append(difference(tail(*head(*tensors_of([call.args, call.kwargs]))), answer))
+        return max(gaps)
 
     def gradients_missing(self) -> list[str]:
         """Parameters of the encoders that no gradient reaches from the model's own output; none where all is well."""
@@ -165,10 +199,9 @@ class Export:
         return max(difference(ours, theirs) for ours, theirs in zip(answers, self.expected, strict=True))
 
     def socket_gap(self) -> float:
-        """The same over a socket, from files; infinity where an answer is not nested as the model's own."""
-        tail, head = compoff.Tail.load(self.folder), compoff.Head.load(self.folder)
+        """The same over a socket; infinity where an answer is not nested as the model's own."""
         gaps: list[float] = []
-        with compoff.serve(tail, "127.0.0.1:0") as server, head.connect(server.address, timeout=60) as remote:
+        with self.tail.serve("127.0.0.1:0") as server, self.head.connect(server.address, timeout=60) as remote:
             for call, expected in zip(self.calls, self.expected, strict=True):
                 answer = remote(*call.args, **call.kwargs)
                 gaps.append(difference(answer, expected) if type(answer) is type(expected) else math.inf)

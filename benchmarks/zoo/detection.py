@@ -213,7 +213,7 @@ DETECTION = (
         "own",
         lambda reduced: Ssd(8, 5) if reduced else Ssd(32, 21),
         images(256, 64),
-        ("stages.0", "stages.1", "extra"),
+        ("stages.1", "extra"),
     ),
     Architecture(
         "SSD-like with NMS",

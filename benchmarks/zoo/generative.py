@@ -134,7 +134,7 @@ GENERATIVE = (
         "own",
         lambda reduced: TimedUNet(8 if reduced else 64),
         _pictures_and_times,
-        ("down2", "middle", "up1"),
+        ("down2", "middle"),
     ),
     Architecture("UNet2DModel", "diffusers", _diffusers, _pictures_and_times, ("down_blocks.1", "mid_block")),
     Architecture(
@@ -142,6 +142,6 @@ GENERATIVE = (
         "own",
         lambda reduced: Vae(8 if reduced else 64),
         _pictures_and_noise,
-        ("encoder2", "moments", "decoder1"),
+        ("encoder2", "decoder1"),
     ),
 )

@@ -129,14 +129,14 @@ SPEECH = (
         "own",
         lambda reduced: DeepSpeech(4, 8, 16, 12) if reduced else DeepSpeech(32, 512, 160, 29),
         _spectrograms((160, 200), (16, 24)),
-        ("conv2", "recurrent1", "recurrent2"),
+        ("conv2", "recurrent1"),
     ),
     Architecture(
         "BC-ResNet-2",
         "own",
         bcresnet2,
         _spectrograms((40, 32), (40, 16), channels=1),
-        ("t2", "t3", "t4"),
+        ("t2", "t3"),
         weights="real",
     ),
     Architecture(
@@ -144,7 +144,7 @@ SPEECH = (
         "own",
         lambda reduced: XVector(8, 16, 8) if reduced else XVector(24, 512, 512),
         _spectrograms((24, 200), (8, 40)),
-        ("frame2", "frame3", "segment"),
+        ("frame2", "segment"),
     ),
     Architecture(
         "wav2vec 2.0, CTC",

@@ -95,7 +95,7 @@ TEXT = (
         "transformers",
         _bert,
         _words(30_522, "attention_mask", "token_type_ids"),
-        ("bert.encoder.layer.1", "bert.encoder.layer.2", "bert.pooler"),
+        ("bert.encoder.layer.1", "bert.pooler"),
     ),
     Architecture(
         "Llama-like decoder, cache off",
