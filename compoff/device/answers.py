@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from compoff.errors import RemoteProtocolError, SplitError
+from compoff.errors import FeatureError, RemoteProtocolError, SplitError
 from compoff.structure import CONSTANTS, importable, input_leaves, unflatten
 from compoff.wire.messages import Offer
+from compoff.wire.nested import MOST_LEAVES, restore_nested
 from compoff.wire.replies import FULL, reply_form, reply_specs, restore_leaves
 from compoff.wire.tensors import unpack
 
@@ -86,9 +87,7 @@ class Heads:
                 f"heads of the split points {splits} were given; expected one or more, each split point once"
             )
         for head in self.all:
-            reply_specs(self.form, head.manifest.outputs)
-            # Imports the classes of the outputs now, not while an answer waits.
-            unflatten(head.manifest.structure, head.manifest.outputs, importable)
+            _check_form(self.form, head.manifest)
 
     @property
     def offers(self) -> list[Offer]:
@@ -147,6 +146,13 @@ def restore(head: Sender, inputs: Any, payload: Payload, reply: bytes, form: Rep
     Raises:
         RemoteProtocolError: The reply is not what this export's tail answers.
     """
+    plain = all_numpy(inputs)
+
+    def convert(array: Any) -> Any:
+        return array if plain else head.runner.from_numpy(array)
+
+    if not head.manifest.structure:
+        return restore_nested(unpack(reply, most_arrays=1 + MOST_LEAVES), convert)
     specs = reply_specs(form, head.manifest.outputs)
     arrays = unpack(reply, len(specs))
     expected = [((payload.batch_size, *spec.shape) if spec.batched else spec.shape, spec.dtype) for spec in specs]
@@ -156,17 +162,26 @@ def restore(head: Sender, inputs: Any, payload: Payload, reply: bytes, form: Rep
             f"the server answered with tensors {found}, expected {expected}; is it serving this export with the same "
             "compoff?"
         )
-    plain = all_numpy(inputs)
-
-    def convert(array: Any) -> Any:
-        return array if plain else head.runner.from_numpy(array)
-
     leaves = restore_leaves(form, arrays, head.manifest.outputs, convert)
     return unflatten(head.manifest.structure, leaves, importable)
 
 
+def _check_form(form: ReplyForm, manifest: Manifest) -> None:
+    """Refuse a form that an export's answers cannot have; import their classes now, not while an answer waits."""
+    reply_specs(form, manifest.outputs)
+    if manifest.structure:
+        unflatten(manifest.structure, manifest.outputs, importable)
+    elif form != FULL:
+        raise FeatureError(
+            f"what {manifest.model} returns is known only once it has answered, so nothing can be left out of it; ask "
+            "for reply='full'"
+        )
+
+
 def _longest_reply(form: ReplyForm, manifest: Manifest) -> int:
     """Length of the reply to the largest batch, as ``compoff.wire.tensors`` packs it, or a few bytes more."""
+    if not manifest.structure:
+        return manifest.max_reply_bytes
     total = _NUMBER_BYTES
     for spec in reply_specs(form, manifest.outputs):
         samples = manifest.max_batch if spec.batched else 1

@@ -12,9 +12,12 @@ import torch
 
 from compoff.artifact import find_part, read_folder, write_folder
 from compoff.coding import Payload
+from compoff.edge.backends.backend import NestedBackend
 from compoff.edge.backends.eager import EagerBackend
-from compoff.errors import ArtifactMismatch, PayloadError
-from compoff.structure import importable, unflatten
+from compoff.errors import ArtifactMismatch, BackendError, PayloadError
+from compoff.manifest import DTYPES
+from compoff.structure import flatten, importable, unflatten
+from compoff.wire.nested import nested_arrays, restore_nested
 from compoff.wire.tensors import pack
 
 if TYPE_CHECKING:
@@ -42,6 +45,9 @@ class Tail:
         tables: The coder's tables, one a code.
         backend: The runtime that holds the program.
 
+    Raises:
+        BackendError: The manifest does not know the outputs, and the backend cannot run such a model.
+
     Examples:
         >>> import torch, compoff
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
@@ -58,6 +64,11 @@ class Tail:
         self.manifest = manifest
         self.tables = tuple(tables)
         self.backend = backend
+        if not manifest.structure and not isinstance(backend, NestedBackend):
+            raise BackendError(
+                f"the outputs of {manifest.model} are known only once it has answered, which a "
+                f"{type(backend).__name__} cannot do; run it with a backend that has run_nested"
+            )
         self.payload_format = manifest.payload_format(tables)
 
     @property
@@ -98,7 +109,8 @@ class Tail:
     @property
     def _batches(self) -> bool:
         """Whether several payloads, of whichever qualities, can run as one: everything has a batch axis."""
-        return all(spec.batched for spec in (*self.manifest.sides, *self.manifest.outputs))
+        manifest = self.manifest
+        return bool(manifest.structure) and all(spec.batched for spec in (*manifest.sides, *manifest.outputs))
 
     def _as_one_batch(self, payloads: Sequence[Decoded]) -> list[list[NDArray[Any]]]:
         """Run several batches as one and take the outputs apart again."""
@@ -108,7 +120,11 @@ class Tail:
         return [list(pieces) for pieces in zip(*(np.split(leaf, ends) for leaf in leaves), strict=True)]
 
     def _run(self, decoded: Decoded) -> list[NDArray[Any]]:
-        return self.backend.run(self._tensors(decoded))
+        parts = self._tensors(decoded)
+        if self.manifest.structure or not isinstance(self.backend, NestedBackend):
+            return self.backend.run(parts)
+        leaves, description = flatten(self.backend.run_nested(parts), _is_tensor, "the model returned")
+        return nested_arrays(description, [_array(leaf) for leaf in leaves], self.manifest.max_reply_bytes)
 
     def _tensors(self, decoded: Decoded) -> list[NDArray[Any]]:
         """What the program takes: whole latents, whatever quality was sent, and the side tensors."""
@@ -130,6 +146,8 @@ class Tail:
         return self.payload_format.decode(payload)
 
     def _output(self, leaves: list[NDArray[Any]]) -> Any:
+        if not self.manifest.structure:
+            return restore_nested(leaves, torch.from_numpy, importable)  # pyright: ignore[reportUnknownArgumentType]
         return unflatten(self.manifest.structure, [torch.from_numpy(leaf) for leaf in leaves], importable)
 
     @property
@@ -163,7 +181,7 @@ class Tail:
             decoded: What `decode` made of each.
 
         Returns:
-            The leaves of the output of each.
+            The leaves of the output of each; before them its structure, where the manifest does not know it.
         """
         if len(decoded) > 1 and self._batches:
             return self._as_one_batch(decoded)
@@ -238,3 +256,18 @@ class Tail:
         """
         folder = read_folder(find_part(path, "tail"), "tail")
         return cls(folder.manifest, folder.tables, EagerBackend.load(folder, device))
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    """A tensor that a model returned, as the wire takes it."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in DTYPES or tensor.layout is not torch.strided:
+        raise BackendError(
+            f"the model returned {name}, {tensor.layout}, which numpy and the wire do not know; expected "
+            f"{', '.join(DTYPES)}: convert it in the model"
+        )
+    return tensor.detach().cpu().numpy()

@@ -63,12 +63,13 @@ def pack(arrays: Sequence[NDArray[Any]]) -> bytes:
     return b"".join(parts)
 
 
-def unpack(data: bytes, num_arrays: int | None = None) -> list[NDArray[Any]]:
+def unpack(data: bytes, num_arrays: int | None = None, *, most_arrays: int | None = None) -> list[NDArray[Any]]:
     """Arrays from the bytes that ``pack`` made; allocates no more than the bytes say and hold.
 
     Args:
         data: The bytes.
         num_arrays: How many arrays there must be; None for any number.
+        most_arrays: How many there may be, where their number is not known; None for any number.
 
     Returns:
         Arrays of the machine's byte order that own their memory and can be written to.
@@ -87,6 +88,8 @@ def unpack(data: bytes, num_arrays: int | None = None) -> list[NDArray[Any]]:
     count = reader.count()
     if num_arrays not in (None, count):  # before any is made: thousands of empty arrays take few bytes here
         raise RemoteProtocolError(_damaged(f"there are {count} arrays, expected {num_arrays}"))
+    if most_arrays is not None and count > most_arrays:
+        raise RemoteProtocolError(_damaged(f"there are {count} arrays, expected at most {most_arrays}"))
     arrays = [reader.array() for _ in range(count)]
     if reader.position != len(data):
         raise RemoteProtocolError(_damaged(f"{len(data) - reader.position} bytes follow the last array"))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "NestedBackend"]
 
 
 class Backend(Protocol):
@@ -20,4 +20,13 @@ class Backend(Protocol):
 
     def run(self, parts: list[NDArray[Any]]) -> list[NDArray[Any]]:
         """What crossed the cut, symbols before side tensors, to the leaves of the model's output; one batch."""
+        ...
+
+
+@runtime_checkable
+class NestedBackend(Backend, Protocol):
+    """A runtime whose outputs are not known before it has run."""
+
+    def run_nested(self, parts: list[NDArray[Any]]) -> Any:
+        """What crossed the cut to the model's output as the model returns it, in torch tensors; one batch."""
         ...
