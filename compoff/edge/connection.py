@@ -109,6 +109,7 @@ class Connection(asyncio.Protocol):
         """Give back what this connection held."""
         self._gone = True
         self._hold(0)
+        self._protocol.discard()
         self.count_unread()
         if self._abort_timer is not None:
             self._abort_timer.cancel()

@@ -170,6 +170,10 @@ class FrameParser:
             self._data += data
         self._position = 0
 
+    def discard(self) -> None:
+        """Let go of everything received: nothing more will be read."""
+        self._data, self._position, self._frame_bytes = b"", 0, 0
+
     def next_frame(self) -> Frame | None:
         """The next complete frame, or None until more bytes are fed.
 

@@ -132,6 +132,13 @@ class Conversation(ABC):
             self._send(Frame(FrameType.GOODBYE))
             self._state = State.CLOSING
 
+    def discard(self) -> None:
+        """Let go of a message half received, at the end of the connection.
+
+        This end is part of a reference cycle; until the garbage collector comes by, what it holds stays in memory.
+        """
+        self._parser.discard()
+
     def _send(self, frame: Frame) -> None:
         self._output.append(serialize(frame))
 

@@ -115,6 +115,7 @@ def test_half_messages_cannot_fill_the_server() -> None:
             peer = stack.enter_context(Peer(server))
             peer.send(half)
             eventually(lambda count=number + 1: server._service.held_bytes == count * len(half))
+        held = tuple(server._service.peers)
         for _ in range(4):
             with Peer(server) as peer, contextlib.suppress(OSError):
                 assert peer.read() is not None
@@ -124,6 +125,9 @@ def test_half_messages_cannot_fill_the_server() -> None:
         assert server._service.held_bytes <= options["max_held_bytes"]
         stack.close()
         eventually(lambda: server._service.held_bytes == 0)
+        assert not any(connection._protocol.buffered for connection in held), (
+            "not even until the next garbage collection"
+        )
         still_right(server)
 
 
