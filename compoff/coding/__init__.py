@@ -6,7 +6,8 @@ Needs numpy only; knows neither networks nor sockets. Start at `payload`; the de
 from __future__ import annotations
 
 from compoff.coding.body import Code, Coding
-from compoff.coding.payload import Decoded, Payload, PayloadFormat
+from compoff.coding.message import Decoded, Payload
+from compoff.coding.payload import PayloadFormat
 from compoff.coding.side import Side
 from compoff.coding.tables import SymbolTables
 

@@ -15,13 +15,13 @@ The file knows shapes and bytes; it does not know networks, centers or sockets.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compoff.coding.body import CODINGS, CUT, Code, Coding
+from compoff.coding.message import Decoded, Payload
 from compoff.coding.numbers import leb128, read_leb128
 from compoff.coding.side import Side, decode_side, encode_side, max_side_bytes
 from compoff.errors import ArtifactError, FeatureError, PayloadError
@@ -31,77 +31,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Decoded", "Payload", "PayloadFormat"]
+__all__ = ["PayloadFormat"]
 
 _VERSION = 1
 _ID_LENGTH = 32
 _CRC_LENGTH = 4
 _SHORTEST = 2 + 1 + _CRC_LENGTH
 _MOST_NUMBER_BYTES = 5  # of a batch size or a length
-
-
-@dataclass(frozen=True)
-class Payload:
-    """The coded symbols of one batch; ``bytes(payload)`` is what travels.
-
-    Args:
-        data: the bytes that travel.
-        artifact_id: the 32-byte name of the export that made them; not sent.
-        quality: index of the quality they were made at.
-        batch_size: how many samples they hold.
-
-    Examples:
-        >>> payload = Payload(b"seven b", artifact_id=bytes(32), quality=0, batch_size=1)
-        >>> len(payload), bytes(payload)
-        (7, b'seven b')
-
-    Source: this project.
-    """
-
-    data: bytes
-    artifact_id: bytes
-    quality: int
-    batch_size: int
-
-    def __bytes__(self) -> bytes:
-        return self.data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __repr__(self) -> str:
-        return f"Payload({len(self.data)} bytes, quality={self.quality}, batch_size={self.batch_size})"
-
-
-@dataclass(frozen=True, eq=False)
-class Decoded:
-    """What a payload holds.
-
-    Args:
-        symbols: for each code, one index of a center for each place of its latent.
-        sides: the side tensors.
-        quality: index of the quality they were made at.
-        batch_size: how many samples they hold.
-
-    Shapes:
-        symbols: each ``(batch_size, channels at this quality, *space)``.
-        sides: each ``(batch_size, *shape)``, or ``shape`` where it has no batch.
-
-    Examples:
-        >>> import numpy as np
-        >>> Decoded((np.zeros((2, 4, 5, 5), np.uint8),), (), quality=0, batch_size=2).symbols[0].shape
-        (2, 4, 5, 5)
-
-    Source: this project.
-    """
-
-    symbols: tuple[NDArray[np.uint8], ...]
-    sides: tuple[NDArray[Any], ...]
-    quality: int
-    batch_size: int
-
-    def __len__(self) -> int:
-        return self.batch_size
 
 
 class PayloadFormat:
@@ -407,8 +343,8 @@ class PayloadFormat:
 
 def _opened(part: bytes) -> tuple[int, bytes]:
     """Coding and symbols of a further code."""
-    if not part:
-        raise PayloadError("a code of the payload is empty; its bytes are damaged")
+    if not part or part[0] not in CODINGS.values():
+        raise PayloadError(f"a code of the payload begins with {part[:1].hex() or 'nothing'}, which is no coding")
     return part[0], part[1:]
 
 

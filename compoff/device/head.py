@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from compoff.coding import Payload, SymbolTables
-    from compoff.coding.payload import Coding
+    from compoff.coding import Coding, Payload, SymbolTables
     from compoff.device.fallback import OnFailure
     from compoff.device.local import LocalModel
     from compoff.device.remote import Remote
