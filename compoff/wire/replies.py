@@ -92,7 +92,7 @@ class TopK:
 class TopValues(NamedTuple):
     """What stands in an output's place after ``TopK``: the largest first, of equal ones the first.
 
-    Args:
+    Attributes:
         values: In the output's own dtype.
         indices: Their places along the dimension, int64.
 
