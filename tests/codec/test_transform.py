@@ -129,6 +129,6 @@ def test_the_options_choose_sizes() -> None:
     assert isinstance(bottleneck, TransformBottleneck)
     assert bottleneck.latent_shape == (192, 2, 2)
     assert widest_stride((1024, 7, 7)) == 1
-    assert default_channels(Geometry((3, 4, 4), stride=4)) == 48
+    assert default_channels(Geometry((3, 4, 4), stride=4)) == 40
     with pytest.raises(FeatureError, match="encoder of your own"):
         CodecOptions(codec="transform", encoder=lambda _, __: torch.nn.Identity()).build((3, 8, 8))
