@@ -258,8 +258,9 @@ class Connection(asyncio.Protocol):
             if self._paused:
                 self._unwritten += len(data)
             self._transport.write(data)
-            self.count_unread()
-            self._service.shed()
+            if self.unread_bytes or self._transport.get_write_buffer_size():  # mostly the socket has taken everything
+                self.count_unread()
+                self._service.shed()
 
     def _name(self) -> str:
         return str(self._transport.get_extra_info("peername")) if self._transport is not None else "a client"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from compoff.edge.batching import Job
     from compoff.edge.servable import Batchable
 
-__all__ = ["Outcome", "describe_error", "run_jobs"]
+__all__ = ["Outcome", "answer_now", "describe_error", "run_jobs"]
 
 _logger = logging.getLogger("compoff.serve")
 # A word with a separator at its start, after a drive, or after a dot or tilde; "16/3" and "n/a" are none.
@@ -42,6 +42,13 @@ class Outcome(NamedTuple):
 
 _TOO_LATE = Outcome(b"", ErrorCode.DEADLINE, "its deadline had passed before its turn came")
 _LATE = Outcome(b"", ErrorCode.DEADLINE, "the answer was ready only after its deadline")
+
+
+def answer_now(job: Job) -> Outcome:
+    """Answer one job that has just come."""
+    tail = job.lane.batchable
+    outcome = _answer_one(job) if tail is None else _answer_batch(tail, [job], None)[0]
+    return _LATE if outcome.code is None and time.monotonic() >= job.deadline else outcome
 
 
 def run_jobs(jobs: Sequence[Job], decode: Callable[[Job, Batchable], None] | None = None) -> list[Outcome | None]:

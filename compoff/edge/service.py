@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from compoff.edge.batching import Job, Lane
-from compoff.edge.jobs import Outcome, run_jobs
+from compoff.edge.jobs import Outcome, answer_now
 from compoff.edge.stats import ServerStats
 from compoff.edge.workers import Workers
 from compoff.errors import LocalProtocolError
@@ -271,9 +271,8 @@ class Service:
 
     def _answer_here(self, job: Job) -> None:
         """Answer in this thread: to hand over to another and back would take longer than the answer."""
-        [outcome] = run_jobs([job])
-        self._count(job, outcome)
-        seconds = time.monotonic() - job.arrived
+        outcome = answer_now(job)
+        seconds = self._count(job, outcome)
         job.lane.pace.clock(seconds)
         job.lane.counters.batch_sizes[1] += 1
         job.lane.counters.busy_seconds += seconds
@@ -321,14 +320,17 @@ class Service:
         for asker in askers:
             asker.settle()
 
-    def _count(self, job: Job, outcome: Outcome | None) -> None:
+    def _count(self, job: Job, outcome: Outcome | None) -> float:
+        """Count an outcome; returns the seconds since its request arrived."""
+        seconds = time.monotonic() - job.arrived
         counters = job.lane.counters
         if outcome is None:
             counters.error(ErrorCode.CANCELED)
         elif outcome.code is not None:
             counters.error(outcome.code)
         else:
-            counters.reply(len(outcome.body), time.monotonic() - job.arrived)
+            counters.reply(len(outcome.body), seconds)
+        return seconds
 
     def dismiss_all(self) -> None:
         """Ask every client to connect again; its answers in flight still go out."""

@@ -199,7 +199,8 @@ class Exchange:
                 self._reading = True
             tried = True
             if event is None:
-                self._lead(slot, until)
+                if self._lead(slot, until):
+                    return
             else:
                 event.wait(min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX))
 
@@ -257,13 +258,18 @@ class Exchange:
         with self._send_lock:
             self._stream.close()
 
-    def _lead(self, slot: Slot, until: float) -> None:
+    def _lead(self, slot: Slot, until: float) -> bool:
+        """Read for all until a slot is settled; whether it is."""
         try:
             while self._read(until) and not slot.done and time.monotonic() < until:
                 pass
         finally:
             with self._lock:
                 self._reading = False
+                if slot.done:
+                    slot.wake()
+                    self._pass_on()
+        return slot.done
 
     def _withdraw(self, slot: Slot) -> None:
         with self._lock:
@@ -282,7 +288,7 @@ class Exchange:
 
     def _pass_on(self) -> None:
         """Wake one waiting thread where nobody reads; whoever leaves does this, so that somebody always reads."""
-        if not self._reading:
+        if self._slots and not self._reading:
             any(slot.wake() for slot in self._slots.values())
 
     def _read(self, until: float) -> bool:

@@ -31,10 +31,12 @@ __all__ = [
     "FrameParser",
     "FrameType",
     "serialize",
+    "serialize_timed",
     "timed_frame",
 ]
 
 _HEADER = struct.Struct(">BBHII")
+_TIMED_HEADER = struct.Struct(">III")
 HEADER_BYTES = _HEADER.size
 CHECKSUM_BYTES = 4
 OVERHEAD_BYTES = HEADER_BYTES + CHECKSUM_BYTES
@@ -129,6 +131,29 @@ def serialize(frame: Frame) -> bytes:
         raise LocalProtocolError(message) from None
     checksum = zlib.crc32(body, zlib.crc32(header))
     return b"".join((header, body, checksum.to_bytes(CHECKSUM_BYTES, "big")))
+
+
+def serialize_timed(frame_type: FrameType, body: bytes, request_id: int, seconds: float) -> bytes:
+    """Bytes of ``timed_frame``, made at once: every answer of a server goes through here.
+
+    Raises:
+        LocalProtocolError: A number does not fit its field.
+
+    Examples:
+        >>> serialize_timed(FrameType.PONG, b"", 9, 0.002).hex(" ", 4)
+        '070007d0 00000009 00000000 f48617d1'
+
+    Source: this project.
+    """
+    microseconds = min(max(0, round(seconds * 1e6)), MAX_MICROSECONDS)
+    try:
+        header = _TIMED_HEADER.pack(frame_type << 24 | microseconds, request_id, len(body))
+    except struct.error as error:
+        message = (
+            f"a {frame_type.name} for request_id {request_id} with {len(body)} bytes does not fit a frame: {error}"
+        )
+        raise LocalProtocolError(message) from None
+    return b"".join((header, body, zlib.crc32(body, zlib.crc32(header)).to_bytes(CHECKSUM_BYTES, "big")))
 
 
 class FrameParser:

@@ -16,7 +16,7 @@ from compoff.errors import (
     RemoteProtocolError,
     WireError,
 )
-from compoff.wire.frames import Frame, FrameType, timed_frame
+from compoff.wire.frames import Frame, FrameType, serialize_timed
 from compoff.wire.messages import (
     MAX_HANDSHAKE_BYTES,
     PROTOCOL_VERSION,
@@ -146,7 +146,9 @@ class ServerProtocol(Conversation):
         Raises:
             LocalProtocolError: No such request is waiting, or the body is longer than a frame can be.
         """
-        self._settle(request_id, timed_frame(FrameType.REPLY, body, request_id, seconds))
+        self._check_awaited(request_id)
+        self._output.append(serialize_timed(FrameType.REPLY, body, request_id, seconds))
+        self._in_flight.remove(request_id)
 
     def send_error(self, request_id: int, code: ErrorCode, text: str) -> None:
         """Queue a refusal instead of the answer.
@@ -154,7 +156,9 @@ class ServerProtocol(Conversation):
         Raises:
             LocalProtocolError: No such request is waiting.
         """
-        self._settle(request_id, Frame(FrameType.ERROR, encode_error(code, text), request_id))
+        self._check_awaited(request_id)
+        self._refuse(request_id, code, text)
+        self._in_flight.remove(request_id)
 
     def send_farewell(self, code: ErrorCode, text: str) -> None:
         """Queue the reason for which the connection is closed now; nothing can be sent or received after it."""
@@ -256,7 +260,7 @@ class ServerProtocol(Conversation):
             message = f"request id {frame.request_id} is reserved or still in flight"
             raise RemoteProtocolError(message)
         if frame.type is FrameType.PING:
-            self._send(timed_frame(FrameType.PONG, b"", frame.request_id, self._expected_wait()))
+            self._output.append(serialize_timed(FrameType.PONG, b"", frame.request_id, self._expected_wait()))
             return None
         if self._state is State.CLOSING:
             self._refuse(frame.request_id, ErrorCode.CLOSING, "the server is stopping; connect again")
@@ -271,12 +275,10 @@ class ServerProtocol(Conversation):
     def _refuse(self, request_id: int, code: ErrorCode, text: str) -> None:
         self._send(Frame(FrameType.ERROR, encode_error(code, text), request_id))
 
-    def _settle(self, request_id: int, frame: Frame) -> None:
+    def _check_awaited(self, request_id: int) -> None:
         if request_id not in self._in_flight or self._state is State.DEAD:
             message = f"request {request_id} awaits no answer on this connection"
             raise LocalProtocolError(message)
-        self._send(frame)
-        self._in_flight.remove(request_id)
 
 
 def _farewell_code(error: WireError) -> ErrorCode:
