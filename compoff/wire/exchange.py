@@ -170,7 +170,9 @@ class Exchange:
             slot = Slot(queue(), timeout, deadline)
             self._slots[slot.request_id] = slot
             data = self.protocol.data_to_send()
-        if not self._send_lock.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
+        # Mostly it is free, and a wait with an end costs more.
+        free = self._send_lock.acquire(blocking=False)
+        if not free and not self._send_lock.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
             self._withdraw(slot)
             return slot
         try:

@@ -43,7 +43,7 @@ OVERHEAD_BYTES = HEADER_BYTES + CHECKSUM_BYTES
 MAX_REQUEST_ID = 2**32 - 1
 MAX_DEADLINE_MS = 2**16 - 1
 MAX_MICROSECONDS = 2**24 - 1
-_SMALL = 4096  # bytes; up to here copying a frame once more costs less than a view of it
+_SMALL = 16384  # bytes; up to here copying a frame once more costs less than a view of it
 
 
 class FrameType(IntEnum):

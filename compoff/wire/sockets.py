@@ -139,6 +139,10 @@ class Stream:
         sock.setblocking(False)
         self._socket = sock
         self._silent = isinstance(sock, ssl.SSLSocket)  # whether a TLS peer has not said anything yet
+        # One thread reads for all, so that one poll object does for every time it waits. Windows has none.
+        self._arrivals = select.poll() if hasattr(select, "poll") else None
+        if self._arrivals is not None:
+            self._arrivals.register(sock.fileno(), select.POLLIN)
         # OpenSSL's state for one connection is shared by reading and writing and must not be entered twice at once.
         self._tls_lock = threading.Lock() if isinstance(sock, ssl.SSLSocket) else contextlib.nullcontext()
 
@@ -179,7 +183,7 @@ class Stream:
             return 0
 
     def wait(self, deadline: float, *, read: bool = False, write: bool = False) -> bool:
-        """Wait until something can be read or written; False when nothing can be yet.
+        """Wait until something can be read or written; False when nothing can be yet. One thread at a time may read.
 
         Raises:
             OSError: The stream is closed on this side.
@@ -193,7 +197,9 @@ class Stream:
         if descriptor < 0:
             message = "the connection was closed on this side"
             raise OSError(message)
-        if not hasattr(select, "poll"):  # Windows
+        if self._arrivals is not None and read and not write:
+            return bool(self._arrivals.poll(seconds * 1000))
+        if self._arrivals is None:
             readers, writers = [descriptor] * read, [descriptor] * write
             return any(select.select(readers, writers, readers + writers, seconds))
         poll = select.poll()
