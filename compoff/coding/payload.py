@@ -23,7 +23,6 @@ import numpy as np
 from compoff.coding.body import CODINGS, CUT, Code, Coding
 from compoff.coding.message import Decoded, Payload
 from compoff.coding.numbers import leb128, read_leb128
-from compoff.coding.parcels import Decoded, Payload
 from compoff.coding.side import Side, decode_side, encode_side, max_side_bytes
 from compoff.errors import ArtifactError, FeatureError, PayloadError
 
