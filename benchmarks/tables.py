@@ -142,13 +142,100 @@ def loopback_table() -> str:
     return f"{table(head, cells)}\n\n{source('loopback')}"
 
 
+def peers_table() -> str:
+    """The wire beside what others would use."""
+    rows = result("peers")["rows"]
+    head = ["system", "bytes up / down", "p50, µs", "p99, µs", "p50 ÷ compoff's", "server CPU, µs a request"]
+    cells = [
+        [
+            row["system"],
+            f"{row['bytes_up']:,} / {row['bytes_down']:,}",
+            f"{row['p50_us']:.0f}",
+            f"{row['p99_us']:.0f}",
+            f"{row['times_compoff']:.2f}",
+            f"{row['server_cpu_us_per_request']:.0f}",
+        ]
+        for row in rows
+    ]
+    return f"{table(head, cells)}\n\n{source('peers')} · {rows[0]['libraries']}"
+
+
+def throughput_table() -> str:
+    """Many devices on one server process."""
+    head = [
+        "tail",
+        "security",
+        "devices",
+        "batch ≤",
+        "in a batch",
+        "requests/s",
+        "p50, ms",
+        "p99, ms",
+        "CPU, µs a request",
+    ]
+    cells = [
+        [
+            row["tail"],
+            row["security"],
+            str(row["devices"]),
+            str(row["max_batch"]),
+            f"{row.get('requests_per_batch', 1):.1f}",
+            f"{row['requests_per_second']:,.0f}",
+            f"{row['p50_ms']:.1f}",
+            f"{row['p99_ms']:.1f}",
+            whole(row["server_cpu_us_per_request"]),
+        ]
+        for row in result("throughput")["rows"]
+    ]
+    return f"{table(head, cells)}\n\n{source('throughput')}"
+
+
+def soak_table() -> str:
+    """What became of a million requests."""
+    [row] = result("soak")["rows"]
+    names = ("requests", "right", "wrong", "late", "canceled", "busy")
+    cells = [whole(row[name]) for name in names]
+    growth = [f"{100 * row[f'{end}_memory_growth']:.1f} %" for end in ("server", "client")]
+    head = [*names, "server memory growth", "client memory growth"]
+    return f"{table(head, [[*cells, *growth]])}\n\n{source('soak')}"
+
+
+def hostile_table() -> str:
+    """A good client under attack."""
+    head = ["attack", "connections", "p50 quiet → attacked, ms", "p99 quiet → attacked, ms", "p99 ratio", "memory, MiB"]
+    cells = [
+        [
+            row["attack"],
+            whole(row["connections"]),
+            f"{row['quiet_p50_ms']:.2f} → {row['attacked_p50_ms']:.2f}",
+            f"{row['quiet_p99_ms']:.2f} → {row['attacked_p99_ms']:.2f}",
+            f"{row['p99_ratio']:.1f}",
+            f"{row['memory_growth_mib']:+.1f}",
+        ]
+        for row in result("hostile")["rows"]
+    ]
+    return f"{table(head, cells)}\n\n{source('hostile')}"
+
+
+def fuzz_table() -> str:
+    """How much of what no peer would send was sent."""
+    [row] = result("fuzz")["rows"]
+    names = ("frames", "inputs", "corpus", "seconds")
+    return f"{table(list(names), [[whole(row[name]) for name in names]])}\n\n{source('fuzz')}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "at-drop": at_drop_table,
     "rate-input": lambda: rate_table("input"),
     "rate-layer2": lambda: rate_table("layer2"),
     "rate-layer3": lambda: rate_table("layer3"),
     "coding": coding_table,
+    "fuzz": fuzz_table,
+    "hostile": hostile_table,
     "loopback": loopback_table,
+    "peers": peers_table,
+    "soak": soak_table,
+    "throughput": throughput_table,
 }
 
 
