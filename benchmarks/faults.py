@@ -41,6 +41,7 @@ __all__ = ["Ledger", "run_kind"]
 
 DEADLINE = 0.5  # seconds that each call is given
 SLACK = 0.25  # seconds beyond it that a shared machine may take to wake a thread; more is late
+_BYSTANDER = 0.01  # seconds that a thread sleeps which does nothing else: what it oversleeps, the machine stood still
 HEARTBEAT = 0.2
 _PAUSE = 0.02  # seconds, at most, between two calls of a device
 _RECOVERY = 15.0  # seconds after which a fault that was mended has to be over
@@ -83,29 +84,47 @@ class Ledger:
         self.violations: list[str] = []
         self.overruns: list[float] = []
         self.recoveries: list[float] = []
+        self.stalls: list[tuple[float, float]] = []  # moments between which the machine stood still
+        self._late: list[tuple[str, float, float]] = []
 
-    def answered(self, policy: str, source: str, right: bool, seconds: float) -> None:
+    def answered(self, policy: str, source: str, right: bool, began: float, ended: float) -> None:
         """Count an answer."""
         with self._lock:
             self.counts["calls"] += 1
             self.counts[f"{policy}: {source}"] += 1
-            self._time(policy, seconds)
+            self._time(policy, began, ended)
             if not right:
                 self.violations.append(f"{policy}: a wrong answer from {source}")
 
-    def failed(self, policy: str, error: BaseException, seconds: float) -> None:
+    def failed(self, policy: str, error: BaseException, began: float, ended: float) -> None:
         """Count an error."""
         with self._lock:
             self.counts["calls"] += 1
             self.counts[f"{policy}: {type(error).__name__}"] += 1
-            self._time(policy, seconds)
+            self._time(policy, began, ended)
             if policy == "local" or not isinstance(error, self._errors):
                 self.violations.append(f"{policy}: {type(error).__name__}: {error}")
 
-    def _time(self, policy: str, seconds: float) -> None:
-        self.overruns.append(seconds - DEADLINE)
-        if seconds > DEADLINE + SLACK:
-            self.violations.append(f"{policy}: {seconds:.3f} s with a deadline of {DEADLINE} s")
+    def watch(self, stop: threading.Event) -> None:
+        """Note when the machine stands still, as a bystander sees it."""
+        while not stop.is_set():
+            began = time.monotonic()
+            time.sleep(_BYSTANDER)
+            ended = time.monotonic()
+            if ended - began > 5 * _BYSTANDER:
+                self.stalls.append((began + _BYSTANDER, ended))
+
+    def judge(self) -> None:
+        """Add the late calls to what must not have happened; while the machine stands still no call can end."""
+        for policy, began, ended in self._late:
+            still = sum(max(0.0, min(ended, to) - max(began, since)) for since, to in self.stalls)
+            if ended - began - still > DEADLINE + SLACK:
+                self.violations.append(f"{policy}: {ended - began:.3f} s with a deadline of {DEADLINE} s")
+
+    def _time(self, policy: str, began: float, ended: float) -> None:
+        self.overruns.append(ended - began - DEADLINE)
+        if ended - began > DEADLINE + SLACK:
+            self._late.append((policy, began, ended))
 
 
 class Device:
@@ -155,10 +174,10 @@ class Device:
             try:
                 answer = remote(word, timeout=DEADLINE)
             except BaseException as error:
-                self._ledger.failed(self.policy, error, time.monotonic() - began)
+                self._ledger.failed(self.policy, error, began, time.monotonic())
             else:
                 report = remote.last
-                self._judge(word, answer, "nowhere" if report is None else report.source, time.monotonic() - began)
+                self._judge(word, answer, "nowhere" if report is None else report.source, began)
         remote.close()
 
     def _work_async(self) -> None:
@@ -174,15 +193,16 @@ class Device:
             try:
                 answer = await remote(word, timeout=DEADLINE)
             except Exception as error:
-                self._ledger.failed(self.policy, error, time.monotonic() - began)
+                self._ledger.failed(self.policy, error, began, time.monotonic())
             else:
-                self._judge(word, answer, "edge", time.monotonic() - began)
+                self._judge(word, answer, "edge", began)
         await remote.close()
 
-    def _judge(self, word: NDArray[np.uint8], answer: Any, source: str, seconds: float) -> None:
+    def _judge(self, word: NDArray[np.uint8], answer: Any, source: str, began: float) -> None:
+        ended = time.monotonic()
         expected = digest(word.tobytes()) if source == "edge" else whole(word).tobytes()
         self.good += source == "edge"
-        self._ledger.answered(self.policy, source, np.asarray(answer).tobytes() == expected, seconds)
+        self._ledger.answered(self.policy, source, np.asarray(answer).tobytes() == expected, began, ended)
 
 
 def run_site(kind: type[Site], faults: int, ledger: Ledger, folder: Path, seed: int) -> None:
@@ -217,14 +237,21 @@ def run_kind(name: str, faults: int, sites: int, seed: int) -> tuple[dict[str, A
     if name == "DNS change":
         sites = 1  # it takes the name server's place
     ledger = Ledger(kind.errors)
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(sites) as pool:
+    over = threading.Event()
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(sites + 1) as pool:
+        bystander = pool.submit(ledger.watch, over)
         works = []
         for index in range(sites):
             folder = Path(scratch) / f"site-{seed + index}"
             share = faults // sites + (index < faults % sites)
             works.append(pool.submit(run_site, kind, share, ledger, folder, seed + index))
-        for work in works:
-            work.result()
+        try:
+            for work in works:
+                work.result()
+        finally:
+            over.set()
+        bystander.result()
+    ledger.judge()
     recoveries = sorted(ledger.recoveries)
     row: dict[str, Any] = {
         "fault": name,
@@ -233,6 +260,7 @@ def run_kind(name: str, faults: int, sites: int, seed: int) -> tuple[dict[str, A
         "wrong_or_late": len(ledger.violations),
         "deadline_ms": round(DEADLINE * 1000),
         "latest_after_deadline_ms": round(1000 * max(ledger.overruns), 1),
+        "longest_standstill_ms": round(1000 * max((to - since for since, to in ledger.stalls), default=0.0), 1),
         "recovery_p50_ms": round(1000 * statistics.median(recoveries)) if recoveries else None,
         "recovery_max_ms": round(1000 * recoveries[-1]) if recoveries else None,
     }

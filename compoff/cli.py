@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import zipfile
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from rich.text import Text
 
 from compoff.artifact import Folder, find_part, kinds_in, read_folder
 from compoff.errors import CompoffError, FeatureError, LocalProtocolError
+from compoff.operations.settings import TOKEN_VARIABLE, Settings, TailPlace, read_tokens
 from compoff.wire.security import server_tls
 from compoff.wire.tls import TLS
 
@@ -37,15 +37,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_TOKEN = "COMPOFF_TOKEN"
 _TokenFile = Annotated[
-    Path | None, typer.Option(help=f"File that holds the token; without it, the variable {_TOKEN} if it is set.")
+    Path | None,
+    typer.Option(help=f"File that holds the token; without it, the variable {TOKEN_VARIABLE} if it is set."),
 ]
 _Certificate = Annotated[Path | None, typer.Option(help="PEM file of this end's certificate.")]
 _Key = Annotated[Path | None, typer.Option(help="PEM file of its private key.")]
 _Authority = Annotated[Path | None, typer.Option(help="PEM file of who may have signed the other end's certificate.")]
 _Insecure = Annotated[bool, typer.Option("--insecure", help="Plain TCP, also with other machines.")]
-_Parts = Annotated[list[Path], typer.Argument(help="Folders of exported tails, or the folders around head and tail.")]
+_FOLDERS: Any = typer.Argument(help="Folders of exported tails, or the folders around head and tail.")
 _Part = Annotated[Path, typer.Argument(help="Folder of an exported head or tail, or the folder around both.")]
 
 
@@ -95,9 +95,12 @@ def inspect(
 
 @app.command()
 def serve(
-    folders: _Parts,
+    folders: Annotated[list[Path] | None, _FOLDERS] = None,
+    config: Annotated[Path | None, typer.Option(help="A serve.yaml that says all of this, and more.")] = None,
     address: Annotated[str, typer.Option(help="host:port to listen on; port 0 picks a free one.")] = "127.0.0.1:7878",
     device: Annotated[str, typer.Option(help="Where the tails run, such as cuda.")] = "cpu",
+    processes: Annotated[int, typer.Option(min=1, help="Server processes, all on one port.")] = 1,
+    metrics: Annotated[str | None, typer.Option(help="host:port for metrics, health and a page.")] = None,
     token_file: _TokenFile = None,
     certificate: _Certificate = None,
     key: _Key = None,
@@ -105,23 +108,35 @@ def serve(
     revoked: Annotated[Path | None, typer.Option(help="PEM file of the certificates taken back.")] = None,
     insecure: _Insecure = False,
 ) -> None:
-    """Serve tails until interrupted."""
-    from compoff.edge.server import serve as serve_tails  # these pull in torch, which `inspect` does not need
-    from compoff.edge.tail import Tail
+    """Serve tails until interrupted. SIGHUP reads tokens, certificates and tails again."""
+    from compoff.operations.run import run_server
 
+    if config is not None:
+        from compoff.operations.configuration import read_configuration  # pydantic is an extra
+
+        if folders:
+            raise LocalProtocolError("folders and --config were both given; name the folders in the file")
+        settings, log = read_configuration(config)
+        form = (log.format, log.level)
+        run_server(settings, reread=lambda: read_configuration(config)[0], log=form, say=typer.echo)
+        return
     tls = _tls(certificate, key, ca, revoked)
     server_tls(address, tls, insecure)  # before the tails are loaded, which takes a while
-    tails = [Tail.load(folder, device=device) for folder in folders]
-    stop: list[int] = []  # an Event has a lock, on which a second signal inside the first one's handler would wait
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda number, _: stop.append(number))
-    with serve_tails(tails, address, token=_token(token_file), tls=tls, insecure=insecure) as server:
-        for tail in tails:
-            typer.echo(f"serving {tail!r} on {server.address}")
-        sys.stdout.flush()
-        while not (stop or server.wait(0.2)):
-            pass
-    typer.echo("stopped")
+    places = tuple(TailPlace(folder, device) for folder in folders or [])
+    settings = Settings(places, address, token_file, tls, insecure=insecure, processes=processes, metrics=metrics)
+    run_server(settings, say=typer.echo)
+
+
+@app.command()
+def top(
+    address: Annotated[str, typer.Argument(help="host:port of the server's metrics.")],
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    looks: Annotated[int | None, typer.Option(min=1, help="How many looks; without it, until interrupted.")] = None,
+) -> None:
+    """Show a server's live figures: requests, bytes, queue, latency, batches."""
+    from compoff.operations.top import show_top
+
+    show_top(address, Console(), interval=interval, looks=looks)
 
 
 @app.command()
@@ -200,12 +215,7 @@ def _described(part: Folder) -> dict[str, Any]:
 
 def _token(path: Path | None) -> str | None:
     """The token from a file or the environment; never from the command line, which others can read."""
-    if path is None:
-        return os.environ.get(_TOKEN)
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError:  # its words would show bytes of the file
-        raise LocalProtocolError(f"'{path}' is not UTF-8 text; give a file that holds the token") from None
+    return os.environ.get(TOKEN_VARIABLE) if path is None else read_tokens(path)[0]
 
 
 def _input(path: Path, axes: int) -> NDArray[Any]:

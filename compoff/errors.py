@@ -8,6 +8,7 @@ Each class is also the built-in exception it specialises, so ``except ValueError
     ├── FitError(RuntimeError)           training could not go on (NaN, no batches, a foreign checkpoint)
     ├── PayloadError(ValueError)         bytes that are damaged, truncated or another export's
     ├── ArtifactError(ValueError)        a folder that is damaged, foreign or of another format
+    ├── ConfigError(ValueError)          a configuration file with a setting that is unknown or out of its range
     ├── BackendError(RuntimeError)       a runtime that is missing or cannot run the program
     └── WireError(ConnectionError)
         ├── LocalProtocolError           this side broke the protocol
@@ -32,6 +33,7 @@ __all__ = [
     "AuthenticationError",
     "BackendError",
     "CompoffError",
+    "ConfigError",
     "ConnectTimeout",
     "ConnectionLost",
     "FeatureError",
@@ -70,6 +72,10 @@ class PayloadError(CompoffError, ValueError):
 
 class ArtifactError(CompoffError, ValueError):
     """A saved head or tail is damaged, incomplete, foreign, or of an unknown format."""
+
+
+class ConfigError(CompoffError, ValueError):
+    """A configuration file holds a setting that is unknown or out of its range; the message names the line."""
 
 
 class BackendError(CompoffError, RuntimeError):

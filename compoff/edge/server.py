@@ -56,9 +56,12 @@ class Server:
     Source: this project.
     """
 
-    def __init__(self, service: Service, address: str, tls: TLS | ssl.SSLContext | None) -> None:
+    def __init__(
+        self, service: Service, address: str, tls: TLS | ssl.SSLContext | None, reuse_port: bool = False
+    ) -> None:
         """Listen, in a thread of its own with an event loop of its own; return when it does."""
         self._service = service
+        self._reuse_port = reuse_port
         self._host, self._port = parse_address(address)
         self._tls, self._certificates = server_context(tls)
         self._stopped = threading.Event()
@@ -193,6 +196,7 @@ class Server:
             ssl=self._tls,
             ssl_handshake_timeout=handshake,
             backlog=256,
+            reuse_port=self._reuse_port or None,
         )
         host, port = listener.sockets[0].getsockname()[:2]
         _logger.info("listening on %s", format_address(host, port))
@@ -212,6 +216,8 @@ def serve(
     token: Tokens = None,
     tls: TLS | ssl.SSLContext | None = None,
     insecure: bool = False,
+    # where else
+    reuse_port: bool = False,
     # how much
     max_connections: int = 1024,
     window: int = 16,
@@ -235,6 +241,8 @@ def serve(
         token: A shared secret that clients must know, or several of which each will do; None lets everyone in.
         tls: Certificates, or a context of your own; None for plain TCP, which only this machine can reach.
         insecure: Whether plain TCP may be reached from other machines: they can read and change what is sent.
+        reuse_port: Whether other processes of this user may listen on the same port, too; the system shares the
+            connections out among them.
         max_connections: Clients at a time; one more is told to come later.
         window: Unanswered requests at a time on one connection; one more is refused as busy.
         workers: Threads that run tails. A tail that answers in microseconds needs none: it is asked where its requests
@@ -276,4 +284,4 @@ def serve(
     every_tail = list(tails) if isinstance(tails, Sequence) else [tails]
     limits = Limits(*how_much, *how_long)
     service = Service(every_tail, token, limits, workers=workers, decoders=decoders, max_wait=max_wait)
-    return Server(service, address, tls)
+    return Server(service, address, tls, reuse_port)

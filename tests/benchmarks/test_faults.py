@@ -22,11 +22,15 @@ def test_every_call_ends_in_time_and_right(kind: str) -> None:
 
 def test_the_judge_sees_wrong_late_and_foreign() -> None:
     ledger = Ledger(LINK_ERRORS)
-    ledger.answered("raise", "edge", True, 0.1)
-    ledger.failed("raise", ConnectionLost("cut"), DEADLINE)
+    ledger.answered("raise", "edge", True, 0.0, 0.1)
+    ledger.failed("raise", ConnectionLost("cut"), 1.0, 1.0 + DEADLINE)
+    ledger.judge()
     assert ledger.violations == []
-    ledger.answered("raise", "edge", False, 0.1)
-    ledger.answered("hedge", "local", True, DEADLINE + SLACK + 0.01)
-    ledger.failed("raise", ArtifactMismatch("another"), 0.1)
-    ledger.failed("local", ConnectionLost("cut"), 0.1)
-    assert [violation.split(":")[0] for violation in ledger.violations] == ["raise", "hedge", "raise", "local"]
+    ledger.answered("raise", "edge", False, 0.0, 0.1)
+    ledger.failed("raise", ArtifactMismatch("another"), 0.0, 0.1)
+    ledger.failed("local", ConnectionLost("cut"), 0.0, 0.1)
+    ledger.answered("hedge", "local", True, 2.0, 2.0 + DEADLINE + SLACK + 0.01)
+    ledger.answered("hedge", "local", True, 4.0, 4.0 + DEADLINE + SLACK + 0.01)
+    ledger.stalls.append((4.1, 4.3))
+    ledger.judge()
+    assert [violation.split(":")[0] for violation in ledger.violations] == ["raise", "raise", "local", "hedge"]

@@ -1,0 +1,218 @@
+"""serve.yaml: checked by a schema before anything starts; what is wrong is named with its line.
+
+Only reads. What the settings mean is for ``compoff.serve`` and ``worker``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import yaml
+
+from compoff.errors import BackendError, ConfigError, LocalProtocolError
+from compoff.operations.settings import Settings, TailPlace
+from compoff.wire.address import parse_address
+from compoff.wire.security import server_tls
+from compoff.wire.tls import TLS
+
+try:
+    from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+except ModuleNotFoundError as error:
+    raise BackendError('a configuration file needs pydantic: pip install "compoff[serve]"') from error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Configuration", "LogSettings", "read_configuration"]
+
+
+def _address(value: str) -> str:
+    try:
+        parse_address(value)
+    except LocalProtocolError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+def _place(value: Any) -> Any:
+    return {"folder": value} if isinstance(value, str) else value
+
+
+_Address = Annotated[str, AfterValidator(_address)]
+_Count = Annotated[int, Field(ge=1)]
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    """A mapping in which a misspelled key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Tail(_Section):
+    folder: Path
+    device: str = "cpu"
+
+
+class _Certificates(_Section):
+    certificate: Path
+    key: Path
+    ca: Path | None = None
+    revoked: Path | None = None
+
+
+class _Limits(_Section):
+    max_connections: _Count | None = None
+    window: _Count | None = None
+    workers: _Count | None = None
+    decoders: Annotated[int, Field(ge=0)] | None = None
+    max_batch: _Count | None = None
+    max_wait: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    max_pending: _Count | None = None
+    max_held_bytes: _Count | None = None
+    handshake_timeout: _Seconds | None = None
+    message_timeout: _Seconds | None = None
+    idle_timeout: _Seconds | None = None
+    drain_timeout: _Seconds | None = None
+
+
+class LogSettings(_Section):
+    """How to log: as lines of text or of JSON, and from which level on."""
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Configuration(_Section):
+    """The whole file."""
+
+    tails: Annotated[list[Annotated[_Tail, BeforeValidator(_place)]], Field(min_length=1)]
+    address: _Address = "127.0.0.1:7878"
+    token_file: Path | None = None
+    tls: _Certificates | None = None
+    insecure: bool = False
+    limits: _Limits = _Limits()
+    processes: Annotated[int, Field(ge=1, le=1024)] = 1
+    metrics: _Address | None = None
+    log: LogSettings = LogSettings()
+
+    def settings(self, root: Path) -> Settings:
+        """What to run, with paths counted from a folder.
+
+        Args:
+            root: The folder that the file lies in.
+
+        Raises:
+            LocalProtocolError: A certificate cannot be read, or other machines could connect without one.
+        """
+        paths = None if self.tls is None else {name: root / path for name, path in self.tls if path is not None}
+        tls = None if paths is None else TLS(**paths)
+        server_tls(self.address, tls, self.insecure)
+        return Settings(
+            tails=tuple(TailPlace(root / tail.folder, tail.device) for tail in self.tails),
+            address=self.address,
+            token_file=None if self.token_file is None else root / self.token_file,
+            tls=tls,
+            insecure=self.insecure,
+            options=self.limits.model_dump(exclude_none=True),
+            processes=self.processes,
+            metrics=self.metrics,
+        )
+
+
+def read_configuration(path: str | Path) -> tuple[Settings, LogSettings]:
+    r"""Read and check a file.
+
+    Args:
+        path: The file, in YAML.
+
+    Returns:
+        How to run the server, and how to log.
+
+    Raises:
+        ConfigError: The file is no YAML, a setting is unknown or out of its range, a certificate cannot be read, or
+            other machines could connect without one; the message names the line.
+        OSError: The file cannot be read.
+
+    Examples:
+        >>> import tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "serve.yaml")
+        ...     _ = path.write_text("tails: [export]\nlimits:\n  window: 0\n")
+        ...     try:
+        ...         read_configuration(path)
+        ...     except ConfigError as error:
+        ...         print(str(error).replace(folder, "."))
+        ./serve.yaml, line 3: limits.window is 0: Input should be greater than or equal to 1
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = cast("yaml.Node | None", yaml.compose(text, Loader=yaml.SafeLoader))
+        _refuse_twice(path, node)
+        values: Any = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = 1 if error.problem_mark is None else error.problem_mark.line + 1
+        raise ConfigError(f"{path}, line {line}: {error.problem}; expected YAML") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML in UTF-8: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}, line 1: expected settings such as 'tails: [export]' and 'address: 0.0.0.0:7878'")
+    try:
+        configuration = Configuration.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_problem(path, node, problem) for problem in error.errors())) from None
+    try:
+        return configuration.settings(path.parent), configuration.log
+    except LocalProtocolError as error:
+        line = _line(node, ["address" if configuration.tls is None else "tls"])
+        raise ConfigError(f"{path}, line {line}: {error}") from error
+
+
+def _problem(path: Path, root: yaml.Node | None, problem: Any) -> str:
+    """One problem in a line: where, what was given, what was expected."""
+    place: Sequence[str | int] = problem["loc"]
+    name = ".".join(str(step) for step in place)
+    line = _line(root, place)
+    words = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"{path}, line {line}: there is no setting {name}; is it misspelled?"
+    if problem["type"] == "missing":
+        return f"{path}, line {line}: {name} is missing"
+    given = problem["input"]
+    shown = given if isinstance(given, (str, int, float, type(None))) else type(given).__name__
+    return f"{path}, line {line}: {name} is {shown!r}: {words}"
+
+
+def _line(node: yaml.Node | None, place: Sequence[str | int]) -> int:
+    """Line of a setting; of what should hold it, where it is missing."""
+    line = 1 if node is None else node.start_mark.line + 1
+    for step in place:
+        found: yaml.Node | None = None
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(step):
+                    found, line = value, key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            found = node.value[step]
+            line = node.value[step].start_mark.line + 1
+        if found is None:
+            break
+        node = found
+    return line
+
+
+def _refuse_twice(path: Path, node: yaml.Node | None) -> None:
+    """A setting given twice would silently be the last one."""
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                raise ConfigError(f"{path}, line {line}: {key.value} was given in line {seen[key.value]} already")
+            seen[key.value] = line
+            _refuse_twice(path, value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_twice(path, value)

@@ -1,0 +1,116 @@
+"""`compoff serve`: one process or several, metrics beside them, until a signal ends it.
+
+SIGTERM and SIGINT: no new requests, the answers in flight still go out. SIGHUP: tokens, certificates and tails are read
+again, and the settings file, if there is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from compoff.errors import CompoffError
+from compoff.operations.figures import Figures, merge
+from compoff.operations.logs import set_up_logs
+from compoff.operations.processes import Processes
+from compoff.operations.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from compoff.operations.settings import Settings
+
+__all__ = ["run_server"]
+
+_logger = logging.getLogger("compoff.serve")
+_LOOK_SECONDS = 0.2
+
+
+class _Group(Protocol):
+    """One process or several."""
+
+    @property
+    def address(self) -> str: ...
+    @property
+    def served(self) -> list[str]: ...
+    @property
+    def running(self) -> bool: ...
+    def watch(self) -> None: ...
+    def figures(self) -> Figures: ...
+    def reload(self, settings: Settings) -> None: ...
+    def stop(self) -> None: ...
+
+
+class _Alone(Worker):
+    """This process itself."""
+
+    def watch(self) -> None:
+        """Nobody else is there to be watched."""
+
+    def figures(self) -> Figures:
+        """What it has counted."""
+        return merge([super().figures()], processes=1)
+
+
+def run_server(
+    settings: Settings,
+    *,
+    reread: Callable[[], Settings] | None = None,
+    log: tuple[str, str] = ("text", "warning"),
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serve until a signal says stop.
+
+    Args:
+        settings: How to run the server.
+        reread: Reads the settings again, at SIGHUP; None to keep them and read only the files they name.
+        log: Format and level of the logs.
+        say: Takes a line for whoever started the server.
+
+    Raises:
+        CompoffError: The settings cannot be served.
+        OSError: A file cannot be read.
+    """
+    set_up_logs(*log)
+    stop: list[int] = []  # an Event has a lock, on which a second signal inside the first one's handler would wait
+    again: list[int] = []
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda number, _: stop.append(number))
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda number, _: again.append(number))
+    group: _Group = _Alone(settings) if settings.processes == 1 else Processes(settings, log)
+    with contextlib.ExitStack() as stack:
+        stack.callback(group.stop)
+        if settings.metrics is not None:
+            from compoff.operations.monitor import Monitor  # prometheus-client is an extra
+
+            monitor = stack.enter_context(Monitor(group.figures, settings.metrics))
+            say(f"metrics on http://{monitor.address}/")
+        for tail in group.served:
+            say(f"serving {tail} on {group.address}")
+        sys.stdout.flush()
+        while not stop and group.running:
+            time.sleep(_LOOK_SECONDS)
+            group.watch()
+            if again:
+                again.clear()
+                settings = _reload(group, settings, reread)
+    say("stopped")
+
+
+def _reload(group: _Group, settings: Settings, reread: Callable[[], Settings] | None) -> Settings:
+    """Read everything again; whatever is wrong, the server goes on with what it had."""
+    try:
+        fresh = settings if reread is None else reread()
+    except (CompoffError, OSError) as error:
+        _logger.error("the settings stay as they were: %s", error)
+        return settings
+    for name in ("address", "insecure", "options", "processes", "metrics"):
+        if getattr(fresh, name) != getattr(settings, name):
+            _logger.warning("a change of %s needs a restart", name)
+    group.reload(fresh)
+    return settings

@@ -1,0 +1,91 @@
+"""What a server is run with: read from a file or from the command line, and the same for every process of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from compoff.errors import LocalProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from compoff.wire.security import Tokens
+    from compoff.wire.tls import TLS
+
+__all__ = ["TOKEN_VARIABLE", "Settings", "TailPlace", "read_tokens"]
+
+TOKEN_VARIABLE = "COMPOFF_TOKEN"
+
+
+@dataclass(frozen=True)
+class TailPlace:
+    """Where a tail lies and runs.
+
+    Args:
+        folder: The folder that it was saved to, or the one around head and tail.
+        device: Where it runs, such as ``"cuda"``.
+    """
+
+    folder: Path
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run a server.
+
+    Args:
+        tails: What to serve.
+        address: ``"host:port"`` for devices.
+        token_file: File with one token a line; None for the environment variable, if that is set.
+        tls: Certificates, or None.
+        insecure: Whether other machines may connect in plain TCP.
+        options: Further arguments of ``compoff.serve``, by name.
+        processes: Server processes, all on one port.
+        metrics: ``"host:port"`` for metrics, health and the page; None for none.
+    """
+
+    tails: tuple[TailPlace, ...]
+    address: str = "127.0.0.1:7878"
+    token_file: Path | None = None
+    tls: TLS | None = None
+    insecure: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    processes: int = 1
+    metrics: str | None = None
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens as the file holds them now.
+
+        Raises:
+            LocalProtocolError: The file holds none, or no text.
+            OSError: It cannot be read.
+        """
+        return os.environ.get(TOKEN_VARIABLE) if self.token_file is None else read_tokens(self.token_file)
+
+
+def read_tokens(path: Path) -> list[str]:
+    """Tokens from a file, one a line; empty lines do not count.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The tokens, at least one.
+
+    Raises:
+        LocalProtocolError: The file holds none, or is no UTF-8 text.
+        OSError: It cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:  # its words would show bytes of the file
+        raise LocalProtocolError(f"'{path}' is not UTF-8 text; give a file that holds the token") from None
+    tokens = [line.strip() for line in lines if line.strip()]
+    if not tokens:
+        raise LocalProtocolError(f"'{path}' holds no token; write one a line")
+    return tokens

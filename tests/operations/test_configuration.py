@@ -1,0 +1,112 @@
+"""serve.yaml: what is read, and that every mistake is one line with the line's number."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compoff.errors import ConfigError
+from compoff.operations.certificates import Authority
+from compoff.operations.configuration import read_configuration
+from compoff.operations.settings import TailPlace
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "serve.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_little_is_enough(tmp_path: Path) -> None:
+    settings, log = read_configuration(written(tmp_path, "tails: [export]\n"))
+    assert settings.tails == (TailPlace(tmp_path / "export"),)
+    assert (settings.address, settings.processes, settings.metrics, dict(settings.options)) == (
+        "127.0.0.1:7878", 1, None, {},
+    )  # fmt: skip
+    assert (log.format, log.level) == ("text", "info")
+
+
+def test_everything(tmp_path: Path) -> None:
+    Authority(tmp_path / "certs").issue_server("edge", ["edge"])
+    (tmp_path / "tokens").write_text("old\n\n new \n")
+    text = """
+address: 0.0.0.0:7878
+tails:
+  - export/layer2
+  - {folder: /srv/layer3, device: cuda}
+token_file: tokens
+tls: {certificate: certs/edge.pem, key: certs/edge.key, ca: certs/ca.pem, revoked: certs/revoked.pem}
+limits: {window: 4, max_wait: 0, idle_timeout: 60.5}
+processes: 3
+metrics: 127.0.0.1:9464
+log: {format: json, level: warning}
+"""
+    settings, log = read_configuration(written(tmp_path, text))
+    assert settings.tails == (TailPlace(tmp_path / "export/layer2"), TailPlace(Path("/srv/layer3"), "cuda"))
+    assert settings.tokens == ["old", "new"]
+    assert settings.tls is not None
+    assert settings.tls.revoked == tmp_path / "certs/revoked.pem"
+    assert dict(settings.options) == {"window": 4, "max_wait": 0.0, "idle_timeout": 60.5}
+    assert (settings.processes, settings.metrics) == (3, "127.0.0.1:9464")
+    assert (log.format, log.level) == ("json", "warning")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("adress: edge:1\ntails: [x]\n", 1, "no setting adress"),
+        ("address: 127.0.0.1:1\n", 1, "tails is missing"),
+        ("tails: []\n", 1, "at least 1 item"),
+        ("tails: [x]\naddress: 127.0.0.1\n", 2, "not an address"),
+        ("tails: [x]\nlimits:\n  window: 16\n  workers: none\n", 4, "limits.workers is 'none'"),
+        ("tails: [x]\nlimits:\n  idle_timeout: .nan\n", 3, "idle_timeout"),
+        ("tails: [x]\nlimits:\n  max_wait: -1\n", 3, "limits.max_wait is -1"),
+        ("tails:\n  - x\n  - folder: y\n    devise: cuda\n", 4, "no setting tails.1.devise"),
+        ("tails:\n  - x\n  - 7\n", 3, "tails.1 is 7"),
+        ("tails: [x]\nlog: {format: xml}\n", 2, "log.format is 'xml'"),
+        ("tails: [x]\ntls: {certificate: edge.pem}\n", 2, "tls.key is missing"),
+        ("tails: [x]\n\ntls: {certificate: edge.pem, key: edge.key}\n", 3, "edge.pem' cannot be read"),
+        ("tails: [x]\n# a comment\naddress: 0.0.0.0:1\n", 3, "insecure=True"),
+        ("tails: [x]\nprocesses: 1\nprocesses: 2\n", 3, "processes was given in line 2 already"),
+        ("tails: [x\n", 2, "expected YAML"),
+        ("just words\n", 1, "expected settings"),
+        ("", 1, "expected settings"),
+        ("tails: [x]\ninsecure: perhaps\n", 2, "insecure is 'perhaps'"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, line: int, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_configuration(written(tmp_path, text))
+    message = str(caught.value)
+    assert f"serve.yaml, line {line}: " in message
+    assert words in message
+    assert "\n" not in message
+
+
+def test_several_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_configuration(written(tmp_path, "tails: [x]\nprocesses: 0\nlimits: {window: 0}\n"))
+    assert [line.split(", ")[1].split(":")[0] for line in str(caught.value).splitlines()] == ["line 3", "line 2"]
+
+
+def test_no_object_is_built_from_a_tag(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        read_configuration(written(tmp_path, "tails: !!python/object/apply:os.system ['true']\n"))
+
+
+def test_without_pydantic_the_extra_is_named() -> None:
+    program = (
+        "import sys; sys.modules['pydantic'] = None\n"
+        "from compoff.errors import BackendError\n"
+        "try:\n    import compoff.operations.configuration\n"
+        "except BackendError as error:\n    print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "compoff[serve]" in done.stdout

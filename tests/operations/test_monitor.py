@@ -1,0 +1,125 @@
+"""The metrics port: what each path answers; and the page, in a real browser where one is installed."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import socket
+import subprocess
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from rich.console import Console
+
+from compoff.edge.server import serve
+from compoff.errors import WireError
+from compoff.operations.figures import Figures, figures_of, merge
+from compoff.operations.monitor import Monitor
+from compoff.operations.top import fetch, show_top, table_of
+from compoff.wire.client import open_client
+from tests.edge.peers import ID, Echo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NAME = {ID: {"model": "<b>Net</b>", "split": "layer2"}}
+
+
+@contextmanager
+def monitored(requests: int = 0) -> Iterator[Monitor]:
+    with serve(Echo()) as server:
+
+        def figures() -> Figures:
+            return merge([figures_of(server.stats(), NAME)], processes=1)  # type: ignore[arg-type]
+
+        with Monitor(figures, "127.0.0.1:0") as monitor, open_client(server.address, [ID]) as client:
+            for _ in range(requests):
+                client.request(b"payload", timeout=5)
+            yield monitor
+
+
+def get(monitor: Monitor, path: str) -> tuple[int, str, bytes]:
+    host, port = monitor.address.split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=5)
+    connection.request("GET", path)
+    response = connection.getresponse()
+    body = response.read()
+    connection.close()
+    return response.status, response.getheader("Content-Type") or "", body
+
+
+def test_what_each_path_answers() -> None:
+    with monitored(requests=3) as monitor:
+        assert get(monitor, "/healthz") == (200, "text/plain; charset=utf-8", b"ok\n")
+        assert get(monitor, "/readyz")[0] == 200
+        status, kind, body = get(monitor, "/metrics")
+        assert (status, kind.startswith("text/plain"), b"compoff_requests_total" in body) == (200, True, True)
+        figures = json.loads(get(monitor, "/figures.json?x=1")[2])
+        assert figures["tails"][0]["requests"] == 3
+        assert get(monitor, "/")[:2] == (200, "text/html; charset=utf-8")
+        assert get(monitor, "/etc/passwd")[0] == 404
+        assert get(monitor, "/../settings.py")[0] == 404
+
+
+def test_a_server_that_is_not_whole_is_not_ready() -> None:
+    with Monitor(lambda: merge([], processes=2), "127.0.0.1:0") as monitor:
+        assert get(monitor, "/readyz")[0] == 503
+        assert get(monitor, "/healthz")[0] == 200
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock, pytest.raises(WireError, match="cannot show metrics on"):
+        Monitor(lambda: merge([], processes=1), f"127.0.0.1:{sock.getsockname()[1]}")
+
+
+def test_who_connects_and_says_nothing_stops_nobody() -> None:
+    with monitored() as monitor:
+        host, port = monitor.address.split(":")
+        silent = [socket.create_connection((host, int(port))) for _ in range(20)]
+        assert get(monitor, "/healthz")[0] == 200
+        for sock in silent:
+            sock.close()
+
+
+def test_top_shows_a_row_for_each_tail() -> None:
+    with monitored(requests=3) as monitor:
+        console = Console(width=200, record=True, force_terminal=False)
+        show_top(monitor.address, console, interval=0.1, looks=2)
+        shown = console.export_text()
+    assert "<b>Net</b> at layer2" in shown
+    assert "p99" in shown
+    assert "ready" in shown
+
+
+def test_top_says_what_is_wrong_with_an_address() -> None:
+    with serve(Echo()) as server, pytest.raises(WireError, match="metrics"):
+        fetch(server.address)
+    with pytest.raises(WireError, match="no connection to"):
+        fetch("127.0.0.1:9")
+
+
+def test_a_server_that_is_not_ready_stands_out() -> None:
+    assert "NOT READY" in str(table_of(merge([], processes=1), "edge:1").title)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="the page is tested in Chromium, which is not installed here")
+def test_the_page_shows_the_figures_in_a_browser(tmp_path: Path) -> None:
+    with monitored(requests=7) as monitor:
+        time.sleep(0.2)
+        command = [
+            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+            f"--user-data-dir={tmp_path}", "--virtual-time-budget=3000", "--dump-dom", f"http://{monitor.address}/",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    page = done.stdout
+    assert done.returncode == 0, done.stderr
+    assert "ready · up" in page
+    assert "connections 1" in page
+    assert "&lt;b&gt;Net&lt;/b&gt; at layer2" in page, "a name is text, never markup"
+    assert "<td>7</td>" in page, "seven requests were answered"
+    assert "<polyline" in page

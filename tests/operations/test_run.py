@@ -1,0 +1,204 @@
+"""`compoff serve` as an operator meets it: real processes, signals, reloads under open connections."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+import compoff
+from compoff.operations.certificates import Authority
+from compoff.operations.top import fetch
+from tests.edge.peers import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parent.parent.parent
+X = torch.ones(1, 3, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export")
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 6)).eval()
+        wrapped = compoff.wrap(net, "input", example_input=torch.zeros(2, 3, 8, 8)).eval()
+        head, tail = compoff.export(wrapped, "input")
+        head.save(path / name / "head")
+        tail.save(path / name / "tail")
+    return path
+
+
+class Serving:
+    """A `compoff serve` process."""
+
+    def __init__(self, *words: str | Path) -> None:
+        command = [sys.executable, "-m", "compoff", "serve", *map(str, words)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        self.metrics = ""
+        line = self.process.stdout.readline()
+        if line.startswith("metrics on"):
+            self.metrics = line.split("//")[1].strip("/\n")
+            line = self.process.stdout.readline()
+        self.address = line.split()[-1] if line else ""
+
+    def hang_up(self) -> None:
+        self.process.send_signal(signal.SIGHUP)
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        out, errors = self.process.communicate(timeout=40)
+        return self.process.returncode, out, errors
+
+
+@pytest.fixture
+def serving() -> Iterator[Callable[..., Serving]]:
+    started: list[Serving] = []
+
+    def start(*words: str | Path) -> Serving:
+        started.append(Serving(*words))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+        one.process.communicate()
+
+
+def written(folder: Path, **settings: Any) -> Path:
+    path = folder / "serve.yaml"
+    path.write_text(json.dumps({"address": "127.0.0.1:0", "metrics": "127.0.0.1:0", **settings}))  # JSON is YAML
+    return path
+
+
+def answers(export: Path, address: str, name: str = "first", **options: Any) -> bool:
+    head, tail = compoff.Head.load(export / name), compoff.Tail.load(export / name)
+    with head.connect(address, timeout=20, **options) as remote:
+        return torch.allclose(remote(X), tail(head(X)), atol=1e-5)
+
+
+def test_a_file_is_enough_and_sigterm_lets_answers_out(export: Path, tmp_path: Path, serving: Any) -> None:
+    server = serving("--config", written(tmp_path, tails=[str(export / "first")], log={"format": "json"}))
+    assert answers(export, server.address)
+    assert fetch(server.metrics)["tails"][0]["replies"] == 1
+    code, out, errors = server.end()
+    assert (code, out) == (0, "stopped\n")
+    first = json.loads(errors.splitlines()[0])
+    assert (first["level"], first["logger"]) == ("INFO", "compoff.serve")
+    assert server.address in first["message"]
+
+
+def test_sighup_reads_tokens_certificates_tails_and_the_file_again(export: Path, tmp_path: Path, serving: Any) -> None:
+    authority = Authority(tmp_path)
+    authority.issue_server("edge", ["127.0.0.1"])
+    authority.issue_device("camera")
+    (tmp_path / "tokens").write_text("old\n")
+    tls = {"certificate": "edge.pem", "key": "edge.key", "ca": "ca.pem", "revoked": "revoked.pem"}
+    settings = {"tls": tls, "token_file": "tokens"}
+    server = serving("--config", written(tmp_path, tails=[str(export / "first")], **settings))
+    ours = compoff.TLS(ca=tmp_path / "ca.pem", certificate=tmp_path / "camera.pem", key=tmp_path / "camera.key")
+    head = compoff.Head.load(export / "first")
+    with head.connect(server.address, tls=ours, token="old", timeout=20) as before:
+        before(X)
+        (tmp_path / "tokens").write_text("new\n")
+        authority.issue_server("edge", ["127.0.0.1"], renew=True)
+        written(tmp_path, tails=[str(export / "first"), str(export / "second")], **settings)
+        server.hang_up()
+        eventually(lambda: len(fetch(server.metrics)["tails"]) == 2)
+        before(X)
+        assert before.stats.connections == 1, "a connection that stands is not touched"
+    with pytest.raises(compoff.AuthenticationError, match="token"):
+        answers(export, server.address, tls=ours, token="old")
+    assert answers(export, server.address, "second", tls=ours, token="new")
+    authority.revoke("camera")
+    server.hang_up()
+    time.sleep(2)
+    with pytest.raises(compoff.WireError, match=r"certificate|hung up"):
+        answers(export, server.address, tls=ours, token="new")
+    assert server.end()[0] == 0
+
+
+def test_a_mistake_at_sighup_leaves_everything_as_it_was(export: Path, tmp_path: Path, serving: Any) -> None:
+    path = written(tmp_path, tails=[str(export / "first")])
+    server = serving("--config", path)
+    path.write_text("tails: 7\n")
+    server.hang_up()
+    time.sleep(0.5)
+    path.write_text(json.dumps({"tails": [str(tmp_path / "nothing")]}))
+    server.hang_up()
+    time.sleep(0.5)
+    assert answers(export, server.address)
+    code, _, errors = server.end()
+    assert code == 0
+    assert "the settings stay as they were" in errors
+    assert "the tails stay as they were" in errors
+    assert "a change of address needs a restart" in errors
+    assert "Traceback" not in errors
+
+
+def test_several_processes_share_a_port_and_one_that_dies_comes_back(
+    export: Path, tmp_path: Path, serving: Any
+) -> None:
+    server = serving("--config", written(tmp_path, tails=[str(export / "first")], processes=2))
+    head = compoff.Head.load(export / "first")
+    remotes = [head.connect(server.address, timeout=20) for _ in range(12)]
+    for remote in remotes:
+        remote(X)
+    figures = fetch(server.metrics)
+    assert (figures["processes"], figures["ready"], figures["tails"][0]["replies"]) == (2, True, 12)
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    if children.exists():
+        started = [int(number) for number in children.read_text().split()]
+        servers = [pid for pid in started if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(servers) == 2
+        os.kill(servers[0], signal.SIGKILL)
+        for remote in remotes:
+            assert remote(X).shape == (1, 6), "whoever was connected there is served by the other"
+        deadline = time.monotonic() + 40
+        while not fetch(server.metrics)["ready"] or fetch(server.metrics)["processes"] < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    for remote in remotes:
+        remote.close()
+    code, out, errors = server.end(signal.SIGINT)
+    assert (code, out) == (0, "stopped\n")
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"tails": ["nothing"]}, "nothing"),
+        ({"tails": ["nothing"], "processes": 2}, "nothing"),
+        ({"tails": 7}, "line 1"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line_and_status_1(
+    tmp_path: Path, serving: Any, settings: dict[str, Any], words: str
+) -> None:
+    code, _, errors = serving("--config", written(tmp_path, **settings)).end()
+    assert code == 1
+    assert words in errors
+    assert "Traceback" not in errors
+
+
+def test_folders_and_a_file_are_not_mixed(export: Path, tmp_path: Path, serving: Any) -> None:
+    server = serving(export / "first", "--config", written(tmp_path, tails=[str(export / "first")]))
+    code, _, errors = server.end()
+    assert (code, "both given" in errors) == (1, True)
