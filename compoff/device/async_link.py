@@ -53,18 +53,19 @@ class AsyncLink:
         self._attempted = asyncio.Event()
         self._task = asyncio.create_task(self._keep(), name="compoff-link")
 
-    async def connection(self, deadline: float) -> AsyncClient:
-        """The connection that stands; where there is none, what the next attempt brings.
+    async def connection(self, deadline: float, attempts: int = 1) -> AsyncClient:
+        """The connection that stands; where there is none, what the next attempts bring.
 
         Args:
             deadline: Moment of ``time.monotonic()`` until which to wait.
+            attempts: How many that fail are waited for, as for ``Link``.
 
         Raises:
             ConnectTimeout: There is none by then.
             LocalProtocolError: The link was closed.
-            WireError: The attempt failed; the class says how.
+            WireError: The last of the attempts failed; the class says how.
         """
-        seen = self._attempts
+        enough = self._attempts + attempts
         while True:
             if self.closed:
                 raise LocalProtocolError("this AsyncRemote was closed; connect again")
@@ -72,7 +73,7 @@ class AsyncLink:
             if client is not None and not client.closed and not client.stuck:
                 return client
             failure = self._failure
-            if self._attempts > seen and failure is not None and not isinstance(failure, ConnectTimeout):
+            if self._attempts >= enough and failure is not None and not isinstance(failure, ConnectTimeout):
                 raise type(failure)(*failure.args)
             seconds = deadline - time.monotonic()
             if seconds <= 0:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compoff.device.answers import CallReport, Heads
 from compoff.device.async_link import AsyncLink
 from compoff.device.calls import Call
+from compoff.device.edge import ATTEMPTS
 from compoff.device.fallback import LEAST_PATIENCE, reserve
 from compoff.device.remote import check_policy
 from compoff.device.statistics import RemoteStats, Tally
@@ -216,7 +217,7 @@ class AsyncRemote:
             raise call.late() from None
         call.take(payload)
         body = bytes(payload)
-        client = await self._link.connection(until)
+        client = await self._link.connection(until, ATTEMPTS)
         try:
             answer = await self._ask(call, client, body, until)
         except (ConnectionLost, RemoteProtocolError) as error:
@@ -233,7 +234,7 @@ class AsyncRemote:
             raise error
         call.retried, call.reason = True, str(error)
         self._tally.retried()
-        return await self._ask(call, await link.connection(until), body, until)
+        return await self._ask(call, await link.connection(until, ATTEMPTS), body, until)
 
     async def _ask(self, call: Call, client: AsyncClient, body: bytes, until: float) -> Answer:
         link = self._link

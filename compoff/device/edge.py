@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from compoff.errors import CompoffError
     from compoff.wire.client import Client, PendingReply
 
-__all__ = ["Edge"]
+__all__ = ["ATTEMPTS", "Edge"]
+
+ATTEMPTS = 2  # to connect, that a call without a connection waits for
 
 
 class Edge:
@@ -55,7 +57,7 @@ class Edge:
             FeatureError: The head cannot take the inputs.
         """
         body = call.encode()
-        client = self.link.connection(until)
+        client = self.link.connection(until, ATTEMPTS)
         try:
             pending = client.submit(body, route=call.route, timeout=call.left(until))
             reply = pending.result()
@@ -83,7 +85,7 @@ class Edge:
             WireError: It could not be sent.
         """
         body = call.encode()
-        client = self.link.connection(until)
+        client = self.link.connection(until, ATTEMPTS)
         return client, client.submit(body, route=call.route, timeout=call.left(call.deadline))
 
     def settle(self, call: Call, reply: bytes, server_seconds: float) -> tuple[Any, CallReport]:
@@ -107,7 +109,7 @@ class Edge:
             raise error
         call.retried, call.reason = True, str(error)
         self._tally.retried()
-        client = link.connection(until)
+        client = link.connection(until, ATTEMPTS)
         try:
             pending = client.submit(body, route=call.route, timeout=call.left(until))
             return pending, pending.result()

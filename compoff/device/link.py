@@ -59,21 +59,23 @@ class Link:
         self._thread = threading.Thread(target=self._keep, name="compoff-link", daemon=True)
         self._thread.start()
 
-    def connection(self, deadline: float) -> Client:
-        """The connection that stands; where there is none, what the next attempt brings.
+    def connection(self, deadline: float, attempts: int = 1) -> Client:
+        """The connection that stands; where there is none, what the next attempts bring.
 
         Args:
             deadline: Moment of ``time.monotonic()`` until which to wait.
+            attempts: How many that fail are waited for. One more than one helps where a server has just been killed and
+                what still listens there is about to go.
 
         Raises:
             ConnectTimeout: There is none by then.
             LocalProtocolError: The link was closed.
-            WireError: The attempt failed; the class says how.
+            WireError: The last of the attempts failed; the class says how.
         """
         client = self._client
         if client is not None and not client.closed and not client.stuck:
             return client
-        return self._wait_for_connection(deadline)
+        return self._wait_for_connection(deadline, attempts)
 
     @property
     def current(self) -> Client | None:
@@ -112,16 +114,16 @@ class Link:
         for client in clients:
             client.close()
 
-    def _wait_for_connection(self, deadline: float) -> Client:
+    def _wait_for_connection(self, deadline: float, attempts: int) -> Client:
         with self._changed:
-            seen = self._attempts
+            enough = self._attempts + attempts
             while True:
                 self._check_open()
                 client = self._client
                 if client is not None and not client.closed and not client.stuck:
                     return client
                 failure = self._failure
-                if self._attempts > seen and failure is not None and not isinstance(failure, ConnectTimeout):
+                if self._attempts >= enough and failure is not None and not isinstance(failure, ConnectTimeout):
                     raise type(failure)(*failure.args)
                 seconds = deadline - time.monotonic()
                 if seconds <= 0:
