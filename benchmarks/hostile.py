@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import random
+import ssl
 import statistics
 import tempfile
 import time
@@ -27,7 +28,6 @@ from compoff.wire.frames import Frame, FrameType, serialize
 from compoff.wire.messages import Hello, Offer
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Awaitable, Callable, Iterator
     from multiprocessing.synchronize import Event
 
@@ -147,6 +147,22 @@ async def slow(target: Target) -> None:
     await asyncio.gather(*(one() for _ in range(MANY)))
 
 
+async def half_shaken(target: Target) -> None:
+    """Five hundred clients that begin a TLS handshake and fall silent, and come again when they are thrown out."""
+    outgoing = ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="edge").do_handshake()
+    greeting = outgoing.read()
+
+    async def one() -> None:
+        while not target.over:
+            await target.send(greeting, linger=2.0)
+            await asyncio.sleep(MANY * 60 / CONNECTS_A_MINUTE)
+
+    await asyncio.gather(*(one() for _ in range(MANY)))
+
+
 ATTACKS: dict[str, tuple[Attack, bool]] = {
     "fuzzed frames": (fuzzed, False),
     "lengths of 4 GiB": (lengths, False),
@@ -157,6 +173,7 @@ ATTACKS: dict[str, tuple[Attack, bool]] = {
     "10,000 connects a minute": (connects, False),
     "TLS garbage on TLS": (tls_garbage, True),
     "10,000 connects a minute on TLS": (connects, True),
+    "TLS handshakes left half-way × 500": (half_shaken, True),
 }
 
 

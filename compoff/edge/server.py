@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from compoff.edge.connection import Connection
+from compoff.edge.door import Door
 from compoff.edge.servable import Servable
 from compoff.edge.service import Limits, Service
 from compoff.errors import LocalProtocolError, WireError
@@ -188,22 +189,29 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._service.begin(self._loop)
         self._stop = asyncio.Event()
-        handshake = self._service.limits.handshake_timeout if self._tls is not None else None
+        # The door watches sockets itself, which the event loop of Windows cannot: there asyncio's own has to do.
+        guarded = self._tls is not None and isinstance(self._loop, asyncio.SelectorEventLoop)
         listener = await self._loop.create_server(
             lambda: Connection(self._service),
             self._host,
             self._port,
             ssl=self._tls,
-            ssl_handshake_timeout=handshake,
+            ssl_handshake_timeout=None if self._tls is None else self._service.limits.handshake_timeout,
             backlog=256,
             reuse_port=self._reuse_port or None,
+            start_serving=not guarded,
         )
+        door = Door(listener.sockets, self._service, self._tls) if guarded and self._tls is not None else None
+        if door is not None:
+            door.open()
         host, port = listener.sockets[0].getsockname()[:2]
         _logger.info("listening on %s", format_address(host, port))
         watch = asyncio.create_task(self._service.watch())
         started.set_result(format_address(host, port))
         await self._stop.wait()
         listener.close()
+        if door is not None:
+            door.close()
         await self._service.drain()
         watch.cancel()
 

@@ -1,0 +1,140 @@
+"""The door of a TLS server: what it lets in, what it keeps outside, and what waiting there may cost."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from compoff.edge.server import Server, serve
+from compoff.operations.certificates import Authority
+from compoff.wire.client import open_client
+from compoff.wire.frames import FrameType
+from compoff.wire.messages import Welcome
+from compoff.wire.tls import TLS
+from tests.edge.peers import HELLO, ID, Echo, eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("certificates")
+    authority = Authority(made)
+    authority.issue_server("edge", ["127.0.0.1"])
+    return made
+
+
+def serve_tls(folder: Path, **options: float) -> Server:
+    tls = TLS(certificate=folder / "edge.pem", key=folder / "edge.key")
+    return serve(Echo(), tls=tls, **options)  # type: ignore[arg-type]
+
+
+def dial(server: Server) -> socket.socket:
+    host, port = server.address.rsplit(":", 1)
+    return socket.create_connection((host, int(port)), timeout=5)
+
+
+def greeting(folder: Path) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO, bytes]:
+    """A client's end of TLS and the first bytes that it says."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = TLS(ca=folder / "ca.pem").client_context()
+    end = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    with pytest.raises(ssl.SSLWantReadError):
+        end.do_handshake()
+    return end, incoming, outgoing, outgoing.read()
+
+
+def still_let_in(server: Server, folder: Path) -> None:
+    with open_client(server.address, [ID], tls=TLS(ca=folder / "ca.pem").client_context()) as client:
+        assert client.request(b"good", timeout=5) == b"good"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"GET / HTTP/1.1\r\n\r\n", HELLO, b"\x16\x02\x00\x00\x05hello", b"\x16\x03\x01\xff\xff", b"\x00"],
+    ids=["http", "plain", "ssl2", "long", "zero"],
+)
+def test_who_speaks_something_else_is_sent_away_at_once(folder: Path, said: bytes) -> None:
+    with serve_tls(folder, handshake_timeout=60) as server:
+        with dial(server) as sock:
+            sock.sendall(said)
+            with contextlib.suppress(ConnectionResetError):
+                assert sock.recv(100) == b""
+        assert server.stats().refused == 1
+        still_let_in(server, folder)
+
+
+def test_a_greeting_in_pieces_is_waited_for(folder: Path) -> None:
+    end, incoming, outgoing, hello = greeting(folder)
+    with serve_tls(folder) as server, dial(server) as sock:
+        for start, stop in ((0, 1), (1, 4), (4, 100), (100, len(hello))):
+            sock.sendall(hello[start:stop])
+            time.sleep(0.02)
+        while True:
+            incoming.write(sock.recv(65536))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+                break
+        end.write(HELLO)
+        sock.sendall(outgoing.read())
+        answer = b""
+        while not answer:
+            incoming.write(sock.recv(65536))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                answer = end.read(65536)
+        assert answer[0] == FrameType.WELCOME
+        assert Welcome.decode(answer[12:-4], 1).window == 16
+
+
+def test_half_a_greeting_costs_a_socket_and_runs_out(folder: Path) -> None:
+    hello = greeting(folder)[3]
+    with serve_tls(folder, handshake_timeout=1.0) as server, contextlib.ExitStack() as stack:
+        start = time.monotonic()
+        for said in (b"", hello[:3], hello[:200]) * 40:
+            stack.enter_context(sock := dial(server))
+            sock.sendall(said)
+        still_let_in(server, folder)
+        assert server.stats().accepted == 1, "nobody else has become a connection"
+        eventually(lambda: server.stats().refused == 120)
+        assert 0.9 < time.monotonic() - start < 4
+
+
+def test_handshakes_that_stop_half_way_do_not_keep_others_out(folder: Path) -> None:
+    hello = greeting(folder)[3]
+    with serve_tls(folder, handshake_timeout=60) as server, contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(sock := dial(server))
+            sock.sendall(hello)
+        eventually(lambda: server.stats().refused == 36)  # all but the 64 newest
+        still_let_in(server, folder)
+        assert server.stats().accepted == 1
+
+
+def test_no_more_wait_outside_than_there_is_room_for_inside(folder: Path) -> None:
+    with serve_tls(folder, handshake_timeout=60, max_connections=5) as server, contextlib.ExitStack() as stack:
+        first = [stack.enter_context(dial(server)) for _ in range(5)]
+        for _ in range(5):
+            stack.enter_context(dial(server))
+        for sock in first:
+            assert sock.recv(1) == b"", "the oldest go"
+        still_let_in(server, folder)
+
+
+def test_closing_sends_everybody_away(folder: Path) -> None:
+    hello = greeting(folder)[3]
+    with serve_tls(folder, handshake_timeout=60) as server, dial(server) as silent, dial(server) as shaking:
+        shaking.sendall(hello)
+        assert shaking.recv(1), "the server's part of the handshake"
+        server.close()
+        assert silent.recv(1) == b""
+        with contextlib.suppress(ConnectionResetError):
+            while shaking.recv(65536):
+                pass
+        with pytest.raises(ConnectionRefusedError):
+            dial(server)
