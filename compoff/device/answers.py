@@ -5,14 +5,16 @@ Shared by the blocking and the asyncio remote. Knows no connection.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from compoff.errors import FeatureError, RemoteProtocolError, SplitError
-from compoff.structure import CONSTANTS, importable, input_leaves, unflatten
+from compoff.structure import CONSTANTS, importable, unflatten
 from compoff.wire.messages import Offer
 from compoff.wire.nested import MOST_LEAVES, restore_nested
 from compoff.wire.replies import FULL, reply_form, reply_specs, restore_leaves
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from compoff.coding import Payload
     from compoff.device.sender import Sender
-    from compoff.manifest import Manifest
+    from compoff.manifest import Manifest, TensorSpec
     from compoff.wire.replies import Reply, ReplyForm
 
 __all__ = ["CallReport", "Heads", "Source", "all_numpy", "restore"]
@@ -31,6 +33,8 @@ __all__ = ["CallReport", "Heads", "Source", "all_numpy", "restore"]
 Source: TypeAlias = Literal["edge", "local"]
 """Where an answer was made."""
 
+_PLAIN = (np.ndarray, *CONSTANTS)
+_ONE_LEAF = {"leaf": 0}  # what most models return: one tensor
 _NUMBER_BYTES = 5  # the longest that a count or a dimension is written in
 
 
@@ -127,7 +131,11 @@ def all_numpy(inputs: Any) -> bool:
     Returns:
         Whether no other tensor is in it.
     """
-    return all(isinstance(value, (np.ndarray, *CONSTANTS)) for value in input_leaves(inputs))
+    if isinstance(inputs, _PLAIN):
+        return True
+    if isinstance(inputs, (tuple, list)):
+        return all(map(all_numpy, inputs))  # pyright: ignore[reportUnknownArgumentType]
+    return isinstance(inputs, Mapping) and all(map(all_numpy, inputs.values()))  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
 
 
 def restore(head: Sender, inputs: Any, payload: Payload, reply: bytes, form: ReplyForm = FULL) -> Any:
@@ -153,17 +161,31 @@ def restore(head: Sender, inputs: Any, payload: Payload, reply: bytes, form: Rep
 
     if not head.manifest.structure:
         return restore_nested(unpack(reply, most_arrays=1 + MOST_LEAVES), convert)
-    specs = reply_specs(form, head.manifest.outputs)
-    arrays = unpack(reply, len(specs))
-    expected = [((payload.batch_size, *spec.shape) if spec.batched else spec.shape, spec.dtype) for spec in specs]
-    found = [(array.shape, str(array.dtype)) for array in arrays]
+    expected = _expected(form, tuple(head.manifest.outputs), payload.batch_size)
+    arrays = unpack(reply, len(expected))
+    found = [(array.shape, array.dtype) for array in arrays]
     if found != expected:
         raise RemoteProtocolError(
-            f"the server answered with tensors {found}, expected {expected}; is it serving this export with the same "
-            "compoff?"
+            f"the server answered with tensors {_words(found)}, expected {_words(expected)}; is it serving this export "
+            "with the same compoff?"
         )
     leaves = restore_leaves(form, arrays, head.manifest.outputs, convert)
+    if head.manifest.structure == _ONE_LEAF:
+        return leaves[0]
     return unflatten(head.manifest.structure, leaves, importable)
+
+
+@functools.lru_cache(maxsize=256)
+def _expected(
+    form: ReplyForm, outputs: tuple[TensorSpec, ...], batch_size: int
+) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shapes and dtypes of a right reply's arrays; the same for every call, and every call needs them."""
+    specs = reply_specs(form, outputs)
+    return [((batch_size, *spec.shape) if spec.batched else spec.shape, np.dtype(spec.dtype)) for spec in specs]
+
+
+def _words(tensors: list[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[tuple[tuple[int, ...], str]]:
+    return [(shape, str(dtype)) for shape, dtype in tensors]
 
 
 def _check_form(form: ReplyForm, manifest: Manifest) -> None:
