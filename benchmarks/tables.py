@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ _RESULTS = _ROOT / "benchmarks" / "results"
 _PAGES = ("README.md", "docs/benchmarks.md")
 _BLOCK = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _CIFAR = "cifar10-resnet56"
+_SPLITS = ("input", "layer2", "layer3")
 
 
 def result(name: str) -> dict[str, Any]:
@@ -56,9 +58,8 @@ def whole(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
-def rate_table(split: str) -> str:
-    """Everything that was measured at one split point."""
-    name = f"rate_accuracy.{_CIFAR}.{split}"
+def rate_table(name: str) -> str:
+    """Everything that one run measured at one split point."""
     rows = sorted(result(name)["rows"], key=lambda row: row["bytes"])
     head = ["system", "bytes", "on the wire", "drop, points", "agreement", "encoder MACs", "encode, ms"]
     cells = [
@@ -78,32 +79,77 @@ def rate_table(split: str) -> str:
 
 def _system(row: dict[str, Any]) -> str:
     """A system with the setting that makes the row."""
-    if "channels" in row:
-        return f"compoff, {row['channels']} channels × {row['centers']} centers"
+    if row["system"] == "compoff":
+        return f"transform, quality {row['quality']}"
+    if row["system"] == "deepcod":
+        return f"deepcod, {row.get('channels', row['quality'])} channels"
     return f"{row['system']} {row['quality']}" if row["system"] in ("jpeg", "webp") else row["system"]
 
 
-def fewest_bytes(rows: list[dict[str, Any]], ours: bool, limit: float) -> str:
-    """The row with the fewest bytes within a drop, as a cell."""
-    fitting = [row for row in rows if ("channels" in row) is ours and row["drop"] <= limit]
+def fewest_bytes(rows: list[dict[str, Any]], systems: tuple[str, ...], limit: float) -> str:
+    """The row with the fewest bytes within a drop, of the systems named or, without a name, of those not learned."""
+    learned = ("compoff", "deepcod")
+    fitting = [
+        row
+        for row in rows
+        if (row["system"] in systems if systems else row["system"] not in learned) and row["drop"] <= limit
+    ]
     if not fitting:
         return "–"
     row = min(fitting, key=lambda row: row["bytes"])
-    return whole(row["bytes"]) + ("" if ours else f" ({_system(row)})")
+    return whole(row["bytes"]) + ("" if systems else f" ({_system(row)})")
 
 
 def at_drop_table() -> str:
     """Fewest bytes within 1, 2 and 5 points of drop, at each split point, beside the best that is not learned."""
     cells: list[list[str]] = []
-    for split in ("input", "layer2", "layer3"):
+    for split in _SPLITS:
         rows = result(f"rate_accuracy.{_CIFAR}.{split}")["rows"]
+        once = result(one_fit(split))["rows"] if (_RESULTS / f"{one_fit(split)}.json").exists() else []
         cells += [
-            [split, f"≤ {limit}", fewest_bytes(rows, True, limit), fewest_bytes(rows, False, limit)]
+            [
+                split,
+                f"≤ {limit}",
+                fewest_bytes(once, ("compoff",), limit),
+                fewest_bytes(rows, ("deepcod",), limit),
+                fewest_bytes(rows, (), limit),
+            ]
             for limit in (1, 2, 5)
         ]
-    head = ["split point", "drop, points", "compoff, bytes", "best without a learned codec, bytes"]
-    made = source(f"rate_accuracy.{_CIFAR}.layer3")
-    return f"{table(head, cells)}\n\nCIFAR-10, ResNet-56; {made} (and the other split points)"
+    head = [
+        "split point",
+        "drop, points",
+        "transform, bytes",
+        "deepcod, bytes",
+        "best without a learned codec, bytes",
+    ]
+    made = [source(name) for name in (one_fit("layer3"), f"rate_accuracy.{_CIFAR}.layer3")]
+    return f"{table(head, cells)}\n\nCIFAR-10, ResNet-56; {'; '.join(made)} (and the other split points)"
+
+
+def one_fit(split: str) -> str:
+    """The result of one fit for every rate at a split point."""
+    return f"rate_accuracy.{_CIFAR}.{split}.transform"
+
+
+def shifted_table(split: str) -> str:
+    """What images that were spoilt on their way cost and lose."""
+    rows = result(f"robustness.{_CIFAR}.{split}.transform")["rows"]
+    head = ["images", "quality", "bytes", "largest", "limit", "drop, points", "agreement"]
+    cells = [
+        [
+            row["condition"],
+            str(row["quality"]),
+            whole(row["bytes"]),
+            whole(row["largest_bytes"]),
+            whole(row["limit_bytes"]),
+            points(row),
+            f"{100 * row['agreement']:.1f} %",
+        ]
+        for row in rows
+        if row["quality"] in (1, 3, 5)
+    ]
+    return f"{table(head, cells)}\n\n{source(f'robustness.{_CIFAR}.{split}.transform')}"
 
 
 def coding_table() -> str:
@@ -226,9 +272,9 @@ def fuzz_table() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "at-drop": at_drop_table,
-    "rate-input": lambda: rate_table("input"),
-    "rate-layer2": lambda: rate_table("layer2"),
-    "rate-layer3": lambda: rate_table("layer3"),
+    **{f"rate-{split}": partial(rate_table, f"rate_accuracy.{_CIFAR}.{split}") for split in _SPLITS},
+    **{f"once-{split}": partial(rate_table, one_fit(split)) for split in _SPLITS},
+    "shifted-layer3": partial(shifted_table, "layer3"),
     "coding": coding_table,
     "fuzz": fuzz_table,
     "hostile": hostile_table,

@@ -39,10 +39,10 @@ def test_fewest_bytes_takes_the_smallest_row_within_the_drop() -> None:
         {"system": "deepcod", "channels": 32, "centers": 8, "bytes": 400.0, "drop": 0.1},
         {"system": "jpeg", "quality": 50, "bytes": 900.0, "drop": 1.0},
     ]
-    assert tables.fewest_bytes(rows, True, 1) == "200"
-    assert tables.fewest_bytes(rows, True, 5) == "100"
-    assert tables.fewest_bytes(rows, False, 1) == "900 (jpeg 50)"
-    assert tables.fewest_bytes(rows, False, 0.5) == "–"
+    assert tables.fewest_bytes(rows, ("deepcod",), 1) == "200"
+    assert tables.fewest_bytes(rows, ("deepcod",), 5) == "100"
+    assert tables.fewest_bytes(rows, (), 1) == "900 (jpeg 50)"
+    assert tables.fewest_bytes(rows, (), 0.5) == "–"
 
 
 def test_an_unknown_table_is_an_error() -> None:
