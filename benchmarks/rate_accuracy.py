@@ -277,6 +277,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=None, help="stop then, with status 75; run again to go on")
     parser.add_argument("--name", default=None, help="suffix of the files of results")
     parser.add_argument("--limit", type=int, default=None, help="only the first images, for a trial")
+    parser.add_argument("--measure", type=int, default=None, help="measure on the first images only")
+    parser.add_argument("--clean", action="store_true", help="leave out the spoilt images")
     parser.add_argument("--data", type=Path, default=None)
     return parser.parse_args()
 
@@ -289,6 +291,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     folder = data_folder(options.data)
     task = load_task(options.model, folder, batch=options.batch, device=options.device, limit=options.limit)
+    task.test, task.labels = task.test[: options.measure], task.labels[: options.measure]
     rows: list[dict[str, Any]] = []
     shifted: list[dict[str, Any]] = []
     for codec in options.codecs:
@@ -299,7 +302,7 @@ def main() -> None:
             sys.exit(_LATER)
         teacher = in_batches(task.net, task.test)
         rows += fitted_rows(fitted, codec, teacher, seconds)
-        shifted += shifted_rows(fitted) if codec == "transform" else []
+        shifted += shifted_rows(fitted) if codec == "transform" and not options.clean else []
         fitted.model.unwrap()
     teacher = in_batches(task.net, task.test)
     rows += feature_rows(task, options.split, teacher)
