@@ -61,8 +61,8 @@ def _slopes_of_nothing(wrapped: Any, split: str, batch: Any, generator: torch.Ge
 
 VARIATIONS = {
     "as it is": Variation(),
-    "one rate": Variation(patches={"compoff.codec.transform.LADDER": (3,)}),
-    "directions without sensitivity": Variation(patches={"compoff.fitting.calibrate._slopes": _slopes_of_nothing}),
+    "one rate": Variation(patches={"compoff.codec.transform.LADDER": (4,)}),
+    "directions without sensitivity": Variation(patches={"compoff.fitting.calibrating._slopes": _slopes_of_nothing}),
     "tiles of 4": Variation(options={"stride": 4}),
     "64 channels": Variation(options={"channels": 64}),
     "linear decoder": Variation(linear=True),

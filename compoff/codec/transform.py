@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = ["LADDER", "REFERENCE_STEP", "TransformBottleneck", "default_channels", "widest_stride"]
 
-LADDER = (1, 2, 3, 4, 5, 7)
+LADDER = (1, 2, 3, 4, 5, 7, 9)
 """The steps that one fit is for, in units of the finest."""
-REFERENCE_STEP = 3
+REFERENCE_STEP = 4
 """The step of the ladder that a fit is aimed with."""
 _WIDEST_TILE = 2048  # elements
 _SILENT = 1e-3  # a channel that is zero but for this share of its values need not be sent
+_DEVIATIONS = 4.0  # standard deviations of a channel that its levels hold at least
 # Learning rates beside the networks', relative to the size of the weights where the start already is nearly right.
 _LINEAR_LR, _GAIN_LR, _DENSITY_LR = 2.0, 5.0, 10.0
 
@@ -146,10 +147,13 @@ class TransformBottleneck(Bottleneck):
         analysis = directions.analysis.to(weight) / step
         weight.copy_(analysis.view_as(weight))
         self.quantizer.offset.copy_(analysis @ directions.mean.to(weight))
-        self.quantizer.log_gain.zero_()
+        # A channel whose values would leave the levels gets coarser steps.
+        deviation = directions.deviation.to(weight) / step
+        gain = (self.num_centers // 2 / (_DEVIATIONS * deviation.clamp_min(1e-12))).clamp_max(1.0)
+        self.quantizer.log_gain.copy_(gain.log())
         if isinstance(self.decoder, RefiningDecoder):
             self.decoder.start(directions, step, y)
-        self.density.start(directions.deviation.to(weight) / step)
+        self.density.start(deviation * gain)
         rounded = self._at_step(self.quantizer.scaled(self.encoder(y)), REFERENCE_STEP)
         self.reference_bits.copy_(self.density.bits(rounded, float(REFERENCE_STEP)).mean().clamp_min(1.0))
         self.calibrated.fill_(True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compoff.fitting.calibrate import calibrate
+from compoff.fitting.calibrating import calibrate
 from compoff.fitting.fit import fit
 from compoff.fitting.report import FitReport, SplitReport
 

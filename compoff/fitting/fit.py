@@ -22,7 +22,7 @@ from compoff.distilling import Batch, refusals_named
 from compoff.errors import FitError
 from compoff.fingerprint import fingerprint
 from compoff.fitting.batches import to_batch
-from compoff.fitting.calibrate import SAMPLES, calibrate
+from compoff.fitting.calibrating import SAMPLES, calibrate
 from compoff.fitting.fitter import Fitter
 from compoff.fitting.measure import Aim, count_symbols, measure
 from compoff.fitting.report import FitReport, SplitReport

@@ -14,7 +14,7 @@ import torch
 from compoff.codec import TransformBottleneck
 from compoff.distilling import Batch, TeacherRecord, student_pass, teacher_pass
 from compoff.errors import FitError
-from compoff.fitting.calibrate import overhead_bytes
+from compoff.fitting.calibrating import overhead_bytes
 from compoff.fitting.state import FitState
 
 if TYPE_CHECKING:

@@ -65,7 +65,7 @@ def test_every_parameter_has_one_learning_rate() -> None:
 def test_training_at_one_step_is_what_the_edge_restores(monkeypatch: pytest.MonkeyPatch) -> None:
     bottleneck, y = started((3, 8, 12), 8)
     for step in LADDER:
-        monkeypatch.setattr("compoff.codec.transform.LADDER", (step,))
+        monkeypatch.setitem(TransformBottleneck.run.__globals__, "LADDER", (step,))
         trained = bottleneck.train().run(y).y_hat
         bottleneck.eval()
         received = bottleneck.received(bottleneck.encode(y), Quality(8, step))
@@ -134,3 +134,12 @@ def test_the_options_choose_sizes() -> None:
     assert default_channels(Geometry((3, 4, 4), stride=4)) == 40
     with pytest.raises(FeatureError, match="encoder of your own"):
         CodecOptions(codec="transform", encoder=lambda _, __: torch.nn.Identity()).build((3, 8, 8))
+
+
+def test_wide_channels_stay_within_the_levels() -> None:
+    bottleneck, y = started((3, 8, 12), 48, step=0.001)
+    with torch.no_grad():
+        scaled = bottleneck.quantizer.scaled(bottleneck.encoder(y))
+        error = (bottleneck(y) - y).square().mean() / y.var()
+    assert float((scaled.abs() > 127).float().mean()) < 0.001
+    assert float(error) < 1e-3

@@ -61,7 +61,7 @@ def test_the_default_is_the_best_within_the_target(exported: Export) -> None:
 def test_a_limit_holds_for_any_input(exported: Export, limit: int) -> None:
     head, tail, _, _ = exported
     for x in (signals(1, seed=4), 50 * torch.randn(1, 2, 16), torch.zeros(1, 2, 16)):
-        payload = head(x, quality=5, max_bytes=limit)
+        payload = head(x, quality=6, max_bytes=limit)
         assert len(payload) <= limit
         assert tail(payload).shape == (1, 4)
         assert tail(bytes(payload)).shape == (1, 4)
@@ -70,9 +70,9 @@ def test_a_limit_holds_for_any_input(exported: Export, limit: int) -> None:
 def test_a_limit_takes_the_best_quality_that_fits(exported: Export) -> None:
     head, _, _, _ = exported
     x = signals(1, seed=4)
-    sizes = [len(head(x, quality=quality)) for quality in range(6)]
+    sizes = [len(head(x, quality=quality)) for quality in range(7)]
     for quality, size in enumerate(sizes):
-        assert head(x, quality=5, max_bytes=size).quality >= quality
+        assert head(x, quality=6, max_bytes=size).quality >= quality
         assert head(x, quality=quality, max_bytes=10_000).quality == quality
 
 
@@ -83,7 +83,7 @@ def test_a_limit_below_the_header_is_refused(exported: Export) -> None:
 
 def test_any_prefix_decodes_to_its_whole_channels(exported: Export) -> None:
     head, tail, model, _ = exported
-    payload = head(signals(3, seed=4), quality=5)
+    payload = head(signals(3, seed=4), quality=6)
     whole = head.payload_format.decode(payload).symbols[0]
     counts: list[int] = []
     for length in range(7, len(payload)):
@@ -99,12 +99,12 @@ def test_any_prefix_decodes_to_its_whole_channels(exported: Export) -> None:
 
 def test_a_cut_payload_has_a_checksum_of_its_own(exported: Export) -> None:
     head, tail, _, _ = exported
-    data = bytearray(bytes(head.payload_format.shortened(head(signals(1), quality=5), 15)))
+    data = bytearray(bytes(head.payload_format.shortened(head(signals(1), quality=6), 15)))
     data[8] ^= 1
     with pytest.raises(PayloadError, match="checksum"):
         tail(bytes(data))
     with pytest.raises(PayloadError, match="checksum"):
-        tail(bytes(head(signals(1), quality=5))[:15])  # cut by someone else
+        tail(bytes(head(signals(1), quality=6))[:15])  # cut by someone else
 
 
 def test_payloads_of_several_qualities_run_as_one_batch(exported: Export) -> None:
