@@ -236,6 +236,44 @@ def throughput_table() -> str:
     return f"{table(head, cells)}\n\n{source('throughput')}"
 
 
+def faults_table() -> str:
+    """What became of the calls while things went wrong."""
+    head = [
+        "fault",
+        "times",
+        "calls",
+        "wrong, late or foreign error",
+        "from the edge",
+        "from the device",
+        "error",
+        "local calls answered",
+        "latest after its deadline, ms",
+        "edge back after, ms (p50, max)",
+    ]
+    return f"{table(head, [_fault_cells(row) for row in result('faults')['rows']])}\n\n{source('faults')}"
+
+
+def _fault_cells(row: dict[str, Any]) -> list[str]:
+    outcomes = {key: count for key, count in row.items() if ": " in key}
+    edge, device = (
+        sum(count for key, count in outcomes.items() if key.endswith(f": {end}")) for end in ("edge", "local")
+    )
+    local = {key: count for key, count in outcomes.items() if key.startswith("local: ")}
+    answered = local.get("local: edge", 0) + local.get("local: local", 0)
+    return [
+        row["fault"],
+        whole(row["faults"]),
+        whole(row["calls"]),
+        whole(row["wrong_or_late"]),
+        whole(edge),
+        whole(device),
+        whole(row["calls"] - edge - device),
+        f"{answered:,} of {sum(local.values()):,}",
+        f"{max(0.0, row['latest_after_deadline_ms']):.0f}",
+        f"{row['recovery_p50_ms']:,}, {row['recovery_max_ms']:,}",
+    ]
+
+
 def soak_table() -> str:
     """What became of a million requests."""
     [row] = result("soak")["rows"]
@@ -276,6 +314,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"once-{split}": partial(rate_table, one_fit(split)) for split in _SPLITS},
     "shifted-layer3": partial(shifted_table, "layer3"),
     "coding": coding_table,
+    "faults": faults_table,
     "fuzz": fuzz_table,
     "hostile": hostile_table,
     "loopback": loopback_table,

@@ -113,10 +113,14 @@ class AsyncLink:
     async def _keep(self) -> None:
         while not self.closed:
             client = self.current
-            if client is None or client.closed or client.stuck:
-                await self._replace(client)
-            else:
-                await self._watch(client)
+            try:
+                if client is None or client.closed or client.stuck:
+                    await self._replace(client)
+                else:
+                    await self._watch(client)
+            except Exception:  # whatever it is, the calls still need somebody who connects
+                _logger.exception("keeping the connection to %s failed", self.address)
+                await asyncio.sleep(self._backoff.first)
 
     async def _watch(self, client: AsyncClient) -> None:
         """Wait for a while; where no message came meanwhile, or there is doubt, ask for a sign."""

@@ -11,7 +11,7 @@ from compoff.device.async_link import AsyncLink
 from compoff.device.calls import Call
 from compoff.device.edge import ATTEMPTS
 from compoff.device.fallback import LEAST_PATIENCE, reserve
-from compoff.device.remote import check_policy
+from compoff.device.remote import FIRST_WAIT, check_policy
 from compoff.device.statistics import RemoteStats, Tally
 from compoff.device.timing import Estimate, RetryBudget
 from compoff.errors import (
@@ -143,9 +143,9 @@ class AsyncRemote:
             return await self._race(call)
         try:
             return await self._from_edge(call, self._latest(call))
-        except LocalProtocolError:
-            raise
         except (WireError, PayloadError) as error:
+            if self._link.closed:
+                raise
             return await self._on_device(call, str(error))
 
     async def _race(self, call: Call) -> tuple[Any, CallReport]:
@@ -158,7 +158,7 @@ class AsyncRemote:
             await asyncio.wait(running, timeout=max(0.0, moment - time.monotonic()))
             if edge.done() and (error := edge.exception()) is not None:
                 running = set()
-                if isinstance(error, LocalProtocolError) or not isinstance(error, (WireError, PayloadError)):
+                if self._link.closed or not isinstance(error, (WireError, PayloadError)):
                     raise error
                 reason = str(error)
             elif edge.done():
@@ -334,7 +334,7 @@ async def connect_async(
     check_timeout(timeout)
     link = AsyncLink(opened, address, check_timeout(heartbeat))
     try:
-        await link.connection(time.monotonic() + timeout)
+        await link.connection(time.monotonic() + (timeout if whole is None else min(timeout, FIRST_WAIT)))
     except BaseException as error:
         if whole is None or not isinstance(error, (ConnectionLost, ConnectTimeout, ServerBusy)):
             await link.close()

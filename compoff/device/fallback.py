@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from compoff.device.timing import Estimate
-from compoff.errors import LocalProtocolError, PayloadError, ReadTimeout, WireError
+from compoff.errors import PayloadError, ReadTimeout, WireError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,9 +79,9 @@ class Fallback:
             return self._on_device(call, breaker.reason or "the edge cannot be reached")
         try:
             return self.edge.answer(call, self._latest(call))
-        except LocalProtocolError:
-            raise
         except (WireError, PayloadError) as error:
+            if self.edge.link.closed:
+                raise
             return self._on_device(call, str(error))
 
     def close(self) -> None:
@@ -136,9 +136,9 @@ class Hedge(Fallback):
             return self._race(call, None, breaker.reason or "the edge cannot be reached")
         try:
             client, pending = self.edge.submit(call, min(self._latest(call), time.monotonic() + self._patience(call)))
-        except LocalProtocolError:
-            raise
         except (WireError, PayloadError) as error:
+            if self.edge.link.closed:
+                raise
             return self._race(call, None, str(error))
         try:
             return self._after(call, client, pending)

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from compoff.wire.replies import Reply
     from compoff.wire.tls import TLS
 
-__all__ = ["Remote", "connect"]
+__all__ = ["FIRST_WAIT", "Remote", "connect"]
+
+FIRST_WAIT = 1.5  # seconds that a device with a model of its own waits for its first connection before it goes to work
 
 
 class Remote:
@@ -166,6 +168,7 @@ def connect(
 
     The connection opens now and stays open: while it is quiet it is watched, and one that breaks or gives no sign is
     replaced by a fresh one. A request that was on it is sent once more, within its deadline.
+    With a model of its own a device does not need the edge to start: it waits a second and a half for it, at most.
 
     Args:
         heads: One head, or several of different split points.
@@ -219,6 +222,7 @@ def connect(
 
     Source: DeepCOD (SenSys 2020), Sec. 4.2, 5.2.
     """
+    check_timeout(timeout)
     chosen = Heads(heads, reply)
     whole = check_policy(on_failure, local, chosen)
     link = Link(_opener(chosen, address, token, device_tls(address, tls, insecure)), address, check_timeout(heartbeat))
@@ -228,7 +232,7 @@ def connect(
     if whole is not None:
         fallback = Fallback(edge, whole) if on_failure == "local" else Hedge(edge, whole, tally)
     try:
-        link.connection(time.monotonic() + check_timeout(timeout))
+        link.connection(time.monotonic() + (timeout if fallback is None else min(timeout, FIRST_WAIT)))
     except WireError as error:
         # With a model of its own a device works from the start; what no waiting mends is still an error.
         if fallback is None or not isinstance(error, (ConnectionLost, ConnectTimeout, ServerBusy)):

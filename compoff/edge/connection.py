@@ -14,6 +14,7 @@ from compoff.errors import LocalProtocolError, WireError
 from compoff.wire.messages import ErrorCode
 from compoff.wire.protocol import Canceled, Request
 from compoff.wire.server_protocol import ServerProtocol
+from compoff.wire.tls import common_name
 
 if TYPE_CHECKING:
     from compoff.edge.batching import Job
@@ -263,4 +264,9 @@ class Connection(asyncio.Protocol):
                 self._service.shed()
 
     def _name(self) -> str:
-        return str(self._transport.get_extra_info("peername")) if self._transport is not None else "a client"
+        """Who this is, for the log: the name in the device's certificate, if it showed one, and its address."""
+        if self._transport is None:
+            return "a client"
+        address = str(self._transport.get_extra_info("peername"))
+        device = common_name(self._transport.get_extra_info("peercert"))
+        return address if device is None else f"{device} {address}"

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from compoff.errors import LocalProtocolError
 
-__all__ = ["TLS", "ReloadableContext", "client_context", "server_context"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["TLS", "ReloadableContext", "client_context", "common_name", "server_context"]
 
 _Stamp: TypeAlias = "tuple[tuple[int, int], ...]"
 
@@ -190,6 +193,23 @@ def server_context(tls: TLS | ssl.SSLContext | None) -> tuple[ssl.SSLContext | N
         return tls, None
     reloadable = tls.server_context()
     return reloadable.listening, reloadable
+
+
+def common_name(certificate: Mapping[str, Any] | None) -> str | None:
+    """The name in a certificate, in printable characters; None where there is no certificate or no name.
+
+    Args:
+        certificate: As ``ssl.SSLSocket.getpeercert`` gives it.
+
+    Examples:
+        >>> common_name({"subject": ((("commonName", "camera-1"),),)})
+        'camera-1'
+    """
+    for part in (certificate or {}).get("subject", ()):
+        for key, value in part:
+            if key == "commonName":
+                return "".join(char if char.isprintable() else "?" for char in value)
+    return None
 
 
 def _check_readable(path: Path) -> Path:

@@ -16,11 +16,14 @@ from compoff.device.async_remote import connect_async
 from compoff.device.remote import connect
 from compoff.edge.server import Server, serve
 from compoff.errors import ArtifactMismatch, AuthenticationError, LocalProtocolError, ReadTimeout
+from compoff.operations.certificates import Authority
+from compoff.wire.tls import TLS
 from tests.device.stand_in import StandIn, Tail, after
 from tests.edge.peers import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from compoff.coding import Payload
     from compoff.device.answers import CallReport
@@ -323,3 +326,30 @@ def test_threads_share_a_remote_while_the_edge_comes_and_goes() -> None:
             stop.set()
             assert all(call.result(5) == {"edge", "local"} for call in calls)
         assert remote.stats.failed == 0
+
+
+def test_certificates_that_are_missing_for_a_moment_fail_no_call(kind: Any, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    authority.issue_server("edge", ["127.0.0.1"])
+    tls = TLS(certificate=tmp_path / "edge.pem", key=tmp_path / "edge.key")
+    ours = TLS(ca=tmp_path / "ca.pem")
+    with serve(Tail(), tls=tls) as server:
+        remote = kind(server.address, on_failure="local", local=Whole(), tls=ours)
+        assert remote(after(0)) == EDGE
+        (tmp_path / "ca.pem").rename(tmp_path / "elsewhere.pem")
+        server.readmit()
+        eventually(lambda: remote(after(0)) == LOCAL)
+        assert "ca.pem" in (remote.last.reason or "")
+        (tmp_path / "elsewhere.pem").rename(tmp_path / "ca.pem")
+        eventually(lambda: remote.stats.reachable)
+        assert remote(after(0)) == EDGE
+        remote.close()
+
+
+def test_a_device_with_a_model_of_its_own_does_not_wait_long_for_its_first_connection(kind: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        remote = kind(f"127.0.0.1:{silent.getsockname()[1]}", on_failure="local", local=Whole(), timeout=30)
+        assert remote(after(0)) == LOCAL
+        assert time.monotonic() - began < 4
+        remote.close()

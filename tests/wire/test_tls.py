@@ -241,3 +241,13 @@ def test_without_cryptography_the_extra_is_named() -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
     assert "compoff[tls]" in done.stdout
+
+
+def test_the_log_names_the_device(certs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "compoff.serve")
+    with serve(Echo(), tls=pair(certs, "edge"), token="right") as server:
+        with pytest.raises(AuthenticationError):
+            open_client(server.address, [ID], tls=pair(certs, "camera-2").client_context(), token="wrong")
+        works_with = open_client(server.address, [ID], tls=pair(certs, "camera-1").client_context(), token="right")
+        works_with.close()
+    assert any("camera-2" in record.message and "token" in record.message for record in caplog.records)
