@@ -114,6 +114,7 @@ class Monitor:
 
 class _HTTPServer(http.server.ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # the default of 5 makes the sixth who comes at once wait for a second SYN
 
     def __init__(self, address: tuple[str, int], monitor: Monitor) -> None:
         self.monitor = monitor
