@@ -27,6 +27,7 @@ _PROMPT = 60e-6  # seconds; a hand-over to another thread and back costs about a
 _STREAK = 32  # answers in a row that have to be prompt before a tail is taken for a prompt one
 _SLOW = 5e-3  # seconds; a prompt tail that once takes this long has to show twice as many prompt answers
 _LONGEST_STREAK = 2**20
+_WAIT_SHARE = 0.25  # of the time that the last batch took
 _SMOOTHING = 0.1  # weight of the newest measurement in a running mean
 
 
@@ -197,6 +198,7 @@ class Lane:
         self.seconds_per_job = 0.0  # running mean
         self._since = math.inf  # when the oldest of the jobs began to wait for company
         self._last_batch = 1
+        self._last_seconds = 0.0
 
     def push(self, job: Job) -> None:
         """Add a job."""
@@ -207,11 +209,12 @@ class Lane:
     def patience(self, now: float, max_wait: float) -> float:
         """Seconds until what waits should go as it is; 0 for at once.
 
-        Only after a batch of several is there anything to wait for: who is alone goes at once.
+        Only after a batch of several is there anything to wait for: who is alone goes at once. And never is waited
+        longer than a part of what a batch takes, or a fast tail would lose more than it gains.
         """
         if len(self.waiting) >= min(self.max_batch, self._last_batch):
             return 0.0
-        return max(0.0, self._since + max_wait - now)
+        return max(0.0, self._since + min(max_wait, _WAIT_SHARE * self._last_seconds) - now)
 
     def expected(self) -> int:
         """Jobs that would go together without waiting for more: as many as the last time."""
@@ -229,6 +232,7 @@ class Lane:
     def done(self, num_jobs: int, seconds: float) -> None:
         """Note that a batch was answered, and how long that took."""
         self.running -= num_jobs
+        self._last_seconds = seconds
         share = seconds / num_jobs
         self.seconds_per_job += (share - self.seconds_per_job) * _SMOOTHING if self.seconds_per_job else share
 

@@ -232,7 +232,7 @@ def serve(
     workers: int = 1,
     decoders: int = 1,
     max_batch: int = 32,
-    max_wait: float = 0.002,
+    max_wait: float = 0.01,
     max_pending: int = 256,
     max_held_bytes: int = 2**28,
     # how long
@@ -257,7 +257,8 @@ def serve(
             are received.
         decoders: Threads that decode payloads while the workers are busy.
         max_batch: Requests, of whichever devices and qualities, that run as one batch.
-        max_wait: Seconds that a request may wait for as many others as the last batch had; who is alone never waits.
+        max_wait: Seconds that a request may wait for as many others as the last batch had, but no longer than a quarter
+            of what that took; who is alone never waits.
         max_pending: Requests that may wait for the workers, of all connections; beyond it the newest of whoever has the
             most of them is refused as busy.
         max_held_bytes: Payloads waiting and messages half received, of all connections, in bytes; and as many again of

@@ -114,14 +114,15 @@ def test_only_after_a_batch_is_there_anything_to_wait_for() -> None:
     for number in range(3):
         lane.push(job(lane, device, number, arrived=11.0 + number))
     assert [len(lane.take()), lane.running] == [3, 4]
+    lane.done(4, 4.0)
     lane.push(job(lane, device, 1, arrived=20.0))
+    assert lane.patience(20.1, 9.9) == pytest.approx(0.9), "a quarter of what the last batch took"
     assert lane.patience(20.1, 0.5) == pytest.approx(0.4)
     assert lane.patience(20.6, 0.5) == 0.0
     lane.push(job(lane, device, 2, arrived=20.2))
     lane.push(job(lane, device, 3, arrived=20.3))
     assert lane.patience(20.3, 0.5) == 0.0, "as many as last time are there"
-    lane.done(4, 0.4)
-    assert (lane.running, lane.seconds_per_job, lane.expected_wait) == (0, pytest.approx(0.1), pytest.approx(0.3))
+    assert (lane.running, lane.seconds_per_job, lane.expected_wait) == (0, pytest.approx(1.0), pytest.approx(3.0))
 
 
 def test_promptness_is_earned_slowly_and_lost_at_once() -> None:
