@@ -87,11 +87,11 @@ class TileMoments:
             gradient: Gradient of some projection of the output at it.
         """
         tiles, slopes = self.geometry.tiles(y.float()), self.geometry.tiles(gradient.float())
-        self._sum += tiles.sum(0).double().cpu()
-        self._square += (tiles.T @ tiles).double().cpu()
+        self._sum += tiles.sum(0).cpu().double()
+        self._square += (tiles.T @ tiles).cpu().double()
         # The scale of the gradients is of no consequence, but batches should count alike.
         slopes = slopes / slopes.square().mean().sqrt().clamp_min(_FLOOR)
-        self._sensitivity += (slopes.T @ slopes).double().cpu()
+        self._sensitivity += (slopes.T @ slopes).cpu().double()
         self._rows += len(tiles)
 
     @torch.no_grad()

@@ -145,13 +145,25 @@ def _slopes(wrapped: Wrapped, split: str, batch: Batch, generator: torch.Generat
             outputs = float_tensors(wrapped.base(*batch.args, **batch.kwargs))
             if not outputs:
                 raise FitError("the model returns no floating-point tensor, so there is nothing to distil")
-            slopes = [
-                torch.autograd.grad(_projection(outputs, generator), leaves[-1], retain_graph=True)[0]
-                for _ in range(_DRAWS)
-            ]
+            projections = [_projection(outputs, generator) for _ in range(_DRAWS)]
+            slopes = [_gradient(projection, leaves[-1], split) for projection in projections]
     finally:
         gate.replace = None
     return leaves[-1].detach(), slopes
+
+
+def _gradient(projection: Tensor, y: Tensor, split: str) -> Tensor:
+    """Gradient of a projection of the output at the feature."""
+    found = None
+    if projection.requires_grad:
+        found = torch.autograd.grad(projection, y, retain_graph=True, allow_unused=True)[0]
+    if found is None:
+        raise FitError(
+            f"no gradient of the model's output reaches the feature at '{split}', so nothing says what the output "
+            "depends on; a common cause is gradient checkpointing inside the model with use_reentrant=True, or a model that "
+            'switches gradients off: turn that off, or wrap with codec="deepcod"'
+        )
+    return found
 
 
 def _projection(outputs: list[Tensor], generator: torch.Generator) -> Tensor:

@@ -343,6 +343,8 @@ def _finish(
             reports[split] = SplitReport(loss=state.loss[split], distilled_from=state.distilled_from.get(split))
             samples = measure(wrapped, split, measured, reports[split], aim)
             wrapped.reports[split] = reports[split].figures()
+            if not reports[split].aim_met:
+                _log.warning("no quality at '%s' keeps to %s; the default is the nearest", split, aim)
     finally:
         wrapped.train(was_training)
     return FitReport(reports, state.step, state.seconds, samples, held_out=validation is not None)

@@ -154,12 +154,24 @@ class Aim:
             or without an aim of the last. Where none keeps to the aim, the nearest.
         """
         if self.target_bytes is not None:
-            within = [index for index, point in enumerate(curve) if point["bytes"] <= 1.02 * self.target_bytes]
+            within = [index for index, point in enumerate(curve) if self.met(point)]
             return within[-1] if within else 0
         if self.max_drop is not None:
-            drops = [1 - (point["agreement"] or 0.0) for point in curve]
-            return next((index for index, drop in enumerate(drops) if drop <= self.max_drop), len(curve) - 1)
+            return next((index for index, point in enumerate(curve) if self.met(point)), len(curve) - 1)
         return len(curve) - 1
+
+    def met(self, point: dict[str, Any]) -> bool:
+        """Whether a quality keeps to the aim.
+
+        Args:
+            point: A point of the curve.
+
+        Returns:
+            Whether it does; where the output is no table of scores, no share of changed answers is known to be small.
+        """
+        if self.target_bytes is not None:
+            return point["bytes"] <= 1.02 * self.target_bytes
+        return self.max_drop is None or (point["agreement"] is not None and 1 - point["agreement"] <= self.max_drop)
 
 
 def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitReport, aim: Aim | None = None) -> int:
@@ -208,6 +220,7 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
     report.curve = [rate.point() for rate in rates]
     report.quality = (aim or Aim()).choose(report.curve)
     chosen = report.curve[report.quality]
+    report.aim_met = (aim or Aim()).met(chosen)
     report.bytes, report.agreement, report.output_error = (
         chosen[key] for key in ("bytes", "agreement", "output_error")
     )

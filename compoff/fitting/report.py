@@ -23,6 +23,7 @@ class SplitReport:
         curve: Each quality from the fewest bytes to the most: ``channels`` and ``step`` that it sends, mean ``bytes``
             of a payload, ``agreement`` and ``output_error``.
         quality: Index of the quality that the export sends by default; the figures below are its.
+        aim_met: Whether that quality keeps to the `target_bytes` or `max_drop` of the fit; if not, it is the nearest.
         bytes: Mean length of one sample's payload, header and checksum included, in bytes.
         ceiling_bytes: Length that no input's payload exceeds, in bytes.
         raw_bytes: Size of one sample's feature in float32, in bytes.
@@ -48,6 +49,7 @@ class SplitReport:
     distilled_from: int | None = None
     curve: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     quality: int = 0
+    aim_met: bool = True
     bytes: float = 0.0
     ceiling_bytes: int = 0
     raw_bytes: int = 0
@@ -105,7 +107,8 @@ class FitReport:
                 if split.agreement is not None
                 else f"output error {split.output_error:.4f}"
             )
-            lines.append(f"  {name}: {split.bytes:.0f} B of {split.raw_bytes} B raw, {told}")
+            missed = "" if split.aim_met else "; THE AIM IS MISSED: no quality keeps to it, this one is the nearest"
+            lines.append(f"  {name}: {split.bytes:.0f} B of {split.raw_bytes} B raw, {told}{missed}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

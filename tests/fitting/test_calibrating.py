@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from torch import nn
 
 import compoff
 from compoff.errors import FitError
@@ -141,3 +142,44 @@ def test_an_aim_that_nothing_keeps_to_takes_the_nearest() -> None:
     assert Aim(target_bytes=60).choose(curve) == 0
     assert Aim(target_bytes=95).choose(curve) == 1
     assert Aim(max_drop=0.01).choose(curve) == 1
+
+
+class NoGradients(nn.Module):
+    """A model that answers without a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(12, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self.body(x).relu()
+
+
+def test_an_output_without_gradients_is_refused() -> None:
+    model = compoff.wrap(NoGradients(), "body", example_input=torch.zeros(2, 12), codec="transform")
+    with pytest.raises(FitError, match="no gradient of the model's output reaches the feature at 'body'"):
+        compoff.calibrate(model, [torch.randn(8, 12)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_models_of_other_precisions_are_calibrated(dtype: torch.dtype) -> None:
+    net = nn.Sequential(nn.Conv1d(2, 6, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(96, 4)).to(dtype)
+    x = signals(64).to(dtype)
+    model = compoff.wrap(net, "1", example_input=x[:2], codec="transform", stride=4)
+    compoff.fit(model, x.split(16), steps=2)
+    with torch.no_grad(), model.at("1"):
+        assert model(x).dtype == dtype
+
+
+def test_a_missed_aim_is_said() -> None:
+    report = compoff.fit(transform("body"), batches(), steps=1, max_drop=1e-6)
+    split = report.splits["body"]
+    if split.curve[-1]["agreement"] < 1:  # nothing reaches perfection here
+        assert not split.aim_met
+        assert "THE AIM IS MISSED" in str(report)
+    met = compoff.fit(transform("body"), batches(), steps=1, max_drop=0.9)
+    assert met.splits["body"].aim_met
+    assert "MISSED" not in str(met)
+    assert not Aim(max_drop=0.1).met({"bytes": 1.0, "agreement": None})
+    assert not Aim(target_bytes=10).met({"bytes": 11.0, "agreement": 1.0})
