@@ -41,7 +41,7 @@ class TransformBottleneck(Bottleneck):
     Args:
         geometry: Layout of the feature.
         channels: Number of channels of the latent, at most the elements of a tile; most important first.
-        num_centers: Number of levels, odd, 3 to 255.
+        num_centers: Number of levels, odd, 19 to 255.
         decoder: Factory of the user's own decoder; None for ours.
 
     Shapes:
@@ -81,6 +81,11 @@ class TransformBottleneck(Bottleneck):
             raise FeatureError(
                 f"channels is {channels}, but a tile of {geometry.tile} elements of this feature only holds "
                 f"{geometry.tile_elements} numbers; give at most that many"
+            )
+        least = 2 * LADDER[-1] + 1
+        if not (least <= num_centers <= 255 and num_centers % 2):
+            raise FeatureError(
+                f"num_centers is {num_centers}; the transform codec takes an odd number from {least} to 255: 255 is best"
             )
         super().__init__(geometry, channels, num_centers, decoder=decoder)
         self.prior.requires_grad_(False)  # counted after the fit; the density learns

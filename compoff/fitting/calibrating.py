@@ -160,8 +160,8 @@ def _gradient(projection: Tensor, y: Tensor, split: str) -> Tensor:
     if found is None:
         raise FitError(
             f"no gradient of the model's output reaches the feature at '{split}', so nothing says what the output "
-            "depends on; a common cause is gradient checkpointing inside the model with use_reentrant=True, or a model that "
-            'switches gradients off: turn that off, or wrap with codec="deepcod"'
+            "depends on; a common cause is gradient checkpointing inside the model with use_reentrant=True, or a model "
+            'that switches gradients off: turn that off, or wrap with codec="deepcod"'
         )
     return found
 

@@ -126,6 +126,12 @@ def test_more_channels_than_a_tile_holds_are_refused() -> None:
         TransformBottleneck(Geometry((4, 16), stride=4), 17)
 
 
+@pytest.mark.parametrize("num_centers", [8, 17, 254, 257])
+def test_levels_that_do_not_go_with_the_ladder_are_refused(num_centers: int) -> None:
+    with pytest.raises(FeatureError, match=f"num_centers is {num_centers}; the transform codec takes an odd number"):
+        TransformBottleneck(Geometry((4, 16), stride=4), 8, num_centers)
+
+
 def test_the_options_choose_sizes() -> None:
     bottleneck = CodecOptions(codec="transform").build((32, 16, 16))
     assert isinstance(bottleneck, TransformBottleneck)
