@@ -85,7 +85,7 @@ class TransformBottleneck(Bottleneck):
         least = 2 * LADDER[-1] + 1
         if not (least <= num_centers <= 255 and num_centers % 2):
             raise FeatureError(
-                f"num_centers is {num_centers}; the transform codec takes an odd number from {least} to 255: 255 is best"
+                f"num_centers is {num_centers}; the transform codec takes an odd number from {least} to 255"
             )
         super().__init__(geometry, channels, num_centers, decoder=decoder)
         self.prior.requires_grad_(False)  # counted after the fit; the density learns
