@@ -332,7 +332,7 @@ async def connect_async(
         )
 
     check_timeout(timeout)
-    link = AsyncLink(opened, address, check_timeout(heartbeat))
+    link = AsyncLink(opened, address, check_timeout(heartbeat), warn=whole is not None)
     try:
         await link.connection(time.monotonic() + (timeout if whole is None else min(timeout, FIRST_WAIT)))
     except BaseException as error:

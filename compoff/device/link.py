@@ -34,12 +34,16 @@ class Link:
         open_client: Opens a connection within so many seconds.
         address: The server's, for messages.
         heartbeat: Seconds without a message after which the server is asked for a sign; as many for that sign.
+        warn: Whether the log warns of an edge that gives no answer, since no call will raise.
 
     Source: this project.
     """
 
-    def __init__(self, open_client: Callable[[float], Client], address: str, heartbeat: float) -> None:
+    def __init__(
+        self, open_client: Callable[[float], Client], address: str, heartbeat: float, *, warn: bool = False
+    ) -> None:
         """Start to connect, in a thread of its own."""
+        self._level = logging.WARNING if warn else logging.INFO
         self.address = address
         self.breaker = Breaker()
         self.round_trip = Estimate()
@@ -223,7 +227,7 @@ class Link:
 
     def _failed(self, error: CompoffError) -> None:
         if self.breaker.failed(str(error)):
-            _logger.warning("the edge gives no answer: %s", error)
+            _logger.log(self._level, "the edge gives no answer: %s", error)
 
     def _succeeded(self) -> None:
         if self.breaker.succeeded():

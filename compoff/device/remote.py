@@ -225,7 +225,8 @@ def connect(
     check_timeout(timeout)
     chosen = Heads(heads, reply)
     whole = check_policy(on_failure, local, chosen)
-    link = Link(_opener(chosen, address, token, device_tls(address, tls, insecure)), address, check_timeout(heartbeat))
+    opened = _opener(chosen, address, token, device_tls(address, tls, insecure))
+    link = Link(opened, address, check_timeout(heartbeat), warn=whole is not None)
     tally = Tally()
     edge = Edge(link, tally)
     fallback = None

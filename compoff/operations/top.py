@@ -60,7 +60,7 @@ def fetch(address: str) -> Figures:
         figures = json.loads(response.read())
         if response.status != 200 or "tails" not in figures:
             raise ValueError(f"status {response.status}")
-    except (ValueError, TypeError, http.client.HTTPException) as error:
+    except (ValueError, TypeError, ConnectionResetError, http.client.HTTPException) as error:
         raise RemoteProtocolError(
             f"{address} shows no figures ({error}); give the address of the server's metrics, not the devices'"
         ) from error

@@ -352,7 +352,8 @@ class Exchange:
     def _lost(self, error: BaseException) -> WireError:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         if not self.protocol.opened:
-            message = f"{self.address} hung up before it answered HELLO: {reason}; is a compoff server listening there?"
+            how = "" if self._stream.encrypted else ", and in plain TCP"
+            message = f"{self.address} hung up before it answered HELLO: {reason}; is a compoff server there{how}?"
             return RemoteProtocolError(message)
         return ConnectionLost(
             f"the connection to {self.address} broke before the answer came: {reason}; open a new one"
