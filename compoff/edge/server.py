@@ -251,7 +251,7 @@ def serve(
         insecure: Whether plain TCP may be reached from other machines: they can read and change what is sent.
         reuse_port: Whether other processes of this user may listen on the same port, too; the system shares the
             connections out among them.
-        max_connections: Clients at a time; one more is told to come later.
+        max_connections: Clients at a time; one more is told to come later. With TLS each takes a quarter of a megabyte.
         window: Unanswered requests at a time on one connection; one more is refused as busy.
         workers: Threads that run tails. A tail that answers in microseconds needs none: it is asked where its requests
             are received.

@@ -1,0 +1,111 @@
+"""The threads under load: every job gets one outcome, whichever lane, worker or decoder it goes through."""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from compoff.edge.batching import Job, Lane
+from compoff.edge.workers import Workers
+from compoff.manifest import TensorSpec
+from compoff.wire.replies import FULL
+from compoff.wire.tensors import unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from compoff.edge.jobs import Outcome
+
+
+class One:
+    """Answers one payload at a time."""
+
+    artifact_id = bytes(32)
+    max_payload_bytes = 100
+
+    def answer(self, payload: bytes) -> bytes:
+        return payload
+
+
+class Several(One):
+    """Answers several at once, some of them slowly."""
+
+    outputs = (TensorSpec((), "uint8"),)
+    max_batch = 64
+
+    def __init__(self) -> None:
+        self.rng = random.Random(0)
+
+    def decode(self, payload: bytes) -> np.ndarray:
+        return np.frombuffer(payload, np.uint8)
+
+    def run(self, decoded: Sequence[Any]) -> list[list[np.ndarray]]:
+        if self.rng.random() < 0.1:
+            time.sleep(0.001)
+        return [[part] for part in decoded]
+
+
+class Device:
+    """Waits for everything, or has gone."""
+
+    def __init__(self, here: bool) -> None:
+        self._here = here
+
+    def wants(self, request_id: int) -> bool:
+        return self._here
+
+    def deliver(self, job: Job, outcome: Outcome | None) -> None:
+        """Nothing."""
+
+    def settle(self) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize(("count", "decoders", "max_wait"), [(1, 0, 0.0), (1, 1, 0.005), (3, 2, 0.001), (2, 2, 0.0)])
+def test_every_job_has_one_outcome(count: int, decoders: int, max_wait: float) -> None:
+    found: dict[int, Outcome | None] = {}
+    times: Counter[int] = Counter()
+    lock = threading.Lock()
+
+    def deliver(jobs: Sequence[Job], outcomes: Sequence[Outcome | None], seconds: float) -> None:
+        with lock:
+            for job, outcome in zip(jobs, outcomes, strict=True):
+                times[job.request_id] += 1
+                found[job.request_id] = outcome
+
+    workers = Workers(count, decoders, max_wait, deliver)
+    lanes = [Lane(One(), 8), Lane(Several(), 8), Lane(Several(), 3)]
+    for lane in lanes:
+        workers.open(lane)
+    devices = [Device(here=True), Device(here=True), Device(here=False)]
+
+    def submit(start: int) -> None:
+        rng = random.Random(start)
+        for number in range(start, start + 400):
+            lane, device = rng.choice(lanes), rng.choice(devices)
+            deadline = math.inf if rng.random() < 0.9 else time.monotonic() + rng.uniform(-0.001, 0.002)
+            payload = number.to_bytes(4, "big")
+            workers.submit(Job(lane, payload, FULL, deadline, device, number, time.monotonic()))
+            if rng.random() < 0.05:
+                time.sleep(rng.uniform(0.0, 0.003))
+
+    threads = [threading.Thread(target=submit, args=(1000 * index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    workers.stop(10)
+    assert len(found) == 1200
+    assert set(times.values()) == {1}
+    assert all(lane.running == 0 and not lane.waiting for lane in lanes)
+    right = {number: outcome.body for number, outcome in found.items() if outcome is not None and outcome.code is None}
+    assert len(right) > 400
+    for number, body in right.items():
+        assert number.to_bytes(4, "big") in {body, unpack(body, 1)[0].tobytes() if len(body) > 4 else b""}
