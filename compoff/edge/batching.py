@@ -190,6 +190,7 @@ class Lane:
         self.max_batch = max_batch if self.batchable is not None else 1
         self.waiting = FairQueue()
         self.running = 0  # jobs taken out and not answered
+        self.entrusted = 0  # jobs that the workers have, waiting or running, as the event loop knows them
         self.ahead = 0  # jobs that wait and have been given to the decoding threads
         self.closed = False  # whether no further job can come
         self.quorum = 1  # jobs that have to wait here before an idle worker is woken

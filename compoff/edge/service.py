@@ -260,11 +260,12 @@ class Service:
         job = Job(lane, request.body, request.reply, deadline, asker, request.request_id, now)
         lane.counters.requests += 1
         lane.counters.bytes_in += len(request.body)
-        if lane.pace.prompt and not lane.waiting:
+        if lane.pace.prompt and not lane.entrusted:
             self._answer_here(job)
         elif self._has_room(job):
             self._pending += 1
             self.held_bytes += len(request.body)
+            lane.entrusted += 1
             self._workers.submit(job)
         else:
             self._refuse(job)
@@ -299,6 +300,7 @@ class Service:
     def _let_go(self, job: Job) -> None:
         self._pending -= 1
         self.held_bytes -= len(job.payload)
+        job.lane.entrusted -= 1
 
     def _hand_over(self, jobs: Sequence[Job], outcomes: Sequence[Outcome | None], seconds: float) -> None:
         """Take the outcomes of a batch from a worker's thread to the event loop's."""

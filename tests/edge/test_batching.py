@@ -276,15 +276,21 @@ def test_who_has_most_waiting_is_refused_first() -> None:
 def test_a_prompt_tail_is_asked_where_requests_are_received_until_it_is_slow() -> None:
     threads: list[str] = []
 
+    alone = threading.Lock()
+
     class Prompt(Echo):
         def answer(self, payload: bytes) -> bytes:
+            assert alone.acquire(blocking=False)
             threads.append(threading.current_thread().name)
-            return super().answer(payload)
+            answer = super().answer(payload)
+            alone.release()
+            return answer
 
     def ask(client: Client, number: int) -> None:
         for _ in range(number):
             assert client.request(b"x", timeout=5) == b"x"
 
+    # Two threads never ask it at the same time, or a tail that is not made for that would have to fear it.
     with serve(Prompt()) as server, open_client(server.address, [ID]) as client:
         for _ in range(50):
             ask(client, 100)
@@ -293,6 +299,8 @@ def test_a_prompt_tail_is_asked_where_requests_are_received_until_it_is_slow() -
         assert threads[0] == "compoff-tail-0"
         assert threads[-1] == "compoff-serve"
         assert client.request(b"0050", timeout=5) == b"0050"
+        pending = [client.submit(body, timeout=5) for body in (b"0010", b"x", b"y")]
+        assert [one.result() for one in pending] == [b"0010", b"x", b"y"]
         ask(client, 2)
         assert threads[-2:] == ["compoff-tail-0"] * 2
         [stats] = server.stats().tails
