@@ -114,6 +114,8 @@ class Connection(asyncio.Protocol):
         self.count_unread()
         if self._abort_timer is not None:
             self._abort_timer.cancel()
+        if self._transport is not None:
+            self._transport.close()  # no effect, but without it Python 3.10 complains of a TLS transport left open
         self._service.leave(self)
 
     def pause_writing(self) -> None:
