@@ -212,6 +212,7 @@ class Server:
         listener.close()
         if door is not None:
             door.close()
+        await asyncio.sleep(0.001)  # for those accepted a moment ago: they have to be there to be sent away
         await self._service.drain()
         watch.cancel()
 

@@ -202,3 +202,12 @@ def test_folders_and_a_file_are_not_mixed(export: Path, tmp_path: Path, serving:
     server = serving(export / "first", "--config", written(tmp_path, tails=[str(export / "first")]))
     code, _, errors = server.end()
     assert (code, "both given" in errors) == (1, True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes through /proc")
+def test_processes_end_with_the_one_that_started_them(export: Path, tmp_path: Path, serving: Any) -> None:
+    server = serving("--config", written(tmp_path, tails=[str(export / "first")], processes=2))
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    server.process.kill()
+    server.process.wait()
+    eventually(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in children))
