@@ -209,12 +209,19 @@ class Server:
         watch = asyncio.create_task(self._service.watch())
         started.set_result(format_address(host, port))
         await self._stop.wait()
-        listener.close()
+        await self._stop_listening(listener)
         if door is not None:
             door.close()
-        await asyncio.sleep(0.001)  # for those accepted a moment ago: they have to be there to be sent away
         await self._service.drain()
         watch.cancel()
+
+    async def _stop_listening(self, listener: asyncio.Server) -> None:
+        """Close, but not under those accepted a moment ago: asyncio would forget their sockets without closing them."""
+        if isinstance(self._loop, asyncio.SelectorEventLoop):
+            for sock in listener.sockets:
+                self._loop.remove_reader(sock.fileno())
+            await asyncio.sleep(0.001)
+        listener.close()
 
 
 def serve(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import random
 import socket
@@ -218,3 +219,21 @@ def test_sixteen_clients_at_once(server: Server) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(work, range(16)))
+
+
+def test_who_is_accepted_in_the_moment_it_stops_is_closed_too() -> None:
+    def connect(address: tuple[str, int], stop: threading.Event) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(OSError):
+                socket.create_connection(address, timeout=0.2).close()
+
+    for _ in range(10):
+        server = serve(Echo())
+        host, port = server.address.split(":")
+        stop = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(connect, (host, int(port)), stop)
+            time.sleep(0.01)
+            server.close()
+            stop.set()
+    gc.collect()  # a socket that was forgotten warns now, and a warning is an error
