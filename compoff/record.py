@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+import functools
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -42,33 +43,31 @@ class Record:
         object.__setattr__(self, "_empty", tuple(empty))
 
     def __getattribute__(self, name: str) -> Any:
-        # Fields first: one may be called "values" or "keys".
-        values = cast("dict[Any, Any]", object.__getattribute__(self, "_values"))
-        return values[name] if name in values else object.__getattribute__(self, name)
+        # Fields first: one may be called "values" or "keys". What Python itself looks for is no field.
+        fields = _fields(self)
+        hidden = name.startswith("__") or name not in fields
+        return object.__getattribute__(self, name) if hidden else fields[name]
 
     def __getattr__(self, name: str) -> Any:
-        if name in object.__getattribute__(self, "_empty"):
+        of, _, _, empty = _parts(self)
+        if name in empty and not name.startswith("__"):
             return None
-        own = object.__getattribute__(self, "_of")
-        raise AttributeError(f"this record of {own} has no '{name}', but {', '.join(map(str, self._names()))}")
+        raise AttributeError(f"this record of {of} has no '{name}', but {', '.join(map(str, _fields(self)))}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(
-            f"a record is read-only; '{name}' cannot be set: take its fields into an object of your own"
-        )
+        raise AttributeError(f"a record is read-only, so '{name}' cannot be set; take its fields into your own object")
 
     def __getitem__(self, key: Any) -> Any:
-        values = cast("dict[Any, Any]", object.__getattribute__(self, "_values"))
-        return (
-            tuple(values.values())[key] if isinstance(key, (int, slice)) and key not in self._names() else values[key]
-        )
+        fields = _fields(self)
+        by_place = isinstance(key, slice) or (isinstance(key, int) and key not in fields)
+        return tuple(fields.values())[key] if by_place else fields[key]
 
     def __iter__(self) -> Iterator[Any]:
-        values = cast("dict[Any, Any]", object.__getattribute__(self, "_values"))
-        return iter(values if object.__getattribute__(self, "_keyed") else values.values())
+        _, fields, keyed, _ = _parts(self)
+        return iter(fields if keyed else fields.values())
 
     def __len__(self) -> int:
-        return len(self._names())
+        return len(_fields(self))
 
     def keys(self) -> list[Any]:
         """Names of the fields.
@@ -76,7 +75,7 @@ class Record:
         Returns:
             The names, in order.
         """
-        return self._names()
+        return list(_fields(self))
 
     def values(self) -> list[Any]:
         """Values of the fields.
@@ -84,7 +83,7 @@ class Record:
         Returns:
             The values, in order.
         """
-        return list(object.__getattribute__(self, "_values").values())
+        return list(_fields(self).values())
 
     def items(self) -> list[tuple[Any, Any]]:
         """Names and values of the fields.
@@ -92,24 +91,31 @@ class Record:
         Returns:
             The pairs, in order.
         """
-        return list(object.__getattribute__(self, "_values").items())
-
-    def _names(self) -> list[Any]:
-        return list(object.__getattribute__(self, "_values"))
+        return list(_fields(self).items())
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *map(str, self._names()), *object.__getattribute__(self, "_empty")]
+        return [*super().__dir__(), *map(str, _fields(self)), *_parts(self)[3]]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Record) and self.__reduce__() == other.__reduce__()
+        return isinstance(other, Record) and _parts(self) == _parts(other)
 
     __hash__ = None  # pyright: ignore[reportAssignmentType] - its fields are arrays, which cannot be hashed
 
     def __reduce__(self) -> tuple[type[Record], tuple[Any, ...]]:
-        parts = ("_of", "_values", "_keyed", "_empty")
-        return Record, tuple(object.__getattribute__(self, part) for part in parts)
+        return Record, _parts(self)
 
     def __repr__(self) -> str:
-        of: str = object.__getattribute__(self, "_of")
-        values = cast("dict[Any, Any]", object.__getattribute__(self, "_values"))
-        return f"Record[{of.rpartition(':')[2]}]({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+        of, fields, _, _ = _parts(self)
+        return f"Record[{of.rpartition(':')[2]}]({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+
+
+# Past the fields, which may be called anything.
+
+
+def _parts(record: Record) -> tuple[str, dict[Any, Any], bool, tuple[str, ...]]:
+    get = functools.partial(object.__getattribute__, record)
+    return get("_of"), get("_values"), get("_keyed"), get("_empty")
+
+
+def _fields(record: Record) -> dict[Any, Any]:
+    return object.__getattribute__(record, "_values")

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
+from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, cast
 
 from compoff.errors import ArtifactError
@@ -245,21 +246,34 @@ def _object(form: str, content: dict[str, Any], leaves: Sequence[Any], find: Cal
     if not isinstance(path, str) or not all(isinstance(name, str) for name in empty):
         raise ArtifactError(f"structure names a class {_short(path)} with empty fields {_short(empty)}; it is damaged")
     fields = _pairs(content["fields"], leaves, find)
-    found = find(path)
-    made = _BUILDERS[form](found, fields, empty) if found is not None else None
+    made = _made(form, find(path), fields, empty)
     return Record(path, fields, form == "mapping", empty) if made is None else made
+
+
+def _made(form: str, kind: type | None, fields: dict[Any, Any], empty: list[str]) -> Any:
+    """The object, or None where the class is not one of this form with these fields."""
+    # A tuple's values are in it, nothing is set.
+    if kind is None or (form != "namedtuple" and any(_has_setter(kind, name) for name in (*fields, *empty))):
+        return None
+    try:
+        return _BUILDERS[form](kind, fields, empty)
+    except Exception:  # an abstract class, a metaclass of its own: there is no end to what a class may refuse
+        return None
+
+
+def _has_setter(kind: type, name: Any) -> bool:
+    """Whether setting an attribute runs code of the class, as with a property; a slot's setter is Python's own."""
+    found: object = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
+    return hasattr(type(found), "__set__") and not isinstance(found, MemberDescriptorType)
 
 
 def _dataclass(kind: type, fields: dict[Any, Any], empty: list[str]) -> Any:
     names = _field_names(kind)
     if not names or names != list(fields) or empty:
         return None
-    try:
-        made = cast("Any", object.__new__(kind))
-        for name, value in fields.items():
-            object.__setattr__(made, name, value)
-    except (TypeError, AttributeError):  # an abstract class, a mapping, a field without a setter
-        return None
+    made = cast("Any", object.__new__(kind))
+    for name, value in fields.items():
+        object.__setattr__(made, name, value)
     return made
 
 

@@ -66,5 +66,15 @@ def test_is_copied_pickled_and_compared_by_value() -> None:
         hash(PAIR)
 
 
+def test_any_name_may_be_a_fields() -> None:
+    names = ["_names", "_values", "_of", "__class__", "__reduce__", "__dict__", "keys", "items"]
+    record = Record("a:b", dict.fromkeys(names, 7), empty=["__len__", "_empty"])
+    assert isinstance(record, Record)
+    assert (record._names, record._values, record.keys, record["__class__"], len(record)) == (7, 7, 7, 7, 8)
+    assert pickle.loads(pickle.dumps(record)) == record == copy.deepcopy(record)
+    assert repr(record).count("=7") == 8
+    assert list(record) == [7] * 8
+
+
 def test_says_what_it_stands_for() -> None:
     assert repr(MAPPING) == "Record[Output](logits=1, states=(2, 3))"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import hypothesis.strategies as st
@@ -166,6 +168,43 @@ def test_what_torch_returns_from_max_comes_back() -> None:
     record = unflatten(description, leaves, nothing)
     values, indices = record
     assert (record.values is values, record.indices is indices is leaves[1]) == (True, True)
+
+
+class Setter:
+    """A data descriptor that says when it is used."""
+
+    used: ClassVar[list[Any]] = []
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        self.used.append(value)
+
+
+@dataclass
+class Described:
+    value: Any
+    other: Any = 1
+
+
+Described.value = Setter()  # type: ignore[assignment]
+
+
+class Opinionated(type):
+    """A metaclass that refuses to be looked at."""
+
+    def __getattr__(cls, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+def test_nothing_of_a_class_runs_or_gets_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("opinionated")
+    vars(module).update(Refusing=Opinionated("Refusing", (), {}), Described=Described)
+    monkeypatch.setitem(sys.modules, "opinionated", module)
+    fields = [["value", {"leaf": 0}], ["other", {"value": 1}]]
+    for name in ("Described", "Refusing"):
+        for form in ("dataclass", "namedtuple", "mapping"):
+            description = {form: {"class": f"opinionated:{name}", "fields": fields, "empty": []}}
+            assert type(unflatten(description, [Leaf()], importable)) is Record
+    assert Setter.used == []
 
 
 def test_no_class_is_called() -> None:

@@ -137,7 +137,7 @@ def pack_width(values: NDArray[np.uint64], width: int) -> bytes:
     return b"".join(_pack_wide(step, width) for step in steps)
 
 
-def unpack_width(data: bytes, count: int, width: int) -> NDArray[np.uint64]:
+def unpack_width(data: bytes, count: int, width: int) -> NDArray[np.uint8] | NDArray[np.uint64]:
     """Unpack what `pack_width` packed.
 
     Args:
@@ -146,7 +146,7 @@ def unpack_width(data: bytes, count: int, width: int) -> NDArray[np.uint64]:
         width: bits a number, 0 to 64.
 
     Returns:
-        The numbers.
+        The numbers, as uint8 where they are narrow enough.
 
     Shapes:
         result: ``(count,)``.
@@ -161,13 +161,15 @@ def unpack_width(data: bytes, count: int, width: int) -> NDArray[np.uint64]:
     Source: this project.
     """
     if 1 <= width <= _BYTE:
-        return unpack(data, count, 1 << width).astype(np.uint64)
+        return unpack(data, count, 1 << width)
     expected = -(-count * width // _BYTE)
     if len(data) != expected:
         raise PayloadError(f"{count} numbers of {width} bits take {expected} bytes, not {len(data)}; they are damaged")
+    if not width:
+        return np.zeros(count, np.uint8)
     packed = np.frombuffer(data, np.uint8)
     values = np.zeros(count, np.uint64)
-    for start in range(0, count if width else 0, _STEP):
+    for start in range(0, count, _STEP):
         step = values[start : start + _STEP]
         bits = np.unpackbits(packed[start * width // _BYTE :][: -(-step.size * width // _BYTE)])
         if bits[step.size * width :].any():

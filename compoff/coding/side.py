@@ -37,6 +37,7 @@ _DEFLATED = 0x80
 _FEWEST_DEFLATED = 16  # bytes below which DEFLATE is not tried
 _SAMPLE, _SAMPLES = 8192, 4  # bytes of one sample, and samples, from which a long body's deflated length is guessed
 _MOST_COLORS = 256
+_STEP = 1 << 16
 _MOST_NUMBER_BYTES = 10  # of a zigzag LEB128 of 64 bits
 # What the forms 2 and 3 may have besides one full width a value, in bytes.
 _MOST_EXTRA = 1 + _MOST_COLORS * 8 + _MOST_NUMBER_BYTES
@@ -305,7 +306,10 @@ def _from_offsets(body: bytes, layout: _Layout) -> NDArray[Any]:
     wrapped = packing.unpack_width(body[start + 1 :], layout.size, width)
     if wrapped.size and least + int(wrapped.max()) > limits.max:
         raise _damaged(f"a value is {least + int(wrapped.max())}, the most {layout.dtype} holds is {limits.max}")
-    return (wrapped + np.uint64(least & (1 << 64) - 1)).view(np.int64).astype(layout.dtype)
+    bits = 8 * layout.dtype.itemsize
+    values = wrapped.astype(f"u{layout.dtype.itemsize}", copy=False)
+    values += values.dtype.type(least & (1 << bits) - 1)  # right modulo 2**bits, and it fits
+    return values.view(layout.dtype)
 
 
 def _from_palette(body: bytes, layout: _Layout) -> NDArray[Any]:
@@ -320,7 +324,11 @@ def _from_palette(body: bytes, layout: _Layout) -> NDArray[Any]:
     places = packing.unpack_width(body[end:], layout.size, (count - 1).bit_length())
     if places.size and int(places.max()) >= count:
         raise _damaged(f"it names value {int(places.max())} of {count}")
-    return colors[places.astype(np.intp)].view(layout.little).astype(layout.dtype)
+    values = np.empty(layout.size, layout.dtype)
+    palette = colors.view(layout.little)
+    for start in range(0, layout.size, _STEP):  # an index takes eight bytes, and a tensor may be large
+        values[start : start + _STEP] = palette[places[start : start + _STEP]]
+    return values
 
 
 _READERS: dict[int, Callable[[bytes, _Layout], NDArray[Any]]] = {

@@ -187,7 +187,10 @@ class Head:
             raise FeatureError(f"input {index} has shape {array.shape}; expected {spec.dtype} of shape {shape}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             # The nearest center of NaN is some center: the edge would answer, plausibly and wrongly.
-            raise FeatureError(f"input {index} holds NaN or infinity, which no symbol stands for; clean the input")
+            raise FeatureError(
+                f"input {index} holds NaN or infinity, which no symbol stands for; clean the input "
+                "(in a mask, the dtype's lowest number does what -infinity does)"
+            )
         return np.asarray(array, order="C")
 
     def save(self, path: str | Path) -> None:
