@@ -147,7 +147,7 @@ def shifted_table(split: str) -> str:
             f"{100 * row['agreement']:.1f} %",
         ]
         for row in rows
-        if row["quality"] in (1, 3, 5)
+        if row["quality"] in (1, 3, 6)
     ]
     return f"{table(head, cells)}\n\n{source(f'robustness.{_CIFAR}.{split}.transform')}"
 
@@ -312,7 +312,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "at-drop": at_drop_table,
     **{f"rate-{split}": partial(rate_table, f"rate_accuracy.{_CIFAR}.{split}") for split in _SPLITS},
     **{f"once-{split}": partial(rate_table, one_fit(split)) for split in _SPLITS},
-    "shifted-layer3": partial(shifted_table, "layer3"),
+    **{f"shifted-{split}": partial(shifted_table, split) for split in _SPLITS},
     "coding": coding_table,
     "faults": faults_table,
     "fuzz": fuzz_table,
