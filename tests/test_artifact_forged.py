@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save as save_arrays
 
 from compoff.artifact import read_folder, write_folder
-from compoff.errors import ArtifactError
+from compoff.device.binding import CallForm
+from compoff.errors import ArtifactError, FeatureError, PayloadError
+from compoff.manifest import Manifest, manifest_bytes, parse_manifest
+from compoff.structure import importable, unflatten
 from tests.small_artifacts import MANIFEST, PROGRAM, TABLES, checked, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -299,3 +306,78 @@ def test_tables_that_are_none_are_named(folder: Path, data: bytes) -> None:
     entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     forge(folder, lambda content: content["files"].update({path.name: entry}))
     assert refused(folder).startswith(f"{path}: weights do not fit the manifest")
+
+
+# -- forged at random: an ArtifactError, or a manifest that everything behind it can work with
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["leaf", "a:b", "bool"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["leaf", "value", "list", "dict", "dataclass", "class", "fields", "shape"]), inner
+        )
+        | st.fixed_dictionaries({"class": inner, "fields": inner, "empty": inner})
+    ),
+    max_leaves=8,
+)
+
+
+def changed(content: Any, data: st.DataObject) -> Any:
+    """The content with one place in it removed, replaced or doubled."""
+    inside = isinstance(content, (dict, list)) and len(content) > 0
+    if not inside or data.draw(st.integers(0, 5)) == 0:
+        return data.draw(json_values)
+    places = list(content) if isinstance(content, dict) else range(len(content))
+    place = data.draw(st.sampled_from(places))
+    match data.draw(st.integers(0, 8)):
+        case 0:
+            content.pop(place)
+        case 1 if isinstance(content, list):
+            content.append(copy.deepcopy(content[place]))
+        case _:
+            content[place] = changed(content[place], data)
+    return content
+
+
+def use(manifest: Manifest) -> None:
+    """What head, tail, remote and command line do with a manifest, short of running it."""
+    with contextlib.suppress(ArtifactError):
+        payloads = manifest.payload_format(TABLES)
+        assert payloads.max_bytes(manifest.max_batch) > 0
+        with contextlib.suppress(PayloadError):
+            payloads.decode(bytes(20))
+    if manifest.call:
+        form = CallForm(manifest.call, manifest.inputs)
+        assert repr(form).startswith("(")
+        assert form.bind([object()] * len(manifest.inputs), {}) is not None
+        with contextlib.suppress(FeatureError):
+            form.bind([], {"x": 1})
+    if manifest.structure:
+        repr(unflatten(manifest.structure, manifest.outputs, importable))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_manifest_forged_at_random_is_refused_or_can_be_used(data: st.DataObject) -> None:
+    content = yaml.safe_load(manifest_bytes(MANIFEST, {}).decode().rpartition("checksum: ")[0])
+    version, files = content.pop("format"), content.pop("files")
+    for _ in range(data.draw(st.integers(1, 3))):
+        if isinstance(content, dict):
+            content = changed(content, data)
+    body = {"format": version, **(content if isinstance(content, dict) else {"content": content}), "files": files}
+    text = yaml.safe_dump(json.loads(json.dumps(body)), sort_keys=False, allow_unicode=True)
+    try:
+        manifest, _ = parse_manifest(checked(text), Path("manifest.yaml"))
+    except ArtifactError:
+        return
+    use(manifest)
+
+
+def test_a_manifest_as_it_is_can_be_used() -> None:
+    use(parse_manifest(manifest_bytes(MANIFEST, {}), Path("manifest.yaml"))[0])
