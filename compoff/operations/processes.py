@@ -81,8 +81,11 @@ class Processes:
     def figures(self) -> Figures:
         """What all of them have counted; one that does not answer is left out, and the server is not ready then."""
         with self._lock:
-            questions = [(member, member.question()) for member in self._members]
-            parts = [figures for member, number in questions if (figures := member.figures(number)) is not None]
+            questions = [(member, member.question()) for member in self._members if member.listening]
+            deadline = time.monotonic() + _ANSWER_SECONDS
+            parts = [
+                figures for member, number in questions if (figures := member.figures(number, deadline)) is not None
+            ]
         return merge(parts, processes=len(self._members))
 
     def reload(self, settings: Settings) -> None:
@@ -112,7 +115,7 @@ class _Member:
         self._backoff = Backoff(0.5, 30.0)
         self._not_before = 0.0
         self._questions = 0
-        self._ready = False
+        self._dead = False
         self._start(settings)
 
     def _start(self, settings: Settings) -> None:
@@ -124,6 +127,7 @@ class _Member:
         self._process.start()
         theirs.close()
         self._began = time.monotonic()
+        self.listening = False
 
     def wait_until_ready(self) -> list[str]:
         """What it serves, when it listens.
@@ -131,12 +135,12 @@ class _Member:
         Raises:
             CompoffError: It could not.
         """
-        answer = self._receive("ready", _START_SECONDS)
+        answer = self._receive("ready", time.monotonic() + _START_SECONDS)
         if answer is None:
             raise WireError(f"server process {self._number} ended before it listened; its log says why")
         if isinstance(answer, str):
             raise WireError(answer)
-        self._ready = True
+        self.listening = True
         return answer
 
     def ask(self, what: str, argument: Any = None) -> None:
@@ -149,11 +153,10 @@ class _Member:
         self.ask("figures", self._questions)
         return self._questions
 
-    def figures(self, number: int) -> Figures | None:
-        return self._receive(f"figures {number}", _ANSWER_SECONDS)
+    def figures(self, number: int, deadline: float) -> Figures | None:
+        return self._receive(f"figures {number}", deadline)
 
-    def _receive(self, kind: str, seconds: float) -> Any:
-        deadline = time.monotonic() + seconds
+    def _receive(self, kind: str, deadline: float) -> Any:
         try:
             while self._pipe.poll(max(0.0, deadline - time.monotonic())):
                 found, content = self._pipe.recv()
@@ -166,19 +169,20 @@ class _Member:
     def revive(self, settings: Settings) -> None:
         """Start it again where it has died, after a pause that grows while it keeps dying."""
         if self._process.is_alive():
+            self.listening = self.listening or isinstance(self._receive("ready", 0.0), list)
             return
         now = time.monotonic()
-        if self._ready:
+        if not self._dead:
             _logger.error("server process %s died (exit code %s)", self._number, self._process.exitcode)
             if now - self._began > _STEADY_SECONDS:
                 self._backoff.reset()
-            self._ready = False
+            self._dead, self.listening = True, False
             self._not_before = now + self._backoff.next()
         if now >= self._not_before:
             self._pipe.close()
             self._process.close()
             self._start(settings)
-            self._ready = True
+            self._dead = False
             _logger.info("server process %s starts again", self._number)
 
     def end(self, seconds: float) -> None:
