@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from compoff.device.async_remote import connect_async
+from compoff.device.fallback import reserve
 from compoff.device.remote import connect
+from compoff.device.timing import Estimate
 from compoff.edge.server import Server, serve
 from compoff.errors import ArtifactMismatch, AuthenticationError, LocalProtocolError, ReadTimeout
 from compoff.operations.certificates import Authority
@@ -152,7 +154,7 @@ def test_an_edge_that_goes_is_noticed_and_no_call_waits_for_it_again(kind: Any, 
         began = time.monotonic()
         assert remote(after(0)) == LOCAL
         times.append(time.monotonic() - began)
-    assert sorted(times)[2] < 0.05
+    assert sorted(times)[2] < 0.5, "a call that waits for the edge takes a second and more"
     assert remote.stats.failed == 0
     remote.close()
 
@@ -160,14 +162,30 @@ def test_an_edge_that_goes_is_noticed_and_no_call_waits_for_it_again(kind: Any, 
 @pytest.mark.parametrize("policy", ["local", "hedge"])
 def test_a_slow_edge_leaves_the_device_enough_time(kind: Any, server: Server, policy: str) -> None:
     remote = kind(server.address, on_failure=policy, local=Whole(0.1))
-    for _ in range(3):
-        began = time.monotonic()
-        assert remote(after(100), timeout=0.6) == LOCAL
-        assert time.monotonic() - began < 0.6
-        assert remote.last.source == "local"
-        assert remote.last.local_seconds >= 0.1
-        eventually(lambda: remote.stats.reachable)
+    began = time.monotonic()
+    assert remote(after(250), timeout=2.0) == LOCAL
+    assert time.monotonic() - began < 2.0
+    assert remote.last.source == "local"
+    assert remote.last.local_seconds >= 0.1
+    eventually(lambda: remote.stats.reachable)
     remote.close()
+
+
+@pytest.mark.parametrize(
+    ("times", "timeout", "expected"),
+    [
+        ([], 2.0, 1.0),  # nothing is known
+        ([0.3] * 50, 2.0, 0.6),  # twice the best
+        ([1e-6] * 50, 2.0, 0.05),  # a thread takes time to wake
+        ([1e-6] * 50, 0.1, 0.01),
+        ([1.5] * 50, 2.0, 1.0),  # it cannot make it anyway
+    ],
+)
+def test_what_is_kept_for_the_device(times: list[float], timeout: float, expected: float) -> None:
+    estimate = Estimate()
+    for seconds in times:
+        estimate.add(seconds)
+    assert reserve(estimate, timeout) == pytest.approx(expected, rel=0.01)
 
 
 def test_hedging_takes_the_first_and_does_not_wait_for_half_the_deadline(kind: Any, server: Server) -> None:
@@ -176,36 +194,36 @@ def test_hedging_takes_the_first_and_does_not_wait_for_half_the_deadline(kind: A
         remote(after(0))
     hedged = remote.stats.hedged
     began = time.monotonic()
-    assert remote(after(100), timeout=5) == LOCAL
-    assert time.monotonic() - began < 0.6
+    assert remote(after(250), timeout=5) == LOCAL
+    assert time.monotonic() - began < 2.4
     assert "had not answered" in (remote.last.reason or "")
     assert remote.stats.hedged == hedged + 1
     remote.close()
 
 
 def test_hedging_takes_the_edge_where_that_is_the_first(kind: Any, server: Server) -> None:
-    whole = Whole(1.0)
+    whole = Whole(2.5)
     remote = kind(server.address, on_failure="hedge", local=whole)
     for _ in range(20):
         remote(after(0))
     began = time.monotonic()
     assert remote(after(20), timeout=5) == EDGE
-    assert time.monotonic() - began < 0.8
+    assert time.monotonic() - began < 2.4
     assert whole.calls >= 1
     assert remote.last.source == "edge"
     remote.close()
 
 
 def test_a_hedged_call_ends_by_its_deadline_whatever_both_do(kind: Any, server: Server) -> None:
-    remote = kind(server.address, on_failure="hedge", local=Whole(0.8))
+    remote = kind(server.address, on_failure="hedge", local=Whole(2.0))
     for address_gone in (False, True):
         if address_gone:
             server.close()
             eventually(lambda: not remote.stats.reachable)
         began = time.monotonic()
         with pytest.raises(ReadTimeout):
-            remote(after(80), timeout=0.2)
-        assert time.monotonic() - began < 0.5
+            remote(after(250), timeout=0.2)
+        assert time.monotonic() - began < 1.8
     assert remote.stats.failed == 2
     remote.close()
 
