@@ -50,13 +50,15 @@ class Variation:
     linear: bool = False
 
 
-def _slopes_of_nothing(wrapped: Any, split: str, batch: Any, generator: torch.Generator) -> tuple[Tensor, list[Tensor]]:
+def _slopes_of_nothing(
+    wrapped: Any, split: str, batch: Any, generator: torch.Generator
+) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
     """Gradients that favor no direction: what remains is the plain Karhunen-Loève transform."""
     from compoff.distilling import teacher_pass
 
     record_ = teacher_pass(wrapped.base, {split: wrapped.gate(split)}, wrapped.sites, batch, blocks=False)
-    y = record_.features[split]
-    return y, [torch.randn(y.shape, generator=generator).to(y)]
+    ys = record_.features[split]
+    return ys, [tuple(torch.randn(y.shape, generator=generator).to(y) for y in ys)]
 
 
 VARIATIONS = {

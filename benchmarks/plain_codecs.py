@@ -90,7 +90,7 @@ def feature_rows(task: Task, split: str, teacher: Tensor) -> list[dict[str, Any]
     model = compoff.wrap(task.net, split, example_input=task.test[:2].to(next(task.net.parameters()).device))
     gate, kept = model.gate(split), list[Any]()
     try:
-        gate.replace = lambda y: (kept.append(y.cpu()), y)[1]
+        gate.replace = lambda ys: (kept.append(ys[0].cpu()), ys)[1]
         in_batches(model.base, task.test)
         y = torch.cat(kept)
         low, high = float(y.amin()), float(y.amax())
@@ -98,7 +98,7 @@ def feature_rows(task: Task, split: str, teacher: Tensor) -> list[dict[str, Any]
             levels = 2**bits
             symbols = ((y - low) / (high - low) * (levels - 1)).round()
             pieces = iter((symbols / (levels - 1) * (high - low) + low).split(100))
-            gate.replace = lambda fresh, pieces=pieces: next(pieces).to(fresh.device)
+            gate.replace = lambda fresh, pieces=pieces: [next(pieces).to(fresh[0].device)]
             scores = in_batches(model.base, task.test)
             flat = symbols.flatten(2).to(torch.uint8).numpy()
             counts = [[int((flat[:, c] == k).sum()) for k in range(levels)] for c in range(flat.shape[1])]

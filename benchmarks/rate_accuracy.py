@@ -96,7 +96,7 @@ class Fitted:
     def symbols(self, images: Tensor) -> Tensor:
         """What the encoder makes of images, all of it."""
         gate, found = self.model.gate(self.split), list[Any]()
-        gate.replace = lambda y: (found.append(self.bottleneck.encode(y).cpu()), y)[1]
+        gate.replace = lambda ys: (found.append(self.bottleneck.encode(ys[0]).cpu()), ys)[1]
         try:
             in_batches(self.model.base, images)
         finally:
@@ -108,7 +108,12 @@ class Fitted:
         """The network's scores of what the edge receives at a quality."""
         gate, where = self.model.gate(self.split), self.bottleneck.quantizer.centers.device
         pieces = iter(symbols.split(100))
-        gate.replace = lambda y: self.bottleneck.decode(self.bottleneck.received(next(pieces).to(where), quality)).to(y)
+
+        def received(ys: list[Tensor]) -> list[Tensor]:
+            sent = self.bottleneck.received(next(pieces).to(where), quality)
+            return [self.bottleneck.decode(sent).to(ys[0])]
+
+        gate.replace = received
         try:
             return in_batches(self.model.base, images)
         finally:

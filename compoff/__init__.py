@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from compoff.codec import Bottleneck, Geometry
     from compoff.coding import Decoded, Payload, PayloadFormat, SymbolTables
+    from compoff.cutting.points import SplitPoint, SplitPoints, list_split_points
     from compoff.device.async_remote import AsyncRemote, connect_async
     from compoff.device.head import Head
     from compoff.device.remote import Remote, connect
@@ -84,6 +85,8 @@ _HOMES = {
     "ServerBusy": "compoff.errors",
     "ServerStats": "compoff.edge.stats",
     "SplitError": "compoff.errors",
+    "SplitPoint": "compoff.cutting.points",
+    "SplitPoints": "compoff.cutting.points",
     "SplitReport": "compoff.fitting",
     "SymbolTables": "compoff.coding",
     "TLS": "compoff.wire.tls",
@@ -99,6 +102,7 @@ _HOMES = {
     "connect_async": "compoff.device.async_remote",
     "export": "compoff.exporting",
     "fit": "compoff.fitting",
+    "list_split_points": "compoff.cutting.points",
     "load": "compoff.wrapping",
     "serve": "compoff.edge.server",
     "wrap": "compoff.wrapping",
@@ -138,6 +142,8 @@ __all__ = [  # noqa: RUF022 - ruff takes TLS for a constant
     "ServerBusy",
     "ServerStats",
     "SplitError",
+    "SplitPoint",
+    "SplitPoints",
     "SplitReport",
     "SymbolTables",
     "TLS",
@@ -153,6 +159,7 @@ __all__ = [  # noqa: RUF022 - ruff takes TLS for a constant
     "connect_async",
     "export",
     "fit",
+    "list_split_points",
     "load",
     "serve",
     "wrap",

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["read_bottlenecks", "save_bottlenecks"]
 
-_FORMAT = "compoff-bottlenecks-1"
+_FORMAT = "compoff-bottlenecks-2"
+_FORMATS = {_FORMAT, "compoff-bottlenecks-1"}  # the first knew one feature a split point
 _KEYS = {"format", "base", "description", "checksum"}
 
 
@@ -67,7 +68,7 @@ def read_bottlenecks(path: str | Path, base: nn.Module) -> tuple[dict[str, Any],
         description: Any = json.loads(text)
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"'{path}' cannot be read ({error}); expected a file that Wrapped.save wrote") from error
-    if metadata.get("format") != _FORMAT or not isinstance(description, dict):
+    if metadata.get("format") not in _FORMATS or not isinstance(description, dict):
         raise ArtifactError(
             f"'{path}': format is {metadata.get('format')!r}, expected {_FORMAT!r}; save again with this version"
         )

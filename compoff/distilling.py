@@ -16,11 +16,12 @@ from torch.utils import _pytree as pytree
 
 from compoff.errors import CompoffError, FeatureError, FitError, SplitError
 from compoff.losses import distillation, relative_error
+from compoff.trees import tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
-    from compoff.codec import BottleneckOutput
+    from compoff.codec import Bottleneck, BottleneckOutput
     from compoff.cutting.sites import Site
     from compoff.gates import Gate
     from compoff.recipe import Recipe
@@ -51,7 +52,7 @@ class Batch:
     @property
     def size(self) -> int:
         """Number of samples."""
-        return next(len(value) for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor))
+        return next(len(value) for value in tensors_of((self.args, self.kwargs)) if value.dim())
 
 
 class _Enough(Exception):
@@ -63,12 +64,12 @@ class TeacherRecord:
     """What the teacher's pass leaves for the student's.
 
     Args:
-        features: Feature at each split point.
+        features: Features that cross at each split point, in the codec's layout: the one that enters it first.
         blocks: Tensors that each later block returned.
         output: Floating-point tensors of the model's output.
     """
 
-    features: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    features: dict[str, list[Tensor]] = field(default_factory=dict[str, "list[Tensor]"])
     blocks: dict[str, list[Tensor]] = field(default_factory=dict[str, "list[Tensor]"])
     output: list[Tensor] = field(default_factory=list[Tensor])
 
@@ -170,7 +171,7 @@ def refusals_named(batch: Batch) -> Generator[None]:
     except (CompoffError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        tensors = [value for value in (*batch.args, *batch.kwargs.values()) if isinstance(value, Tensor)]
+        tensors = tensors_of((batch.args, batch.kwargs))
         given = ", ".join(f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}" for tensor in tensors)
         raise FeatureError(
             f"the model refuses a batch of {given}: {error}. Give the batches that the model itself takes: the same "
@@ -211,11 +212,12 @@ def teacher_pass(
     record = TeacherRecord()
 
     def keep(path: str) -> Any:
-        def replace(y: Tensor) -> Tensor:
-            record.features[path] = y.detach().clone()  # the model may go on to change it in place
+        def replace(features: list[Tensor]) -> list[Tensor]:
+            # Cloned, because the model may go on to change them in place.
+            record.features[path] = [feature.detach().clone() for feature in features]
             if not blocks and len(record.features) == len(gates):
                 raise _Enough
-            return y
+            return features
 
         return replace
 
@@ -277,22 +279,27 @@ def student_pass(
 
     Source: DeepCOD (SenSys 2020), Sec. 3.2.2, Eq. 10, and Sec. 3.3, Eq. 11, left-hand term.
     """
-    bottleneck, y = gate.bottleneck, record.features[site.path]
+    pairs = zip(gate.bottlenecks, record.features[site.path], strict=True)
+    outputs = [_through(bottleneck, y, site.path) for bottleneck, y in pairs]
+    # Before the model sees y_hat, which it may change in place.
+    restored = [relative_error(output.y, output.y_hat, output.importance) for output in outputs]
+    return DistillationTerms(
+        torch.stack(restored).mean(),
+        torch.stack([bottleneck.semi_orthogonality_error() for bottleneck in gate.bottlenecks]).sum(),
+        _distilled(base, gate, site, record, batch, outputs, average=average) if distill else None,
+        torch.stack([output.estimated_rate for output in outputs]).mean(),
+        torch.stack([output.prior_rate for output in outputs]).mean(),
+    )
+
+
+def _through(bottleneck: Bottleneck, y: Tensor, split: str) -> BottleneckOutput:
+    """One feature through its bottleneck, which learns its units from the first one it sees."""
     bottleneck.geometry.check(y)
     y = y.to(bottleneck.quantizer.centers.dtype)
     if not bottleneck.calibrated:
-        _refuse_own_units(site.path)
+        _refuse_own_units(split)
         bottleneck.calibrate(y)
-    output = bottleneck.run(y)
-    # Before the model sees y_hat, which it may change in place.
-    restored = relative_error(y, output.y_hat, output.importance)
-    return DistillationTerms(
-        restored,
-        bottleneck.semi_orthogonality_error(),
-        _distilled(base, gate, site, record, batch, output, average=average) if distill else None,
-        output.estimated_rate,
-        output.prior_rate,
-    )
+    return bottleneck.run(y)
 
 
 def _refuse_own_units(split: str) -> None:
@@ -313,30 +320,29 @@ def _distilled(
     site: Site,
     record: TeacherRecord,
     batch: Batch,
-    restored: BottleneckOutput,
+    outputs: list[BottleneckOutput],
     *,
     average: bool,
 ) -> Tensor:
-    """Run the model on from a restored feature and compare what it computes with the teacher's record."""
+    """Run the model on from restored features and compare what it computes with the teacher's record."""
     if not record.output:
         raise FitError(
             "the model returns no floating-point tensor, so there is nothing to distil; wrap the part of the model "
             "that returns scores or features"
         )
     blocks: dict[str, list[Tensor]] = {}
-    gate.replace = lambda fresh: restored.y_hat.to(fresh.dtype)
-    try:
-        with _tapped(base, site.later, blocks), refusals_named(batch):
-            result = float_tensors(base(*batch.args, **batch.kwargs))
-    finally:
-        gate.replace = None
-    if restored.y_hat.requires_grad and not any(tensor.requires_grad for tensor in result):
+    restored = [output.y_hat for output in outputs]
+    with gate.replacing(restored), _tapped(base, site.later, blocks), refusals_named(batch):
+        result = float_tensors(base(*batch.args, **batch.kwargs))
+    if any(y_hat.requires_grad for y_hat in restored) and not any(tensor.requires_grad for tensor in result):
         raise FitError(
             f"no gradient of the model's output reaches the bottleneck at '{site.path}'; a common cause is gradient "
             "checkpointing inside the model with use_reentrant=True: pass use_reentrant=False to it, or turn it off"
         )
     teacher, student = _over_blocks(site, record, blocks, result)
-    return distillation(teacher, student, restored.importance, average=average)
+    weights = [output.importance for output in outputs if output.importance is not None]
+    importance = torch.stack(weights).mean(0) if weights else None
+    return distillation(teacher, student, importance, average=average)
 
 
 def _over_blocks(

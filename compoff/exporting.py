@@ -6,17 +6,21 @@ import contextlib
 import hashlib
 import inspect
 import json
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from compoff import __version__
 from compoff.cutting.capture import capture
+from compoff.cutting.prefix import Prefix, capture_prefix
 from compoff.device.head import Head
 from compoff.device.runners.torch import TorchRunner
 from compoff.edge.backends.eager import EagerBackend
+from compoff.edge.backends.module import ModuleBackend, make_model
 from compoff.edge.tail import Tail
 from compoff.errors import ArtifactError, SplitError
 from compoff.fingerprint import fingerprint
@@ -25,31 +29,43 @@ from compoff.programs import TorchProgram
 from compoff.structure import flatten
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from compoff.codec import Bottleneck
+    from compoff.coding import SymbolTables
     from compoff.cutting.inputs import ExampleInputs
+    from compoff.edge.backends.backend import Backend
     from compoff.wrapping import Wrapped
 
 __all__ = ["export"]
 
+_log = logging.getLogger("compoff.export")
 
-def export(wrapped: Wrapped, split: str, *, max_batch: int = 256) -> tuple[Head, Tail]:
+Crossing: TypeAlias = Sequence[tuple[Tensor, bool]]
+"""Tensors, and for each whether its first axis is the batch."""
+
+
+def export(wrapped: Wrapped, split: str, *, max_batch: int = 256, tail_factory: str | None = None) -> tuple[Head, Tail]:
     """Cut a wrapped model at a split point into the part for the device and the part for the edge.
 
-    The bottleneck is taken as it is: fit it first. The wrapped model stays as it was and can be exported again. Inputs
-    that are no tensors (flags, numbers, None) become constants: a head takes the tensors, in the model's own order.
+    The bottlenecks are taken as they are: fit them first. The wrapped model stays as it was and can be exported again.
+    Inputs that are no tensors (flags, numbers, None) become constants.
 
     Args:
         wrapped: What `compoff.wrap` returned, its shapes known.
         split: The split point.
         max_batch: Largest number of samples in one payload; what the edge reserves memory for.
+        tail_factory: ``"package.module:function"`` that makes the model with its weights, for a model whose part behind
+            the split point cannot become a program (control flow that depends on values, such as NMS): its tail runs
+            the model itself, in PyTorch, on the edge. Not used where a program can be made.
 
     Returns:
         Head and tail.
 
     Raises:
-        SplitError: `split` is unknown, the model cannot be exported, or more than the symbols crosses the cut.
-        ArtifactError: The model returns something that is not tensors in tuples, lists and dicts, or `max_batch` is out
-            of range.
+        SplitError: `split` is unknown, the model cannot be exported, or something crosses that cannot.
+        ArtifactError: The model returns something that cannot be described, `tail_factory` makes another model, or
+            `max_batch` is out of range.
 
     Examples:
         >>> import torch, compoff
@@ -61,33 +77,28 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256) -> tuple[Head,
 
     Source: DeepCOD (SenSys 2020), Sec. 4.1.
     """
-    bottleneck = wrapped.bottleneck(split)
-    example = wrapped.example_inputs()
-    with wrapped.at(split):  # so that no other bottleneck is on, even if this is called inside `at`
-        programs = capture(wrapped.base, wrapped.gate(split), split, example)
-    leaves, structure = flatten(programs.output, lambda value: isinstance(value, Tensor))
-    if not leaves:
-        raise SplitError("the model returns no tensor, so there is nothing for the tail to answer")
-    tables = bottleneck.prior.tables()
+    example, bottlenecks = wrapped.example_inputs(), wrapped.bottlenecks_at(split)
+    tables = [bottleneck.prior.tables() for bottleneck in bottlenecks]
+    made = _make(wrapped, split, example, tail_factory)
     shared: dict[str, Any] = {
         "split": split,
         "model": type(wrapped.base).__name__,
-        "inputs": _specs(example.tensors, example.batched, "takes"),
-        "outputs": _specs(leaves, programs.batched, "returns"),
-        "structure": structure,
-        "codes": (_code(bottleneck),),
-        "quality": _default_quality(wrapped.reports.get(split, {}), bottleneck),
-        "sides": (),
+        "inputs": _specs(list(zip(example.tensors, example.batched, strict=True)), "takes"),
+        "outputs": _specs(made.leaves, "returns"),
+        "structure": made.structure,
+        "codes": tuple(_code(bottleneck) for bottleneck in bottlenecks),
+        "quality": _default_quality(wrapped.reports.get(split, {}), bottlenecks[0]),
+        "sides": _specs(made.sides, "computes"),
         "max_batch": max_batch,
         "call": _call(wrapped.base, example),
+        "factory": made.factory,
         "base": fingerprint(wrapped.base.state_dict()),
     }
-    shared["artifact_id"] = _identity(wrapped, Manifest("", "", **shared), tables.weights.tobytes())
+    shared["artifact_id"] = _identity(wrapped, Manifest("", "", **shared), tables)
     shared["report"] = wrapped.reports.get(split, {})
     shared["versions"] = {"compoff": __version__, "torch": torch.__version__}
-    head = Head(Manifest("head", **shared), [tables], TorchRunner(TorchProgram(programs.head)))
-    tail = Tail(Manifest("tail", **shared), [tables], EagerBackend(TorchProgram(programs.tail)))
-    return head, tail
+    head, tail = Manifest("head", **shared), Manifest("tail", **shared)
+    return Head(head, tables, TorchRunner(TorchProgram(made.head))), Tail(tail, tables, made.backend(tail))
 
 
 def _call(model: nn.Module, example: ExampleInputs) -> dict[str, Any]:
@@ -122,11 +133,70 @@ def _code(bottleneck: Bottleneck) -> CodeSpec:
     )
 
 
-def _specs(tensors: list[Tensor], batched: tuple[bool, ...], verb: str) -> tuple[TensorSpec, ...]:
-    """Shapes and dtypes of what the model takes or returns."""
+@dataclass(frozen=True)
+class _Made:
+    """The two parts, before they know what they are called."""
+
+    head: ExportedProgram
+    backend: Callable[[Manifest], Backend]
+    sides: Crossing
+    leaves: Crossing
+    structure: dict[str, Any]
+    factory: str = ""
+
+
+def _make(wrapped: Wrapped, split: str, example: ExampleInputs, factory: str | None) -> _Made:
+    """Both parts as programs; or the head as one, and the model itself behind it."""
+    gate, send = wrapped.gate(split), wrapped.skips == "send"
+    with wrapped.at(split):  # so that no other bottleneck is on, even if this is called inside `at`
+        try:
+            programs = capture(wrapped.base, gate, split, example, send=send)
+        except SplitError as error:
+            prefix = _prefix_or_raise(wrapped, split, example, factory, error)
+        else:
+            if not programs.leaves:
+                raise SplitError("the model returns no tensor, so there is nothing for the tail to answer")
+            tail = EagerBackend(TorchProgram(programs.tail))
+            return _Made(programs.head, lambda _: tail, programs.sides, programs.leaves, programs.structure)
+    assert factory is not None
+    places = [
+        (crossing.tap, crossing.own) for crossing in (*wrapped.sites[split].features, *wrapped.sites[split].sides)
+    ]
+    model = make_model(factory, fingerprint(wrapped.base.state_dict()))
+    decoders = TorchProgram(prefix.decoders)
+    return _Made(
+        prefix.head, lambda manifest: ModuleBackend(manifest, model, decoders, places), prefix.sides, (), {}, factory
+    )
+
+
+def _prefix_or_raise(
+    wrapped: Wrapped, split: str, example: ExampleInputs, factory: str | None, error: SplitError
+) -> Prefix:
+    """The head of a model whose tail cannot be a program, or the reason why there is not even that."""
+    try:
+        prefix = capture_prefix(wrapped.base, wrapped.gate(split), wrapped.sites[split], example)
+    except SplitError as before:
+        raise before from error
+    if factory is None:
+        raise SplitError(
+            f"{error}. What runs before '{split}' can be exported, so a head can be made: pass tail_factory="
+            "'package.module:function', which makes this model with its weights, and the edge runs the model itself "
+            "behind the split point"
+        ) from error
+    _log.warning(
+        "compoff.export: the tail at '%s' is no program (%s); it runs the model that %s makes, in PyTorch, on the edge",
+        split,
+        error,
+        factory,
+    )
+    return prefix
+
+
+def _specs(crossing: Crossing, verb: str) -> tuple[TensorSpec, ...]:
+    """Shapes and dtypes of tensors, and whether their first axis is the batch."""
     specs = [
         TensorSpec(tuple(value.shape[1:] if has_batch else value.shape), _dtype(value), has_batch)
-        for value, has_batch in zip(tensors, batched, strict=True)
+        for value, has_batch in crossing
     ]
     unknown = [spec.dtype for spec in specs if spec.dtype not in DTYPES]
     if unknown:
@@ -141,12 +211,12 @@ def _dtype(value: Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
-def _identity(wrapped: Wrapped, agreed: Manifest, tables: bytes) -> str:
+def _identity(wrapped: Wrapped, agreed: Manifest, tables: Sequence[SymbolTables]) -> str:
     """A name that changes with anything that head and tail must agree on."""
     parts = {
         "format": FORMAT,
         **asdict(agreed),
-        "bottleneck": fingerprint(wrapped.bottleneck(agreed.split).state_dict()),
-        "tables": hashlib.sha256(tables).hexdigest(),
+        "bottlenecks": [fingerprint(bottleneck.state_dict()) for bottleneck in wrapped.bottlenecks_at(agreed.split)],
+        "tables": [hashlib.sha256(one.weights.tobytes()).hexdigest() for one in tables],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,96 +1,193 @@
 """Gates: the switches that hooks put at the split points of a model.
 
-A hook is an object that owns its gate, and a gate owns its bottleneck, so that a copied or pickled model owns its own.
+A hook is an object that owns its gate, and a gate owns its bottlenecks, so that a copied or pickled model owns its own.
+A gate catches every tensor that crosses on its way; at the moment when the feature that enters the split point is
+there, it sends them all through their bottlenecks, and whoever reads them from then on reads the decoded ones.
 Knows neither where the split points are (`cutting.sites`) nor who switches (`wrapping`).
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from compoff.errors import SplitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator, Sequence
+
+    from torch import Tensor
 
     from compoff.codec import Bottleneck
+    from compoff.codec.layout import Layout
 
-__all__ = ["Gate", "InputHook", "OutputHook"]
+__all__ = ["Gate", "Work"]
+
+
+class Work:
+    """Whether a gate is at work: what it calls then is no part of the model. Shared by all gates of one model."""
+
+    def __init__(self) -> None:
+        self.going_on = False
 
 
 class Gate:
     """The switch at one split point.
 
     Args:
-        bottleneck: What the feature passes through while the gate is on.
+        split: Name of the split point, for messages.
+        bottlenecks: What the features pass through while the gate is on: the one of the feature that enters the split
+            point, then those of features that pass it by.
+        layouts: Axes of each feature.
+        own: For each feature, whether its memory may be written to.
+        work: Shared by all gates of one model.
 
     Examples:
         >>> import torch
         >>> from compoff.codec import Bottleneck, Geometry
-        >>> gate, y = Gate(Bottleneck(Geometry((4, 8)), 2).eval()), torch.randn(3, 4, 8)
-        >>> gate(y) is y
+        >>> from compoff.codec.layout import Layout
+        >>> gate = Gate("here", [Bottleneck(Geometry((4, 8)), 2).eval()], [Layout.channels_first(3)])
+        >>> y = torch.randn(3, 4, 8)
+        >>> gate.catch(0, y) is y
         True
         >>> gate.on = True
-        >>> gate(y) is y, gate(y).shape
+        >>> before = y.clone()
+        >>> torch.equal(gate.catch(0, y), before), y.shape
         (False, torch.Size([3, 4, 8]))
     """
 
-    def __init__(self, bottleneck: Bottleneck) -> None:
-        self.bottleneck = bottleneck
+    def __init__(
+        self,
+        split: str,
+        bottlenecks: Sequence[Bottleneck],
+        layouts: Sequence[Layout],
+        own: Sequence[bool] = (),
+        work: Work | None = None,
+    ) -> None:
+        self.split = split
+        self.bottlenecks = tuple(bottlenecks)
+        self.layouts = tuple(layouts)
+        self.own = tuple(own) or (True,) * len(self.bottlenecks)
+        self.work = work or Work()
         self.on = False
-        self.replace: Callable[[Tensor], Tensor] | None = None
+        self.replace: Callable[[list[Tensor]], list[Tensor]] | None = None
+        self.passes = 0
+        self._caught: dict[int, Tensor] = {}
 
-    def __call__(self, y: Tensor) -> Tensor:
-        """Pass a feature on, through the bottleneck if the gate is on.
+    @property
+    def bottleneck(self) -> Bottleneck:
+        """The bottleneck of the feature that enters the split point."""
+        return self.bottlenecks[0]
+
+    @property
+    def active(self) -> bool:
+        """Whether the gate does anything to what passes."""
+        return self.on or self.replace is not None
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a gate of this model is computing something, which is no part of the model."""
+        return self.work.going_on
+
+    def begin(self) -> None:
+        """Forget what was caught in an earlier pass."""
+        self.passes += 1
+        self._caught.clear()
+
+    def catch(self, index: int, tensor: Tensor) -> Tensor:
+        """Take notice of a tensor on its way.
 
         Args:
-            y: The feature.
+            index: Which one: 0 for the feature that enters the split point, then further features, then side tensors.
+            tensor: The tensor.
 
         Returns:
             What the model goes on with.
+
+        Raises:
+            SplitError: The feature that enters is there and another one that crosses was not seen before it.
         """
+        if not self.active:
+            return tensor
+        self.work.going_on = True  # no context manager: a compiler would stop at it
+        try:
+            return self._cut(tensor) if index == 0 else self._keep(index, tensor)
+        finally:
+            self.work.going_on = False
+
+    @contextlib.contextmanager
+    def replacing(self, restored: list[Tensor]) -> Generator[None]:
+        """Put given features in place of those that cross while the block runs, whether the gate is on or not.
+
+        Args:
+            restored: The features in the codec's layout, in any floating-point dtype.
+
+        Yields:
+            Nothing.
+        """
+        self.replace = lambda fresh: [y.to(like.dtype) for y, like in zip(restored, fresh, strict=True)]
+        try:
+            yield
+        finally:
+            self.replace = None
+
+    def sides(self, count: int) -> list[Tensor]:
+        """Side tensors that were caught in this pass.
+
+        Args:
+            count: How many there are.
+
+        Returns:
+            The tensors, in order.
+
+        Raises:
+            SplitError: One was not seen.
+        """
+        first = len(self.bottlenecks)
+        return [self._kept(index) for index in range(first, first + count)]
+
+    def _keep(self, index: int, tensor: Tensor) -> Tensor:
+        """Remember a tensor until the moment of the cut."""
+        # One that shares its memory is replaced by a copy, so that decoding it later changes nothing else.
+        kept = tensor if index >= len(self.own) or self.own[index] else tensor.clone()
+        self._caught[index] = kept
+        return kept
+
+    def _cut(self, y: Tensor) -> Tensor:
+        """The moment of the cut: every feature through its bottleneck."""
+        features = [y, *(self._kept(index) for index in range(1, len(self.bottlenecks)))]
+        packed = [layout.pack(feature) for layout, feature in zip(self.layouts, features, strict=True)]
         if self.replace is not None:
-            return self.replace(y)
-        return self.bottleneck(y) if self.on else y
+            restored = self.replace(packed)
+        else:
+            # Cloned, since what a bottleneck remembers for its gradient is about to be overwritten.
+            restored = [bottleneck(one.clone()) for bottleneck, one in zip(self.bottlenecks, packed, strict=True)]
+        for index in range(1, len(features)):
+            if restored[index] is not packed[index]:
+                features[index].copy_(self._unpacked(index, restored[index], features[index]))
+        if restored[0] is packed[0]:
+            return y
+        y_hat = self._unpacked(0, restored[0], y)
+        if not self.own[0] or y.requires_grad:
+            return y_hat
+        # Written into the tensor itself: whoever holds this object, in a list or under another name, has it decoded.
+        return y.copy_(y_hat)
+
+    def _unpacked(self, index: int, restored: Tensor, like: Tensor) -> Tensor:
+        """A restored feature as the model has it."""
+        layout = self.layouts[index]
+        batch = layout.batch_axis()
+        shape = tuple(size for axis, size in enumerate(like.shape) if axis != batch)
+        return layout.unpack(restored, shape).to(like.dtype)
+
+    def _kept(self, index: int) -> Tensor:
+        if index not in self._caught:
+            raise SplitError(
+                f"this batch did not pass tensor {index} of those that cross at '{self.split}' before the cut: the "
+                "model goes another way than with the example inputs; choose a split point that all inputs pass alike"
+            )
+        return self._caught[index]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to one running pass."""
-        return {"bottleneck": self.bottleneck, "on": self.on, "replace": None}
-
-
-class OutputHook:
-    """Put a gate behind the module that makes the feature: every reader, skips included, sees the decoded tensor.
-
-    Args:
-        gate: The gate.
-    """
-
-    def __init__(self, gate: Gate) -> None:
-        self.gate = gate
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Pass the module's output through the gate, as a forward hook."""
-        del module, args
-        return self.gate(output)
-
-
-class InputHook:
-    """Put a gate before the split point, where no module made the feature.
-
-    Args:
-        gate: The gate.
-    """
-
-    def __init__(self, gate: Gate) -> None:
-        self.gate = gate
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """Pass the first tensor among the module's inputs through the gate, as a forward pre-hook."""
-        del module
-        for index, value in enumerate(args):
-            if isinstance(value, Tensor):
-                return (*args[:index], self.gate(value), *args[index + 1 :]), kwargs
-        for name, value in kwargs.items():
-            if isinstance(value, Tensor):
-                return args, {**kwargs, name: self.gate(value)}
-        return args, kwargs
+        return {**self.__dict__, "replace": None, "_caught": {}}

@@ -6,22 +6,25 @@ Knows neither what the gates hold nor who switches them (`wrapped`).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from compoff.cutting.sites import named_modules
+from compoff.cutting.trace import named_modules
 from compoff.errors import SplitError
-from compoff.gates import Gate, InputHook, OutputHook
+from compoff.gates import Gate
+from compoff.hooks import catchers, hang
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch.utils.hooks import RemovableHandle
 
+    from compoff.codec import Bottleneck
+    from compoff.codec_options import CodecOptions
     from compoff.cutting.sites import Site
 
-__all__ = ["Flags", "attach", "find_gates", "is_marked", "mark", "refuse_wrapped", "unmark"]
+__all__ = ["Flags", "attach", "build_bottlenecks", "find_gates", "is_marked", "mark", "refuse_wrapped", "unmark"]
 
 _MARK = "_compoff_wrapped"
 
@@ -73,7 +76,7 @@ class Flags:
             parameter.requires_grad_(self.requires_grad.get(name, parameter.requires_grad))
 
 
-def attach(model: nn.Module, site: Site, gate: Gate) -> RemovableHandle:
+def attach(model: nn.Module, site: Site, gate: Gate) -> list[RemovableHandle]:
     """Hang a gate into a model.
 
     Args:
@@ -84,10 +87,23 @@ def attach(model: nn.Module, site: Site, gate: Gate) -> RemovableHandle:
     Returns:
         What takes it out again.
     """
-    if site.producer is not None:
-        return model.get_submodule(site.producer).register_forward_hook(OutputHook(gate))
-    module = model if site.at_input else model.get_submodule(site.path)
-    return module.register_forward_pre_hook(InputHook(gate), with_kwargs=True)
+    return hang(model, gate, [crossing.tap for crossing in (*site.features, *site.sides)])
+
+
+def build_bottlenecks(options: CodecOptions, sites: Mapping[str, Site]) -> dict[str, list[Bottleneck]]:
+    """Make the bottlenecks of several split points.
+
+    Args:
+        options: How they are made.
+        sites: The split points, by name.
+
+    Returns:
+        The bottlenecks of each, one a feature that crosses there, freshly initialized.
+
+    Raises:
+        FeatureError: A size is out of range, or a factory's module gives another shape than was asked of it.
+    """
+    return {path: [options.build(feature.packed_shape) for feature in site.features] for path, site in sites.items()}
 
 
 def find_gates(model: nn.Module, owners: Mapping[nn.Module, str]) -> dict[str, Gate]:
@@ -102,9 +118,9 @@ def find_gates(model: nn.Module, owners: Mapping[nn.Module, str]) -> dict[str, G
     """
     gates: dict[str, Gate] = {}
     for module in model.modules():
-        for hook in _gate_hooks(module):
-            if hook.gate.bottleneck in owners:
-                gates[owners[hook.gate.bottleneck]] = hook.gate
+        for gate in catchers(module):
+            if isinstance(gate, Gate) and gate.bottleneck in owners:
+                gates[owners[gate.bottleneck]] = gate
     return gates
 
 
@@ -149,13 +165,7 @@ def refuse_wrapped(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's mistake all the same
         raise SplitError(f"the model is a {type(model).__name__}; expected a torch.nn.Module")
-    if any(is_marked(module) or _gate_hooks(module) for module in model.modules()):
+    if any(is_marked(module) or catchers(module) for module in model.modules()):
         raise SplitError(
             "this model is wrapped already; give every split point to one call of compoff.wrap, or unwrap() it first"
         )
-
-
-def _gate_hooks(module: nn.Module) -> list[OutputHook | InputHook]:
-    """Our hooks on one module."""
-    hooks: list[Any] = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]  # pyright: ignore[reportPrivateUsage] - there is no public way
-    return [hook for hook in hooks if isinstance(hook, (OutputHook, InputHook))]

@@ -74,7 +74,7 @@ class DistillationLoss(nn.Module):
             *inputs: One batch, as the model takes it.
         """
         for split in self.splits:
-            if not self.model.bottleneck(split).calibrated:
+            if not all(bottleneck.calibrated for bottleneck in self.model.bottlenecks_at(split)):
                 self.model.distillation_loss(*inputs, split=split, distill=False)
 
     def forward(self, *inputs: Any) -> Tensor:

@@ -16,11 +16,11 @@ from compoff.checkpoint import save_bottlenecks
 from compoff.codec import Bottleneck
 from compoff.codec_options import CodecOptions
 from compoff.cutting.inputs import ExampleInputs
-from compoff.cutting.sites import Site, check_names, locate
+from compoff.cutting.sites import Site, Skips, check_names, locate
 from compoff.distilling import Batch, student_pass, teacher_pass
 from compoff.errors import SplitError
-from compoff.gates import Gate
-from compoff.mounting import Flags, attach, find_gates, is_marked, mark, refuse_wrapped, unmark
+from compoff.gates import Gate, Work
+from compoff.mounting import Flags, attach, build_bottlenecks, find_gates, is_marked, mark, refuse_wrapped, unmark
 from compoff.recipe import Recipe, recipe_named
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Wrapped(nn.Module):
         base: The model.
         split_points: Module paths, or ``"input"``.
         options: How the bottlenecks are made.
+        skips: What happens to further floating-point tensors that cross; see `compoff.wrap`.
 
     Examples:
         >>> import torch, compoff
@@ -62,12 +63,19 @@ class Wrapped(nn.Module):
 
     base: nn.Module
 
-    def __init__(self, base: nn.Module, split_points: Sequence[str], options: CodecOptions | None = None) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        split_points: Sequence[str],
+        options: CodecOptions | None = None,
+        skips: Skips = "encode",
+    ) -> None:
         super().__init__()
         refuse_wrapped(base)
         check_names(base, split_points)
-        self.split_points = tuple(split_points)
+        self.split_points = tuple(split_points)  # AUTO alone, until a batch has been seen
         self.options = options or CodecOptions()
+        self.skips: Skips = skips
         self.bottlenecks = nn.ModuleDict()
         self.sites: dict[str, Site] = {}
         self.reports: dict[str, dict[str, Any]] = {}
@@ -99,23 +107,28 @@ class Wrapped(nn.Module):
         self._check_wrapped()
         if self.built:
             return
-        sites = locate(self.base, self.split_points, inputs, keywords)
-        made = {path: self.options.build(site.shape) for path, site in sites.items()}
-        self.install(sites, made, ExampleInputs.of_call(self.base, inputs, keywords))
+        sites = locate(self.base, self.split_points, inputs, keywords, skips=self.skips)
+        self.install(sites, build_bottlenecks(self.options, sites), ExampleInputs.of_call(self.base, inputs, keywords))
 
-    def install(self, sites: dict[str, Site], made: dict[str, Bottleneck], example: ExampleInputs) -> None:
+    def install(self, sites: dict[str, Site], made: dict[str, list[Bottleneck]], example: ExampleInputs) -> None:
         """Hang bottlenecks into the base; for `wrap` and `load`, which check first.
 
         Args:
             sites: Where, by split point.
-            made: The bottlenecks, by split point.
+            made: The bottlenecks of each split point, one a feature.
             example: Inputs of the shapes that the sites were found with.
         """
         self._example = example
-        for path, bottleneck in made.items():
-            self.bottlenecks[key_of(path)] = bottleneck.to(device_of(self.base)).train(self.training)
-            self._handles.append(attach(self.base, sites[path], Gate(bottleneck)))
+        work = Work()
+        for path, bottlenecks in made.items():
+            for index, bottleneck in enumerate(bottlenecks):
+                self.bottlenecks[key_of(path, index)] = bottleneck.to(device_of(self.base)).train(self.training)
+            features = sites[path].features
+            layouts = [feature.layout for feature in features if feature.layout is not None]
+            gate = Gate(path, bottlenecks, layouts, [feature.own for feature in features], work)
+            self._handles += attach(self.base, sites[path], gate)
         self.sites = sites
+        self.split_points = tuple(sites)
 
     def _gates(self) -> dict[str, Gate]:
         """The gates by split point."""
@@ -143,7 +156,7 @@ class Wrapped(nn.Module):
     # -- using ---------------------------------------------------------------------------------------------------------
 
     def bottleneck(self, split: str) -> Bottleneck:
-        """The bottleneck at a split point.
+        """The bottleneck of the feature that enters a split point.
 
         Args:
             split: The split point.
@@ -154,10 +167,23 @@ class Wrapped(nn.Module):
         Raises:
             SplitError: `split` is not one of this model's split points, or shapes are not known yet.
         """
+        return self.bottlenecks_at(split)[0]
+
+    def bottlenecks_at(self, split: str) -> list[Bottleneck]:
+        """The bottlenecks of all features that cross at a split point.
+
+        Args:
+            split: The split point.
+
+        Returns:
+            That of the feature that enters the split point, then those of features that pass it by.
+
+        Raises:
+            SplitError: `split` is not one of this model's split points, or shapes are not known yet.
+        """
         self._check(split)
-        module = self.bottlenecks[key_of(split)]
-        assert isinstance(module, Bottleneck)
-        return module
+        found = [self.bottlenecks[key_of(split, index)] for index in range(len(self.sites[split].features))]
+        return [module for module in found if isinstance(module, Bottleneck)]
 
     def gate(self, split: str) -> Gate:
         """The switch at a split point, for code that puts something else than the bottleneck there.
@@ -190,11 +216,13 @@ class Wrapped(nn.Module):
             )
 
     @contextlib.contextmanager
-    def at(self, split: str) -> Generator[Wrapped]:
-        """Make this model the student: the bottleneck at `split` is on inside the block.
+    def at(self, split: str, *, bypass: bool = False) -> Generator[Wrapped]:
+        """Make this model the student: the bottlenecks at `split` are on inside the block.
 
         Args:
             split: The split point.
+            bypass: Whether features are handed on as they are in place of being coded: what is different then is what
+                the cut alone changes.
 
         Yields:
             This model.
@@ -204,7 +232,13 @@ class Wrapped(nn.Module):
         """
         self._check(split)
         with self._switched(split):
-            yield self
+            gate = self._gates()[split]
+            before = gate.replace
+            gate.replace = _copies if bypass else before
+            try:
+                yield self
+            finally:
+                gate.replace = before
 
     @contextlib.contextmanager
     def _switched(self, split: str | None) -> Generator[None]:
@@ -276,6 +310,7 @@ class Wrapped(nn.Module):
     def distillation_loss(
         self,
         *inputs: Any,
+        keywords: dict[str, Any] | None = None,
         split: str | None = None,
         recipe: str | Recipe | None = None,
         rate: float | None = None,
@@ -285,6 +320,7 @@ class Wrapped(nn.Module):
 
         Args:
             *inputs: One batch, as the model takes it; labels are not needed.
+            keywords: Keyword inputs of the batch.
             split: The split point to train; None for the only one, or the one that is on inside `at`.
             recipe: Weights of the terms; None for those of the codec that the model was wrapped with.
             rate: Weight of the rate; None for the recipe's.
@@ -309,11 +345,11 @@ class Wrapped(nn.Module):
         Source: DeepCOD (SenSys 2020), Eq. 10-11.
         """
         if not self.built:
-            self.build(*inputs)
+            self.build(*inputs, **(keywords or {}))
         split, chosen = split or self._the_split(), recipe_named(self.options.codec if recipe is None else recipe)
         gates = {split: self.gate(split)}
         self.freeze()
-        batch = Batch(inputs)
+        batch = Batch(inputs, keywords or {})
         with self._switched(None):  # inside `at`, the teacher must still be the model without bottlenecks
             record = teacher_pass(self.base, gates, self.sites, batch, blocks=distill)
             terms = student_pass(
@@ -341,8 +377,13 @@ class Wrapped(nn.Module):
             ArtifactError: The model was called with something else than tensors and plain constants.
         """
         self._check(self.split_points[0])
-        shapes = {split: list(site.shape) for split, site in self.sites.items()}
-        description = {"options": self.options.describe(), "shapes": shapes, "reports": self.reports}
+        shapes = {split: [list(one.shape) for one in site.features] for split, site in self.sites.items()}
+        description = {
+            "options": self.options.describe(),
+            "shapes": shapes,
+            "skips": self.skips,
+            "reports": self.reports,
+        }
         save_bottlenecks(path, self.base, self.bottlenecks, {**description, **self._example.describe()})
 
     def unwrap(self) -> nn.Module:
@@ -375,18 +416,25 @@ def device_of(model: nn.Module) -> torch.device | None:
     return next((parameter.device for parameter in model.parameters()), None)
 
 
-def key_of(path: str) -> str:
+def key_of(path: str, index: int = 0) -> str:
     """A split point's name as a key of ModuleDict, which allows no dots and none of its own attributes' names.
 
     Args:
         path: The split point.
+        index: Which of the features that cross there.
 
     Returns:
         The key.
 
     Examples:
-        >>> key_of("layer1.0"), key_of("values")
-        ('layer1/0', 'values/')
+        >>> key_of("layer1.0"), key_of("values"), key_of("mid", 2)
+        ('layer1/0', 'values/', 'mid+2')
     """
     key = path.replace(".", "/")
-    return f"{key}/" if hasattr(nn.ModuleDict, key) else key
+    key = f"{key}/" if hasattr(nn.ModuleDict, key) else key
+    return f"{key}+{index}" if index else key
+
+
+def _copies(features: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The same features as new tensors, which take the way of decoded ones."""
+    return [feature.clone() for feature in features]

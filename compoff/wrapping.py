@@ -11,10 +11,10 @@ from torch import nn
 
 from compoff.checkpoint import read_bottlenecks
 from compoff.codec_options import CodecOptions
-from compoff.cutting.inputs import ExampleInputs
-from compoff.cutting.sites import Site, locate
-from compoff.errors import ArtifactError, SplitError
-from compoff.mounting import refuse_wrapped
+from compoff.cutting.inputs import ExampleInputs, as_call
+from compoff.cutting.sites import Site, Skips, locate
+from compoff.errors import ArtifactError, FeatureError, SplitError
+from compoff.mounting import build_bottlenecks, refuse_wrapped
 from compoff.wrapped import Wrapped, device_of, key_of
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def wrap(
     split_points: str | Sequence[str],
     *,
     example_input: Any = None,
+    skips: Skips = "encode",
     # the codec
     codec: CodecName = "deepcod",
     channels: int | None = None,
@@ -47,9 +48,14 @@ def wrap(
     Args:
         model: The trained model.
         split_points: Module paths such as ``["layer1", "layer2"]``: the model is cut where the tensor enters that
-            module. ``"input"`` cuts before the model.
-        example_input: One batch to learn shapes from: a tensor, or a tuple of positional inputs. Without it shapes are
-            learnt from the first batch that `fit` or the model itself sees, and split points are checked only then.
+            module; ``"pool#1"`` is the second call of a module that runs more than once. ``"input"`` cuts before the
+            model. ``"auto"`` chooses up to four that span the network.
+        example_input: One batch to learn shapes from: a tensor, a tuple of positional inputs, a dict of keyword inputs,
+            or ``(tuple, dict)`` of both. Without it shapes are learnt from the first batch that `fit` or the model
+            itself sees, and split points are checked only then.
+        skips: What happens to further floating-point tensors that cross, such as those of skip connections:
+            ``"encode"`` gives each a bottleneck of its own, fitted together; ``"send"`` sends them as they are;
+            ``"forbid"`` refuses the split point. Masks, token ids and sizes always cross as they are, packed.
         codec: ``"deepcod"``, the paper's; or ``"transform"``, which needs fewer bytes and serves every rate.
         channels: Channels of the latent at every split point; None for 8, or a sixteenth of a flat feature
             (``"deepcod"``), or for as many as a moderate rate has a use for (``"transform"``).
@@ -80,13 +86,15 @@ def wrap(
     """
     paths = [split_points] if isinstance(split_points, str) else list(split_points)
     options = CodecOptions(channels, num_centers, stride, encoder, decoder, codec)
+    if skips not in ("encode", "send", "forbid"):
+        raise SplitError(f"skips is {skips!r}; expected 'encode', 'send' or 'forbid'")
     refuse_wrapped(model)
     if example_input is None:
-        return Wrapped(model, paths, options)
-    inputs: tuple[Any, ...] = example_input if isinstance(example_input, tuple) else (example_input,)  # pyright: ignore[reportUnknownVariableType]
-    sites = locate(model, paths, inputs)
-    made = {path: options.build(site.shape) for path, site in sites.items()}
-    return _wrapped(model, options, sites, made, ExampleInputs.of_call(model, inputs))
+        return Wrapped(model, paths, options, skips)
+    args, keywords = as_call(example_input)
+    sites = locate(model, paths, args, keywords, skips=skips)
+    made = build_bottlenecks(options, sites)
+    return _wrapped(model, options, skips, sites, made, ExampleInputs.of_call(model, args, keywords))
 
 
 def load(path: str | Path, model: nn.Module) -> Wrapped:
@@ -116,38 +124,52 @@ def load(path: str | Path, model: nn.Module) -> Wrapped:
     refuse_wrapped(model)
     description, tensors = read_bottlenecks(path, model)
     try:
-        options, shapes = CodecOptions(**description["options"]), description["shapes"]
-        made = {split: options.build(tuple(shape)) for split, shape in shapes.items()}
-        stacked = nn.ModuleDict({key_of(split): bottleneck for split, bottleneck in made.items()})
-        stacked.load_state_dict(tensors)
+        options, shapes = CodecOptions(**description["options"]), _shapes(description["shapes"])
+        skips: Skips = description.get("skips", "forbid")
         example, reports = ExampleInputs.of_description(description), dict(description["reports"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ArtifactError(f"'{path}': its description does not fit its tensors ({error}); save again") from error
     where = device_of(model)
     example = example.map(lambda tensor: tensor.to(where))
     try:
-        sites = locate(model, list(shapes), example.args, example.keywords)
+        sites = locate(model, list(shapes), example.args, example.keywords, skips=skips)
     except SplitError as error:
         raise ArtifactError(f"'{path}': does not fit this {type(model).__name__}: {error}") from error
     for split, site in sites.items():
-        if list(site.shape) != list(shapes[split]):
+        found = [list(feature.shape) for feature in site.features]
+        if found != shapes[split]:
             raise ArtifactError(
-                f"'{path}': shapes say {shapes[split]} at '{split}', but this {type(model).__name__} has "
-                f"{list(site.shape)} there; the bottlenecks were fitted for another model"
+                f"'{path}': shapes say {shapes[split]} at '{split}', but this {type(model).__name__} has {found} "
+                "there; the bottlenecks were fitted for another model"
             )
-    wrapped = _wrapped(model, options, sites, made, example)
+    try:
+        made = build_bottlenecks(options, sites)
+        stacked = nn.ModuleDict({key_of(split, index): one for split in made for index, one in enumerate(made[split])})
+        stacked.load_state_dict(tensors)
+    except (RuntimeError, FeatureError) as error:
+        raise ArtifactError(f"'{path}': its description does not fit its tensors ({error}); save again") from error
+    wrapped = _wrapped(model, options, skips, sites, made, example)
     wrapped.reports = reports
     return wrapped
+
+
+def _shapes(described: dict[str, Any]) -> dict[str, list[list[int]]]:
+    """Shapes of the features at each split point; the first files had one feature each, and its shape alone."""
+    return {
+        split: [list(one) for one in shapes] if isinstance(shapes[0], list) else [list(shapes)]
+        for split, shapes in described.items()
+    }
 
 
 def _wrapped(
     model: nn.Module,
     options: CodecOptions,
+    skips: Skips,
     sites: dict[str, Site],
-    made: dict[str, Bottleneck],
+    made: dict[str, list[Bottleneck]],
     example: ExampleInputs,
 ) -> Wrapped:
     """Wrap where everything has been checked."""
-    wrapped = Wrapped(model, list(sites), options)
+    wrapped = Wrapped(model, list(sites), options, skips)
     wrapped.install(sites, made, example)
     return wrapped

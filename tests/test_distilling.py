@@ -78,7 +78,7 @@ def test_equation_10_and_11_over_every_later_block_and_the_output() -> None:
         body = net.body(entering)
         tail = net.tail(torch.relu(body) + entering)
         expected[name] = [body, tail, net.score(tail.mean((2, 3)))]
-    torch.testing.assert_close(record.features["body"], y)
+    torch.testing.assert_close(record.features["body"][0], y)
     assert terms.reconstruction.item() == pytest.approx(relative(y, y_hat), rel=1e-4)
     assert terms.distillation is not None
     by_hand = sum(relative(*both) for both in zip(expected["teacher"], expected["student"], strict=True))
@@ -137,8 +137,8 @@ def test_a_last_block_that_is_the_output_counts_once() -> None:
     bottleneck = settled(model, "1", net[0](x))
     record, terms = passes(model, "1", x)
     assert terms.distillation is not None
-    student = net[1](bottleneck.run(record.features["1"]).y_hat)
-    assert terms.distillation.item() == pytest.approx(relative(net[1](record.features["1"]), student), rel=1e-4)
+    student = net[1](bottleneck.run(record.features["1"][0]).y_hat)
+    assert terms.distillation.item() == pytest.approx(relative(net[1](record.features["1"][0]), student), rel=1e-4)
 
 
 def test_a_model_that_changes_the_feature_in_place() -> None:
@@ -148,7 +148,7 @@ def test_a_model_that_changes_the_feature_in_place() -> None:
     y = nn.functional.conv2d(x, net[0].weight, net[0].bias, padding=1).detach()
     bottleneck = settled(model, "1", y)
     record, terms = passes(model, "1", x)
-    torch.testing.assert_close(record.features["1"], y)
+    torch.testing.assert_close(record.features["1"][0], y)
     assert terms.reconstruction.item() == pytest.approx(relative(y, bottleneck.run(y).y_hat), rel=1e-4)
     _, terms = passes(model.train(), "1", x)
     terms.total(Recipe(), rate=0.0).backward()

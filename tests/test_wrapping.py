@@ -74,11 +74,11 @@ class Joined(nn.Module):
         ([3], "split point 3 is a int; expected module paths"),
         ("twice", "'twice' is called 2 times"),
         (["last", "never"], "'never' is never called"),
-        ("joined", "input of 'joined' is a list of 2 items, not one tensor"),
-        ("embed", r"input of 'embed' is torch.int64 \(token ids"),
-        ("input", r"input of 'input' is torch.int64 \(token ids"),
-        ("empty", r"input of 'empty' has shape \(0, 8\)"),
-        ("scalar", r"input of 'scalar' has shape \(\)"),
+        ("twice#2", r"'twice' is called 2 times.*name the call: 'twice#0', 'twice#1'"),
+        ("embed", r"what enters 'embed' is torch.int64 \(token ids"),
+        ("input", r"what enters 'input' is torch.int64 \(token ids"),
+        ("empty", r"crosses at 'empty' .* has shape \(0, 8\)"),
+        ("scalar", r"crosses at 'scalar' .* has shape \(\)"),
     ],
 )
 def test_unusable_split_points_say_why_and_change_nothing(splits: Any, reason: str) -> None:

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
+import logging
+import traceback
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import sympy
 import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
+from compoff.codec import Bottleneck
 from compoff.cutting.cut import cut_at
 from compoff.cutting.inputs import ExampleInputs
-from compoff.cutting.sites import frozen
-from compoff.errors import SplitError
+from compoff.cutting.trace import frozen
+from compoff.errors import CompoffError, SplitError
+from compoff.structure import flatten
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -30,7 +36,7 @@ if TYPE_CHECKING:
 
     from compoff.gates import Gate
 
-__all__ = ["Programs", "capture", "marker"]
+__all__ = ["Programs", "capture", "explained", "flat_output", "folded", "free_batch", "marker", "program_of", "quiet"]
 
 
 _CODEC = "_compoff_codec"
@@ -38,11 +44,12 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @torch.library.custom_op("compoff::cut", mutates_args=())
-def marker(symbols: Tensor) -> Tensor:
+def marker(symbols: Tensor, index: int = 0) -> Tensor:
     """Mark where the symbols cross from the device to the edge; gives them back unchanged.
 
     Args:
         symbols: The symbols.
+        index: Which code they are.
 
     Returns:
         The same symbols.
@@ -51,7 +58,8 @@ def marker(symbols: Tensor) -> Tensor:
 
 
 @marker.register_fake
-def _marker_fake(symbols: Tensor) -> Tensor:
+def _marker_fake(symbols: Tensor, index: int = 0) -> Tensor:
+    del index
     return torch.empty_like(symbols)
 
 
@@ -60,19 +68,21 @@ class Programs:
     """The two halves of a model.
 
     Args:
-        head: Inputs to symbols.
-        tail: Symbols to the tensors of the output.
-        output: The model's output at the example inputs, for its structure.
-        batched: For each tensor of the output, whether its first axis is the batch.
+        head: Inputs to the symbols of each code, then the side tensors.
+        tail: These to the tensors of the output.
+        sides: The side tensors at the example inputs, and for each whether its first axis is the batch.
+        leaves: Tensors of the model's output at the example inputs, and for each whether its first axis is the batch.
+        structure: How they are nested; see `compoff.structure`.
     """
 
     head: ExportedProgram
     tail: ExportedProgram
-    output: Any
-    batched: tuple[bool, ...]
+    sides: tuple[tuple[Tensor, bool], ...]
+    leaves: tuple[tuple[Tensor, bool], ...]
+    structure: dict[str, Any]
 
 
-def capture(base: nn.Module, gate: Gate, split: str, example: ExampleInputs) -> Programs:
+def capture(base: nn.Module, gate: Gate, split: str, example: ExampleInputs, *, send: bool = False) -> Programs:
     """Cut a model at a split point into two programs with a free batch size.
 
     Args:
@@ -80,46 +90,129 @@ def capture(base: nn.Module, gate: Gate, split: str, example: ExampleInputs) -> 
         gate: The gate of the split point.
         split: Its name, for messages.
         example: Example inputs; of two samples, since the size of a single one would be baked in.
+        send: Whether floating-point tensors of any size may cross as they are.
 
     Returns:
         Head and tail, both on the CPU.
 
     Raises:
-        SplitError: The model cannot be exported, or more than the symbols crosses the cut.
+        SplitError: The model cannot be exported, or something crosses that cannot.
+        ArtifactError: The model returns something that cannot be described.
 
     Source: this project.
     """
-    with _marked(base, gate), frozen(base), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch's own deprecations inside export; errors still raise
-        output = pytree.tree_map(_detached, base(*example.args, **example.keywords))
+    with _marked(base, gate), flat_output(base) as structures, frozen(base), quiet():
+        leaves: tuple[Tensor, ...] = base(*example.args, **example.keywords)
+        leaves = tuple(leaf.detach() for leaf in leaves)
+        structure = structures[-1]
         graph = _export(base, example, split)
-        halves = cut_at(graph, torch.ops.compoff.cut.default, split)
-        symbols: Tensor = halves.head(*example.tensors)
-        head = _program(halves.head, example, split)
-        tail = _program(halves.tail, ExampleInputs((symbols,), batched=(True,)), split)
-        return Programs(head, tail, output, halves.batched)
+        count = len(gate.bottlenecks)
+        halves = cut_at(graph, torch.ops.compoff.cut.default, split, count=count, send=send)
+        parts: tuple[Tensor, ...] = halves.head(*example.tensors)
+        head = program_of(halves.head, example, split)
+        given = ExampleInputs(parts, batched=(True,) * count + halves.crossing)
+        tail = program_of(halves.tail, given, split)
+        sides = tuple(zip(parts[count:], halves.crossing, strict=True))
+        return Programs(head, tail, sides, tuple(zip(leaves, halves.batched, strict=True)), structure)
+
+
+@contextlib.contextmanager
+def flat_output(base: nn.Module) -> Generator[list[dict[str, Any]]]:
+    """Let a model return its tensors only, in a tuple, while the block runs.
+
+    Args:
+        base: The model.
+
+    Yields:
+        A list that gets the description of what the model returned, one entry a pass.
+
+    Examples:
+        >>> import torch
+        >>> net = torch.nn.LSTM(4, 3)
+        >>> with flat_output(net) as structures:
+        ...     len(net(torch.zeros(5, 2, 4)))
+        3
+    """
+    structures: list[dict[str, Any]] = []
+
+    def flat(module: nn.Module, args: Any, output: Any) -> tuple[Tensor, ...]:
+        del module, args
+        leaves, structure = flatten(output, _is_tensor)
+        structures.append(structure)
+        return tuple(leaves)
+
+    handle = base.register_forward_hook(flat)
+    try:
+        yield structures
+    finally:
+        handle.remove()
+
+
+def _is_tensor(value: Any) -> bool:
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        raise SplitError("the model returns a number that depends on the batch; return a tensor, or leave it out")
+    return isinstance(value, Tensor)
+
+
+@contextlib.contextmanager
+def quiet() -> Generator[None]:
+    """Leave out PyTorch's own deprecations, and its log of what could not be exported; errors still raise.
+
+    Yields:
+        Nothing.
+    """
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        # PyTorch prints a graph that it could not finish to stderr.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager
 def _marked(base: nn.Module, gate: Gate) -> Generator[None]:
     """Put a copy of the bottleneck with the marker in its middle at the split point while the block runs."""
-    bottleneck = copy.deepcopy(gate.bottleneck).eval().requires_grad_(requires_grad=False)
-    for layer in bottleneck.spectral_layers():
-        layer.fold()
+    bottlenecks = nn.ModuleList(folded(bottleneck) for bottleneck in gate.bottlenecks)
 
-    def through_marker(y: Tensor) -> Tensor:
-        symbols = marker(bottleneck.encode(y.to(bottleneck.quantizer.centers.dtype)))
-        return bottleneck.decode(symbols).to(y.dtype)
+    def through_markers(features: list[Tensor]) -> list[Tensor]:
+        restored: list[Tensor] = []
+        for index, (bottleneck, y) in enumerate(zip(_bottlenecks(bottlenecks), features, strict=True)):
+            symbols = marker(bottleneck.encode(y.to(bottleneck.quantizer.centers.dtype)), index)
+            restored.append(bottleneck.decode(symbols).to(y.dtype))
+        return restored
 
     before, host = gate.replace, _host(base)
-    gate.replace = through_marker
+    gate.replace = through_markers
     # Exported as a part of the model, or its parameters would become anonymous constants.
-    host.add_module(_CODEC, bottleneck)
+    host.add_module(_CODEC, bottlenecks)
     try:
         yield
     finally:
         gate.replace = before
         delattr(host, _CODEC)
+
+
+def folded(bottleneck: Bottleneck) -> Bottleneck:
+    """A copy of a bottleneck as it is exported: fixed, its normalizations folded into the weights.
+
+    Args:
+        bottleneck: The bottleneck.
+
+    Returns:
+        The copy.
+    """
+    copied = copy.deepcopy(bottleneck).eval().requires_grad_(requires_grad=False)
+    for layer in copied.spectral_layers():
+        layer.fold()
+    return copied
+
+
+def _bottlenecks(modules: nn.ModuleList) -> list[Bottleneck]:
+    return [module for module in modules if isinstance(module, Bottleneck)]
 
 
 def _host(base: nn.Module) -> nn.Module:
@@ -129,15 +222,11 @@ def _host(base: nn.Module) -> nn.Module:
     return (layers or [module for module in childless if type(module) not in _CONTAINERS] or [base])[0]
 
 
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
-
-
 def _export(base: nn.Module, example: ExampleInputs, split: str) -> GraphModule:
     """Export, functionalise, and hand out the graph with the model's own calling convention."""
-    with _explained(f"{type(base).__name__} cannot be exported at '{split}'"):
+    with explained(f"{type(base).__name__} cannot be exported at '{split}'"):
         program = torch.export.export(
-            base, example.args, example.keywords, dynamic_shapes=_free_batch(example), strict=False
+            base, example.args, example.keywords, dynamic_shapes=free_batch(example), strict=False
         )
         program = program.run_decompositions({})
     graph = program.module(check_guards=False)
@@ -145,11 +234,23 @@ def _export(base: nn.Module, example: ExampleInputs, split: str) -> GraphModule:
     return graph
 
 
-def _program(graph: GraphModule, example: ExampleInputs, split: str) -> ExportedProgram:
-    """One half as a program of its own, with no sample of its inputs in it."""
-    with _explained(f"what lies on one side of '{split}' cannot be exported"):
+def program_of(graph: nn.Module, example: ExampleInputs, split: str) -> ExportedProgram:
+    """Export one half as a program of its own, with no sample of its inputs in it.
+
+    Args:
+        graph: The half.
+        example: What it takes.
+        split: The split point, for messages.
+
+    Returns:
+        The program, on the CPU.
+
+    Raises:
+        SplitError: It cannot be exported.
+    """
+    with explained(f"what lies on one side of '{split}' cannot be exported"):
         inputs = tuple(example.tensors)
-        program = torch.export.export(graph, inputs, dynamic_shapes=_free_batch(example), strict=False)
+        program = torch.export.export(graph, inputs, dynamic_shapes=free_batch(example), strict=False)
     program.example_inputs = None  # pyright: ignore[reportAttributeAccessIssue] - the setter takes None
     if any(tensor.device.type != "cpu" for tensor in inputs):
         program = move_to_device_pass(program, "cpu")
@@ -157,20 +258,51 @@ def _program(graph: GraphModule, example: ExampleInputs, split: str) -> Exported
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Generator[None]:
-    """Turn whatever torch.export raises, which is of many types, into what it means to the user."""
+def explained(what: str) -> Generator[None]:
+    """Turn whatever torch.export raises, which is of many types, into what it means to the user.
+
+    Args:
+        what: Start of the message.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        SplitError: Something was raised inside the block; the message says where in the user's own code.
+    """
     try:
         yield
+    except CompoffError:
+        raise
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        place = _users_line(error)
         raise SplitError(
-            f"{what}: {reason[0]} Fitting works, shipping does not; a common cause is control flow that depends on "
-            "tensor values (rewrite it with torch.where or torch.cond) or a batch size written into the model"
+            f"{what}{f' ({place})' if place else ''}: {reason} Fitting works; a common cause is control flow that "
+            "depends on tensor values (rewrite it with torch.where or torch.cond) or a batch size written into it"
         ) from error
 
 
-def _free_batch(example: ExampleInputs) -> Any:
-    """Leave the batch axis of the inputs free."""
+def _users_line(error: BaseException) -> str:
+    """File and line of the innermost frame that is neither PyTorch's nor ours."""
+    own = [str(Path(module.__file__).parent) for module in (torch, sympy) if module.__file__]
+    own.append(str(Path(__file__).parents[1]))
+    found = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if not frame.filename.startswith((*own, "<")):
+            found = f"{frame.filename}:{frame.lineno}"
+    return found
+
+
+def free_batch(example: ExampleInputs) -> Any:
+    """Leave the batch axis of the inputs free.
+
+    Args:
+        example: The inputs.
+
+    Returns:
+        What torch.export takes as dynamic shapes.
+    """
     shapes = torch.export.ShapesCollection()
     for tensor, batched in zip(example.tensors, example.batched, strict=True):
         if batched:

@@ -6,21 +6,46 @@ Kept to export with later, without keeping the user's data. Knows neither codecs
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from compoff.structure import flatten, unflatten
+from compoff.trees import tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import nn
 
-__all__ = ["ExampleInputs"]
+__all__ = ["ExampleInputs", "as_call"]
+
+
+def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An example input as positional and keyword inputs.
+
+    Args:
+        example: A tensor, a tuple of positional inputs, a mapping of keyword inputs, or ``(tuple, dict)`` of both.
+
+    Returns:
+        Positional and keyword inputs.
+
+    Examples:
+        >>> as_call({"input_ids": 1}), as_call(((1, 2), {"mask": 3}))
+        (((), {'input_ids': 1}), ((1, 2), {'mask': 3}))
+    """
+    if isinstance(example, Mapping):
+        return (), dict(cast("Mapping[str, Any]", example))
+    if not isinstance(example, tuple):
+        return (example,), {}
+    parts = cast("tuple[Any, ...]", example)
+    if len(parts) == 2 and isinstance(parts[0], tuple) and isinstance(parts[1], dict):
+        return cast("tuple[Any, ...]", parts[0]), cast("dict[str, Any]", parts[1])
+    return parts, {}
 
 
 @dataclass(frozen=True)
@@ -60,7 +85,7 @@ class ExampleInputs:
             The same call with two samples of zeros.
         """
         args, keywords = _in_order(model, args, keywords or {})
-        tensors = _tensors((args, keywords))
+        tensors = tensors_of((args, keywords))
         length = next((len(tensor) for tensor in tensors if tensor.dim()), None)
         batched = tuple(tensor.dim() > 0 and len(tensor) == length for tensor in tensors)
         flags = iter(batched)
@@ -77,7 +102,7 @@ class ExampleInputs:
     @property
     def tensors(self) -> list[Tensor]:
         """The tensors, in order: what a head takes."""
-        return _tensors((self.args, self.keywords))
+        return tensors_of((self.args, self.keywords))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> ExampleInputs:
         """Change every tensor.
@@ -139,10 +164,6 @@ def _in_order(
     bound = inspect.signature(model.forward).bind(*args, **keywords)
     bound.apply_defaults()
     return bound.args, bound.kwargs
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _is_tensor(value: Any) -> bool:

@@ -14,6 +14,7 @@ from compoff.artifact import find_part, read_folder, write_folder
 from compoff.coding import Payload
 from compoff.edge.backends.backend import NestedBackend
 from compoff.edge.backends.eager import EagerBackend
+from compoff.edge.backends.module import ModuleBackend
 from compoff.errors import ArtifactMismatch, BackendError, PayloadError
 from compoff.manifest import DTYPES
 from compoff.structure import flatten, importable, unflatten
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from compoff.coding import Decoded, SymbolTables
     from compoff.edge.backends.backend import Backend
+    from compoff.edge.backends.module import Factory
     from compoff.edge.server import Server
     from compoff.manifest import Manifest, TensorSpec
     from compoff.wire.tls import TLS
@@ -240,22 +242,26 @@ class Tail:
         write_folder(path, self.manifest, self.tables, self.backend.files)
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "cpu") -> Tail:
-        """Read a tail from a folder; the model's class is not needed.
+    def load(cls, path: str | Path, *, device: str = "cpu", factory: Factory | None = None) -> Tail:
+        """Read a tail from a folder; the model's class is not needed where the tail is a program.
 
         Args:
             path: A folder that `save` wrote, or the one around ``head`` and ``tail``.
             device: Where to run it, such as ``"cuda"``.
+            factory: For a tail that runs the model itself: ``"package.module:function"`` that makes the model, or the
+                function. Its code runs here, so it is never taken from the folder.
 
         Returns:
             The tail.
 
         Raises:
-            ArtifactError: The folder is damaged, foreign or of another format.
-            BackendError: There is no such device here.
+            ArtifactError: The folder is damaged, foreign or of another format, or `factory` makes another model.
+            BackendError: There is no such device here, or the tail needs a factory and none was given.
         """
         folder = read_folder(find_part(path, "tail"), "tail")
-        return cls(folder.manifest, folder.tables, EagerBackend.load(folder, device))
+        runs_model = bool(folder.manifest.factory)
+        backend = ModuleBackend.load(folder, factory, device) if runs_model else EagerBackend.load(folder, device)
+        return cls(folder.manifest, folder.tables, backend)
 
 
 def _is_tensor(value: Any) -> bool:

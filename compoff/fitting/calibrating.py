@@ -83,9 +83,10 @@ def calibrate(wrapped: Wrapped, batches: Iterable[Any], *, target_bytes: float |
     wrapped.freeze()
     generator = torch.Generator().manual_seed(seed)
     for split in wrapped.split_points:
-        bottleneck = wrapped.bottleneck(split)
-        if isinstance(bottleneck, TransformBottleneck) and not bottleneck.calibrated:
-            _start(wrapped, split, bottleneck, taken, target_bytes, generator)
+        found = wrapped.bottlenecks_at(split)
+        bottlenecks = [one for one in found if isinstance(one, TransformBottleneck) and not one.calibrated]
+        if bottlenecks and len(bottlenecks) == len(found):
+            _start(wrapped, split, bottlenecks, taken, target_bytes, generator)
 
 
 def overhead_bytes(bottleneck: TransformBottleneck) -> int:
@@ -109,35 +110,48 @@ def overhead_bytes(bottleneck: TransformBottleneck) -> int:
 def _start(
     wrapped: Wrapped,
     split: str,
-    bottleneck: TransformBottleneck,
+    bottlenecks: list[TransformBottleneck],
     batches: list[Batch],
     target_bytes: float | None,
     generator: torch.Generator,
 ) -> None:
-    """Find directions and step of one bottleneck."""
-    moments, features, samples = TileMoments(bottleneck.geometry), list[Tensor](), 0
+    """Find directions of the bottlenecks at one split point, and the step that they share.
+
+    The unit of every direction is what it does to the output, so that one step serves several features alike.
+    """
+    moments = [TileMoments(bottleneck.geometry) for bottleneck in bottlenecks]
+    features: list[list[Tensor]] = []
+    samples = 0
     for batch in batches:
-        y, slopes = _slopes(wrapped, split, batch, generator)
-        for slope in slopes:
-            moments.add(y, slope)
+        ys, slopes = _slopes(wrapped, split, batch, generator)
+        for draw in slopes:
+            for moment, y, slope in zip(moments, ys, draw, strict=True):
+                moment.add(y, slope)
         if samples < _SEARCHED:
-            features.append(y.detach())
-            samples += len(y)
-    directions = moments.directions(bottleneck.latent_shape[0])
+            features.append([y.detach() for y in ys])
+            samples += len(ys[0])
+    directions = [
+        moment.directions(bottleneck.latent_shape[0]) for moment, bottleneck in zip(moments, bottlenecks, strict=True)
+    ]
+    together = [torch.cat(list(parts)) for parts in zip(*features, strict=True)]
     if target_bytes is None:
-        step = _step_for_error(wrapped, split, bottleneck, directions, batches[: len(features)], features)
+        step = _step_for_error(wrapped, split, bottlenecks, directions, batches[: len(features)], features)
     else:
-        step = _step_for_bytes(bottleneck, directions, torch.cat(features), target_bytes)
-    bottleneck.start(directions, step / REFERENCE_STEP, torch.cat(features))
+        step = _step_for_bytes(bottlenecks, directions, together, target_bytes)
+    for bottleneck, one, y in zip(bottlenecks, directions, together, strict=True):
+        bottleneck.start(one, step / REFERENCE_STEP, y)
 
 
-def _slopes(wrapped: Wrapped, split: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, list[Tensor]]:
-    """The feature, and gradients of random projections of the output at it."""
+def _slopes(
+    wrapped: Wrapped, split: str, batch: Batch, generator: torch.Generator
+) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
+    """The features, and gradients of random projections of the output at them, draw by draw."""
     gate, leaves = wrapped.gate(split), list[Tensor]()
 
-    def open_gradient(y: Tensor) -> Tensor:
-        leaves.append(y.detach().float().clone().requires_grad_())
-        return leaves[-1].to(y.dtype).clone()  # the model may go on to change it in place
+    def open_gradient(features: list[Tensor]) -> list[Tensor]:
+        leaves[:] = [y.detach().float().clone().requires_grad_() for y in features]
+        # Cloned, because the model may go on to change them in place.
+        return [leaf.to(y.dtype).clone() for leaf, y in zip(leaves, features, strict=True)]
 
     gate.replace = open_gradient
     try:
@@ -146,24 +160,25 @@ def _slopes(wrapped: Wrapped, split: str, batch: Batch, generator: torch.Generat
             if not outputs:
                 raise FitError("the model returns no floating-point tensor, so there is nothing to distil")
             projections = [_projection(outputs, generator) for _ in range(_DRAWS)]
-            slopes = [_gradient(projection, leaves[-1], split) for projection in projections]
+            slopes = [_gradients(projection, leaves, split) for projection in projections]
     finally:
         gate.replace = None
-    return leaves[-1].detach(), slopes
+    return [leaf.detach() for leaf in leaves], slopes
 
 
-def _gradient(projection: Tensor, y: Tensor, split: str) -> Tensor:
-    """Gradient of a projection of the output at the feature."""
-    found = None
+def _gradients(projection: Tensor, leaves: list[Tensor], split: str) -> tuple[Tensor, ...]:
+    """Gradients of a projection of the output at the features."""
+    found: tuple[Tensor | None, ...] = (None,)
     if projection.requires_grad:
-        found = torch.autograd.grad(projection, y, retain_graph=True, allow_unused=True)[0]
-    if found is None:
+        found = torch.autograd.grad(projection, leaves, retain_graph=True, allow_unused=True)
+    if all(slope is None for slope in found):
         raise FitError(
             f"no gradient of the model's output reaches the feature at '{split}', so nothing says what the output "
             "depends on; a common cause is gradient checkpointing inside the model with use_reentrant=True, or a model "
             'that switches gradients off: turn that off, or wrap with codec="deepcod"'
         )
-    return found
+    # A skip that no output depends on has no slope; that of the others says enough.
+    return tuple(torch.zeros_like(y) if slope is None else slope for slope, y in zip(found, leaves, strict=True))
 
 
 def _projection(outputs: list[Tensor], generator: torch.Generator) -> Tensor:
@@ -178,20 +193,27 @@ def _projection(outputs: list[Tensor], generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _step_for_bytes(bottleneck: TransformBottleneck, directions: Directions, y: Tensor, target_bytes: float) -> float:
+def _step_for_bytes(
+    bottlenecks: list[TransformBottleneck], directions: list[Directions], ys: list[Tensor], target_bytes: float
+) -> float:
     """The step at which the symbols' entropy is that of the bytes asked for."""
-    body = target_bytes - overhead_bytes(bottleneck)
-    if body < 1:
-        raise FitError(
-            f"target_bytes is {target_bytes}, but header and checksum take {overhead_bytes(bottleneck)}; ask for more"
-        )
-    tiles = bottleneck.geometry.tiles(y.float()) - directions.mean.to(y.device)
-    latent = (tiles @ directions.analysis.to(y.device).T).cpu().numpy()
+    overhead = sum(overhead_bytes(bottleneck) for bottleneck in bottlenecks)
+    if target_bytes - overhead < 1:
+        raise FitError(f"target_bytes is {target_bytes}, but header and checksum take {overhead}; ask for more")
+    latents: list[NDArray[Any]] = []
+    for bottleneck, one, y in zip(bottlenecks, directions, ys, strict=True):
+        tiles = bottleneck.geometry.tiles(y.float()) - one.mean.to(y.device)
+        latents.append((tiles @ one.analysis.to(y.device).T).cpu().numpy())
 
     def too_fine(step: float) -> bool:
-        return _entropy_bytes(np.round(latent / step).astype(np.int64), len(y)) > body
+        spent = sum(_entropy_bytes(np.round(latent / step).astype(np.int64), len(ys[0])) for latent in latents)
+        return spent > target_bytes - overhead
 
-    return _bisect(too_fine, float(directions.deviation[0]))
+    return _bisect(too_fine, _largest_deviation(directions))
+
+
+def _largest_deviation(directions: list[Directions]) -> float:
+    return max(float(one.deviation[0]) for one in directions)
 
 
 def _entropy_bytes(symbols: NDArray[np.int64], samples: int) -> float:
@@ -208,33 +230,33 @@ def _entropy_bytes(symbols: NDArray[np.int64], samples: int) -> float:
 def _step_for_error(
     wrapped: Wrapped,
     split: str,
-    bottleneck: TransformBottleneck,
-    directions: Directions,
+    bottlenecks: list[TransformBottleneck],
+    directions: list[Directions],
     batches: list[Batch],
-    features: list[Tensor],
+    features: list[list[Tensor]],
 ) -> float:
     """The step at which the linear codec's error at the output is the one to start from."""
     gate, site = wrapped.gate(split), {split: wrapped.gate(split)}
     teacher = [teacher_pass(wrapped.base, site, wrapped.sites, batch, blocks=True).output for batch in batches]
-    bottleneck.eval()
+    for bottleneck in bottlenecks:
+        bottleneck.eval()
 
     def too_fine(step: float) -> bool:
-        bottleneck.start(directions, step / REFERENCE_STEP, features[0])
+        for bottleneck, one, y in zip(bottlenecks, directions, features[0], strict=True):
+            bottleneck.start(one, step / REFERENCE_STEP, y)
         errors: list[float] = []
-        for batch, y, expected in zip(batches, features, teacher, strict=True):
-            y_hat = bottleneck.decode_at(y, REFERENCE_STEP)
-            gate.replace = lambda fresh, y_hat=y_hat: y_hat.to(fresh.dtype)
-            try:
+        for batch, ys, expected in zip(batches, features, teacher, strict=True):
+            restored = [one.decode_at(y, REFERENCE_STEP) for one, y in zip(bottlenecks, ys, strict=True)]
+            with gate.replacing(restored):
                 output = float_tensors(wrapped.base(*batch.args, **batch.kwargs))
-            finally:
-                gate.replace = None
             errors.append(float(relative_error(expected[0], output[0])))
         return sum(errors) / len(errors) < _START_ERROR
 
     try:
-        return _bisect(too_fine, float(directions.deviation[0]))
+        return _bisect(too_fine, _largest_deviation(directions))
     finally:
-        bottleneck.train(wrapped.training)
+        for bottleneck in bottlenecks:
+            bottleneck.train(wrapped.training)
 
 
 def _bisect(too_fine: Any, deviation: float) -> float:

@@ -89,7 +89,7 @@ def _check_codec(wrapped: Wrapped, recipe: Recipe, aim: Aim) -> None:
 def _calibrated(wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | None, seed: int) -> Iterable[Any]:
     """Start the bottlenecks that need it; returns batches that still hold what was looked at."""
     if (
-        all(wrapped.bottleneck(split).calibrated for split in wrapped.split_points)
+        all(one.calibrated for split in wrapped.split_points for one in wrapped.bottlenecks_at(split))
         or wrapped.options.codec == "deepcod"
     ):
         return batches
@@ -337,7 +337,7 @@ def _finish(
     reports: dict[str, SplitReport] = {}
     try:
         for split in wrapped.split_points:
-            for layer in wrapped.bottleneck(split).spectral_layers():
+            for layer in [layer for one in wrapped.bottlenecks_at(split) for layer in one.spectral_layers()]:
                 layer.settle()
             count_symbols(wrapped, split, counted)
             reports[split] = SplitReport(loss=state.loss[split], distilled_from=state.distilled_from.get(split))

@@ -71,7 +71,8 @@ class Fitter:
         self.state = FitState(
             loss={split: [] for split in self.gates}, reconstruction={split: [] for split in self.gates}
         )
-        groups = [group for gate in self.gates.values() for group in gate.bottleneck.parameter_groups(lr)]
+        bottlenecks = [bottleneck for gate in self.gates.values() for bottleneck in gate.bottlenecks]
+        groups = [group for bottleneck in bottlenecks for group in bottleneck.parameter_groups(lr)]
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.optimizer = torch.optim.Adam(groups, betas=recipe.betas)
         self.state.lrs = [group["lr"] for group in groups]
@@ -96,7 +97,7 @@ class Fitter:
             terms = student_pass(
                 wrapped.base, gate, wrapped.sites[split], record, batch, distill=distill, average=self.recipe.average
             )
-            loss = terms.total(self.recipe, self.rate * self._hold(split, gate.bottleneck))
+            loss = terms.total(self.recipe, self.rate * self._hold(split, gate.bottlenecks))
             loss.backward()
             losses.append(float(loss.detach()))
             state.loss[split].append(losses[-1])
@@ -127,12 +128,13 @@ class Fitter:
         for group, lr in zip(self.optimizer.param_groups, self.state.lrs, strict=True):
             group["lr"] = lr * share
 
-    def _hold(self, split: str, bottleneck: Bottleneck) -> float:
+    def _hold(self, split: str, bottlenecks: tuple[Bottleneck, ...]) -> float:
         """Factor on the rate's weight that brings the payload to the bytes asked for."""
-        if self.target_bytes is None or not isinstance(bottleneck, TransformBottleneck):
+        held = [bottleneck for bottleneck in bottlenecks if isinstance(bottleneck, TransformBottleneck)]
+        if self.target_bytes is None or not held:
             return 1.0
         state = self.state
-        seen = float(bottleneck.last_bits) / 8 + overhead_bytes(bottleneck)
+        seen = sum(float(bottleneck.last_bits) / 8 + overhead_bytes(bottleneck) for bottleneck in held)
         mean = state.bytes[split] = seen + (1 - _SMOOTHING) * (state.bytes.get(split, seen) - seen)
         excess = max(-1.0, min(1.0, (mean - self.target_bytes) / self.target_bytes))
         state.held[split] = state.held.get(split, 0.0) + _LASTING * excess
@@ -143,7 +145,7 @@ class Fitter:
         self.wrapped.bottlenecks.load_state_dict(self._good)
         if not _all_finite([*batch.args, *batch.kwargs.values()]):
             cause = "the batch itself holds NaN or infinity: clean the inputs"
-        elif not _all_finite([*record.features.values(), *record.output]):
+        elif not _all_finite([*(y for ys in record.features.values() for y in ys), *record.output]):
             cause = "the model itself computes NaN or infinity from this batch: check its weights"
         else:
             cause = "lower the learning rate"

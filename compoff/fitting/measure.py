@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from compoff.codec import Decoder, Encoder, TransformBottleneck
-from compoff.coding import Code, PayloadFormat, SymbolTables
+from compoff.coding import Code, PayloadFormat, Side, SymbolTables
 from compoff.coding.levels import coarse_tables, coarsen
 from compoff.distilling import float_tensors, teacher_pass
 from compoff.errors import FitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from numpy.typing import NDArray
 
     from compoff.codec import Bottleneck, Quality
     from compoff.distilling import Batch
@@ -43,22 +45,23 @@ def count_symbols(wrapped: Wrapped, split: str, batches: Iterable[Batch]) -> Non
         >>> round(float(model.bottleneck("input").prior.tables().weights.max()) / 2**24, 2)  # (6 + ½) / (6 + 8 · ½)
         0.65
     """
-    prior = wrapped.bottleneck(split).prior
-    channels, num_centers = prior.logits.shape
+    priors = [bottleneck.prior for bottleneck in wrapped.bottlenecks_at(split)]
     # One row a channel: symbol s of channel c is counted at c * num_centers + s.
-    rows = torch.arange(channels, device=prior.logits.device).mul(num_centers).view(-1, 1)
-    counts = torch.zeros(channels * num_centers, dtype=torch.int64, device=prior.logits.device)
+    counts = [torch.zeros(prior.logits.numel(), dtype=torch.int64, device=prior.logits.device) for prior in priors]
     for batch in batches:
-        symbols = symbols_of(wrapped, split, batch)
-        places = symbols.reshape(len(symbols), channels, -1).long() + rows
-        counts += torch.bincount(places.flatten(), minlength=len(counts))
-    bottleneck = wrapped.bottleneck(split)
-    expected = bottleneck.density.probabilities(num_centers) if isinstance(bottleneck, TransformBottleneck) else None
-    prior.count(counts.view(channels, num_centers), expected)
+        for symbols, prior, count in zip(symbols_of(wrapped, split, batch), priors, counts, strict=True):
+            channels, num_centers = prior.logits.shape
+            rows = torch.arange(channels, device=count.device).mul(num_centers).view(-1, 1)
+            places = symbols.reshape(len(symbols), channels, -1).long() + rows
+            count += torch.bincount(places.flatten(), minlength=len(count))
+    for bottleneck, count in zip(wrapped.bottlenecks_at(split), counts, strict=True):
+        transform = isinstance(bottleneck, TransformBottleneck)
+        expected = bottleneck.density.probabilities(bottleneck.num_centers) if transform else None
+        bottleneck.prior.count(count.view(bottleneck.prior.logits.shape), expected)
 
 
 @torch.no_grad()
-def symbols_of(wrapped: Wrapped, split: str, batch: Batch) -> Tensor:
+def symbols_of(wrapped: Wrapped, split: str, batch: Batch) -> list[Tensor]:
     """The symbols that the device would send for a batch.
 
     Args:
@@ -67,23 +70,25 @@ def symbols_of(wrapped: Wrapped, split: str, batch: Batch) -> Tensor:
         batch: The inputs.
 
     Returns:
-        Symbols, uint8.
+        Symbols of each code, uint8.
 
     Shapes:
-        Result ``(batch, channels, *latent space)``.
+        Each ``(batch, channels, *latent space)``.
 
     Examples:
         >>> import torch, compoff
         >>> from compoff.distilling import Batch
         >>> model = compoff.wrap(torch.nn.Linear(32, 4), "input", example_input=torch.zeros(2, 32)).eval()
-        >>> symbols_of(model, "input", Batch((torch.randn(5, 32),))).shape
+        >>> symbols_of(model, "input", Batch((torch.randn(5, 32),)))[0].shape
         torch.Size([5, 2])
     """
-    bottleneck = wrapped.bottleneck(split)
-    record = teacher_pass(wrapped.base, {split: wrapped.gate(split)}, wrapped.sites, batch, blocks=False)
-    y = record.features[split]
-    bottleneck.geometry.check(y)
-    return bottleneck.encode(y.to(bottleneck.quantizer.centers.dtype))
+    gate = wrapped.gate(split)
+    record = teacher_pass(wrapped.base, {split: gate}, wrapped.sites, batch, blocks=False)
+    symbols: list[Tensor] = []
+    for bottleneck, y in zip(gate.bottlenecks, record.features[split], strict=True):
+        bottleneck.geometry.check(y)
+        symbols.append(bottleneck.encode(y.to(bottleneck.quantizer.centers.dtype)))
+    return symbols
 
 
 class _Comparison:
@@ -198,25 +203,24 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
         >>> measure(model, "input", [Batch((torch.randn(6, 32),))], report), report.raw_bytes
         (6, 128)
     """
-    bottleneck = wrapped.bottleneck(split)
-    rates = [_Rate(bottleneck, quality) for quality in bottleneck.qualities()]
-    gate, samples = wrapped.gate(split), 0
+    bottlenecks, gate = wrapped.bottlenecks_at(split), wrapped.gate(split)
+    kept = [
+        Side(side.shape, str(side.dtype).removeprefix("torch."), side.batched) for side in wrapped.sites[split].sides
+    ]
+    ladders = zip(*(bottleneck.qualities() for bottleneck in bottlenecks), strict=True)
+    rates, samples = [_Rate(bottlenecks, qualities, kept) for qualities in ladders], 0
     with torch.no_grad():
         for batch in batches:
-            y = teacher_pass(wrapped.base, {split: gate}, wrapped.sites, batch, blocks=False).features[split]
+            symbols = symbols_of(wrapped, split, batch)
+            sides = [side.cpu().numpy() for side in gate.sides(len(kept))]
             teacher = float_tensors(wrapped(*batch.args, **batch.kwargs))
             if not teacher:
                 raise FitError("the model returns no floating-point tensor, so there is nothing to compare")
-            symbols = bottleneck.encode(y.to(bottleneck.quantizer.centers.dtype))
             for rate in rates:
-                y_hat = rate.add(symbols)
-                gate.replace = lambda fresh, y_hat=y_hat: y_hat.to(fresh.dtype)
-                try:
+                with gate.replacing(rate.add(symbols, sides)):
                     student = float_tensors(wrapped.base(*batch.args, **batch.kwargs))
-                finally:
-                    gate.replace = None
                 rate.comparison.add(teacher[0], student[0])
-            samples += len(symbols)
+            samples += len(symbols[0])
     report.curve = [rate.point() for rate in rates]
     report.quality = (aim or Aim()).choose(report.curve)
     chosen = report.curve[report.quality]
@@ -225,7 +229,7 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
         chosen[key] for key in ("bytes", "agreement", "output_error")
     )
     report.ceiling_bytes = rates[report.quality].coder.max_bytes(1)
-    report.raw_bytes = bottleneck.geometry.raw_bytes
+    report.raw_bytes = wrapped.sites[split].raw_bytes
     _guarantee(wrapped, split, batches[0], report)
     return samples
 
@@ -233,30 +237,38 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
 class _Rate:
     """Bytes and answers at one quality, over many batches."""
 
-    def __init__(self, bottleneck: Bottleneck, quality: Quality) -> None:
-        self.bottleneck = bottleneck
-        self.quality = quality
-        tables = (
-            coarse_tables(bottleneck.prior.tables(), quality.step) if quality.step > 1 else bottleneck.prior.tables()
-        )
-        shape = (quality.channels, *bottleneck.latent_shape[1:])
-        self.coder = PayloadFormat(bytes(32), [Code(SymbolTables(tables.weights[: quality.channels]), shape)])
+    def __init__(self, bottlenecks: list[Bottleneck], qualities: tuple[Quality, ...], sides: list[Side]) -> None:
+        self.bottlenecks = bottlenecks
+        self.qualities = qualities
+        codes: list[Code] = []
+        for bottleneck, quality in zip(bottlenecks, qualities, strict=True):
+            tables = bottleneck.prior.tables()
+            tables = coarse_tables(tables, quality.step) if quality.step > 1 else tables
+            shape = (quality.channels, *bottleneck.latent_shape[1:])
+            codes.append(Code(SymbolTables(tables.weights[: quality.channels]), shape))
+        self.coder = PayloadFormat(bytes(32), codes, sides)
         self.lengths: list[int] = []
         self.comparison = _Comparison()
 
-    def add(self, symbols: Tensor) -> Tensor:
+    def add(self, symbols: list[Tensor], sides: list[NDArray[Any]]) -> list[Tensor]:
         """Code the symbols of a batch, and decode what the edge would have of them."""
-        sent = symbols[:, : self.quality.channels].cpu().numpy()
-        if self.quality.step > 1:
-            sent = coarsen(sent, self.bottleneck.num_centers, self.quality.step)
-        self.lengths += [len(self.coder.encode([sample[None]])) for sample in sent]
-        return self.bottleneck.decode(self.bottleneck.received(symbols, self.quality))
+        sent: list[NDArray[Any]] = []
+        restored: list[Tensor] = []
+        for bottleneck, quality, part in zip(self.bottlenecks, self.qualities, symbols, strict=True):
+            whole = part[:, : quality.channels].cpu().numpy()
+            sent.append(coarsen(whole, bottleneck.num_centers, quality.step) if quality.step > 1 else whole)
+            restored.append(bottleneck.decode(bottleneck.received(part, quality)))
+        for place in range(len(sent[0])):
+            here = slice(place, place + 1)
+            beside = [side[here] if spec.batched else side for side, spec in zip(sides, self.coder.sides, strict=True)]
+            self.lengths.append(len(self.coder.encode([part[here] for part in sent], beside)))
+        return restored
 
     def point(self) -> dict[str, Any]:
         """What was measured."""
         return {
-            "channels": self.quality.channels,
-            "step": self.quality.step,
+            "channels": [quality.channels for quality in self.qualities],
+            "step": self.qualities[0].step,
             "bytes": sum(self.lengths) / len(self.lengths),
             "agreement": self.comparison.agreement,
             "output_error": self.comparison.error,
@@ -265,11 +277,13 @@ class _Rate:
 
 def _guarantee(wrapped: Wrapped, split: str, batch: Batch, report: SplitReport) -> None:
     """The terms of the paper's recovery guarantee."""
-    bottleneck = wrapped.bottleneck(split)
-    report.semi_orthogonality_error = float(bottleneck.semi_orthogonality_error().detach())
-    report.lipschitz_bound = bottleneck.decoder.lipschitz_bound if isinstance(bottleneck.decoder, Decoder) else None
-    report.encoder_macs = bottleneck.encoder.macs if isinstance(bottleneck.encoder, Encoder) else None
-    report.local_gain = local_gain(bottleneck, symbols_of(wrapped, split, batch)[:4])
+    bottlenecks, symbols = wrapped.bottlenecks_at(split), symbols_of(wrapped, split, batch)
+    bounds = [one.decoder.lipschitz_bound for one in bottlenecks if isinstance(one.decoder, Decoder)]
+    macs = [one.encoder.macs for one in bottlenecks if isinstance(one.encoder, Encoder)]
+    report.semi_orthogonality_error = max(float(one.semi_orthogonality_error().detach()) for one in bottlenecks)
+    report.lipschitz_bound = max(bounds) if len(bounds) == len(bottlenecks) else None
+    report.encoder_macs = sum(macs) if len(macs) == len(bottlenecks) else None
+    report.local_gain = max(local_gain(one, part[:4]) for one, part in zip(bottlenecks, symbols, strict=True))
 
 
 def local_gain(bottleneck: Bottleneck, symbols: Tensor, iterations: int = 8) -> float:

@@ -24,14 +24,15 @@ class SplitReport:
             of a payload, ``agreement`` and ``output_error``.
         quality: Index of the quality that the export sends by default; the figures below are its.
         aim_met: Whether that quality keeps to the `target_bytes` or `max_drop` of the fit; if not, it is the nearest.
-        bytes: Mean length of one sample's payload, header and checksum included, in bytes.
+        bytes: Mean length of one sample's payload, side tensors, header and checksum included, in bytes.
         ceiling_bytes: Length that no input's payload exceeds, in bytes.
-        raw_bytes: Size of one sample's feature in float32, in bytes.
+        raw_bytes: Size of one sample's features as they are, in bytes.
         agreement: Share of samples on which student and teacher choose the same class; None where the output is no
             table of scores.
         output_error: Squared distance of the student's output from the teacher's, in units of the teacher's variance
             over all measured samples; of the first tensor, where the model returns several.
-        semi_orthogonality_error: ‖EᵀE − I‖ of the encoder (Eq. 7); 0 for an encoder of your own.
+        semi_orthogonality_error: ‖EᵀE − I‖ of the encoder (Eq. 7), the largest where several tensors cross; 0 for an
+            encoder of your own.
         lipschitz_bound: Upper bound of the decoder's gain over its convolutions (Eq. 8-9); None for a decoder of your
             own.
         local_gain: Largest gain of the whole decoder found at the measured samples.

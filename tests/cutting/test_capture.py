@@ -39,12 +39,12 @@ def test_halves_are_the_student_at_any_batch() -> None:
         x = images(batch)
         with wrapped.at("block1"), torch.no_grad():
             expected = wrapped(x)
-        torch.testing.assert_close(tail(head(x))[0], expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(tail(*head(x))[0], expected, rtol=0, atol=1e-6)
 
 
 def test_symbols_are_bytes() -> None:
     _, programs = programs_of(Plain(), "block1")
-    symbols = programs.head.module(check_guards=False)(images(3))
+    (symbols,) = programs.head.module(check_guards=False)(images(3))
     assert (symbols.dtype, tuple(symbols.shape)) == (torch.uint8, (3, 8, 2, 2))
 
 
@@ -78,7 +78,7 @@ def test_containers_do_not_run_the_codec_as_a_layer_of_theirs(sequential: bool) 
     with wrapped.at(split), torch.no_grad():
         expected = wrapped(x)
     head, tail = (part.module(check_guards=False) for part in (programs.head, programs.tail))
-    torch.testing.assert_close(tail(head(x))[0], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(tail(*head(x))[0], expected, rtol=0, atol=1e-6)
 
 
 def test_a_model_without_a_weight_can_be_cut() -> None:
@@ -87,7 +87,7 @@ def test_a_model_without_a_weight_can_be_cut() -> None:
     with wrapped.at("input"), torch.no_grad():
         expected = wrapped(images(3) * 0)
     head, tail = (part.module(check_guards=False) for part in (programs.head, programs.tail))
-    torch.testing.assert_close(tail(head(images(3) * 0))[0], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(tail(*head(images(3) * 0))[0], expected, rtol=0, atol=1e-6)
 
 
 def everything(model: nn.Module) -> Any:
@@ -108,9 +108,12 @@ class WrittenBatch(Plain):
     ("make", "reason"),
     [
         (Plain, None),
-        (DataDependent, "DataDependent cannot be exported at 'block1'.*control flow that depends on tensor values"),
-        (WrittenBatch, "WrittenBatch cannot be exported at 'block1'.*a batch size written into the model"),
-        (FunctionalSkip, r"1 more tensor\(s\) would cross the cut at 'block1': add"),
+        (
+            DataDependent,
+            r"DataDependent cannot be exported at 'block1' \(.*small_networks.py:\d+\).*depends on tensor values",
+        ),
+        (WrittenBatch, "WrittenBatch cannot be exported at 'block1'.*a batch size written into it"),
+        (FunctionalSkip, None),
     ],
 )
 def test_nothing_is_left_behind(make: Callable[[], nn.Module], reason: str | None) -> None:

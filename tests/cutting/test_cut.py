@@ -23,9 +23,9 @@ TARGET = torch.ops.compoff.cut.default
 class Function(nn.Module):
     """A function as a model, with one weight."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], width: int = 4) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.full((4,), 3.0))
+        self.weight = nn.Parameter(torch.full((width,), 3.0))
         self.unused = nn.Parameter(torch.ones(1000))
         self.function = function
 
@@ -33,20 +33,20 @@ class Function(nn.Module):
         return self.function(x, self.weight, *others)
 
 
-def graph_of(function: Callable[..., Any], *others: Any) -> GraphModule:
-    inputs = (torch.randn(2, 4), *others)
+def graph_of(function: Callable[..., Any], *others: Any, width: int = 4) -> GraphModule:
+    inputs = (torch.randn(2, width), *others)
     shapes = torch.export.ShapesCollection()
     for value in inputs:
         if isinstance(value, Tensor):
             shapes[value] = {0: torch.export.Dim.DYNAMIC}
-    program = torch.export.export(Function(function), inputs, dynamic_shapes=shapes, strict=False)
+    program = torch.export.export(Function(function, width), inputs, dynamic_shapes=shapes, strict=False)
     return program.run_decompositions({}).module(check_guards=False)  # type: ignore[return-value]
 
 
 def test_both_halves_together_are_the_whole() -> None:
     halves = cut_at(graph_of(lambda x, w: marker(x * w) + w), TARGET, "here")
     x = torch.randn(5, 4)
-    symbols = halves.head(x)
+    (symbols,) = halves.head(x)
     assert torch.equal(symbols, x * 3.0)
     assert torch.equal(halves.tail(symbols)[0], x * 3.0 + 3.0)
     assert halves.batched == (True,)
@@ -67,7 +67,7 @@ def test_constants_stand_on_both_sides() -> None:
 
     halves = cut_at(graph_of(function), TARGET, "here")
     x = torch.randn(3, 4)
-    torch.testing.assert_close(halves.tail(halves.head(x))[0], x)
+    torch.testing.assert_close(halves.tail(*halves.head(x))[0], x)
 
 
 def test_sizes_of_the_batch_are_read_off_the_symbols() -> None:
@@ -79,7 +79,7 @@ def test_sizes_of_the_batch_are_read_off_the_symbols() -> None:
     halves = cut_at(graph_of(function), TARGET, "here")
     for batch in (1, 2, 7):
         x = torch.randn(batch, 4)
-        assert torch.equal(halves.tail(halves.head(x))[0], x * 3.0 + 3.0)
+        assert torch.equal(halves.tail(*halves.head(x))[0], x * 3.0 + 3.0)
 
 
 def test_operators_in_place_do_not_reach_across() -> None:
@@ -92,7 +92,7 @@ def test_operators_in_place_do_not_reach_across() -> None:
 
     halves = cut_at(graph_of(function), TARGET, "here")
     x = torch.randn(3, 4)
-    assert torch.equal(halves.head(x), x * 3.0)
+    assert torch.equal(halves.head(x)[0], x * 3.0)
     assert torch.equal(halves.tail(x)[0], x.relu())
 
 
@@ -104,7 +104,7 @@ def test_constants_among_the_inputs_are_no_inputs_of_the_head() -> None:
 
 def test_a_tensor_that_nobody_reads_stays_an_input_of_the_head() -> None:
     halves = cut_at(graph_of(lambda x, w, y: marker(x * w), torch.randn(2, 3)), TARGET, "here")
-    assert halves.head(torch.ones(2, 4), torch.ones(2, 3)).shape == (2, 4)
+    assert halves.head(torch.ones(2, 4), torch.ones(2, 3))[0].shape == (2, 4)
 
 
 def test_outputs_are_told_apart_by_their_batch() -> None:
@@ -122,18 +122,84 @@ def skip(x: Tensor, w: Tensor) -> Tensor:
     ("function", "reason"),
     [
         (skip, r"1 more tensor\(s\) would cross the cut at 'here': mul"),
-        (lambda x, w: marker(x * w) + x, r"would cross the cut at 'here': x .*4\], 16 bytes a sample"),
-        (lambda x, w: marker((x * w).sum(1, keepdim=True)) + (x * w), "16 bytes a sample. Choose a split point"),
+        (lambda x, w: marker(x * w) + x, r"would cross the cut at 'here': x .*32\], 128 bytes a sample"),
+        (lambda x, w: marker((x * w).sum(1, keepdim=True)) + (x * w), "128 bytes a sample. Choose a split point"),
         (lambda x, w: (marker(x * w), x.mean(1)), "would cross the cut at 'here': x"),
         (lambda x, w: marker(x.chunk(2, 1)[0]) + x.chunk(2, 1)[1], "1 more tensor.* would cross .*: x"),
         (lambda x, w: (marker(x), x.shape[0]), "a number that depends on the batch"),
         (lambda x, w: marker(x).T, "where the batch is not the first axis"),
         (lambda x, w: marker(x).reshape(-1, 2), "where the batch is not the first axis"),
         (lambda x, w: marker(x.reshape(-1, 2)).reshape(-1, 4), "where the batch is still as it was"),
-        (lambda x, w: x * w, "passed 0 times"),
+        (lambda x, w: x * w, "passed 0 times in the exported model; expected 1"),
         (lambda x, w: marker(x) + marker(x), "passed 2 times"),
+        (lambda x, w: marker(x) + marker(x, 1), "passed 2 times"),
     ],
 )
 def test_what_cannot_be_cut_is_named(function: Callable[..., Any], reason: str) -> None:
     with pytest.raises(SplitError, match=reason):
-        cut_at(graph_of(function), TARGET, "here")
+        cut_at(graph_of(function, width=32), TARGET, "here")
+
+
+def test_several_codes_cross_in_the_order_of_their_numbers() -> None:
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        y = x * w
+        return marker(y + 1.0, 1) - marker(y, 0)
+
+    halves = cut_at(graph_of(function), TARGET, "here", count=2)
+    x = torch.randn(3, 4)
+    first, second = halves.head(x)
+    assert torch.equal(first, x * 3.0)
+    assert torch.equal(second, x * 3.0 + 1.0)
+    torch.testing.assert_close(halves.tail(first, second)[0], torch.ones(3, 4))
+
+
+def test_what_is_sent_as_it_is_comes_after_the_codes() -> None:
+    halves = cut_at(graph_of(skip, width=32), TARGET, "here", send=True)
+    x = torch.randn(3, 32)
+    symbols, side = halves.head(x)
+    assert halves.crossing == (True,)
+    assert torch.equal(side, x * 3.0)
+    torch.testing.assert_close(halves.tail(symbols, side)[0], x * 6.0)
+
+
+def test_a_few_numbers_cross_as_they_are() -> None:
+    halves = cut_at(graph_of(skip), TARGET, "here")  # 16 bytes a sample
+    assert len(halves.head(torch.ones(2, 4))) == 2
+
+
+def test_a_mask_crosses_in_place_of_what_follows_from_it() -> None:
+    def function(x: Tensor, w: Tensor, mask: Tensor) -> Tensor:
+        wide = (1.0 - mask[:, :, None].expand(-1, -1, 32).float()) * -1e4
+        return marker(x * w + wide.sum(1)) + wide.sum(1)
+
+    halves = cut_at(graph_of(function, torch.ones(2, 3, dtype=torch.bool), width=32), TARGET, "here")
+    x, mask = torch.randn(5, 32), torch.rand(5, 3) > 0.5
+    symbols, side = halves.head(x, mask)
+    assert side.dtype is torch.bool
+    assert torch.equal(side, mask)
+    whole = Function(function, 32)
+    torch.testing.assert_close(halves.tail(symbols, side)[0], whole(x, mask))
+
+
+def test_what_only_has_the_shape_of_a_tensor_of_the_device_is_made_on_the_edge() -> None:
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        y = x * w
+        ones, sevens = torch.ones_like(y), y.new_full((y.shape[0], 32), 7.0)
+        return marker(y) + ones + sevens + torch.zeros_like(x) + torch.full_like(x, 2.0)
+
+    halves = cut_at(graph_of(function, width=32), TARGET, "here")
+    for batch in (1, 3):
+        x = torch.randn(batch, 32)
+        torch.testing.assert_close(halves.tail(*halves.head(x))[0], x * 3.0 + 10.0)
+
+
+def test_a_tensor_that_is_overwritten_whole_does_not_cross() -> None:
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        y = x * w
+        z = marker(y)
+        y.copy_(z * 2.0)
+        return z + y
+
+    halves = cut_at(graph_of(function, width=32), TARGET, "here")
+    x = torch.randn(3, 32)
+    torch.testing.assert_close(halves.tail(*halves.head(x))[0], x * 9.0)

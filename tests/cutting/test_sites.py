@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compoff.cutting.sites import check_names, first_tensor, frozen, locate, named_modules
+from compoff.codec.layout import Layout
+from compoff.cutting.sites import check_names, locate
+from compoff.cutting.trace import frozen, named_modules
 from compoff.errors import SplitError
 from tests.small_networks import (
     ConcatSkip,
+    EarlyOutput,
     FunctionalRelu,
     FunctionalSkip,
     IdentityBehind,
@@ -30,31 +33,29 @@ def images(batch: int = 2) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("net", "path", "producer", "at_input"),
+    ("net", "path", "place"),
     [
-        (Plain(), "block1", "stem.2", False),  # the ReLU: it changed the BatchNorm's tensor in place
-        (Plain(), "block1.1", "block1.0", False),
-        (Plain(), "input", None, True),
-        (Plain(), "stem", None, True),
-        (Plain(), "stem.0", None, True),
-        (Plain(), "classifier", "drop", False),
-        (Skip(), "block1", "stem.2", False),
-        (IdentitySkip(), "block1", "stem.2", False),
-        (IdentityBehind(), "block1", None, False),
-        (InputSkip(), "stem", None, True),
-        (FunctionalSkip(), "block1", None, False),
-        (ConcatSkip(), "block1", None, False),
-        (FunctionalRelu(), "block1", None, False),
+        (Plain(), "block1", "output of stem.2"),  # the ReLU: it changed the BatchNorm's tensor in place
+        (Plain(), "block1.1", "output of block1.0"),
+        (Plain(), "input", "input 0 of the model"),
+        (Plain(), "stem", "input 0 of the model"),
+        (Plain(), "stem.0", "input 0 of the model"),
+        (Plain(), "classifier", "output of drop"),
+        (Skip(), "block1", "output of stem.2"),
+        (IdentitySkip(), "block1", "output of stem.2"),
+        (IdentityBehind(), "block1", "input of block1"),
+        (InputSkip(), "stem", "input 0 of the model"),
+        (FunctionalSkip(), "block1", "input of block1"),
+        (FunctionalRelu(), "block1", "input of block1"),
     ],
 )
-def test_finds_the_first_module_that_returned_the_tensor(
-    net: nn.Module, path: str, producer: str | None, at_input: bool
-) -> None:
+def test_the_feature_is_caught_where_it_first_is(net: nn.Module, path: str, place: str) -> None:
     site = locate(net, [path], (images(),))[path]
-    assert (site.producer, site.at_input) == (producer, at_input)
+    assert [str(feature.tap) for feature in site.features] == [place]
+    assert not site.sides
 
 
-def test_a_module_that_runs_twice_is_no_producer_but_the_block_around_it_is() -> None:
+def test_a_module_that_runs_twice_is_told_by_its_call() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -63,13 +64,157 @@ def test_a_module_that_runs_twice_is_no_producer_but_the_block_around_it_is() ->
         def forward(self, x: Tensor) -> Tensor:
             return self.relu(self.linear(self.relu(self.linear(x))))
 
-    net = nn.Sequential(Shared(), nn.Linear(4, 4))
-    assert locate(net, ["1"], (torch.randn(2, 4),))["1"].producer == "0"
+    net, x = nn.Sequential(Shared(), nn.Linear(4, 4)), (torch.randn(2, 4),)
+    assert str(locate(net, ["1"], x)["1"].features[0].tap) == "output of 0.relu (call 1)"
+    assert str(locate(net, ["0.linear#1"], x)["0.linear#1"].features[0].tap) == "output of 0.relu (call 0)"
+    with pytest.raises(SplitError, match=r"'0.linear' is called 2 times.*: '0.linear#0', '0.linear#1'"):
+        locate(net, ["0.linear"], x)
+    with pytest.raises(SplitError, match=r"'0.linear#2' is not one place"):
+        locate(net, ["0.linear#2"], x)
+
+
+# -- several tensors across the cut
+
+
+def crossing(net: nn.Module, path: str, *args: Any, **options: Any) -> tuple[list[str], list[str]]:
+    site = locate(net, [path], args or (images(),), **options)[path]
+    return [str(feature.tap) for feature in site.features], [str(side.tap) for side in site.sides]
+
+
+class FunctionalUNet(nn.Module):
+    """The way many write it by hand: activations and pooling are functions, and skips pass them by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down1, self.down2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.up = nn.Conv2d(16, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = torch.relu(self.down1(x))
+        second = torch.relu(self.down2(nn.functional.max_pool2d(first, 2)))
+        return self.up(torch.cat([nn.functional.interpolate(second, scale_factor=2.0), first], 1))
+
+
+class Masked(nn.Module):
+    """A mask and a step number go all the way; the mask is made wide at the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.step = nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(1, 24)
+
+    def forward(self, x: Tensor, mask: Tensor, step: Tensor) -> Tensor:
+        wide = (1.0 - mask.float())[:, None, :].expand(-1, 5, -1) * -1e4
+        late = self.step(step.float()[:, None])
+        y = self.first(x).relu() + wide.mean(1, keepdim=True)[..., :1]
+        return self.second(y) + wide.mean(1, keepdim=True)[..., :1] + late[:, None]
+
+
+def test_skips_are_features_of_their_own() -> None:
+    assert crossing(Skip(), "block2")[0] == ["output of block1.2", "output of stem.2"]
+    assert crossing(InputSkip(), "block2")[0] == ["output of stem.2", "input 0 of the model"]
+    assert crossing(EarlyOutput(), "block2")[0] == ["output of block1.2", "output of stem.2"]
+    assert crossing(ConcatSkip(), "block1")[0] == ["input of block1", "output of stem.2"]
+
+
+def test_skips_that_functions_make_are_caught_at_the_function() -> None:
+    assert crossing(FunctionalUNet(), "down2")[0] == ["input of down2", "relu() in the model"]
+    assert crossing(FunctionalUNet(), "up")[0] == ["input of up"]
+
+
+def test_masks_and_numbers_cross_as_they_are_as_the_inputs_they_come_from() -> None:
+    inputs = (torch.randn(2, 5, 24), torch.ones(2, 7, dtype=torch.long), torch.tensor([3, 4]))
+    features, sides = crossing(Masked(), "second", *inputs)
+    assert features == ["input of second"]
+    assert sides == ["input 1 of the model", "input 2 of the model"]
+
+
+def test_skips_are_sent_or_forbidden_when_asked() -> None:
+    features, sides = crossing(Skip(), "block2", skips="send")
+    assert (features, sides) == (["output of block1.2"], ["output of stem.2"])
+    with pytest.raises(SplitError) as caught:
+        crossing(Skip(), "block2", skips="forbid")
+    assert str(caught.value) == (
+        "2 tensors cross at 'block2': the feature (8, 8, 8), 2,048 bytes a sample; skip (8, 8, 8) (output of stem.2), "
+        "2,048 bytes a sample. Choose 'block1' or 'classifier', which one tensor enters, or let each of them have a "
+        "bottleneck of its own with skips='encode'"
+    )
+
+
+def test_nested_inputs_are_searched() -> None:
+    class Takes(nn.Module):
+        def forward(self, parts: dict[str, Any], *, also: list[Tensor]) -> Tensor:
+            return parts["a"][0] + also[0]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.block = nn.Linear(32, 32), nn.Linear(32, 32), Takes()
+
+        def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+            return self.block({"a": [self.one(pair[0])]}, also=[self.two(pair[1])])
+
+    features, _ = crossing(Net(), "block", (torch.randn(2, 32), torch.randn(2, 32)))
+    assert features == ["output of two", "output of one"]  # the one that was made last, then the other
+
+
+@pytest.mark.parametrize(
+    ("make", "sample", "path", "packed"),
+    [
+        (lambda: nn.Sequential(nn.Identity(), nn.Conv2d(3, 4, 3)), (2, 3, 9, 8), "1", (3, 9, 8)),
+        (lambda: nn.Sequential(nn.ReLU(), nn.LayerNorm(6)), (2, 9, 8, 6), "1", (6, 9, 8)),
+        (lambda: nn.Sequential(nn.ReLU(), nn.Linear(6, 2)), (2, 9, 6), "1", (6, 9)),
+        (lambda: nn.Sequential(nn.ReLU(), nn.Conv1d(9, 2, 1)), (2, 9, 6), "1", (9, 6)),
+        (lambda: nn.Sequential(nn.ReLU(), nn.LSTM(6, 4, batch_first=True)), (2, 9, 6), "1", (6, 9)),
+        (lambda: nn.Sequential(nn.ReLU(), nn.Linear(6, 2)), (2, 6), "1", (6,)),
+        (lambda: nn.Sequential(nn.ReLU(), nn.Conv3d(3, 2, 1)), (2, 3, 4, 5, 6), "1", (3, 20, 6)),
+        (lambda: nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.Dropout()), (2, 9, 6), "1", (5, 9)),  # by its maker
+    ],
+)
+def test_channels_are_found_by_what_reads_the_feature_or_makes_it(
+    make: Any, sample: tuple[int, ...], path: str, packed: tuple[int, ...]
+) -> None:
+    assert locate(make(), [path], (torch.randn(sample),))[path].features[0].packed_shape == packed
+
+
+def test_tokens_of_an_image_are_a_map_with_the_class_token_below_it() -> None:
+    class Vit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.block = nn.Conv2d(3, 16, 4, stride=4), nn.Linear(16, 16)
+            self.token = nn.Parameter(torch.zeros(1, 1, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.patches(x).flatten(2).transpose(1, 2)
+            return self.block(torch.cat([self.token.expand(len(x), -1, -1), tokens], 1))
+
+    feature = locate(Vit(), ["block"], (torch.randn(2, 3, 16, 24),))["block"].features[0]
+    assert feature.layout == Layout((0, 2, 1), grid=(4, 6), leading=1)
+    assert feature.packed_shape == (16, 5, 6)
+
+
+def test_a_batch_that_comes_second_is_found() -> None:
+    class TimeFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(x.transpose(0, 1).relu())[0].transpose(0, 1)
+
+    feature = locate(TimeFirst(), ["rnn"], (torch.randn(2, 9, 6),))["rnn"].features[0]
+    assert feature.layout == Layout((1, 2, 0))
+    assert (feature.shape, feature.packed_shape) == ((9, 6), (6, 9))
+
+
+def test_auto_chooses_block_starts_that_span_the_network() -> None:
+    net = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(8)))
+    sites = locate(net, ["auto"], (torch.randn(2, 8, 8, 8),))
+    assert list(sites) == ["1", "3", "5", "7"]
 
 
 def test_shape_is_that_of_one_sample() -> None:
     sites = locate(Plain(), ["input", "block1", "classifier"], (images(5),))
-    assert {path: site.shape for path, site in sites.items()} == {
+    assert {path: site.features[0].shape for path, site in sites.items()} == {
         "input": (3, 8, 8),
         "block1": (8, 8, 8),
         "classifier": (8,),
@@ -88,29 +233,13 @@ def test_a_module_called_input_gives_way_to_the_models_own_input() -> None:
     net.add_module("input", nn.Linear(4, 6))
     net.add_module("next", nn.Linear(6, 2))
     site = locate(net, ["input"], (torch.randn(2, 4),))["input"]
-    assert (site.shape, site.producer, site.at_input) == ((4,), None, True)
-
-
-def test_the_first_tensor_counts_where_there_are_several_arguments() -> None:
-    class Block(nn.Module):
-        def forward(self, flag: bool | None, x: Tensor, y: Tensor) -> Tensor:
-            return x + y if flag else y
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.block = Block()
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.block(None, x * 1.0, y=x)
-
-    assert locate(Net(), ["block"], (torch.randn(2, 4),))["block"].shape == (4,)
+    assert (site.features[0].shape, str(site.features[0].tap)) == ((4,), "input 0 of the model")
 
 
 def test_keyword_inputs_are_inputs() -> None:
     site = locate(OptionalInputs(), ["input", "block1"], (), {"x": images(), "double": True})
-    assert site["input"].at_input
-    assert site["block1"].shape == (8, 8, 8)
+    assert str(site["input"].features[0].tap) == "input 0 of the model"
+    assert site["block1"].features[0].shape == (8, 8, 8)
 
 
 def test_the_run_leaves_no_trace() -> None:
@@ -150,7 +279,7 @@ def test_outputs_are_not_kept_alive() -> None:
 
 def test_works_inside_inference_mode() -> None:
     with torch.inference_mode():
-        assert locate(Skip(), ["block1"], (images(),))["block1"].producer == "stem.2"
+        assert str(locate(Skip(), ["block1"], (images(),))["block1"].features[0].tap) == "output of stem.2"
 
 
 @pytest.mark.parametrize(
@@ -178,10 +307,6 @@ def test_frozen_gives_every_module_its_own_mode_back() -> None:
     assert net.training
     assert not net.block1[0].training
     assert net.block2[0].training
-
-
-def test_first_tensor_of_nothing_is_none() -> None:
-    assert first_tensor((1, None), {"a": "b"}) is None
 
 
 def test_named_modules_lists_the_model_itself() -> None:

@@ -33,7 +33,7 @@ def wrapped(shape: tuple[int, ...], **options: Any) -> compoff.Wrapped:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_symbols_are_those_of_the_encoder(shape: tuple[int, ...]) -> None:
     model, x = wrapped(shape), torch.randn(4, *shape)
-    assert torch.equal(symbols_of(model, "input", Batch((x,))), model.bottleneck("input").encode(x))
+    assert torch.equal(symbols_of(model, "input", Batch((x,)))[0], model.bottleneck("input").encode(x))
     assert model.gate("input").replace is None
 
 

@@ -1,0 +1,133 @@
+"""Hooks at inputs, ends of modules and results of functions: which tensor of which call is caught."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compoff.hooks import Tap, catchers, hang
+
+
+class Negating:
+    """Takes every tensor and gives back its negative."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+        self.active = True
+        self.at_work = False
+        self.seen: list[int] = []
+
+    def begin(self) -> None:
+        self.passes += 1
+
+    def catch(self, index: int, tensor: Tensor) -> Tensor:
+        self.seen.append(index)
+        self.at_work = True
+        negative = torch.neg(tensor)
+        self.at_work = False
+        return negative
+
+
+@dataclass
+class Pair:
+    first: Tensor
+    second: Tensor
+
+
+class Inner(nn.Module):
+    def forward(self, scale: float, y: Tensor, mask: Tensor | None = None) -> Any:
+        y = torch.relu(y) * scale
+        return {"a": [y, Pair(y + 1.0, y + 2.0)], "mask": mask}
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Inner()
+
+    def forward(self, x: Tensor) -> Any:
+        first = self.inner(1.0, torch.relu(x))
+        return first, self.inner(2.0, y=torch.relu(x) + 1.0)
+
+
+def run(*taps: Tap) -> tuple[Any, Negating]:
+    net, catcher = Net(), Negating()
+    handles = hang(net, catcher, taps)
+    output = net(torch.ones(2, 3))
+    for handle in handles:
+        handle.remove()
+    assert not catchers(net)
+    return output, catcher
+
+
+def first_values(output: Any) -> list[float]:
+    """One number of every tensor that the net returns."""
+    return [
+        float(tensor[0, 0]) for entry in output for tensor in (entry["a"][0], entry["a"][1].first, entry["a"][1].second)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tap", "expected"),
+    [
+        (Tap("input", 0), [0, 1, 2, 2, 3, 4]),  # relu of -1
+        (Tap("entry", 0, "inner", 0, repeated=True), [0, 1, 2, 4, 5, 6]),
+        (Tap("entry", 0, "inner", 1, repeated=True), [1, 2, 3, 0, 1, 2]),
+        (Tap("output", 0, "inner", 0, repeated=True), [-1, 2, 3, 4, 5, 6]),
+        (Tap("output", 1, "inner", 0, repeated=True), [1, -2, 3, 4, 5, 6]),
+        (Tap("output", 2, "inner", 1, repeated=True), [1, 2, 3, 4, 5, -6]),
+        (Tap("function", 0, "", function="relu", number=0), [0, 1, 2, 4, 5, 6]),
+        (Tap("function", 0, "", function="relu", number=2), [1, 2, 3, 0, 1, 2]),  # counted with those inside
+        (Tap("function", 0, "inner", 1, repeated=True, function="mul"), [1, 2, 3, -4, -3, -2]),
+        (Tap("function", 0, "inner", 1, repeated=True, function="add", number=1), [1, 2, 3, 4, 5, -6]),
+    ],
+)
+def test_the_tensor_is_caught_where_the_tap_says(tap: Tap, expected: list[int]) -> None:
+    output, catcher = run(tap)
+    assert first_values(output) == expected
+    assert (catcher.seen, catcher.passes) == ([0], 1)
+    assert str(tap)
+
+
+def test_the_first_tensor_comes_last_where_several_are_caught_at_one_place() -> None:
+    taps = (Tap("output", 0, "inner", 0, repeated=True), Tap("output", 1, "inner", 0, repeated=True))
+    output, catcher = run(*taps)
+    assert catcher.seen == [1, 0]
+    assert first_values(output)[:3] == [-1, -2, 3]
+
+
+def test_who_does_not_listen_costs_nothing_and_changes_nothing() -> None:
+    net, catcher = Net(), Negating()
+    catcher.active = False
+    hang(net, catcher, [Tap("function", 0, "", function="relu"), Tap("output", 0, "inner")])
+    output = net(torch.ones(2, 3))
+    assert first_values(output) == [1, 2, 3, 4, 5, 6]
+    assert (catcher.seen, catcher.passes) == ([], 0)
+
+
+def test_functions_are_listened_to_no_longer_after_an_error() -> None:
+    net, catcher = Net(), Negating()
+    hang(net, catcher, [Tap("function", 0, "", function="relu")])
+    with pytest.raises(TypeError):
+        net("no tensor")
+    catcher.seen.clear()
+    torch.relu(torch.ones(1))
+    assert catcher.seen == []
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_a_copied_model_has_a_catcher_of_its_own(copied: Any) -> None:
+    net, catcher = Net(), Negating()
+    hang(net, catcher, [Tap("output", 0, "inner", 0, repeated=True), Tap("function", 0, "", function="relu")])
+    again = copied(net)
+    again(torch.ones(2, 3))
+    assert catcher.seen == []
+    owners = {id(found) for module in again.modules() for found in catchers(module)}
+    assert len(owners) == 1
+    assert id(catcher) not in owners
