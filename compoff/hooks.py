@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode  # pyright: ignore[reportPrivateUsage] - there is no public way
 
 from compoff.trees import map_tensor, tensors_of
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Catcher", "Tap", "catchers", "function_name", "hang"]
+__all__ = ["Catcher", "Tap", "catchers", "function_name", "hang", "stop_listening"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,24 @@ def _hang(model: nn.Module, catcher: Catcher, index: int, tap: Tap) -> list[Remo
         module.register_forward_pre_hook(scope),
         module.register_forward_hook(_EndOfScope(scope), always_call=True),
     ]
+
+
+def stop_listening(model: nn.Module) -> None:
+    """End what hooks of this model have begun; needed only where it was left by an exception while it was traced.
+
+    PyTorch calls no hook then that would end it by itself.
+
+    Args:
+        model: The model.
+    """
+    hooks: list[Any] = []
+    for module in model.modules():
+        hooks += module._forward_pre_hooks.values()  # pyright: ignore[reportPrivateUsage] - there is no public way
+    scopes = [hook for hook in hooks if isinstance(hook, _Scope) and hook.mode is not None]
+    while isinstance(top := _get_current_function_mode(), _FunctionTap):
+        top.__exit__(None, None, None)
+    for scope in scopes:
+        scope.mode = None
 
 
 def catchers(module: nn.Module) -> list[Any]:

@@ -19,6 +19,7 @@ from compoff.cutting.capture import explained, folded, free_batch, program_of, q
 from compoff.cutting.cut import head_of
 from compoff.cutting.inputs import ExampleInputs
 from compoff.cutting.trace import frozen
+from compoff.hooks import stop_listening
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,6 +81,7 @@ class _UpToCut(nn.Module):
             return tuple(cut.parts)
         finally:
             gate.replace = before
+            stop_listening(base)
         raise RuntimeError("the model returned without passing the split point")
 
 

@@ -1,0 +1,142 @@
+"""A tail that runs the model itself, where what lies behind the cut is no program."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import compoff
+from compoff.errors import ArtifactError, BackendError, SplitError
+from tests.eager_models import make_picker
+from tests.small_networks import assert_close, tiny_decoder, tiny_encoder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FACTORY = "tests.eager_models:make_picker"
+
+
+def images(batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, 8, 8)
+
+
+def wrapped_at(split: str, **options: Any) -> compoff.Wrapped:
+    net = make_picker()
+    return compoff.wrap(
+        net, split, example_input=images(), encoder=tiny_encoder, decoder=tiny_decoder, **options
+    ).eval()
+
+
+def student(model: compoff.Wrapped, split: str, x: Tensor) -> Any:
+    with model.at(split), torch.no_grad():
+        return model(x)
+
+
+def test_without_a_factory_the_error_says_where_and_what_to_do() -> None:
+    model = wrapped_at("head")
+    with pytest.raises(SplitError) as caught:
+        compoff.export(model, "head")
+    message = str(caught.value)
+    assert "Picker cannot be exported at 'head'" in message
+    assert "eager_models.py:" in message
+    assert "pass tail_factory='package.module:function'" in message
+    assert model.gate("head").replace is None
+
+
+@pytest.mark.parametrize(
+    ("split", "skips"), [("input", "encode"), ("body", "encode"), ("head", "encode"), ("head", "send")]
+)
+def test_the_answer_is_the_students_whatever_its_length(
+    split: str, skips: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = wrapped_at(split, skips=skips)
+    with caplog.at_level(logging.WARNING, "compoff.export"):
+        head, tail = compoff.export(model, split, tail_factory=FACTORY)
+    assert f"it runs the model that {FACTORY} makes" in caplog.text
+    head.save(tmp_path / "head")
+    tail.save(tmp_path / "tail")
+    head, tail = compoff.Head.load(tmp_path), compoff.Tail.load(tmp_path, factory=FACTORY)
+    for batch in (1, 2, 5):
+        x = images(batch)
+        expected = student(model, split, x)
+        assert_close(tail(head(x)), expected)
+    first, second = images(1), images(3)
+    both = tail([head(first), head(second)])
+    assert_close(both[0], student(model, split, first))
+    assert_close(both[1], student(model, split, second))
+
+
+def test_over_the_wire_it_is_what_the_model_returns() -> None:
+    model = wrapped_at("head")
+    head, tail = compoff.export(model, "head", tail_factory=FACTORY)
+    with tail.serve("127.0.0.1:0") as server, head.connect(server.address) as remote:
+        for batch in (1, 4):
+            x = images(batch)
+            assert_close(remote(x), student(model, "head", x))
+
+
+def test_a_folder_never_chooses_the_code_that_runs(tmp_path: Path) -> None:
+    head, tail = compoff.export(wrapped_at("head"), "head", tail_factory=FACTORY)
+    tail.save(tmp_path)
+    with pytest.raises(BackendError, match=f"made by '{FACTORY}'; if you trust that code, load it with factory="):
+        compoff.Tail.load(tmp_path)
+    x = images()
+    assert_close(compoff.Tail.load(tmp_path, factory=make_picker)(head(x)), tail(head(x)))
+
+
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        ("tests.eager_models:make_other_picker", "makes a model whose weights have the fingerprint"),
+        ("tests.eager_models:refuse", "makes no model .OSError: the weights are not here"),
+        ("tests.eager_models:nothing", "makes no model .AttributeError"),
+        ("tests.no_such_module:make", "makes no model .ModuleNotFoundError"),
+        ("no colon", "makes no model .ValueError"),
+        (lambda: 3, "makes a int; expected a torch.nn.Module"),
+    ],
+)
+def test_a_factory_that_makes_something_else_is_refused(factory: Any, reason: str, tmp_path: Path) -> None:
+    _, tail = compoff.export(wrapped_at("head"), "head", tail_factory=FACTORY)
+    tail.save(tmp_path)
+    with pytest.raises(ArtifactError, match=reason):
+        compoff.Tail.load(tmp_path, factory=factory)
+
+
+def test_a_prefix_that_cannot_be_exported_is_named_by_its_line() -> None:
+    class Early(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = torch.nn.Linear(32, 32), torch.nn.Linear(32, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            return self.head(y * 2.0 if bool(y.sum() > 0) else y * 3.0)
+
+    model = compoff.wrap(Early(), "head", example_input=torch.randn(2, 32)).eval()
+    with pytest.raises(
+        SplitError, match=r"what runs before 'head' in Early cannot be exported \(.*test_module_backend.py:\d+\)"
+    ):
+        compoff.export(model, "head", tail_factory=FACTORY)
+
+
+def test_a_factory_that_is_not_needed_is_not_used() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 5))
+    model = compoff.wrap(net, "1", example_input=torch.randn(2, 32)).eval()
+    _, tail = compoff.export(model, "1", tail_factory="tests.eager_models:refuse")
+    assert tail.manifest.factory == ""
+
+
+def test_damaged_places_are_refused(tmp_path: Path) -> None:
+    from compoff.artifact import read_folder, write_folder
+
+    _, tail = compoff.export(wrapped_at("head"), "head", tail_factory=FACTORY)
+    tail.save(tmp_path / "a")
+    folder = read_folder(tmp_path / "a", "tail")
+    for damaged in (b"{", b"[3]", b'[{"tap": {"kind": "output"}, "own": true}]', b'[{"own": true}]'):
+        write_folder(tmp_path / "b", folder.manifest, folder.tables, {**folder.files, "places.json": damaged})
+        with pytest.raises(ArtifactError, match=r"places.json: is damaged"):
+            compoff.Tail.load(tmp_path / "b", factory=FACTORY)
