@@ -248,6 +248,7 @@ def faults_table() -> str:
         "error",
         "local calls answered",
         "latest after its deadline, ms",
+        "longest standstill of the machine, ms",
         "edge back after, ms (p50, max)",
     ]
     return f"{table(head, [_fault_cells(row) for row in result('faults')['rows']])}\n\n{source('faults')}"
@@ -270,6 +271,7 @@ def _fault_cells(row: dict[str, Any]) -> list[str]:
         whole(row["calls"] - edge - device),
         f"{answered:,} of {sum(local.values()):,}",
         f"{max(0.0, row['latest_after_deadline_ms']):.0f}",
+        whole(row["longest_standstill_ms"]),
         f"{row['recovery_p50_ms']:,}, {row['recovery_max_ms']:,}",
     ]
 
