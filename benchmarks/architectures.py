@@ -58,26 +58,31 @@ def training_row(mounted: Mounted) -> dict[str, Any]:
 
 
 def shipping_row(mounted: Mounted, folder: Path) -> tuple[dict[str, Any], Export]:
-    """What cutting, saving and sending change."""
-    program_gap = mounted.program_gap() if mounted.architecture.suffix_exports else None
+    """What cutting, saving and sending change; at its first split point, what the programs alone change, too."""
+    architecture = mounted.architecture
+    alone = architecture.suffix_exports and mounted.split == architecture.split_points[0]
+    program_gap = mounted.program_gap() if alone else None
     began = time.perf_counter()
     export = mounted.export(folder)
     seconds = time.perf_counter() - began
-    gaps = {"program_gap": program_gap, "export_gap": export.gap(), "socket_gap": export.socket_gap()}
+    gaps = {"program_gap": program_gap, "socket_gap": export.socket_gap()}
     return {"tail": "model" if export.head_only else "program", **gaps, "export_seconds": round(seconds, 2)}, export
 
 
-def measure(architecture: Architecture, split: str, model: nn.Module, folder: Path) -> tuple[dict[str, Any], Any]:
+def measure(
+    architecture: Architecture, split: str, model: nn.Module, folder: Path, *, reduced: bool, ship: bool
+) -> tuple[dict[str, Any], Any]:
     """One row, but for what the process without libraries says; a row that failed says why."""
     row: dict[str, Any] = {"error": ""}
     mounted = export = None
     try:
         began = time.perf_counter()
-        mounted = mount(architecture, split, model, reduced=False)
+        mounted = mount(architecture, split, model, reduced=reduced)
         row |= {"wrap_seconds": round(time.perf_counter() - began, 2), "largest": largest(mounted.expected[0])}
         row |= crossing_row(mounted) | training_row(mounted)
-        shipped, export = shipping_row(mounted, folder)
-        row |= shipped
+        if ship:
+            shipped, export = shipping_row(mounted, folder)
+            row |= shipped
     except Exception as error:
         row["error"] = f"{type(error).__name__}: {error}"
     if mounted is not None:
@@ -86,20 +91,21 @@ def measure(architecture: Architecture, split: str, model: nn.Module, folder: Pa
     return row, export
 
 
-def rows_of(architecture: Architecture, folder: Path) -> list[dict[str, Any]]:
+def rows_of(architecture: Architecture, folder: Path, *, reduced: bool, ship: bool) -> list[dict[str, Any]]:
     """All rows of one architecture."""
-    model = architecture.build(reduced=False)
+    model = architecture.build(reduced=reduced)
     same = {
         "architecture": architecture.name,
         "library": architecture.library,
-        "weights": architecture.weights,
+        "instance": "small" if reduced else "as it is",
+        "weights": "random" if reduced else architecture.weights,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "skips": architecture.skips,
     }
     rows: list[dict[str, Any]] = []
     exports: list[tuple[dict[str, Any], Export]] = []
     for number, split in enumerate(architecture.split_points):
-        row, export = measure(architecture, split, model, folder / str(number))
+        row, export = measure(architecture, split, model, folder / str(number), reduced=reduced, ship=ship)
         rows.append({**same, "split": split, **row})
         if export is not None:
             exports.append((rows[-1], export))
@@ -125,6 +131,8 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=None, help="names of architectures")
+    parser.add_argument("--reduced", action="store_true", help="the small instances: minutes in place of hours")
+    parser.add_argument("--wrap-only", action="store_true", help="wrap, do not export: what takes most of the time")
     parser.add_argument("--again", action="store_true", help="measure again what has been measured before")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -137,7 +145,7 @@ def main() -> None:
             continue
         folder = Path(tempfile.mkdtemp())
         try:
-            rows = rows_of(architecture, folder)
+            rows = rows_of(architecture, folder, reduced=options.reduced, ship=not options.wrap_only)
         finally:
             shutil.rmtree(folder)
         state.write_text(json.dumps(rows, indent=1), encoding="utf-8")
@@ -145,7 +153,8 @@ def main() -> None:
             print(json.dumps(row), flush=True)
     kept = [remembered(architecture) for architecture in ARCHITECTURES]
     rows = [row for state in kept if state.is_file() for row in json.loads(state.read_text(encoding="utf-8"))]
-    print(record("architectures", rows, seed=0, command="python -m benchmarks.architectures"))
+    small = " --reduced" if any(row["instance"] == "small" for row in rows) else ""
+    print(record("architectures", rows, seed=0, command=f"python -m benchmarks.architectures{small}"))
 
 
 if __name__ == "__main__":

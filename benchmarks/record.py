@@ -20,7 +20,8 @@ from compoff.demo.machine import describe_machine, describe_versions
 __all__ = ["hardware", "record", "versions"]
 
 _ROOT = Path(__file__).resolve().parent.parent
-_PACKAGES = ("torch", "numpy", "constriction", "safetensors", "onnxruntime", "executorch", "tensorrt", "compoff")
+_RUNTIMES = ("torch", "numpy", "constriction", "safetensors", "onnxruntime", "executorch", "tensorrt", "compoff")
+_MODELS = ("torchvision", "timm", "transformers", "diffusers")
 
 
 def record(name: str, rows: list[dict[str, Any]], *, seed: int, command: str) -> Path:
@@ -73,7 +74,7 @@ def hardware() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """List the versions of Python and of those packages that are installed, without importing them."""
-    return describe_versions(_PACKAGES)
+    return describe_versions((*_RUNTIMES, *_MODELS))
 
 
 def _gpu() -> str | None:

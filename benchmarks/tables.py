@@ -7,12 +7,14 @@ python -m benchmarks.tables --check    says which files are out of date, and fai
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from benchmarks.cut_tables import CUT_TABLES
+from benchmarks.markdown import result, source, table, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,41 +23,15 @@ __all__ = ["TABLES", "redrawn"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _RESULTS = _ROOT / "benchmarks" / "results"
-_PAGES = ("README.md", "docs/benchmarks.md")
+_PAGES = ("README.md", "docs/benchmarks.md", "docs/explanation/architectures.md")
 _BLOCK = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _CIFAR = "cifar10-resnet56"
 _SPLITS = ("input", "layer2", "layer3")
 
 
-def result(name: str) -> dict[str, Any]:
-    """One file of results."""
-    return json.loads((_RESULTS / f"{name}.json").read_text())
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Rows as Markdown; the first column is text, the others are numbers."""
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def source(name: str) -> str:
-    """Where a table comes from: its command, machine and commit."""
-    content = result(name)
-    machine = content["hardware"]
-    return (
-        f"`{content['command']}` · {machine['gpu'] or machine['cpu']}, {machine['cores']} cores · torch "
-        f"{content['versions']['torch']} · commit {content['commit'][:8]} · {content['date']}"
-    )
-
-
 def points(row: dict[str, Any]) -> str:
     """A paired drop with its standard error."""
     return f"{row['drop']:.1f} ± {row['drop_stderr']:.1f}"
-
-
-def whole(value: float | None) -> str:
-    """A number without decimals, in groups of three."""
-    return "–" if value is None else f"{value:,.0f}"
 
 
 def rate_table(name: str) -> str:
@@ -311,6 +287,7 @@ def fuzz_table() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    **CUT_TABLES,
     "at-drop": at_drop_table,
     **{f"rate-{split}": partial(rate_table, f"rate_accuracy.{_CIFAR}.{split}") for split in _SPLITS},
     **{f"once-{split}": partial(rate_table, one_fit(split)) for split in _SPLITS},

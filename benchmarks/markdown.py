@@ -1,0 +1,37 @@
+"""Results as Markdown: what the tables of every benchmark share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+__all__ = ["result", "source", "table", "whole"]
+
+_RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def result(name: str) -> dict[str, Any]:
+    """One file of results."""
+    return json.loads((_RESULTS / f"{name}.json").read_text())
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Rows as Markdown; the first column is text, the others are numbers."""
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def source(name: str) -> str:
+    """Where a table comes from: its command, machine and commit."""
+    content = result(name)
+    machine = content["hardware"]
+    return (
+        f"`{content['command']}` · {machine['gpu'] or machine['cpu']}, {machine['cores']} cores · torch "
+        f"{content['versions']['torch']} · commit {content['commit'][:8]} · {content['date']}"
+    )
+
+
+def whole(value: float | None) -> str:
+    """A number without decimals, in groups of three."""
+    return "–" if value is None else f"{value:,.0f}"
