@@ -33,10 +33,14 @@ def tensors_of(value: Any) -> list[Any]:
     from torch import Tensor
     from torch.utils import _pytree as pytree
 
+    from compoff.record import Record
+
     found: list[Any] = []
     for leaf in pytree.tree_leaves(value):
         if isinstance(leaf, Tensor):
             found.append(leaf)
+        elif isinstance(leaf, Record):  # what stands for a class that cannot be imported here
+            found += tensors_of([leaf[index] for index in range(len(leaf))])
         elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             found += tensors_of([getattr(leaf, entry.name) for entry in dataclasses.fields(leaf)])
     return found
