@@ -245,6 +245,8 @@ def _filled(graph: Graph, sizes: Sizes, node: Node, made: dict[Node, Node]) -> N
 def _has_batch(node: Node, mark: Node) -> bool:
     """Whether the first axis of a tensor is the batch."""
     value = node.meta["val"]
+    if node.op == "placeholder":  # each input has a symbol of its own for the one batch
+        return value.dim() > 0 and not isinstance(value.shape[0], int)
     return value.dim() > 0 and str(value.shape[0]) == str(mark.meta["val"].shape[0])
 
 
