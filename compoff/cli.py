@@ -99,6 +99,9 @@ def serve(
     config: Annotated[Path | None, typer.Option(help="A serve.yaml that says all of this, and more.")] = None,
     address: Annotated[str, typer.Option(help="host:port to listen on; port 0 picks a free one.")] = "127.0.0.1:7878",
     device: Annotated[str, typer.Option(help="Where the tails run, such as cuda.")] = "cpu",
+    factory: Annotated[
+        str | None, typer.Option(help="package.module:function that makes the model, for a tail that runs it itself.")
+    ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Server processes, all on one port.")] = 1,
     metrics: Annotated[str | None, typer.Option(help="host:port for metrics, health and a page.")] = None,
     token_file: _TokenFile = None,
@@ -122,7 +125,7 @@ def serve(
         return
     tls = _tls(certificate, key, ca, revoked)
     server_tls(address, tls, insecure)  # before the tails are loaded, which takes a while
-    places = tuple(TailPlace(folder, device) for folder in folders or [])
+    places = tuple(TailPlace(folder, device, factory) for folder in folders or [])
     settings = Settings(places, address, token_file, tls, insecure=insecure, processes=processes, metrics=metrics)
     run_server(settings, say=typer.echo)
 

@@ -53,6 +53,7 @@ class _Section(BaseModel):
 class _Tail(_Section):
     folder: Path
     device: str = "cpu"
+    factory: str | None = None
 
 
 class _Certificates(_Section):
@@ -110,7 +111,7 @@ class Configuration(_Section):
         tls = None if paths is None else TLS(**paths)
         server_tls(self.address, tls, self.insecure)
         return Settings(
-            tails=tuple(TailPlace(root / tail.folder, tail.device) for tail in self.tails),
+            tails=tuple(TailPlace(root / tail.folder, tail.device, tail.factory) for tail in self.tails),
             address=self.address,
             token_file=None if self.token_file is None else root / self.token_file,
             tls=tls,

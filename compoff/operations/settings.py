@@ -27,10 +27,12 @@ class TailPlace:
     Args:
         folder: The folder that it was saved to, or the one around head and tail.
         device: Where it runs, such as ``"cuda"``.
+        factory: ``"package.module:function"`` that makes the model, for a tail that runs the model itself.
     """
 
     folder: Path
     device: str = "cpu"
+    factory: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +18,7 @@ from compoff.errors import ArtifactError, BackendError, SplitError
 from tests.eager_models import make_picker
 from tests.small_networks import assert_close, tiny_decoder, tiny_encoder
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+ROOT = Path(__file__).parents[2]
 FACTORY = "tests.eager_models:make_picker"
 
 
@@ -77,6 +79,23 @@ def test_over_the_wire_it_is_what_the_model_returns() -> None:
         for batch in (1, 4):
             x = images(batch)
             assert_close(remote(x), student(model, "head", x))
+
+
+def test_it_is_served_by_the_command_in_a_process_of_its_own(tmp_path: Path) -> None:
+    model = wrapped_at("head")
+    head, tail = compoff.export(model, "head", tail_factory=FACTORY)
+    tail.save(tmp_path)
+    command = [sys.executable, "-m", "compoff", "serve", str(tmp_path), "--address", "127.0.0.1:0"]
+    refused = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100, check=False)
+    assert refused.returncode == 1
+    assert f"load it with factory='{FACTORY}'" in refused.stderr
+    with subprocess.Popen([*command, "--factory", FACTORY], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        x = images(3)
+        with head.connect(process.stdout.readline().split()[-1]) as remote:
+            assert_close(remote(x), student(model, "head", x))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
 
 
 def test_a_folder_never_chooses_the_code_that_runs(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ address: 0.0.0.0:7878
 tails:
   - export/layer2
   - {folder: /srv/layer3, device: cuda}
+  - {folder: export/neck, factory: "project.models:detector"}
 token_file: tokens
 tls: {certificate: certs/edge.pem, key: certs/edge.key, ca: certs/ca.pem, revoked: certs/revoked.pem}
 limits: {window: 4, max_wait: 0, idle_timeout: 60.5}
@@ -47,7 +48,11 @@ metrics: 127.0.0.1:9464
 log: {format: json, level: warning}
 """
     settings, log = read_configuration(written(tmp_path, text))
-    assert settings.tails == (TailPlace(tmp_path / "export/layer2"), TailPlace(Path("/srv/layer3"), "cuda"))
+    assert settings.tails == (
+        TailPlace(tmp_path / "export/layer2"),
+        TailPlace(Path("/srv/layer3"), "cuda"),
+        TailPlace(tmp_path / "export/neck", "cpu", "project.models:detector"),
+    )
     assert settings.tokens == ["old", "new"]
     assert settings.tls is not None
     assert settings.tls.revoked == tmp_path / "certs/revoked.pem"
