@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from compoff.cutting.trace import named_modules
@@ -24,7 +25,18 @@ if TYPE_CHECKING:
     from compoff.codec_options import CodecOptions
     from compoff.cutting.sites import Site
 
-__all__ = ["Flags", "attach", "build_bottlenecks", "find_gates", "is_marked", "mark", "refuse_wrapped", "unmark"]
+__all__ = [
+    "Flags",
+    "attach",
+    "build_bottlenecks",
+    "device_of",
+    "find_gates",
+    "is_marked",
+    "key_of",
+    "mark",
+    "refuse_wrapped",
+    "unmark",
+]
 
 _MARK = "_compoff_wrapped"
 
@@ -104,6 +116,37 @@ def build_bottlenecks(options: CodecOptions, sites: Mapping[str, Site]) -> dict[
         FeatureError: A size is out of range, or a factory's module gives another shape than was asked of it.
     """
     return {path: [options.build(feature.packed_shape) for feature in site.features] for path, site in sites.items()}
+
+
+def device_of(model: nn.Module) -> torch.device | None:
+    """Where a model is.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The device of its first parameter; None where it has none.
+    """
+    return next((parameter.device for parameter in model.parameters()), None)
+
+
+def key_of(path: str, index: int = 0) -> str:
+    """A split point's name as a key of ModuleDict, which allows no dots and none of its own attributes' names.
+
+    Args:
+        path: The split point.
+        index: Which of the features that cross there.
+
+    Returns:
+        The key.
+
+    Examples:
+        >>> key_of("layer1.0"), key_of("values"), key_of("mid", 2)
+        ('layer1/0', 'values/', 'mid+2')
+    """
+    key = path.replace(".", "/")
+    key = f"{key}/" if hasattr(nn.ModuleDict, key) else key
+    return f"{key}+{index}" if index else key
 
 
 def find_gates(model: nn.Module, owners: Mapping[nn.Module, str]) -> dict[str, Gate]:

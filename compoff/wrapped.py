@@ -20,7 +20,18 @@ from compoff.cutting.sites import Site, Skips, check_names, locate
 from compoff.distilling import Batch, student_pass, teacher_pass
 from compoff.errors import SplitError
 from compoff.gates import Gate, Work
-from compoff.mounting import Flags, attach, build_bottlenecks, find_gates, is_marked, mark, refuse_wrapped, unmark
+from compoff.mounting import (
+    Flags,
+    attach,
+    build_bottlenecks,
+    device_of,
+    find_gates,
+    is_marked,
+    key_of,
+    mark,
+    refuse_wrapped,
+    unmark,
+)
 from compoff.recipe import Recipe, recipe_named
 
 if TYPE_CHECKING:
@@ -29,7 +40,7 @@ if TYPE_CHECKING:
 
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Wrapped", "device_of", "key_of"]
+__all__ = ["Wrapped"]
 
 
 class Wrapped(nn.Module):
@@ -405,37 +416,6 @@ class Wrapped(nn.Module):
         unmark(self.base)
         self._flags.restore(self.base)
         return self.base
-
-
-def device_of(model: nn.Module) -> torch.device | None:
-    """Where a model is.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The device of its first parameter; None where it has none.
-    """
-    return next((parameter.device for parameter in model.parameters()), None)
-
-
-def key_of(path: str, index: int = 0) -> str:
-    """A split point's name as a key of ModuleDict, which allows no dots and none of its own attributes' names.
-
-    Args:
-        path: The split point.
-        index: Which of the features that cross there.
-
-    Returns:
-        The key.
-
-    Examples:
-        >>> key_of("layer1.0"), key_of("values"), key_of("mid", 2)
-        ('layer1/0', 'values/', 'mid+2')
-    """
-    key = path.replace(".", "/")
-    key = f"{key}/" if hasattr(nn.ModuleDict, key) else key
-    return f"{key}+{index}" if index else key
 
 
 def _copies(features: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -14,8 +14,8 @@ from compoff.codec_options import CodecOptions
 from compoff.cutting.inputs import ExampleInputs, as_call
 from compoff.cutting.sites import Site, Skips, locate
 from compoff.errors import ArtifactError, FeatureError, SplitError
-from compoff.mounting import build_bottlenecks, refuse_wrapped
-from compoff.wrapped import Wrapped, device_of, key_of
+from compoff.mounting import build_bottlenecks, device_of, key_of, refuse_wrapped
+from compoff.wrapped import Wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

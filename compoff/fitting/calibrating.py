@@ -20,7 +20,7 @@ from compoff.distilling import float_tensors, refusals_named, teacher_pass
 from compoff.errors import FitError
 from compoff.fitting.batches import to_batch
 from compoff.losses import relative_error
-from compoff.wrapped import device_of
+from compoff.mounting import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

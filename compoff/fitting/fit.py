@@ -27,8 +27,8 @@ from compoff.fitting.fitter import Fitter
 from compoff.fitting.measure import Aim, count_symbols, measure
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.fitting.state import FitState, RandomState, load_state, save_state
+from compoff.mounting import device_of
 from compoff.recipe import Recipe, recipe_named
-from compoff.wrapped import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sized
