@@ -23,12 +23,10 @@ pytestmark = [
 ]
 
 CUTS = [
-    ("VGG-11", "features.8"),  # one code
     ("ViT-Tiny", "blocks.1"),  # tokens with a class token
     ("U-Net", "middle"),  # four codes
     ("BERT-base, classifier", "bert.encoder.layer.1"),  # keyword inputs, a mask beside the code, a ModelOutput
     ("Diffusion U-Net with a time", "down2"),  # two codes and a time
-    ("SSD-like", "extra"),  # two codes, a dict of outputs
     ("Two towers, dict of inputs", "picture2"),  # nested inputs, token ids beside the code
     ("SSD-like with NMS", "stages.1"),  # a tail that is no program
 ]
