@@ -16,7 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from compoff.cutting.flow import SIZED
-from compoff.cutting.graph_flow import GraphFlow, drop_copies, is_size
+from compoff.cutting.graph_flow import GraphFlow, drop_copies, has_batch, is_size
 from compoff.cutting.sizes import Sizes
 from compoff.errors import SplitError
 
@@ -78,7 +78,7 @@ def cut_at(source: GraphModule, target: Any, split: str, *, count: int = 1, send
     plan = _Plan(source, marks, split, send=send)
     head = head_of(source, [mark.all_input_nodes[0] for mark in marks] + plan.sides)
     tail, batched = _tail(source, plan)
-    return Halves(head, tail, tuple(_has_batch(side, marks[0]) for side in plan.sides), batched)
+    return Halves(head, tail, tuple(has_batch(side) for side in plan.sides), batched)
 
 
 def _marks(source: GraphModule, target: Any, split: str, count: int) -> list[Node]:
@@ -215,7 +215,7 @@ def _tail(source: GraphModule, plan: _Plan) -> tuple[GraphModule, tuple[bool, ..
     graph = Graph()
     parts = [*plan.marks, *plan.sides]
     made = {part: graph.placeholder(f"part_{index}") for index, part in enumerate(parts)}
-    batched = tuple(_output_has_batch(leaf, plan.marks[0]) for leaf in plan.leaves)
+    batched = tuple(_output_has_batch(leaf) for leaf in plan.leaves)
     sizes, needed = Sizes(graph, list(made.items())), plan.needed()
     for node in source.graph.nodes:
         if node not in needed or node in made:
@@ -242,15 +242,7 @@ def _filled(graph: Graph, sizes: Sizes, node: Node, made: dict[Node, Node]) -> N
     )
 
 
-def _has_batch(node: Node, mark: Node) -> bool:
-    """Whether the first axis of a tensor is the batch."""
-    value = node.meta["val"]
-    if node.op == "placeholder":  # each input has a symbol of its own for the one batch
-        return value.dim() > 0 and not isinstance(value.shape[0], int)
-    return value.dim() > 0 and str(value.shape[0]) == str(mark.meta["val"].shape[0])
-
-
-def _output_has_batch(leaf: Node, mark: Node) -> bool:
+def _output_has_batch(leaf: Node) -> bool:
     """Whether an output's first axis is the batch; a batch anywhere else could not be put together again."""
     value = leaf.meta.get("val")
     if not isinstance(value, Tensor):
@@ -258,7 +250,7 @@ def _output_has_batch(leaf: Node, mark: Node) -> bool:
             f"the model returns {leaf.name}, a number that depends on the batch; return a tensor, or leave it out"
         )
     free = [axis for axis, size in enumerate(_shape(value)) if isinstance(size, str)]
-    if free and (free != [0] or not _has_batch(leaf, mark)):
+    if free and (free != [0] or not has_batch(leaf)):
         raise SplitError(
             f"the model returns {leaf.name} of shape {_shape(value)}, where the batch is not the first axis as it "
             "came in; return it batch first"

@@ -17,7 +17,7 @@ from compoff.cutting.macs import count_macs
 if TYPE_CHECKING:
     from torch.fx import Graph, Node
 
-__all__ = ["GraphFlow", "drop_copies", "is_size"]
+__all__ = ["GraphFlow", "drop_copies", "has_batch", "is_size"]
 
 
 class GraphFlow:
@@ -90,6 +90,21 @@ def is_size(node: Node) -> bool:
         Whether it does.
     """
     return node.target in (torch.ops.aten.sym_size.int, torch.ops.aten.size.int, torch.ops.aten.sym_numel.default)
+
+
+def has_batch(node: Node) -> bool:
+    """Whether the first axis of a tensor is the batch.
+
+    Args:
+        node: A node that is a tensor.
+
+    Returns:
+        Whether it is; each input of the model may have a symbol of its own for the one batch.
+    """
+    inputs = [one.meta.get("val") for one in node.graph.nodes if one.op == "placeholder"]
+    lengths = {str(value.shape[0]) for value in inputs if isinstance(value, Tensor) and value.dim()}
+    value = node.meta["val"]
+    return value.dim() > 0 and not isinstance(value.shape[0], int) and str(value.shape[0]) in lengths
 
 
 def drop_copies(graph: Graph) -> None:

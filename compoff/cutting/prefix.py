@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from compoff.codec import Bottleneck
 from compoff.cutting.capture import explained, folded, free_batch, program_of, quiet
 from compoff.cutting.cut import head_of
+from compoff.cutting.graph_flow import has_batch
 from compoff.cutting.inputs import ExampleInputs
 from compoff.cutting.trace import frozen
 from compoff.hooks import stop_listening
@@ -138,7 +139,7 @@ def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInpu
         half = head_of(graph, results)
         parts: tuple[Tensor, ...] = half(*example.tensors)
         count = len(bottlenecks)
-        flags = tuple(_has_batch(result, results[0]) for result in results[count:])
+        flags = tuple(has_batch(result) for result in results[count:])
         head = program_of(half, example, site.path)
         shapes = [feature.shape for feature in site.features]
         dtypes = [feature.dtype for feature in site.features]
@@ -148,8 +149,3 @@ def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInpu
             site.path,
         )
     return Prefix(head, decoders, tuple(zip(parts[count:], flags, strict=True)))
-
-
-def _has_batch(result: Node, symbols: Node) -> bool:
-    value = result.meta["val"]
-    return value.dim() > 0 and str(value.shape[0]) == str(symbols.meta["val"].shape[0])

@@ -203,3 +203,14 @@ def test_a_tensor_that_is_overwritten_whole_does_not_cross() -> None:
     halves = cut_at(graph_of(function, width=32), TARGET, "here")
     x = torch.randn(3, 32)
     torch.testing.assert_close(halves.tail(*halves.head(x))[0], x * 9.0)
+
+
+def test_a_side_tensor_whose_batch_has_a_symbol_of_its_own_is_batched() -> None:
+    def function(x: Tensor, w: Tensor, mask: Tensor) -> Tensor:
+        narrow = mask.reshape(mask.shape[0], 200, 3)[:, :, 0] > 0  # smaller than the mask, so it is what crosses
+        return marker(x * w) * narrow.float().mean(1, keepdim=True)
+
+    halves = cut_at(graph_of(function, torch.ones(2, 600, dtype=torch.long), width=32), TARGET, "here")
+    assert halves.crossing == (True,)
+    x, mask = torch.randn(5, 32), torch.randint(-1, 2, (5, 600))
+    torch.testing.assert_close(halves.tail(*halves.head(x, mask))[0], Function(function, 32)(x, mask))
