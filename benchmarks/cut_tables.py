@@ -24,7 +24,7 @@ def _cut_cells(row: dict[str, Any]) -> list[str]:
     raw = sum(row.get(name, 0) for name in ("code_bytes", "raw_bytes", "side_bytes"))
     alone = [row.get("bypass_gap"), row.get("program_gap")]
     return [
-        row["architecture"] + (", real weights, full size" if row["weights"] == "real" else ""),
+        row["architecture"] + _instance(row),
         f"`{row['split']}`",
         str(row.get("codes", "?")),
         str(row["raw"] + row["sides"]) if "sides" in row else "?",
@@ -35,6 +35,13 @@ def _cut_cells(row: dict[str, Any]) -> list[str]:
         "yes" if row.get("gradient") else "**no**",
         "yes" if row.get("unchanged") else "**no**",
     ]
+
+
+def _instance(row: dict[str, Any]) -> str:
+    """What was cut, where it is not the small instance."""
+    if row["instance"] == "small":
+        return ""
+    return ", as it is, real weights" if row["weights"] == "real" else ", as it is"
 
 
 def gap(value: Any) -> str:
