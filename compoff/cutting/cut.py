@@ -16,7 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from compoff.cutting.flow import SIZED
-from compoff.cutting.graph_flow import GraphFlow, drop_copies, has_batch, is_size
+from compoff.cutting.graph_flow import GraphFlow, drop_copies, has_batch
 from compoff.cutting.sizes import Sizes
 from compoff.errors import SplitError
 
@@ -120,7 +120,6 @@ class _Plan:
                 break
             self._before.add(node)
         self._again: set[Node] = set()  # nodes of the head that the tail had better compute a second time
-        self.sides: list[Node] = []
         self._sizes = Sizes(Graph(), [(mark, mark) for mark in marks])
         self.sides = self._settle(source, send=send)
 
@@ -168,11 +167,7 @@ class _Plan:
         value = node.meta.get("val")
         if node.target in SIZED and isinstance(value, Tensor):
             return all(self._sizes.can_make(size) for size in value.shape)
-        return (
-            isinstance(value, torch.SymInt)
-            and (is_size(node) or self._sizes.can_make(value))
-            and (self._sizes.can_make(value))
-        )
+        return isinstance(value, torch.SymInt) and self._sizes.can_make(value)
 
 
 def _ancestors(nodes: Iterable[Node]) -> set[Node]:
