@@ -10,6 +10,7 @@ through head and tail, whose answers must be the same.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -19,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 import compoff
+from benchmarks.behind import Behind, KeptFeatures, features_at
 from benchmarks.networks import data_folder
 from benchmarks.plain_codecs import feature_rows, in_batches, picture_rows
 from benchmarks.record import record
@@ -175,16 +178,46 @@ def fit(task: Task, split: str, codec: str, options: argparse.Namespace) -> tupl
     channels = options.channels if codec == "deepcod" else None
     model = compoff.wrap(task.net, split, example_input=example, codec=codec, channels=channels)
     named = [task.name, split, codec, channels, options.target_bytes, options.steps, options.batch, options.limit]
+    named += [options.kept, options.seed or None]
     state = _STATES / f"{'.'.join(str(part) for part in named if part is not None)}.safetensors"
+    fitted, batches = model, task.train
+    if options.kept:
+        features = _kept(task, split, options)
+        batches, net = KeptFeatures(features, options.batch), Behind(task.net, split)
+        model.unwrap()
+        fitted = compoff.wrap(net, "input", example_input=features[:2].float(), codec=codec, channels=channels)
     report = compoff.fit(
-        model,
-        Budgeted(task.train, options.until),
+        fitted,
+        Budgeted(batches, options.until),
         steps=options.steps,
         target_bytes=options.target_bytes if codec == "transform" else None,
+        validation=list(itertools.islice(batches, 2)),  # the rows are measured here, on other images
         seed=options.seed,
         resume=state,
     )
+    if options.kept:
+        made = fitted.bottleneck("input").state_dict()
+        fitted.unwrap()
+        model = compoff.wrap(task.net, split, example_input=example, codec=codec, channels=channels)
+        model.bottleneck(split).load_state_dict(made)
     return Fitted(task, model, split), report.seconds
+
+
+def _kept(task: Task, split: str, options: argparse.Namespace) -> Tensor:
+    """The features to fit on, computed once; a fit that goes on finds them again."""
+    path = _STATES / f"features.{task.name}.{split}.{options.kept}.{options.seed}.safetensors"
+    if not path.exists():
+        torch.manual_seed(options.seed)
+        features = features_at(task.net, split, _endless(task.train), options.kept)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"features": features.cpu()}, path)
+    return load_file(path)["features"].to(options.device)
+
+
+def _endless(batches: Any) -> Iterator[Tensor]:
+    """Round after round."""
+    while True:
+        yield from batches
 
 
 def fitted_rows(fitted: Fitted, codec: str, teacher: Tensor, seconds: float) -> list[dict[str, Any]]:
@@ -282,6 +315,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=None, help="stop then, with status 75; run again to go on")
     parser.add_argument("--name", default=None, help="suffix of the files of results")
     parser.add_argument("--limit", type=int, default=None, help="only the first images, for a trial")
+    parser.add_argument("--kept", type=int, default=None, help="fit on the features of so many images, kept")
     parser.add_argument("--measure", type=int, default=None, help="measure on the first images only")
     parser.add_argument("--clean", action="store_true", help="leave out the spoilt images")
     parser.add_argument("--data", type=Path, default=None)

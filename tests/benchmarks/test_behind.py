@@ -1,0 +1,38 @@
+"""The network behind a split point answers the kept features as the whole network answers the images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import compoff
+from benchmarks.behind import Behind, KeptFeatures, features_at
+from benchmarks.networks import CifarResNet, resnet18
+
+
+@pytest.mark.parametrize("split", ["layer2", "layer3"])
+@pytest.mark.parametrize("make", [lambda: CifarResNet(8), resnet18])
+def test_behind_answers_features_as_the_whole_network_answers_images(make, split):
+    torch.manual_seed(0)
+    net, images = make().eval(), torch.randn(4, 3, 32, 32)
+    features = features_at(net, split, iter(images.split(2)), 3)
+    assert features.dtype == torch.float16
+    with torch.inference_mode():
+        torch.testing.assert_close(Behind(net, split)(features.float()), net(images[:3]), atol=0.02, rtol=0.02)
+
+
+def test_behind_is_distilled_at_the_same_blocks_as_the_whole_network():
+    net, images = CifarResNet(8).eval(), torch.randn(2, 3, 32, 32)
+    whole = compoff.wrap(net, "layer2", example_input=images)
+    later = whole.sites["layer2"].later
+    features = features_at(whole.unwrap(), "layer2", iter([images]), 2)
+    behind = compoff.wrap(Behind(net, "layer2"), "input", example_input=features.float())
+    assert behind.sites["input"].later == later
+
+
+def test_kept_features_come_in_a_new_order_each_round():
+    kept = KeptFeatures(torch.arange(64, dtype=torch.float16).view(64, 1), batch=16)
+    first, second = (torch.cat(list(kept)) for _ in range(2))
+    assert len(kept) == 4
+    assert not torch.equal(first, second)
+    assert torch.equal(first.sort(0).values, second.sort(0).values)
