@@ -1,7 +1,7 @@
 """What lies behind a split point as a network of its own, and the features that it takes, computed once and kept.
 
-A codec is fitted on these as it would be in the whole network, without running what lies before the split point twice in
-every step. For the networks of `benchmarks.tasks`, whose stages follow one another.
+A codec is fitted on these as it would be in the whole network, without running what lies before the split point twice
+in every step. For the networks of `benchmarks.tasks`, whose stages follow one another.
 """
 
 from __future__ import annotations
