@@ -79,6 +79,13 @@ class TorchProgram:
             ) from error
         return cls(program, data, device)
 
+    @property
+    def exported(self) -> ExportedProgram:
+        """The program as `torch.export` has it, on the CPU."""
+        if self._device.type == "cpu":
+            return self._program
+        return TorchProgram.load(self.to_bytes(), "the program").exported
+
     def to_bytes(self) -> bytes:
         """The program as the bytes of a ``.pt2`` file.
 
