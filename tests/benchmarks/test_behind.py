@@ -19,14 +19,12 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("split", ["layer2", "layer3"])
 @pytest.mark.parametrize("make", [lambda: CifarResNet(8), resnet18])
-def test_behind_answers_features_as_the_whole_network_answers_images(
-    make: Callable[[], nn.Module], split: str
-) -> None:
+def test_behind_answers_features_as_the_whole_network_answers_images(make: Callable[[], nn.Module], split: str) -> None:
     torch.manual_seed(0)
     net, images = make().eval(), torch.randn(4, 3, 32, 32)
     features = features_at(net, split, iter(images.split(2)), 3)
     assert features.dtype == torch.float16
-    with torch.inference_mode() -> None:
+    with torch.inference_mode():
         torch.testing.assert_close(Behind(net, split)(features.float()), net(images[:3]), atol=0.02, rtol=0.02)
 
 
