@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from compoff import __version__
 from compoff.cutting.capture import capture
+from compoff.cutting.graph_flow import GraphFlow
 from compoff.cutting.prefix import Prefix, capture_prefix
 from compoff.device.head import Head
 from compoff.device.runners.torch import TorchRunner
@@ -95,7 +96,7 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256, tail_factory: 
         "base": fingerprint(wrapped.base.state_dict()),
     }
     shared["artifact_id"] = _identity(wrapped, Manifest("", "", **shared), tables)
-    shared["report"] = wrapped.reports.get(split, {})
+    shared["report"] = {**wrapped.reports.get(split, {}), **made.macs}
     shared["versions"] = {"compoff": __version__, "torch": torch.__version__}
     head, tail = Manifest("head", **shared), Manifest("tail", **shared)
     return Head(head, tables, TorchRunner(TorchProgram(made.head))), Tail(tail, tables, made.backend(tail))
@@ -143,6 +144,20 @@ class _Made:
     leaves: Crossing
     structure: dict[str, Any]
     factory: str = ""
+    tail: ExportedProgram | None = None
+
+    @property
+    def macs(self) -> dict[str, int | None]:
+        """Multiply-accumulates of both parts per sample; None for a tail that is no program."""
+        return {"head_macs": _macs(self.head), "tail_macs": None if self.tail is None else _macs(self.tail)}
+
+
+def _macs(program: ExportedProgram) -> int:
+    """Multiply-accumulates of one sample, from the shapes in the graph.
+
+    A program is made with two samples, and the graph remembers it.
+    """
+    return GraphFlow(program.graph).flow.macs(0) // 2
 
 
 def _make(wrapped: Wrapped, split: str, example: ExampleInputs, factory: str | None) -> _Made:
@@ -157,7 +172,8 @@ def _make(wrapped: Wrapped, split: str, example: ExampleInputs, factory: str | N
             if not programs.leaves:
                 raise SplitError("the model returns no tensor, so there is nothing for the tail to answer")
             tail = EagerBackend(TorchProgram(programs.tail))
-            return _Made(programs.head, lambda _: tail, programs.sides, programs.leaves, programs.structure)
+            rest = (programs.sides, programs.leaves, programs.structure)
+            return _Made(programs.head, lambda _: tail, *rest, tail=programs.tail)
     assert factory is not None
     places = [
         (crossing.tap, crossing.own) for crossing in (*wrapped.sites[split].features, *wrapped.sites[split].sides)
