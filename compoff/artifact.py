@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,16 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from compoff.coding import SymbolTables
-from compoff.errors import ArtifactError, CompoffError
+from compoff.errors import ArtifactError, BackendError, CompoffError
 from compoff.manifest import MANIFEST_LIMIT, Manifest, manifest_bytes, parse_manifest, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Folder", "find_part", "kinds_in", "read_folder", "write_folder"]
+__all__ = ["ENGINE", "Folder", "find_part", "kinds_in", "read_folder", "write_folder"]
+
+ENGINE = "engine."
+"""How the names of files begin that are made from a program for one machine. They are read only when they are used."""
 
 _MANIFEST = "manifest.yaml"
 _TABLES = "tables.safetensors"
@@ -41,17 +44,42 @@ class Folder:
         manifest: What it says of itself.
         tables: The coder's tables, one a code.
         files: Its other files, by name.
+        engines: What the manifest lists of engines, by name; see `engine`.
     """
 
     path: Path
     manifest: Manifest
     tables: tuple[SymbolTables, ...]
     files: dict[str, bytes]
+    engines: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of its other files."""
         return tuple(self.files)
+
+    def engine(self, name: str) -> bytes:
+        """A file of an engine, compared with the manifest now.
+
+        Args:
+            name: Its name; it begins with `ENGINE`.
+
+        Returns:
+            Its bytes, as they were saved.
+
+        Raises:
+            BackendError: The manifest lists no such file, or not these bytes; an engine is native code, so such bytes
+                are never run.
+        """
+        if name not in self.engines:
+            raise BackendError(f"'{self.path}' has no file '{name}'; make it with compoff compile {self.path}")
+        try:
+            return _read_listed(self.path, name, self.engines[name])
+        except ArtifactError as error:
+            raise BackendError(
+                f"{error}. An engine that is not the manifest's is never run: make it anew with "
+                f"compoff compile {self.path}, or load the tail without it (backend='eager')"
+            ) from error
 
     def file(self, name: str) -> bytes:
         """One of its other files.
@@ -104,9 +132,15 @@ def write_folder(path: str | Path, manifest: Manifest, tables: Sequence[SymbolTa
     _check_free(folder, manifest.kind, contents)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MANIFEST).unlink(missing_ok=True)
+    for name in _engines_in(folder) - {*contents}:
+        (folder / name).unlink()
     for name, data in contents.items():
         _write(folder / name, data)
     _write(folder / _MANIFEST, text)
+
+
+def _engines_in(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir() if entry.name.startswith(ENGINE)}
 
 
 def _check_free(folder: Path, kind: str, contents: dict[str, bytes]) -> None:
@@ -124,7 +158,7 @@ def _check_free(folder: Path, kind: str, contents: dict[str, bytes]) -> None:
 
 
 def read_folder(path: str | Path, kind: str) -> Folder:
-    """Read a folder and check all of it: format, keys, types, lengths, hashes, tables.
+    """Read a folder and check all of it but engines: format, keys, types, lengths, hashes, tables.
 
     Args:
         path: The folder.
@@ -144,11 +178,12 @@ def read_folder(path: str | Path, kind: str) -> Folder:
         raise ArtifactError(
             f"{folder / _MANIFEST}: kind is '{manifest.kind}', expected '{kind}'; load it as what it is"
         )
-    files = {name: _read_listed(folder, name, entry) for name, entry in listed.items()}
+    engines = {name: entry for name, entry in listed.items() if str(name).startswith(ENGINE)}
+    files = {name: _read_listed(folder, name, entry) for name, entry in listed.items() if name not in engines}
     if _TABLES not in files:
         raise ArtifactError(f"{folder / _MANIFEST}: files lists no '{_TABLES}'; it is damaged: export again")
     tables = _read_tables(folder / _TABLES, files.pop(_TABLES), manifest)
-    return Folder(folder, manifest, tables, files)
+    return Folder(folder, manifest, tables, files, engines)
 
 
 def find_part(path: str | Path, kind: str) -> Path:

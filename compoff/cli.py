@@ -6,17 +6,13 @@ import json
 import os
 import sys
 import zipfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from compoff.artifact import Folder, find_part, kinds_in, read_folder
 from compoff.errors import CompoffError, FeatureError, LocalProtocolError
 from compoff.operations.settings import TOKEN_VARIABLE, Settings, TailPlace, read_tokens
 from compoff.wire.security import server_tls
@@ -80,17 +76,14 @@ def demo(
 def inspect(
     folder: _Part, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
 ) -> None:
-    """Check a folder and say what is in it."""
-    parts = [_read(folder, kind) for kind in kinds_in(folder)]
+    """Check a folder and say what is in it: splits, qualities and their bytes, MACs, formats, engines, hashes."""
+    from compoff.operations.inspecting import describe, show
+
+    parts = describe(folder)
     if as_json:
-        typer.echo(json.dumps([_described(part) for part in parts], indent=2, default=str))
-        return
-    for part in parts:
-        title = Text(f"{part.manifest.kind} · {part.path}", style="table.title")  # a name may hold rich's own brackets
-        table = Table(title=title, show_header=False, title_justify="left")
-        for key, value in _described(part).items():
-            table.add_row(key, Text(value if isinstance(value, str) else json.dumps(value, default=str)))
-        Console().print(table)
+        typer.echo(json.dumps(parts, indent=2, default=str))
+    else:
+        show(parts, Console())
 
 
 @app.command()
@@ -202,18 +195,6 @@ def _tls(certificate: Path | None, key: Path | None, ca: Path | None, revoked: P
     if certificate is key is ca is revoked is None:
         return None
     return TLS(certificate=certificate, key=key, ca=ca, revoked=revoked)
-
-
-def _read(folder: Path, kind: str) -> Folder:
-    return read_folder(find_part(folder, kind), kind)
-
-
-def _described(part: Folder) -> dict[str, Any]:
-    """What `inspect` says of a folder."""
-    manifest = asdict(part.manifest)
-    sizes = {name: len(data) for name, data in part.files.items()}
-    coder = part.manifest.payload_format(part.tables)
-    return {**manifest, "ceiling_bytes": coder.max_bytes(1), "files": sizes}
 
 
 def _token(path: Path | None) -> str | None:

@@ -1,0 +1,224 @@
+"""`compoff inspect`: what a folder of an exported head or tail holds, as plain data and as tables.
+
+Reads and checks the folder; runs nothing of it and needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compoff.artifact import find_part, kinds_in, read_folder
+from compoff.errors import ArtifactError, BackendError
+from compoff.manifest import sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from compoff.artifact import Folder
+
+__all__ = ["describe", "show"]
+
+_FORMATS = {
+    ".pt2": "PyTorch program",
+    ".onnx": "ONNX",
+    ".pte": "ExecuTorch",
+    ".h": "C header",
+    ".safetensors": "tables",
+}
+_GUARANTEE = (
+    "agreement",
+    "output_error",
+    "semi_orthogonality_error",
+    "lipschitz_bound",
+    "local_gain",
+    "aim_met",
+)
+_PLAIN = ("kind", "path", "artifact_id", "split", "model", "base", "factory", "max_batch", "ceiling_bytes")
+
+
+def describe(path: str | Path) -> list[dict[str, Any]]:
+    """Check a folder and say what is in it.
+
+    Args:
+        path: A folder of a head or of a tail, the folder around both, or one around several such pairs.
+
+    Returns:
+        For each part its identity, what it takes and returns, its qualities with their bytes, multiply-accumulates,
+        formats, engines, files with their hashes, the guarantee's figures, and the versions that made it.
+
+    Raises:
+        ArtifactError: There is no such part there, or one is damaged.
+    """
+    return [
+        _described(read_folder(find_part(place, kind), kind)) for place in _places(path) for kind in kinds_in(place)
+    ]
+
+
+def _places(path: str | Path) -> list[Path]:
+    """The folder itself; or those inside it that hold parts, where it holds none."""
+    folder = Path(path)
+    try:
+        kinds_in(folder)
+    except ArtifactError:
+        inside = sorted(place for place in folder.iterdir() if _holds_parts(place)) if folder.is_dir() else []
+        if not inside:
+            raise
+        return inside
+    return [folder]
+
+
+def _holds_parts(place: Path) -> bool:
+    return any((place / name).exists() for name in ("manifest.yaml", "head/manifest.yaml", "tail/manifest.yaml"))
+
+
+def _described(part: Folder) -> dict[str, Any]:
+    """One head or tail."""
+    manifest, report = part.manifest, part.manifest.report
+    files = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in part.files.items()}
+    return {
+        "kind": manifest.kind,
+        "path": str(part.path),
+        "artifact_id": manifest.artifact_id,
+        "split": manifest.split,
+        "model": manifest.model,
+        "base": manifest.base,
+        "factory": manifest.factory,
+        "max_batch": manifest.max_batch,
+        "ceiling_bytes": manifest.payload_format(part.tables).max_bytes(1),
+        "raw_bytes": report.get("raw_bytes"),
+        "inputs": [asdict(spec) for spec in manifest.inputs],
+        "outputs": [asdict(spec) for spec in manifest.outputs],
+        "codes": [asdict(code) for code in manifest.codes],
+        "sides": [asdict(spec) for spec in manifest.sides],
+        "qualities": _qualities(part),
+        "macs": {name: report.get(f"{name}_macs") for name in ("head", "encoder", "tail")},
+        "guarantee": {name: report.get(name) for name in _GUARANTEE},
+        "formats": _formats(part),
+        "engines": _engines(part),
+        "files": files,
+        "versions": dict(manifest.versions),
+    }
+
+
+def _qualities(part: Folder) -> list[dict[str, Any]]:
+    """What each quality sends, costs at most, and was measured to cost and give."""
+    manifest, format_ = part.manifest, part.manifest.payload_format(part.tables)
+    curve: list[Any] = manifest.report.get("curve", [])
+    count = format_.num_qualities
+    rows: list[dict[str, Any]] = []
+    for index in range(count):
+        measured: dict[str, Any] = curve[index] if len(curve) == count and isinstance(curve[index], dict) else {}
+        rows.append(
+            {
+                "quality": index,
+                "default": index == manifest.quality % count,
+                "channels": [code.qualities[index] for code in manifest.codes],
+                "step": manifest.codes[0].steps[index] if manifest.codes[0].steps else 1,
+                "bytes": measured.get("bytes"),
+                "ceiling_bytes": format_.max_bytes(1, index),
+                "agreement": measured.get("agreement"),
+                "output_error": measured.get("output_error"),
+            }
+        )
+    return rows
+
+
+def _formats(part: Folder) -> list[str]:
+    """In which forms the program is there, by the names of the files."""
+    found = {_FORMATS[suffix] for name in part.files if (suffix := Path(name).suffix) in _FORMATS}
+    return sorted(found - {"tables"})
+
+
+def _engines(part: Folder) -> list[dict[str, Any]]:
+    """The engines, each with its state: whole, or why not. Whether it suits this machine is for the tail to say."""
+    rows: list[dict[str, Any]] = []
+    for name in part.engines:
+        row: dict[str, Any] = {"file": name, "bytes": None, "sha256": None, "state": "whole"}
+        try:
+            data = part.engine(name)
+            row |= {"bytes": len(data), "sha256": sha256(data)}
+        except BackendError as error:
+            row["state"] = str(error).partition(". ")[0]
+        rows.append(row)
+    return rows
+
+
+def show(parts: Sequence[dict[str, Any]], console: Console) -> None:
+    """Print what `describe` found.
+
+    Args:
+        parts: What it found.
+        console: Where to.
+    """
+    for part in parts:
+        for table in _tables(part):
+            console.print(table)
+
+
+def _tables(part: dict[str, Any]) -> list[Table]:
+    """Tables of one part: what it is, its qualities, its files."""
+    facts = {name: part[name] for name in _PLAIN if part[name] not in ("", None)}
+    facts |= {name: ", ".join(map(_tensor, part[name])) for name in ("inputs", "outputs", "sides") if part[name]}
+    facts["symbols"] = ", ".join(f"{code['num_centers']} × {_shape(code['latent_shape'])}" for code in part["codes"])
+    facts["MACs per sample"] = ", ".join(f"{key} {_count(value)}" for key, value in part["macs"].items())
+    told = {key: value for key, value in part["guarantee"].items() if value is not None}
+    facts |= {key.replace("_", " "): _number(value) for key, value in told.items()}
+    facts["formats"] = ", ".join(part["formats"]) or "none"
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in part["versions"].items())
+    title = f"{part['kind']} · {part['path']}"
+    tables = [_table(title, None, [[name, _plain(value)] for name, value in facts.items()])]
+    columns = ("quality", "channels", "step", "bytes", "at most", "agreement", "output error")
+    tables.append(_table("qualities", columns, [_quality_row(row) for row in part["qualities"]]))
+    files = [{"file": name, "state": "whole", **entry} for name, entry in part["files"].items()] + part["engines"]
+    rows = [[row["file"], _count(row["bytes"]), (row["sha256"] or "–")[:16], row["state"]] for row in files]
+    tables.append(_table("files", ("file", "bytes", "SHA-256", "state"), rows))
+    return tables
+
+
+def _table(title: str, columns: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title, style="table.title"), title_justify="left", show_header=columns is not None)
+    for name in columns or ():
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*map(Text, row))  # a name may hold rich's own brackets
+    return table
+
+
+def _quality_row(row: dict[str, Any]) -> list[str]:
+    mark = " (default)" if row["default"] else ""
+    channels = ", ".join(map(str, row["channels"]))
+    agreement = "–" if row["agreement"] is None else f"{100 * row['agreement']:.1f} %"
+    measured = "–" if row["bytes"] is None else f"{row['bytes']:.1f}"
+    sent = [f"{row['quality']}{mark}", channels, str(row["step"])]
+    return [*sent, measured, str(row["ceiling_bytes"]), agreement, _number(row["output_error"])]
+
+
+def _tensor(spec: dict[str, Any]) -> str:
+    return f"{spec['dtype']} {_shape((['batch'] if spec['batched'] else []) + list(spec['shape']))}"
+
+
+def _shape(sizes: Sequence[object]) -> str:
+    return "[" + ", ".join(map(str, sizes)) + "]"
+
+
+def _count(number: int | None) -> str:
+    return "not stored" if number is None else f"{number:,}"
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
