@@ -24,6 +24,7 @@ from compoff.operations.certificates import Authority
 from compoff.wire.async_client import AsyncClient, open_async_client
 from compoff.wire.client import open_client
 from compoff.wire.frames import OVERHEAD_BYTES
+from compoff.wire.receiver import Receiver, new_buffer
 from compoff.wire.tls import TLS
 
 if TYPE_CHECKING:
@@ -52,15 +53,19 @@ class EmptyTail:
         return self._reply
 
 
-class Bare(asyncio.Protocol):
+class Bare(Receiver):
     """Answers as soon as as many bytes are there as the first four say, with as many as the next four say."""
+
+    def __init__(self) -> None:
+        """Start with nothing received."""
+        super().__init__(new_buffer(2**18))
+        self._data = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = transport
-        self._data = b""
 
-    def data_received(self, data: bytes) -> None:
+    def receive(self, data: bytes) -> None:
         """Answer a message that is complete."""
         self._data = self._data + data if self._data else data
         up, down = int.from_bytes(self._data[:4], "big"), int.from_bytes(self._data[4:8], "big")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 from compoff.errors import LocalProtocolError, WireError
 from compoff.wire.messages import ErrorCode
 from compoff.wire.protocol import Canceled, Request
+from compoff.wire.receiver import Receiver
 from compoff.wire.server_protocol import ServerProtocol
 from compoff.wire.tls import common_name
 
@@ -29,7 +30,7 @@ _LAST_WORDS = 1.0  # seconds for a closing connection to take what is still writ
 _LINGER = 0.2  # seconds of quiet before a stopping server closes: closing under a request could destroy a reply
 
 
-class Connection(asyncio.Protocol):
+class Connection(Receiver):
     """One client.
 
     Args:
@@ -40,6 +41,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, service: Service) -> None:
         """Start without a socket."""
+        super().__init__(service.buffer)
         self._service = service
         self._protocol = ServerProtocol(
             service.artifacts,
@@ -79,7 +81,7 @@ class Connection(asyncio.Protocol):
         if not self._service.join(self):
             self._dismiss(ErrorCode.BUSY, "the server has no room for another connection; try again later")
 
-    def data_received(self, data: bytes) -> None:
+    def receive(self, data: bytes) -> None:
         """Take what came; a client that breaks the rules hears why and is closed."""
         try:
             events = self._protocol.receive_data(data)

@@ -18,6 +18,7 @@ from compoff.edge.stats import ServerStats
 from compoff.edge.workers import Workers
 from compoff.errors import LocalProtocolError
 from compoff.wire.messages import ErrorCode
+from compoff.wire.receiver import new_buffer
 from compoff.wire.replies import reply_specs
 from compoff.wire.security import check_tokens
 from compoff.wire.server_protocol import check_limits, only_full
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from compoff.wire.security import Tokens
 
 __all__ = ["Limits", "Peer", "Service"]
+
+_BUFFER_BYTES = 2**18
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ class Service:
             raise LocalProtocolError(message)
         self.token = token  # read anew by every connection
         self.limits = limits
+        self.buffer = new_buffer(_BUFFER_BYTES)  # where every connection's bytes are read to, one at a time
         self.artifacts: dict[bytes, int] = {}  # longest payload of each artifact that is served
         self.peers: dict[Peer, None] = {}  # in the order they came
         self.held_bytes = 0  # half-received messages and payloads that wait for a tail

@@ -16,6 +16,7 @@ from compoff.errors import CompoffError, ConnectionLost, ConnectTimeout, ReadTim
 from compoff.wire.client_protocol import MAX_REPLY_BYTES, ClientProtocol
 from compoff.wire.exchange import deadline_field, relocate
 from compoff.wire.protocol import Answer, Opened, Refusal
+from compoff.wire.receiver import Receiver, new_buffer
 from compoff.wire.sockets import check_timeout, connect_error, look_up, parse_target, tls_error
 
 if TYPE_CHECKING:
@@ -28,11 +29,14 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncClient", "open_async_client"]
 
+_BUFFER_BYTES = 2**16
 
-class _Connection(asyncio.Protocol):
+
+class _Connection(Receiver):
     """Moves bytes between the transport and the state machine, and answers to their futures."""
 
     def __init__(self, protocol: ClientProtocol, address: str) -> None:
+        super().__init__(new_buffer(_BUFFER_BYTES))
         self.protocol = protocol
         self.address = address
         self.failure: CompoffError | None = None
@@ -47,7 +51,7 @@ class _Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self.flush()
 
-    def data_received(self, data: bytes) -> None:
+    def receive(self, data: bytes) -> None:
         try:
             events = self.protocol.receive_data(data)
         except WireError as error:

@@ -45,6 +45,8 @@ Addresses: TypeAlias = "list[tuple[int, tuple[Any, ...]]]"
 """Socket family and socket address of each address of a host."""
 
 _LONGEST_WAIT = 3600.0  # seconds; a longer wait is more than one, because poll counts milliseconds in an int
+_SOON = 1e-4  # seconds; to sleep for an answer that comes so soon, and be woken, takes a good part of it
+_SEVERAL_CORES = (os.cpu_count() or 1) > 1  # on a single one, who stays awake keeps the answer from being made
 _CHUNK_BYTES = 2**16  # small enough that malloc keeps it off mmap, whose page faults cost more than a second read
 
 
@@ -143,6 +145,7 @@ class Stream:
         self._arrivals = select.poll() if hasattr(select, "poll") else None
         if self._arrivals is not None:
             self._arrivals.register(sock.fileno(), select.POLLIN)
+        self._alert = False  # whether the last thing waited for came soon
         # OpenSSL's state for one connection is shared by reading and writing and must not be entered twice at once.
         self._tls_lock = threading.Lock() if isinstance(sock, ssl.SSLSocket) else contextlib.nullcontext()
 
@@ -198,13 +201,26 @@ class Stream:
             message = "the connection was closed on this side"
             raise OSError(message)
         if self._arrivals is not None and read and not write:
-            return bool(self._arrivals.poll(seconds * 1000))
+            return self._await_arrival(self._arrivals, seconds)
         if self._arrivals is None:
             readers, writers = [descriptor] * read, [descriptor] * write
             return any(select.select(readers, writers, readers + writers, seconds))
         poll = select.poll()
         poll.register(descriptor, select.POLLIN * read | select.POLLOUT * write)
         return bool(poll.poll(seconds * 1000))
+
+    def _await_arrival(self, arrivals: select.poll, seconds: float) -> bool:
+        """Wait for something to read; where the last came soon, stay awake for as long before going to sleep."""
+        if seconds == 0:
+            return bool(arrivals.poll(0))
+        start = time.monotonic()
+        while self._alert:
+            if arrivals.poll(0):
+                return True
+            self._alert = time.monotonic() - start < min(_SOON, seconds)
+        found = bool(arrivals.poll(seconds * 1000))
+        self._alert = _SEVERAL_CORES and found and time.monotonic() - start < _SOON
+        return found
 
     def shutdown(self) -> None:
         """End the stream, so that a thread that waits on it wakes up; ``close`` frees it."""

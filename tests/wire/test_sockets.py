@@ -1,0 +1,87 @@
+"""Waiting on a stream: awake for an answer that comes soon, asleep for one that does not."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from compoff.wire import sockets
+from compoff.wire.sockets import Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MINUTE = 60.0
+
+
+@pytest.fixture
+def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Stream, socket.socket]]:
+    """A stream of a machine with several cores, and the other end."""
+    monkeypatch.setattr(sockets, "_SEVERAL_CORES", True)
+    near, far = socket.socketpair()
+    stream = Stream(near)
+    yield stream, far
+    stream.close()
+    far.close()
+
+
+def arrive(stream: Stream, far: socket.socket) -> None:
+    """Something that is there already when it is waited for."""
+    far.send(b"x")
+    assert stream.wait(time.monotonic() + MINUTE, read=True)
+    assert stream.receive() == b"x"
+
+
+def processor_seconds(stream: Stream, seconds: float) -> float:
+    """What it costs to wait in vain."""
+    began = time.thread_time()
+    assert not stream.wait(time.monotonic() + seconds, read=True)
+    return time.thread_time() - began
+
+
+def test_what_arrives_while_awake_is_seen(pair: tuple[Stream, socket.socket]) -> None:
+    for _ in range(3):
+        arrive(*pair)
+
+
+def test_a_long_wait_is_slept_through(pair: tuple[Stream, socket.socket]) -> None:
+    arrive(*pair)
+    assert processor_seconds(pair[0], 0.2) < 0.02
+
+
+def test_what_arrives_while_asleep_wakes(pair: tuple[Stream, socket.socket]) -> None:
+    stream, far = pair
+    arrive(stream, far)
+    timer = threading.Timer(0.05, far.send, (b"late",))
+    timer.start()
+    assert stream.wait(time.monotonic() + MINUTE, read=True)
+    timer.join()
+    assert stream.receive() == b"late"
+
+
+def test_a_look_in_between_changes_nothing(pair: tuple[Stream, socket.socket]) -> None:
+    stream, far = pair
+    assert not stream.wait(0.0, read=True)
+    arrive(stream, far)
+    assert not stream.wait(0.0, read=True)
+    arrive(stream, far)
+
+
+@pytest.mark.parametrize("deadline", [0.0, 2e-5])
+def test_a_deadline_sooner_than_soon_holds(pair: tuple[Stream, socket.socket], deadline: float) -> None:
+    arrive(*pair)
+    began = time.monotonic()
+    assert not pair[0].wait(began + deadline, read=True)
+    assert time.monotonic() - began < 1
+
+
+def test_the_end_of_the_stream_is_an_arrival(pair: tuple[Stream, socket.socket]) -> None:
+    stream, far = pair
+    arrive(stream, far)
+    far.close()
+    assert stream.wait(time.monotonic() + MINUTE, read=True)
+    assert stream.receive() == b""
