@@ -39,8 +39,10 @@ _SEARCHED = 256  # samples that the step is sought with
 _DRAWS = 2  # projections of the output whose gradients stand for a sample
 _BISECTIONS = 10
 # Without a number of bytes to aim at, the reference step is where the linear start puts this share of the output's
-# variance in error; training takes more than half of it away.
+# variance in error; training takes more than half of it away. Where the directions themselves leave out more than half
+# as much, rounding may add as much again, but not so much that nothing is left.
 _START_ERROR = 0.1
+_FINEST, _COARSEST = 1e-3, 10.0  # steps that are looked at, in units of the largest deviation
 
 
 def calibrate(wrapped: Wrapped, batches: Iterable[Any], *, target_bytes: float | None = None, seed: int = 0) -> None:
@@ -241,7 +243,7 @@ def _step_for_error(
     for bottleneck in bottlenecks:
         bottleneck.eval()
 
-    def too_fine(step: float) -> bool:
+    def error(step: float) -> float:
         for bottleneck, one, y in zip(bottlenecks, directions, features[0], strict=True):
             bottleneck.start(one, step / REFERENCE_STEP, y)
         errors: list[float] = []
@@ -250,10 +252,17 @@ def _step_for_error(
             with gate.replacing(restored):
                 output = float_tensors(wrapped.base(*batch.args, **batch.kwargs))
             errors.append(float(relative_error(expected[0], output[0])))
-        return sum(errors) / len(errors) < _START_ERROR
+        return sum(errors) / len(errors)
 
+    deviation = _largest_deviation(directions)
     try:
-        return _bisect(too_fine, _largest_deviation(directions))
+        left_out = error(_FINEST * deviation) if deviation > 0 else 0.0
+        aim = max(_START_ERROR, min(2 * left_out, (1 + left_out) / 2))
+
+        def too_fine(step: float) -> bool:
+            return error(step) < aim
+
+        return _bisect(too_fine, deviation)
     finally:
         for bottleneck in bottlenecks:
             bottleneck.train(wrapped.training)
@@ -263,7 +272,7 @@ def _bisect(too_fine: Any, deviation: float) -> float:
     """The step between much too fine and much too coarse at which `too_fine` turns false."""
     if deviation <= 0:  # features that are all alike need no step
         return 1.0
-    low, high = 1e-3 * deviation, 10 * deviation
+    low, high = _FINEST * deviation, _COARSEST * deviation
     for _ in range(_BISECTIONS):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if too_fine(middle) else (low, middle)
