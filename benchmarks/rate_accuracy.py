@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).resolve().parent.parent
 _STATES = _ROOT / "benchmarks" / "states"  # not committed: fits under way
-_SYSTEMS = {"transform": "compoff", "deepcod": "deepcod"}
+_SYSTEMS = {"transform": "compoff", "adapted": "compoff, adapted tail", "deepcod": "deepcod"}
 _CHECKED = 20  # images that also go through the exported head and tail
 _LATER = 75  # exit status of a run that is to be started again
 
@@ -110,17 +110,11 @@ class Fitted:
     def answers(self, images: Tensor, symbols: Tensor, quality: Quality) -> Tensor:
         """The network's scores of what the edge receives at a quality."""
         gate, where = self.model.gate(self.split), self.bottleneck.quantizer.centers.device
-        pieces = iter(symbols.split(100))
-
-        def received(ys: list[Tensor]) -> list[Tensor]:
-            sent = self.bottleneck.received(next(pieces).to(where), quality)
-            return [self.bottleneck.decode(sent).to(ys[0])]
-
-        gate.replace = received
-        try:
-            return in_batches(self.model.base, images)
-        finally:
-            gate.replace = None
+        scores: list[Tensor] = []
+        for batch, piece in zip(images.split(100), symbols.split(100), strict=True):
+            with gate.replacing([self.bottleneck.decode(self.bottleneck.received(piece.to(where), quality))]):
+                scores.append(in_batches(self.model.base, batch))
+        return torch.cat(scores)
 
     def lengths(self, symbols: Tensor, index: int) -> list[int]:
         """Length of each image's payload at a quality."""
@@ -176,7 +170,9 @@ def fit(task: Task, split: str, codec: str, options: argparse.Namespace) -> tupl
     task.net.to(options.device)
     example = task.test[:2].to(options.device)
     channels = options.channels if codec == "deepcod" else None
-    model = compoff.wrap(task.net, split, example_input=example, codec=codec, channels=channels)
+    wrapping: dict[str, Any] = {"codec": "transform" if codec == "adapted" else codec, "channels": channels}
+    wrapping["strict"] = codec != "adapted"
+    model = compoff.wrap(task.net, split, example_input=example, **wrapping)
     named = [task.name, split, codec, channels, options.target_bytes, options.steps, options.batch, options.limit]
     named += [options.kept, options.seed or None]
     state = _STATES / f"{'.'.join(str(part) for part in named if part is not None)}.safetensors"
@@ -185,12 +181,12 @@ def fit(task: Task, split: str, codec: str, options: argparse.Namespace) -> tupl
         features = _kept(task, split, options)
         batches, net = KeptFeatures(features, options.batch), Behind(task.net, split)
         model.unwrap()
-        fitted = compoff.wrap(net, "input", example_input=features[:2].float(), codec=codec, channels=channels)
+        fitted = compoff.wrap(net, "input", example_input=features[:2].float(), **wrapping)
     report = compoff.fit(
         fitted,
         Budgeted(batches, options.until),
         steps=options.steps,
-        target_bytes=options.target_bytes if codec == "transform" else None,
+        target_bytes=None if codec == "deepcod" else options.target_bytes,
         validation=list(itertools.islice(batches, 2)),  # the rows are measured here, on other images
         seed=options.seed,
         resume=state,
@@ -198,7 +194,7 @@ def fit(task: Task, split: str, codec: str, options: argparse.Namespace) -> tupl
     if options.kept:
         made = fitted.bottleneck("input").state_dict()
         fitted.unwrap()
-        model = compoff.wrap(task.net, split, example_input=example, codec=codec, channels=channels)
+        model = compoff.wrap(task.net, split, example_input=example, **wrapping)
         model.bottleneck(split).load_state_dict(made)
     return Fitted(task, model, split), report.seconds
 
@@ -223,18 +219,19 @@ def _endless(batches: Any) -> Iterator[Tensor]:
 def fitted_rows(fitted: Fitted, codec: str, teacher: Tensor, seconds: float) -> list[dict[str, Any]]:
     """One row a quality."""
     task, rows, macs = fitted.task, list[dict[str, Any]](), fitted.macs()
-    symbols = fitted.symbols(task.test)
+    symbols, adapter = fitted.symbols(task.test), fitted.bottleneck.adapter
     for index, quality in enumerate(fitted.bottleneck.qualities()):
         mean = float(np.mean(fitted.lengths(symbols, index)))
         row = {
             "system": _SYSTEMS[codec],
             "model": task.name,
             "split": fitted.split,
-            "quality": index if codec == "transform" else quality.channels,
+            "quality": quality.channels if codec == "deepcod" else index,
             "bytes": mean,
             "wire_bytes": mean + OVERHEAD_BYTES,
             **paired(teacher, fitted.answers(task.test, symbols, quality), task.labels),
             **macs,
+            "adapter_bytes": adapter.bytes if adapter is not None else 0,
         }
         rows.append(row)
         print(json.dumps(row), flush=True)

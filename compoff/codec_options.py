@@ -28,6 +28,7 @@ class CodecOptions:
         encoder: Factory of the user's own encoder.
         decoder: Factory of the user's own decoder.
         codec: Which codec.
+        strict: Whether the layers behind the split point stay as they are; False gives them an adapter.
 
     Examples:
         >>> CodecOptions(channels=4).build((16, 8, 8)).latent_shape
@@ -40,6 +41,7 @@ class CodecOptions:
     encoder: CodecFactory | None = None
     decoder: CodecFactory | None = None
     codec: CodecName = "deepcod"
+    strict: bool = True
 
     def describe(self) -> dict[str, Any]:
         """These options as JSON can hold them.
@@ -56,7 +58,8 @@ class CodecOptions:
                 "instead, or export"
             )
         sizes = {"channels": self.channels, "num_centers": self.num_centers, "stride": self.stride}
-        return {**sizes, "codec": self.codec}
+        # Said only where it is not the default, so that older versions read all other files.
+        return {**sizes, "codec": self.codec, **({} if self.strict else {"strict": False})}
 
     def build(self, shape: tuple[int, ...]) -> Bottleneck:
         """Make the bottleneck for a feature.

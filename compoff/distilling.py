@@ -283,6 +283,9 @@ def student_pass(
     outputs = [_through(bottleneck, y, site.path) for bottleneck, y in pairs]
     # Before the model sees y_hat, which it may change in place.
     restored = [relative_error(output.y, output.y_hat, output.importance) for output in outputs]
+    adapter = gate.bottleneck.adapter
+    if adapter is not None and not distill:
+        restored.append(restored.pop() + adapter.nothing())  # DistributedDataParallel wants every parameter reached
     return DistillationTerms(
         torch.stack(restored).mean(),
         torch.stack([bottleneck.semi_orthogonality_error() for bottleneck in gate.bottlenecks]).sum(),

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from compoff.coding import SymbolTables
     from compoff.cutting.inputs import ExampleInputs
     from compoff.edge.backends.backend import Backend
+    from compoff.gates import Gate
     from compoff.wrapping import Wrapped
 
 __all__ = ["export"]
@@ -167,6 +168,7 @@ def _make(wrapped: Wrapped, split: str, example: ExampleInputs, factory: str | N
         try:
             programs = capture(wrapped.base, gate, split, example, send=send)
         except SplitError as error:
+            _refuse_adapter(gate, split, error)
             prefix = _prefix_or_raise(wrapped, split, example, factory, error)
         else:
             if not programs.leaves:
@@ -183,6 +185,14 @@ def _make(wrapped: Wrapped, split: str, example: ExampleInputs, factory: str | N
     return _Made(
         prefix.head, lambda manifest: ModuleBackend(manifest, model, decoders, places), prefix.sides, (), {}, factory
     )
+
+
+def _refuse_adapter(gate: Gate, split: str, error: SplitError) -> None:
+    """Refuse an adapter whose tail is no program: a tail that runs the model itself would leave it out."""
+    if gate.bottleneck.adapter is not None:
+        raise SplitError(
+            f"{error}. A tail that runs the model itself knows no adapter; wrap with strict=True to export '{split}'"
+        ) from error
 
 
 def _prefix_or_raise(

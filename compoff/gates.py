@@ -70,6 +70,8 @@ class Gate:
         self.own = tuple(own) or (True,) * len(self.bottlenecks)
         self.work = work or Work()
         self.on = False
+        self.bypassed = False
+        self._restoring = False
         self.replace: Callable[[list[Tensor]], list[Tensor]] | None = None
         self.passes = 0
         self._caught: dict[int, Tensor] = {}
@@ -88,6 +90,24 @@ class Gate:
     def at_work(self) -> bool:
         """Whether a gate of this model is computing something, which is no part of the model."""
         return self.work.going_on
+
+    @property
+    def adapting(self) -> bool:
+        """Whether the layers behind get restored features, and so their adapter."""
+        return (self.on or self._restoring) and not self.bypassed
+
+    def adapt(self, index: int, tensor: Tensor) -> Tensor:
+        """Take notice of what a layer behind the split point returns.
+
+        Args:
+            index: Which layer.
+            tensor: What it returns.
+
+        Returns:
+            What the model goes on with: the tensor itself for the teacher, or where there is no adapter.
+        """
+        adapter = self.bottleneck.adapter
+        return adapter(index, tensor) if adapter is not None and self.adapting else tensor
 
     def begin(self) -> None:
         """Forget what was caught in an earlier pass."""
@@ -126,10 +146,11 @@ class Gate:
             Nothing.
         """
         self.replace = lambda fresh: [y.to(like.dtype) for y, like in zip(restored, fresh, strict=True)]
+        self._restoring = True
         try:
             yield
         finally:
-            self.replace = None
+            self.replace, self._restoring = None, False
 
     def sides(self, count: int) -> list[Tensor]:
         """Side tensors that were caught in this pass.
@@ -190,4 +211,4 @@ class Gate:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to one running pass."""
-        return {**self.__dict__, "replace": None, "_caught": {}}
+        return {**self.__dict__, "replace": None, "_restoring": False, "_caught": {}}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Catcher", "Tap", "catchers", "function_name", "hang", "stop_listening"]
+__all__ = ["Adapting", "Catcher", "Tap", "catchers", "function_name", "hang", "stop_listening"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,14 @@ class Catcher(Protocol):
 
     def catch(self, index: int, tensor: Tensor) -> Tensor:
         """Take a tensor, and give back what the model goes on with."""
+        ...
+
+
+class Adapts(Protocol):
+    """Whoever changes what layers return; `compoff.gates.Gate` is one."""
+
+    def adapt(self, index: int, tensor: Tensor) -> Tensor:
+        """Take what a layer returns, and give back what the model goes on with."""
         ...
 
 
@@ -223,6 +231,24 @@ class _Arguments(_Hook):
         """Pass the tensor through the catcher, as a forward pre-hook."""
         del module
         return map_tensor((args, kwargs), self.tap.leaf, self.caught) if self._is_due() else None
+
+
+class Adapting:
+    """Let somebody change what a layer returns, as a forward hook of the layer.
+
+    Args:
+        adapts: Who changes it.
+        index: Which of its layers this is.
+    """
+
+    def __init__(self, adapts: Adapts, index: int) -> None:
+        self.adapts = adapts
+        self.index = index
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        """Pass the tensor through."""
+        del module, args
+        return self.adapts.adapt(self.index, output)
 
 
 class _Scope(_Hook):

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from compoff.codec import Adapter
 from compoff.cutting.trace import named_modules
 from compoff.errors import SplitError
 from compoff.gates import Gate
-from compoff.hooks import catchers, hang
+from compoff.hooks import Adapting, catchers, hang
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,7 +100,11 @@ def attach(model: nn.Module, site: Site, gate: Gate) -> list[RemovableHandle]:
     Returns:
         What takes it out again.
     """
-    return hang(model, gate, [crossing.tap for crossing in (*site.features, *site.sides)])
+    handles = hang(model, gate, [crossing.tap for crossing in (*site.features, *site.sides)])
+    if gate.bottleneck.adapter is not None:
+        layers = enumerate(site.behind)
+        handles += [model.get_submodule(one.path).register_forward_hook(Adapting(gate, k)) for k, one in layers]
+    return handles
 
 
 def build_bottlenecks(options: CodecOptions, sites: Mapping[str, Site]) -> dict[str, list[Bottleneck]]:
@@ -114,8 +119,24 @@ def build_bottlenecks(options: CodecOptions, sites: Mapping[str, Site]) -> dict[
 
     Raises:
         FeatureError: A size is out of range, or a factory's module gives another shape than was asked of it.
+        SplitError: An adapter is asked for, and no layer behind a split point can have one.
     """
-    return {path: [options.build(feature.packed_shape) for feature in site.features] for path, site in sites.items()}
+    made = {path: [options.build(feature.packed_shape) for feature in site.features] for path, site in sites.items()}
+    if not options.strict:
+        for path, site in sites.items():
+            made[path][0].adapter = _adapter(site)
+    return made
+
+
+def _adapter(site: Site) -> Adapter:
+    """What may change the layers behind a split point."""
+    if not site.behind:
+        raise SplitError(
+            f"strict=False, but behind '{site.path}' there is no normalization, convolution or linear layer that an "
+            "adapter could change; leave strict=True"
+        )
+    with torch.inference_mode(mode=False):
+        return Adapter([(layer.channels, layer.axis) for layer in site.behind])
 
 
 def device_of(model: nn.Module) -> torch.device | None:

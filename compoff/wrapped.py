@@ -246,11 +246,11 @@ class Wrapped(nn.Module):
         with self._switched(split):
             gate = self._gates()[split]
             before = gate.replace
-            gate.replace = _copies if bypass else before
+            gate.replace, gate.bypassed = _copies if bypass else before, bypass
             try:
                 yield self
             finally:
-                gate.replace = before
+                gate.replace, gate.bypassed = before, False
 
     @contextlib.contextmanager
     def _switched(self, split: str | None) -> Generator[None]:

@@ -32,6 +32,7 @@ def wrap(
     *,
     example_input: Any = None,
     skips: Skips = "encode",
+    strict: bool = True,
     # the codec
     codec: CodecName = "deepcod",
     channels: int | None = None,
@@ -56,6 +57,9 @@ def wrap(
         skips: What happens to further floating-point tensors that cross, such as those of skip connections:
             ``"encode"`` gives each a bottleneck of its own, fitted together; ``"send"`` sends them as they are;
             ``"forbid"`` refuses the split point. Masks, token ids and sizes always cross as they are, packed.
+        strict: Whether the layers behind a split point compute exactly what they did. False lets `fit` train an adapter
+            of a few kB beside each bottleneck: a scale and a shift for each channel of those layers, which only what
+            comes out of the bottleneck goes through; the model itself and its other split points never do.
         codec: ``"deepcod"``, the paper's; or ``"transform"``, which needs fewer bytes and serves every rate.
         channels: Channels of the latent at every split point; None for 8, or a sixteenth of a flat feature
             (``"deepcod"``), or for as many as a moderate rate has a use for (``"transform"``).
@@ -85,7 +89,7 @@ def wrap(
     Source: DeepCOD (SenSys 2020), Sec. 3.2.
     """
     paths = [split_points] if isinstance(split_points, str) else list(split_points)
-    options = CodecOptions(channels, num_centers, stride, encoder, decoder, codec)
+    options = CodecOptions(channels, num_centers, stride, encoder, decoder, codec, strict)
     if skips not in ("encode", "send", "forbid"):
         raise SplitError(f"skips is {skips!r}; expected 'encode', 'send' or 'forbid'")
     refuse_wrapped(model)

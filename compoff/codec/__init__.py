@@ -5,6 +5,7 @@ Knows tensors, not models and not bytes: `wrapping` puts a codec into a model, `
 
 from __future__ import annotations
 
+from compoff.codec.adapter import Adapter
 from compoff.codec.bottleneck import Bottleneck, BottleneckOutput, CodecFactory, CodecName, Quality
 from compoff.codec.decoder import Decoder
 from compoff.codec.density import Density
@@ -18,6 +19,7 @@ from compoff.codec.transform import TransformBottleneck
 from compoff.codec.uniform import UniformQuantizer
 
 __all__ = [
+    "Adapter",
     "Bottleneck",
     "BottleneckOutput",
     "CodecFactory",

@@ -21,6 +21,7 @@ from compoff.codec.spectral import SpectralConv
 from compoff.errors import FeatureError
 
 if TYPE_CHECKING:
+    from compoff.codec.adapter import Adapter
     from compoff.codec.geometry import Geometry
     from compoff.codec.uniform import UniformQuantizer
 
@@ -122,6 +123,7 @@ class Bottleneck(nn.Module):
         self.quantizer = self._make_quantizer(channels, num_centers)
         self.decoder = decoder(self.latent_shape, geometry.shape) if decoder else self._make_decoder(channels)
         self.prior = Prior(channels, num_centers)
+        self.adapter: Adapter | None = None  # of the layers behind; put in by whoever knows them
         self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
         if encoder:
             _check_shape("encoder", self.encoder, geometry.shape, self.latent_shape)

@@ -32,7 +32,7 @@ _WIDEST_TILE = 2048  # elements
 _SILENT = 1e-3  # a channel that is zero but for this share of its values need not be sent
 _DEVIATIONS = 4.0  # standard deviations of a channel that its levels hold at least
 # Learning rates beside the networks', relative to the size of the weights where the start already is nearly right.
-_LINEAR_LR, _GAIN_LR, _DENSITY_LR = 2.0, 5.0, 10.0
+_LINEAR_LR, _GAIN_LR, _DENSITY_LR, _ADAPTER_LR = 2.0, 5.0, 10.0, 3.0
 
 
 class TransformBottleneck(Bottleneck):
@@ -119,6 +119,8 @@ class TransformBottleneck(Bottleneck):
         groups.append({"params": [quantizer.offset], "lr": _LINEAR_LR * lr})
         groups.append({"params": [quantizer.log_gain], "lr": _GAIN_LR * lr})
         groups.append({"params": list(self.density.parameters()), "lr": _DENSITY_LR * lr})
+        if self.adapter is not None:
+            groups.append({"params": list(self.adapter.parameters()), "lr": _ADAPTER_LR * lr})
         held = {id(parameter) for group in groups for parameter in group["params"]}
         rest = [parameter for parameter in self.parameters() if parameter.requires_grad and id(parameter) not in held]
         groups.append({"params": rest, "lr": lr})

@@ -185,14 +185,14 @@ def _marked(base: nn.Module, gate: Gate) -> Generator[None]:
             restored.append(bottleneck.decode(symbols).to(y.dtype))
         return restored
 
-    before, host = gate.replace, _host(base)
-    gate.replace = through_markers
+    before, host = (gate.replace, gate.bottlenecks), _host(base)
+    gate.replace, gate.bottlenecks = through_markers, tuple(_bottlenecks(bottlenecks))
     # Exported as a part of the model, or its parameters would become anonymous constants.
     host.add_module(_CODEC, bottlenecks)
     try:
         yield
     finally:
-        gate.replace = before
+        gate.replace, gate.bottlenecks = before
         delattr(host, _CODEC)
 
 

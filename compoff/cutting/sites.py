@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from compoff.cutting.behind import Layer, layers_behind
 from compoff.cutting.complaints import crossing_told, nearest_clean
 from compoff.cutting.features import Feature, feature_of, side_of
 from compoff.cutting.moment import Cut, cut_at_call
@@ -47,12 +48,14 @@ class Site:
         features: Tensors that get a bottleneck: the one that enters the split point, then those that pass it by.
         sides: Tensors that cross as they are.
         later: Paths of the blocks that run after the split point, in order: the features of Eq. 11.
+        behind: Layers behind the split point that an adapter can change.
     """
 
     path: str
     features: tuple[Feature, ...]
     sides: tuple[Feature, ...]
     later: tuple[str, ...]
+    behind: tuple[Layer, ...] = ()
 
     @property
     def raw_bytes(self) -> int:
@@ -126,11 +129,11 @@ def resolve(model: nn.Module, trace: Trace, path: str, skips: Skips) -> Site:
     main = feature_of(trace, cut.main, cut.tap, path)
     others = tuple(feature_of(trace, number, _caught(trace, cut, number, path), path) for number in cut.skips)
     sides = tuple(side_of(trace, number, _caught(trace, cut, number, path)) for number in cut.sides)
-    later = _later_blocks(model, trace, call)
+    later, behind = _later_blocks(model, trace, call), layers_behind(model, trace, cut.moment)
     if skips == "send":
         raw = tuple(side_of(trace, number, _caught(trace, cut, number, path)) for number in cut.skips)
-        return Site(path, (main,), (*raw, *sides), later)
-    return Site(path, (main, *others), sides, later)
+        return Site(path, (main,), (*raw, *sides), later, behind)
+    return Site(path, (main, *others), sides, later, behind)
 
 
 def find_call(model: nn.Module, trace: Trace, path: str) -> ModuleCall:

@@ -282,6 +282,8 @@ def _guarantee(wrapped: Wrapped, split: str, batch: Batch, report: SplitReport) 
     macs = [one.encoder.macs for one in bottlenecks if isinstance(one.encoder, Encoder)]
     report.semi_orthogonality_error = max(float(one.semi_orthogonality_error().detach()) for one in bottlenecks)
     report.lipschitz_bound = max(bounds) if len(bounds) == len(bottlenecks) else None
+    adapter = bottlenecks[0].adapter
+    report.adapter_bytes = adapter.bytes if adapter is not None else 0
     report.encoder_macs = sum(macs) if len(macs) == len(bottlenecks) else None
     report.local_gain = max(local_gain(one, part[:4]) for one, part in zip(bottlenecks, symbols, strict=True))
 

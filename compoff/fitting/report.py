@@ -37,6 +37,7 @@ class SplitReport:
             own.
         local_gain: Largest gain of the whole decoder found at the measured samples.
         encoder_macs: Multiply-accumulates that the encoder adds on the device, per sample; None for one of your own.
+        adapter_bytes: Size of the adapter of the layers behind, in bytes; 0 where they stay as they are (``strict``).
 
     Examples:
         >>> split = SplitReport(bytes=200.0, raw_bytes=65536)
@@ -60,6 +61,7 @@ class SplitReport:
     lipschitz_bound: float | None = None
     local_gain: float = 0.0
     encoder_macs: int | None = None
+    adapter_bytes: int = 0
 
     def figures(self) -> dict[str, Any]:
         """Everything but the curve.

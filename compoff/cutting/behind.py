@@ -1,0 +1,85 @@
+"""Layers behind a cut whose channels an adapter can scale and shift, from one watched run.
+
+Those that run on the edge in every call, and whose axis of channels is known for certain. Knows no adapter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from compoff.cutting.trace import named_modules
+
+if TYPE_CHECKING:
+    from compoff.cutting.trace import Trace
+
+__all__ = ["Layer", "layers_behind"]
+
+_CHANNELS_SECOND = (
+    nn.modules.batchnorm._BatchNorm,  # pyright: ignore[reportPrivateUsage] - what all batch norms have in common
+    nn.GroupNorm,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+)
+_NORMALIZATIONS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)  # pyright: ignore[reportPrivateUsage]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer behind a cut.
+
+    Args:
+        path: The module.
+        channels: Number of channels that it returns.
+        axis: The axis on which they lie.
+    """
+
+    path: str
+    channels: int
+    axis: int
+
+
+def layers_behind(model: nn.Module, trace: Trace, moment: int) -> tuple[Layer, ...]:
+    """The layers that an adapter of a cut may change.
+
+    Args:
+        model: The model.
+        trace: A run of it.
+        moment: The cut: number of operators that had run by then.
+
+    Returns:
+        Its normalizations with learned scales; where it has none, its convolutions and linear layers.
+
+    Examples:
+        >>> import torch
+        >>> from compoff.cutting.trace import watch
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+        >>> [layer.path for layer in layers_behind(net.eval(), watch(net, (torch.zeros(2, 3, 8, 8),)), 0)]
+        ['1']
+    """
+    modules = named_modules(model)
+    before = {call.path for call in trace.modules if call.begin < moment}
+    paths = dict.fromkeys(call.path for call in trace.modules if call.path not in before)
+    found = [(layer, modules[path]) for path in paths if (layer := _layer(path, modules[path])) is not None]
+    normalizations = [layer for layer, module in found if isinstance(module, _NORMALIZATIONS)]
+    return tuple(normalizations or [layer for layer, _ in found])
+
+
+def _layer(path: str, module: nn.Module) -> Layer | None:
+    """What is known of a module's channels; None where it is no layer of ours."""
+    weight = getattr(module, "weight", None)
+    if weight is None or not path:
+        return None
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)):
+        return Layer(path, module.out_channels, 1)
+    if isinstance(module, _CHANNELS_SECOND):
+        return Layer(path, len(weight), 1)
+    # A subclass may have its channels elsewhere, as ConvNeXt's LayerNorm2d does.
+    if type(module) in (nn.LayerNorm, nn.RMSNorm) and weight.dim() == 1:
+        return Layer(path, len(weight), -1)
+    return Layer(path, module.out_features, -1) if type(module) is nn.Linear else None

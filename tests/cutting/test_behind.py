@@ -1,0 +1,53 @@
+"""Layers behind a cut: those that only the edge runs, with an axis of channels that is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compoff.cutting.behind import Layer
+from compoff.cutting.sites import locate
+
+
+def behind(net: nn.Module, split: str, x: Tensor) -> tuple[Layer, ...]:
+    return locate(net.eval(), [split], (x,))[split].behind
+
+
+class Twice(nn.Module):
+    """One normalization before and behind the cut, another one only behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.block, self.own = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.own(self.shared(self.block(self.shared(x))))
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Channels first, as in ConvNeXt."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def test_normalizations_that_run_only_behind_the_cut() -> None:
+    assert behind(Twice(), "block", torch.randn(2, 4, 8, 8)) == (Layer("own", 4, 1),)
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "expected"),
+    [
+        (nn.Sequential(nn.Linear(8, 6), nn.LayerNorm(6), nn.Linear(6, 2)), torch.randn(2, 5, 8), Layer("1", 6, -1)),
+        (nn.Sequential(nn.Conv1d(4, 6, 3), nn.ReLU()), torch.randn(2, 4, 16), Layer("0", 6, 1)),
+        (nn.Sequential(nn.Linear(32, 6), nn.ReLU()), torch.randn(2, 32), Layer("0", 6, -1)),
+    ],
+)
+def test_each_kind_of_layer(net: nn.Module, x: Tensor, expected: Layer) -> None:
+    assert behind(net, "input", x) == (expected,)
+
+
+def test_a_subclass_whose_channels_may_lie_elsewhere_is_left_out() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), LayerNorm2d(4), nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4))
+    assert behind(net, "input", torch.randn(2, 3, 4, 4)) == (Layer("3", 4, 1),)
