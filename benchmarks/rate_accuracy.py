@@ -306,7 +306,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--target-bytes", type=float, default=None, help="what the ladder of rates is aimed at")
     parser.add_argument("--steps", type=int, required=True, help="optimizer steps of each fit")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="fits of each codec, one a seed")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--device", default="cpu", help="where to fit")
     parser.add_argument("--seconds", type=float, default=None, help="stop then, with status 75; run again to go on")
@@ -330,14 +330,15 @@ def main() -> None:
     task.test, task.labels = task.test[: options.measure], task.labels[: options.measure]
     rows: list[dict[str, Any]] = []
     shifted: list[dict[str, Any]] = []
-    for codec in options.codecs:
+    for seed, codec in itertools.product(options.seeds, options.codecs):
+        options.seed = seed
         try:
             fitted, seconds = fit(task, options.split, codec, options)
         except OutOfTime:
             print("out of time; run the same line again to go on")
             sys.exit(_LATER)
         teacher = in_batches(task.net, task.test)
-        rows += fitted_rows(fitted, codec, teacher, seconds)
+        rows += [{**row, "seed": seed} for row in fitted_rows(fitted, codec, teacher, seconds)]
         shifted += shifted_rows(fitted) if codec == "transform" and not options.clean else []
         fitted.model.unwrap()
     teacher = in_batches(task.net, task.test)
@@ -346,9 +347,9 @@ def main() -> None:
     given = " ".join(sys.argv[1:])
     command = f"python -m benchmarks.rate_accuracy {given.replace(str(options.data), 'DATA')}"
     name = ".".join(filter(None, [options.model, options.split, options.name]))
-    path = record(f"rate_accuracy.{name}", rows, seed=options.seed, command=command)
+    path = record(f"rate_accuracy.{name}", rows, seed=options.seeds[0], command=command)
     if shifted:
-        record(f"robustness.{name}", shifted, seed=options.seed, command=command)
+        record(f"robustness.{name}", shifted, seed=options.seeds[0], command=command)
     plot(rows, path.with_suffix(".png"))
     for limit in (1, 2, 5):
         advise(rows, limit)
