@@ -86,7 +86,7 @@ class OnnxSession:
                 f"onnxruntime {self.version} cannot load {name} ({_reason(error)}): it is damaged, or was made for "
                 "another version; compile it again"
             ) from error
-        self._names: list[str] = [one.name for one in inputs]
+        self.names: tuple[str, ...] = tuple(one.name for one in inputs)
         self.inputs: tuple[OnnxTensor, ...] = tuple(map(_tensor, inputs))
         self.outputs: tuple[OnnxTensor, ...] = tuple(map(_tensor, outputs))
 
@@ -102,10 +102,10 @@ class OnnxSession:
         Raises:
             BackendError: These are not the program's inputs, or it fails on them.
         """
-        if len(inputs) != len(self._names):
-            raise BackendError(f"{self.name} takes {len(self._names)} inputs, {len(inputs)} were given")
+        if len(inputs) != len(self.names):
+            raise BackendError(f"{self.name} takes {len(self.names)} inputs, {len(inputs)} were given")
         try:
-            return self._session.run(None, dict(zip(self._names, inputs, strict=True)))
+            return self._session.run(None, dict(zip(self.names, inputs, strict=True)))
         except Exception as error:  # its own classes, made at run time
             raise BackendError(f"onnxruntime {self.version} failed in {self.name}: {_reason(error)}") from error
 

@@ -49,6 +49,11 @@ class CallForm:
         self._positional: dict[str, _Description] = dict(zip(names, positional, strict=False))
         self._keywords: dict[str, _Description] = dict(keywords)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The names that an input may be given by."""
+        return frozenset((*self._positional, *self._keywords))
+
     def bind(self, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> list[Any]:
         """Find the tensors of a call.
 

@@ -5,32 +5,37 @@ Checks what it is given, runs the program of its runtime, codes the symbols. Kno
 
 from __future__ import annotations
 
-import importlib.util
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from compoff.artifact import find_part, read_folder, write_folder
 from compoff.device.binding import CallForm
+from compoff.device.runners.choice import load_runner
 from compoff.errors import BackendError, FeatureError
 from compoff.structure import input_leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from compoff.coding import Coding, Payload, SymbolTables
+    from compoff.device.compiling import Precision
     from compoff.device.fallback import OnFailure
     from compoff.device.local import LocalModel
     from compoff.device.remote import Remote
+    from compoff.device.runners.choice import Runtime
     from compoff.device.runners.runner import Runner
     from compoff.manifest import Manifest, TensorSpec
     from compoff.wire.replies import Reply
     from compoff.wire.tls import TLS
 
 __all__ = ["Head"]
+
+_MOST_SAMPLES = 512
 
 
 class Head:
@@ -122,10 +127,15 @@ class Head:
 
     def _payload(self, parts: Sequence[NDArray[Any]], quality: int, coding: Coding) -> Payload:
         """Code what the program gave at one quality."""
+        sent, count = self._sent(parts, quality), len(self.payload_format.codes)
+        return self.payload_format.encode(sent[:count], sent[count:], quality=quality, coding=coding)
+
+    def _sent(self, parts: Sequence[NDArray[Any]], quality: int) -> list[NDArray[Any]]:
+        """What the program gave, as it is at one quality."""
         codes, symbols = self.payload_format.codes, parts[: len(self.payload_format.codes)]
         if 0 <= quality < self.payload_format.num_qualities:  # else the format says what there is
             symbols = [code.sent(part, quality) for part, code in zip(symbols, codes, strict=True)]
-        return self.payload_format.encode(symbols, parts[len(codes) :], quality=quality, coding=coding)
+        return [*symbols, *parts[len(codes) :]]
 
     def symbols(self, *inputs: Any, **keywords: Any) -> tuple[NDArray[np.uint8], ...]:
         """Turn inputs into symbols, uncoded.
@@ -205,25 +215,97 @@ class Head:
         write_folder(path, self.manifest, self.tables, self.runner.files)
 
     @classmethod
-    def load(cls, path: str | Path) -> Head:
-        """Read a head from a folder; the model's class is not needed.
+    def load(cls, path: str | Path, *, runtime: Runtime | None = None, threads: int | None = None) -> Head:
+        """Read a head from a folder; the model's class is not needed, nor is PyTorch where the head was compiled.
 
         Args:
             path: A folder that `save` wrote, or the one around ``head`` and ``tail``.
+            runtime: ``"torch"`` or ``"onnx"``; None for what the head ran with when it was saved or, where that is not
+                installed, the other one, if the folder has its program.
+            threads: Threads that onnxruntime works with; None for one a core.
 
         Returns:
             The head.
 
         Raises:
             ArtifactError: The folder is damaged, foreign or of another format.
-            BackendError: No runtime for its program is installed.
+            BackendError: No runtime for its programs is installed, or its program is damaged or another head's.
         """
         folder = read_folder(find_part(path, "head"), "head")
-        if importlib.util.find_spec("torch") is None:
-            raise BackendError(f"'{path}' holds a PyTorch program and torch is not installed; install torch")
-        from compoff.device.runners.torch import TorchRunner  # only here, so that a device without torch can import us
+        return cls(folder.manifest, folder.tables, load_runner(folder, runtime, threads))
 
-        return cls(folder.manifest, folder.tables, TorchRunner.load(folder))
+    def compile(
+        self,
+        runtime: Literal["onnx"],
+        *,
+        precision: Precision = "fp32",
+        batches: Iterable[Any] | None = None,
+        least_agreement: float = 0.8,
+        threads: int | None = None,
+    ) -> Head:
+        """Make this head run in another runtime, faster and without PyTorch. Needs PyTorch once, here.
+
+        The program is translated and compared with PyTorch's; both are saved. The payloads are the same, but where a
+        value lies so near the middle between two centers that rounding decides; ``manifest.report`` says how often.
+
+        Args:
+            runtime: ``"onnx"``: onnxruntime, on the CPU.
+            precision: ``"fp32"``, or ``"int8"``: faster again, at the price of some symbols.
+            batches: Inputs as `fit` takes them, for the comparison; int8 needs them for its calibration. The first 512
+                samples are used.
+            least_agreement: Share of the symbols that int8 has to leave as they are, from 0 to 1.
+            threads: Threads that it works with; None for one a core.
+
+        Returns:
+            A new head of the same export.
+
+        Raises:
+            BackendError: onnx, onnxscript or onnxruntime is missing, the program cannot be translated or quantized, or
+                the result does not agree with it.
+            FeatureError: A batch is not what the model takes.
+
+        Examples:
+            >>> import torch, compoff
+            >>> layer, rest = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Linear(2048, 5)
+            >>> net = torch.nn.Sequential(layer, torch.nn.Flatten(), rest)
+            >>> model = compoff.wrap(net, "1", example_input=torch.zeros(2, 3, 16, 16))
+            >>> head, tail = compoff.export(model, "1")
+            >>> quick, x = head.compile("onnx"), torch.rand(1, 3, 16, 16)
+            >>> quick(x) == head(x)
+            True
+        """
+        from compoff.device.compiling import compiled_for_onnx  # only here, since it imports torch
+
+        if runtime != "onnx":
+            raise BackendError(f"there is no runtime {runtime!r} to compile for; expected 'onnx'")
+        manifest, runner = compiled_for_onnx(
+            self.manifest,
+            self.runner.files,
+            self._samples(batches),
+            lambda parts: self._sent(parts, self.quality),
+            precision=precision,
+            least_agreement=least_agreement,
+            threads=threads,
+        )
+        return Head(manifest, self.tables, runner)
+
+    def _samples(self, batches: Iterable[Any] | None) -> list[list[NDArray[Any]]]:
+        """The first few hundred samples of batches as `fit` takes them: inputs, or inputs with labels behind them."""
+        taken: list[list[NDArray[Any]]] = []
+        count = 0
+        for batch in batches or ():
+            inputs = cast("Any", batch[0] if isinstance(batch, (tuple, list)) and batch else batch)
+            args = cast("tuple[Any, ...]", inputs if isinstance(inputs, tuple) else (inputs,))
+            if isinstance(inputs, Mapping):
+                named = cast("Mapping[str, Any]", inputs).items()
+                known = {name: value for name, value in named if self._call is None or name in self._call.names}
+                taken.append(self._arrays((), known))
+            else:
+                taken.append(self._arrays(args, {}))
+            count += max(len(array) for array in taken[-1])
+            if count >= _MOST_SAMPLES:
+                break
+        return taken
 
     def connect(
         self,

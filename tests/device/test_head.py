@@ -206,7 +206,7 @@ def test_without_torch_the_missing_runtime_is_named(head: compoff.Head, tmp_path
     head.save(tmp_path)
     command = [sys.executable, "-c", LOAD_WITHOUT_TORCH, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    assert "holds a PyTorch program and torch is not installed" in done.stdout
+    assert "needs torch, which is not installed" in done.stdout
 
 
 @pytest.mark.parametrize("module", ["compoff.device.head", "compoff.artifact", "compoff.structure"])

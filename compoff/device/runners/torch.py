@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from compoff.errors import FeatureError
+from compoff.device.runners.tensors import from_numpy, to_numpy
 from compoff.programs import TorchProgram
 
 if TYPE_CHECKING:
@@ -75,14 +73,7 @@ class TorchRunner:
         Raises:
             FeatureError: Numpy has no array like it.
         """
-        if not isinstance(value, torch.Tensor):
-            return None
-        try:
-            return value.detach().cpu().numpy()
-        except TypeError as error:
-            raise FeatureError(
-                f"an input is {value.dtype}, {value.layout}, which numpy does not know; convert it"
-            ) from error
+        return to_numpy(value)
 
     def from_numpy(self, array: NDArray[Any]) -> Any:
         """An array as a tensor.
@@ -93,4 +84,4 @@ class TorchRunner:
         Returns:
             A tensor of its own memory, since what comes off the wire cannot be written to.
         """
-        return torch.from_numpy(array.copy())  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        return from_numpy(array)

@@ -1,0 +1,131 @@
+"""A head's program in ONNX under onnxruntime: for devices without torch, and the faster one for those with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from compoff.device.runners.tensors import from_numpy, to_numpy
+from compoff.errors import BackendError
+from compoff.onnx_session import OnnxSession, OnnxTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from compoff.artifact import Folder
+    from compoff.manifest import Manifest, TensorSpec
+
+__all__ = ["OWNER", "PROGRAM", "OnnxRunner"]
+
+PROGRAM = "head.onnx"
+"""Name of the program in a head's folder."""
+
+OWNER = "compoff.artifact_id"
+"""Under which a program says which export it belongs to."""
+
+
+class OnnxRunner:
+    """Runs a head with onnxruntime.
+
+    Args:
+        data: The bytes of the program.
+        manifest: What the head is.
+        others: The other programs of the same head, as files of the artifact by name; kept, not run.
+        threads: Threads that work on one run; None for one a core.
+        name: The program's name, for messages.
+
+    Raises:
+        BackendError: onnxruntime is not installed, cannot read the program, or it is another head's.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        manifest: Manifest,
+        *,
+        others: Mapping[str, bytes] | None = None,
+        threads: int | None = None,
+        name: str = PROGRAM,
+    ) -> None:
+        self._data, self._others = data, dict(others or {})
+        self._session = OnnxSession(data, name, threads=threads)
+        _check_owner(self._session, manifest, name)
+
+    @classmethod
+    def load(cls, folder: Folder, threads: int | None = None) -> OnnxRunner:
+        """Read the program of a checked folder.
+
+        Args:
+            folder: The folder, read and checked.
+            threads: Threads that work on one run; None for one a core.
+
+        Returns:
+            The runner.
+
+        Raises:
+            ArtifactError: The folder has no such program.
+            BackendError: onnxruntime is not installed, cannot read the program, or it is another head's.
+        """
+        others = {name: data for name, data in folder.files.items() if name != PROGRAM}
+        name = str(folder.path / PROGRAM)
+        return cls(folder.file(PROGRAM), folder.manifest, others=others, threads=threads, name=name)
+
+    @property
+    def version(self) -> str:
+        """The version of onnxruntime."""
+        return self._session.version
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The programs as files of an artifact, by name; first the one that this runs."""
+        return {PROGRAM: self._data, **self._others}
+
+    def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Turn inputs into what crosses the cut.
+
+        Args:
+            inputs: One array an input, one batch.
+
+        Returns:
+            The symbols of each code, then the side tensors.
+        """
+        return self._session.run(inputs)
+
+    def to_numpy(self, value: Any) -> NDArray[Any] | None:
+        """The array behind a tensor of PyTorch, which may be loaded all the same; None if `value` is none."""
+        return to_numpy(value)
+
+    def from_numpy(self, array: NDArray[Any]) -> Any:
+        """An array as PyTorch's tensor, for a caller who gave such; where PyTorch is not loaded, as it is."""
+        return from_numpy(array)
+
+
+def _check_owner(session: OnnxSession, manifest: Manifest, name: str) -> None:
+    """Refuse a program that was made for another export, whatever the folder says of it."""
+    owner = session.metadata.get(OWNER, "nobody's")
+    if owner != manifest.artifact_id:
+        raise BackendError(
+            f"{name} is the program of export {owner[:8]}, and this head is of export {manifest.artifact_id[:8]}; "
+            "compile the head again"
+        )
+    crossing = [(("batch", *code.latent_shape), "uint8") for code in manifest.codes] + list(map(_form, manifest.sides))
+    for kind, expected, found in (
+        ("takes", list(map(_form, manifest.inputs)), session.inputs),
+        ("gives", crossing, session.outputs),
+    ):
+        if len(expected) != len(found) or not all(map(_fits, expected, found)):
+            raise BackendError(f"{name} {kind} {found}, the manifest says {expected}; compile the head again")
+
+
+def _form(spec: TensorSpec) -> tuple[tuple[int | str, ...], str]:
+    return (("batch", *spec.shape) if spec.batched else spec.shape), spec.dtype
+
+
+def _fits(expected: tuple[tuple[int | str, ...], str], found: OnnxTensor) -> bool:
+    """Whether a tensor of the program is what the manifest says; a free size is any size."""
+    shape, dtype = expected
+    same_sizes = len(shape) == len(found.shape) and all(
+        size is None or size == wanted for wanted, size in zip(shape, found.shape, strict=True)
+    )
+    return same_sizes and dtype == found.dtype

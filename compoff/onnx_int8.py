@@ -1,0 +1,117 @@
+"""An ONNX program in 8-bit integers, calibrated on the user's own inputs. Knows nothing of what its outputs mean.
+
+Weights are symmetric, per channel and of seven bits, activations unsigned: what runs fast on x86 and on ARM, and what
+x86 without VNNI, which adds in 16 bits, computes without overflow. Everything behind the last layer with weights stays
+as it is: there, an encoder's values become symbols.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compoff.errors import BackendError
+from compoff.onnx_session import OnnxSession
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["quantized"]
+
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_QUANTIZED = (*_WEIGHTED, "Add", "AveragePool", "Concat", "GlobalAveragePool", "MaxPool", "Pad", "Relu")
+
+
+def quantized(data: bytes, name: str, samples: Sequence[Sequence[NDArray[Any]]]) -> bytes:
+    """Turn the layers of a program into 8-bit integers.
+
+    Args:
+        data: The bytes of the ONNX program in floating point.
+        name: What to call it in messages.
+        samples: Inputs to calibrate on, one sequence of arrays a batch.
+
+    Returns:
+        The bytes of the program in integers, with the metadata of `data`.
+
+    Raises:
+        BackendError: onnx or onnxruntime is not installed, there are no samples, or no layer can be quantized.
+
+    Examples:
+        >>> import numpy as np, torch
+        >>> from compoff.onnx_export import to_onnx
+        >>> from compoff.programs import TorchProgram
+        >>> model, batch = torch.nn.Conv2d(3, 16, 3), [np.random.rand(4, 3, 16, 16).astype(np.float32)]
+        >>> exported = torch.export.export(model, (torch.zeros(4, 3, 16, 16),))
+        >>> data, _ = to_onnx(TorchProgram(exported), "convolution", [batch])
+        >>> integers = quantized(data, "convolution", [batch])
+        >>> error = OnnxSession(integers, "integers").run(batch)[0] - OnnxSession(data, "floats").run(batch)[0]
+        >>> bool(0 < np.abs(error).max() < 0.05)
+        True
+    """
+    if not samples:
+        raise BackendError(f"int8 has to be calibrated on inputs as the device will see them: pass batches for {name}")
+    onnx, quantization = _packages()
+    model = onnx.load_from_string(data)
+    kept = {entry.key: entry.value for entry in model.metadata_props}
+    logger, level = logging.getLogger(), logging.getLogger().level
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "quantized.onnx"
+        try:
+            logger.setLevel(logging.ERROR)  # it says on the root logger what else one might do
+            quantization.quantize_static(
+                model,
+                path,
+                _reader(quantization, OnnxSession(data, name).names, samples),
+                op_types_to_quantize=list(_QUANTIZED),
+                nodes_to_exclude=_behind_the_last_layer(model.graph),
+                per_channel=True,
+                reduce_range=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+            )
+        except Exception as error:  # many types for one fact
+            raise BackendError(f"{name} cannot be quantized ({type(error).__name__}: {error}); use fp32") from error
+        finally:
+            logger.setLevel(level)
+        made = onnx.load(str(path))
+    if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
+        raise BackendError(f"{name} has no layer that can be quantized; use fp32")
+    del made.metadata_props[:]
+    for key, value in kept.items():
+        made.metadata_props.add(key=key, value=value)
+    return made.SerializeToString(deterministic=True)
+
+
+def _packages() -> tuple[Any, Any]:
+    try:
+        return importlib.import_module("onnx"), importlib.import_module("onnxruntime.quantization")
+    except ImportError as error:
+        raise BackendError(f'int8 needs more packages ({error}): pip install "compoff[onnx]"') from error
+
+
+def _reader(quantization: Any, names: Sequence[str], samples: Sequence[Sequence[NDArray[Any]]]) -> Any:
+    """The samples as onnxruntime wants to be given them: an object of a class of its own."""
+    feeds: Iterator[dict[str, NDArray[Any]]] = iter([dict(zip(names, batch, strict=True)) for batch in samples])
+
+    def get_next(_: object) -> dict[str, NDArray[Any]] | None:
+        return next(feeds, None)
+
+    return type("Reader", (quantization.CalibrationDataReader,), {"get_next": get_next})()
+
+
+def _behind_the_last_layer(graph: Any) -> list[str]:
+    """Names of the nodes between the outputs and the first layers with weights before them."""
+    made_by = {output: node for node in graph.node for output in node.output}
+    found: list[str] = []
+    waiting = [made_by[value.name] for value in graph.output if value.name in made_by]
+    while waiting:
+        node = waiting.pop()
+        if node.op_type not in _WEIGHTED and node.name not in found:
+            found.append(node.name)
+            waiting += [made_by[name] for name in node.input if name in made_by]
+    return found

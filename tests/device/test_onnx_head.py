@@ -1,0 +1,194 @@
+"""A head in onnxruntime: the same payloads, int8 within its bounds, and no program that is another head's."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import compoff
+from compoff.artifact import write_folder
+from compoff.device.runners.onnx import OWNER, OnnxRunner
+from compoff.device.runners.torch import TorchRunner
+from compoff.errors import ArtifactError, BackendError, FeatureError
+from compoff.onnx_export import to_onnx
+from compoff.programs import TorchProgram
+from tests.golden_head import GOLDEN, golden_head, golden_inputs, golden_payloads, golden_tail
+from tests.small_networks import TwoInputs, tiny_decoder, tiny_encoder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def plain() -> compoff.Head:
+    return golden_head()
+
+
+@pytest.fixture(scope="module")
+def head(plain: compoff.Head) -> compoff.Head:
+    return plain.compile("onnx", threads=1)
+
+
+@pytest.fixture
+def folder(head: compoff.Head, tmp_path: Path) -> Path:
+    head.save(tmp_path)
+    return tmp_path
+
+
+def batches(count: int = 2) -> list[tuple[Tensor, Tensor]]:
+    """What a loader gives: inputs and labels."""
+    return [(torch.from_numpy(golden_inputs(8)), torch.zeros(8)) for _ in range(count)]
+
+
+def test_golden_payloads_in_torch(plain: compoff.Head) -> None:
+    assert golden_payloads(plain) == GOLDEN
+
+
+def test_golden_payloads_in_onnxruntime(head: compoff.Head) -> None:
+    assert golden_payloads(head) == GOLDEN
+
+
+def test_compiling_leaves_the_head_as_it_was(plain: compoff.Head, head: compoff.Head) -> None:
+    assert isinstance(plain.runner, TorchRunner)
+    assert isinstance(head.runner, OnnxRunner)
+    assert head.artifact_id == plain.artifact_id
+    assert head.manifest.report["onnx"] == {"precision": "fp32", "symbols": 1.0, "deviation": 0.0, "samples": 4}
+    assert "onnxruntime" in head.manifest.versions
+
+
+def test_tensors_in_and_the_tail_understands(head: compoff.Head) -> None:
+    x = golden_inputs(2)
+    payload = head(torch.from_numpy(x))
+    assert payload == head(x)
+    assert golden_tail()(payload)["sums"].shape == (2, 4)
+
+
+def test_loads_with_what_it_was_saved_with(plain: compoff.Head, folder: Path) -> None:
+    loaded = compoff.Head.load(folder)
+    assert isinstance(loaded.runner, OnnxRunner)
+    assert isinstance(compoff.Head.load(folder, runtime="onnx", threads=1).runner, OnnxRunner)
+    assert isinstance(compoff.Head.load(folder, runtime="torch").runner, TorchRunner)
+    x = golden_inputs(3)
+    assert loaded(x) == plain(x)
+    assert sorted(loaded.runner.files) == ["head.onnx", "head.pt2"]
+
+
+def test_a_head_of_torch_alone_has_no_onnx_program(plain: compoff.Head, tmp_path: Path) -> None:
+    plain.save(tmp_path)
+    assert isinstance(compoff.Head.load(tmp_path).runner, TorchRunner)
+    with pytest.raises(BackendError, match=r"holds no program for onnx, but for torch; .*compile\('onnx'\)"):
+        compoff.Head.load(tmp_path, runtime="onnx")
+
+
+def test_a_loaded_head_compiles_again(folder: Path) -> None:
+    again = compoff.Head.load(folder).compile("onnx")
+    assert bytes(again(golden_inputs(1))).hex() == GOLDEN["range"][1]
+
+
+def test_choices_that_are_none(plain: compoff.Head, folder: Path) -> None:
+    wrong: Any = "tflite"
+    with pytest.raises(BackendError, match="no runtime 'tflite'"):
+        compoff.Head.load(folder, runtime=wrong)
+    with pytest.raises(BackendError, match="no runtime 'tflite' to compile for"):
+        plain.compile(wrong)
+    with pytest.raises(BackendError, match="no precision 'tflite'"):
+        plain.compile("onnx", precision=wrong)
+    with pytest.raises(BackendError, match=r"torch\.set_num_threads"):
+        compoff.Head.load(folder, runtime="torch", threads=1)
+
+
+def test_int8_says_how_often_it_agrees(plain: compoff.Head, tmp_path: Path) -> None:
+    small = plain.compile("onnx", precision="int8", batches=batches())
+    figures = small.manifest.report["onnx"]
+    assert figures["precision"] == "int8"
+    assert figures["samples"] == 16
+    x = golden_inputs(8)
+    ours, theirs = small.symbols(x)[0], plain.symbols(x)[0]
+    assert figures["symbols"] == pytest.approx(float(np.mean(ours == theirs)))
+    assert 0.8 <= figures["symbols"] < 1.0, "if every symbol agrees, this compared fp32 with itself"
+    small.save(tmp_path)
+    assert compoff.Head.load(tmp_path)(x) == small(x)
+    assert golden_tail()(small(x))["sums"].shape == (8, 4)
+
+
+def test_int8_needs_batches_and_agreement(plain: compoff.Head) -> None:
+    with pytest.raises(BackendError, match="pass batches"):
+        plain.compile("onnx", precision="int8")
+    with pytest.raises(BackendError, match=r"in int8 only .* are those of PyTorch, expected at least 100"):
+        plain.compile("onnx", precision="int8", batches=batches(), least_agreement=1.0)
+    with pytest.raises(FeatureError, match="input 0 is float64"):
+        plain.compile("onnx", batches=[golden_inputs(2).astype(np.float64)])
+
+
+def test_batches_of_every_form_and_no_more_than_enough() -> None:
+    torch.manual_seed(0)
+    example = (torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8))
+    wrapped = compoff.wrap(TwoInputs(), "block1", example_input=example, encoder=tiny_encoder, decoder=tiny_decoder)
+    two = compoff.export(wrapped, "block1", max_batch=512)[0]
+    names = list(two.manifest.call["parameters"])
+    some = torch.randn(300, 3, 8, 8)
+    forms: list[Any] = [((some, some), torch.zeros(300)), {**dict.fromkeys(names, some), "labels": torch.zeros(300)}]
+
+    def endless() -> Any:
+        while True:
+            yield from forms
+
+    compiled = two.compile("onnx", batches=endless())
+    assert compiled.manifest.report["onnx"]["samples"] == 600
+    assert compiled(some[:2], some[2:4]) == two(some[:2], some[2:4])
+
+
+@pytest.mark.parametrize("name", ["head.onnx", "head.pt2"])
+def test_a_changed_program_is_refused(folder: Path, name: str) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(bytes(data))
+    with pytest.raises(ArtifactError, match=rf"{re.escape(name)}: its SHA-256"):
+        compoff.Head.load(folder)
+
+
+def forged(head: compoff.Head, program: bytes, path: Path) -> Path:
+    """A folder whose manifest agrees with a program that does not belong there."""
+    write_folder(path, head.manifest, head.tables, {"head.onnx": program})
+    return path
+
+
+def test_a_damaged_program_under_a_right_hash_is_refused(head: compoff.Head, tmp_path: Path) -> None:
+    program = head.runner.files["head.onnx"]
+    with pytest.raises(BackendError, match=r"cannot load .*head\.onnx"):
+        compoff.Head.load(forged(head, program[: len(program) // 2], tmp_path))
+
+
+def test_another_exports_program_is_refused(head: compoff.Head, tmp_path: Path) -> None:
+    other = replace(head.manifest, artifact_id="ab" * 32)
+    stranger = compoff.Head(
+        other, head.tables, TorchRunner(TorchProgram.load(head.runner.files["head.pt2"], "head.pt2"))
+    )
+    program = stranger.compile("onnx").runner.files["head.onnx"]
+    with pytest.raises(BackendError, match=r"is the program of export abababab, and this head is of export c0ffee01"):
+        compoff.Head.load(forged(head, program, tmp_path))
+
+
+def test_a_program_of_another_shape_is_refused(head: compoff.Head, tmp_path: Path) -> None:
+    free = ({0: torch.export.Dim.DYNAMIC},)
+    exported = torch.export.export(torch.nn.ReLU(), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=free)
+    owner = {OWNER: head.manifest.artifact_id}
+    program = to_onnx(TorchProgram(exported), "relu", [[golden_inputs(1)]], metadata=owner)[0]
+    with pytest.raises(BackendError, match=r"gives .*float32.* the manifest says .*uint8"):
+        compoff.Head.load(forged(head, program, tmp_path))
+
+
+def test_without_the_torch_program_there_is_nothing_to_compile(head: compoff.Head, tmp_path: Path) -> None:
+    forged(head, head.runner.files["head.onnx"], tmp_path)
+    loaded = compoff.Head.load(tmp_path)
+    assert bytes(loaded(golden_inputs(1))).hex() == GOLDEN["range"][1]
+    with pytest.raises(BackendError, match=r"no head\.pt2 to compile"):
+        loaded.compile("onnx")
+    with pytest.raises(BackendError, match="holds no program for torch"):
+        compoff.Head.load(tmp_path, runtime="torch")
