@@ -1,6 +1,7 @@
 """What each choice of the transform codec is worth: the same fit with one thing changed, at the same number of steps.
 
-Rows are added to the file as they are measured; what it already holds with the same settings is not measured again.
+Fitted on kept features (`benchmarks.behind`), measured on the test images. Rows are added to the file as they are
+measured; what it already holds of the same command is not measured again. What is changed is in `variations`.
 
     python -m benchmarks.ablations --model cifar10-resnet56 --split layer3 --steps 300 --data DATA
 """
@@ -11,7 +12,7 @@ import argparse
 import contextlib
 import json
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -19,102 +20,119 @@ from unittest import mock
 import torch
 
 import compoff
+from benchmarks.behind import Behind, KeptFeatures, features_at
 from benchmarks.networks import data_folder
 from benchmarks.plain_codecs import in_batches
 from benchmarks.rate_accuracy import Fitted
 from benchmarks.record import record
-from benchmarks.tasks import Task, load_task, paired
-from compoff.codec import RefiningDecoder
+from benchmarks.tasks import Shuffled, Task, load_task, paired
+from benchmarks.variations import BASELINE, SEEDS, VARIATIONS, Variation, context_bytes
 from compoff.recipe import recipe_named
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 _RESULTS = Path(__file__).resolve().parent / "results"
 
 
-@dataclass
-class Variation:
-    """One thing changed.
+class Kept:
+    """The features that the variations are fitted and measured on, each kind computed once.
 
     Args:
-        options: Keyword arguments of `compoff.wrap`.
-        recipe: Fields of the recipe.
-        patches: Names inside compoff that stand for something else meanwhile.
-        linear: Whether the decoder stays linear.
+        task: The whole network and its images.
+        split: The split point.
+        options: How many, and in which batches.
     """
 
-    options: dict[str, Any] = field(default_factory=dict[str, Any])
-    recipe: dict[str, Any] = field(default_factory=dict[str, Any])
-    patches: dict[str, Any] = field(default_factory=dict[str, Any])
-    linear: bool = False
+    def __init__(self, task: Task, split: str, options: argparse.Namespace) -> None:
+        self.task = task
+        self.split = split
+        self.options = options
+        self._kinds: dict[str, Tensor] = {}
+        features = features_at(task.net, split, iter(task.test.split(100)), len(task.test)).float()
+        net = Behind(task.net, split).eval()
+        self.behind = Task(task.name, net, task.train, features, task.labels, task.mean, task.std)
+
+    def batches(self, augmentation: str) -> KeptFeatures:
+        """Features to fit on, of images that were augmented in one way."""
+        if augmentation not in self._kinds:
+            torch.manual_seed(0)
+            assert isinstance(self.task.train, Shuffled)
+            images = _augmented(self.task.train, augmentation)
+            self._kinds = {augmentation: features_at(self.task.net, self.split, images, self.options.kept)}
+        return KeptFeatures(self._kinds[augmentation], self.options.batch)
 
 
-def _slopes_of_nothing(
-    wrapped: Any, split: str, batch: Any, generator: torch.Generator
-) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
-    """Gradients that favor no direction: what remains is the plain Karhunen-Loève transform."""
-    from compoff.distilling import teacher_pass
-
-    record_ = teacher_pass(wrapped.base, {split: wrapped.gate(split)}, wrapped.sites, batch, blocks=False)
-    ys = record_.features[split]
-    return ys, [tuple(torch.randn(y.shape, generator=generator).to(y) for y in ys)]
-
-
-VARIATIONS = {
-    "as it is": Variation(),
-    "one rate": Variation(patches={"compoff.codec.transform.LADDER": (4,)}),
-    "directions without sensitivity": Variation(patches={"compoff.fitting.calibrating._slopes": _slopes_of_nothing}),
-    "tiles of 4": Variation(options={"stride": 4}),
-    "64 channels": Variation(options={"channels": 64}),
-    "linear decoder": Variation(linear=True),
-    "reconstruction weighs as much as distillation": Variation(recipe={"reconstruction": 1.0}),
-    "no reconstruction": Variation(recipe={"reconstruction": 0.0}),
-    "half the weight of the rate": Variation(recipe={"rate": 0.07}),
-    "three times the learning rate": Variation(recipe={"lr": 3e-3}),
-    "the paper's codec, 8 channels": Variation(options={"codec": "deepcod", "channels": 8}),
-    "the paper's codec, 16 channels": Variation(options={"codec": "deepcod", "channels": 16}),
-    "the paper's codec, 32 channels": Variation(options={"codec": "deepcod", "channels": 32}),
-}
+def _augmented(train: Shuffled, augmentation: str) -> Iterator[Tensor]:
+    """Round after round: as they are, mirrored at random, or mirrored and moved by up to four pixels."""
+    while True:
+        for batch in Shuffled(train.images, train.batch) if augmentation != "none" else train.images.split(train.batch):
+            if augmentation != "moved":
+                yield batch
+                continue
+            padded = torch.nn.functional.pad(batch, (4, 4, 4, 4), mode="reflect")
+            down, right = torch.randint(9, (2,)).tolist()
+            yield padded[..., down : down + 32, right : right + 32]
 
 
-def measured(task: Task, split: str, variation: Variation, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measured(kept: Kept, variation: Variation, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Fit with one thing changed; one row a quality."""
-    torch.manual_seed(options.seed)
-    wrapping = {"codec": "transform", **variation.options}
+    torch.manual_seed(variation.seed)
+    wrapping: dict[str, Any] = {"codec": "transform", **variation.options}
     recipe = replace(recipe_named(wrapping["codec"]), **variation.recipe)
-    target = options.target_bytes if wrapping["codec"] == "transform" else None
+    target = variation.target_bytes or options.target_bytes
+    batches, task = kept.batches(variation.augmentation), kept.behind
     with contextlib.ExitStack() as stack:
         for name, value in variation.patches.items():
             stack.enter_context(mock.patch(name, value))
-        example = task.test[:2].to(options.device)
-        model = compoff.wrap(task.net.to(options.device), split, example_input=example, **wrapping)
-        if variation.linear:
-            compoff.calibrate(model, task.train, target_bytes=target, seed=options.seed)
-            decoder = model.bottleneck(split).decoder
-            assert isinstance(decoder, RefiningDecoder)
-            decoder.leave.requires_grad_(requires_grad=False)  # the refinement starts at zero, and stays there
+        model = compoff.wrap(task.net, "input", example_input=task.test[:2], **wrapping)
+        if variation.prepare is not None:
+            variation.prepare(model, batches, target)
         report = compoff.fit(
-            model, task.train, steps=options.steps, recipe=recipe, target_bytes=target, seed=options.seed
+            model,
+            batches,
+            steps=options.steps,
+            recipe=recipe,
+            target_bytes=target if wrapping["codec"] == "transform" else None,
+            validation=list(_first(batches, 2)),
+            seed=variation.seed,
         )
-        fitted = Fitted(task, model, split)
-        teacher, symbols = in_batches(task.net, task.test), fitted.symbols(task.test)
-        rows: list[dict[str, Any]] = []
-        for index, quality in enumerate(fitted.bottleneck.qualities()):
-            lengths, scores = fitted.lengths(symbols, index), fitted.answers(task.test, symbols, quality)
-            error = (scores - teacher).square().sum() / (teacher - teacher.mean(0)).square().sum()
-            divergence = torch.nn.functional.kl_div(scores.log_softmax(1), teacher.log_softmax(1), log_target=True)
-            rows.append(
-                {
-                    "quality": index,
-                    "bytes": sum(lengths) / len(lengths),
-                    **paired(teacher, scores, task.labels),
-                    "output_error": float(error),
-                    "divergence": float(divergence) * scores.shape[1],
-                    "fit_seconds": report.seconds,
-                }
-            )
+        counted = batches.features[:6000].float() if variation is BASELINE else None
+        rows = _rows(Fitted(task, model, "input"), report.seconds, counted)
         model.unwrap()
+    return rows
+
+
+def _first(batches: KeptFeatures, count: int) -> Iterator[Tensor]:
+    for _, batch in zip(range(count), batches, strict=False):
+        yield batch
+
+
+def _rows(fitted: Fitted, seconds: float, counted: Tensor | None) -> list[dict[str, Any]]:
+    """One row a quality: bytes, and what the output loses; with features to count on, what other tables would save."""
+    task, rows = fitted.task, list[dict[str, Any]]()
+    teacher, symbols = in_batches(task.net, task.test), fitted.symbols(task.test)
+    for index, quality in enumerate(fitted.bottleneck.qualities()):
+        lengths, scores = fitted.lengths(symbols, index), fitted.answers(task.test, symbols, quality)
+        error = (scores - teacher).square().sum() / (teacher - teacher.mean(0)).square().sum()
+        divergence = torch.nn.functional.kl_div(
+            scores.log_softmax(1), teacher.log_softmax(1), log_target=True, reduction="batchmean"
+        )
+        row = {
+            "quality": index,
+            "bytes": sum(lengths) / len(lengths),
+            **paired(teacher, scores, task.labels),
+            "output_error": float(error),
+            "divergence": float(divergence),
+            **fitted.macs(),
+            "fit_seconds": seconds,
+        }
+        if counted is not None:
+            entropy = context_bytes(fitted, counted, symbols, quality)
+            row |= {f"entropy_bytes_{name}": value for name, value in entropy.items()}
+        rows.append(row)
     return rows
 
 
@@ -126,7 +144,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--target-bytes", type=float, default=100.0, help="what every variation is aimed at")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kept", type=int, default=20000, help="images whose features are fitted on")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--limit", type=int, default=None, help="only the first images, for a trial")
@@ -135,20 +153,23 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    folder = data_folder(options.data)
-    task = load_task(options.model, folder, batch=options.batch, device=options.device, limit=options.limit)
+    task = load_task(
+        options.model, data_folder(options.data), batch=options.batch, device=options.device, limit=options.limit
+    )
+    task.net.to(options.device)
     command = f"python -m benchmarks.ablations {' '.join(sys.argv[1:]).replace(str(options.data), 'DATA')}"
     name = ".".join(filter(None, ["ablations", options.model, options.split, options.name]))
     path = _RESULTS / f"{name}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     rows: list[dict[str, Any]] = found["rows"] if found.get("command") == command else []
-    for change, variation in VARIATIONS.items():
+    kept = Kept(task, options.split, options)
+    for change, variation in {**VARIATIONS, **SEEDS}.items():
         if any(row["change"] == change for row in rows):
             continue
-        named = {"change": change, "model": task.name, "split": options.split, "steps": options.steps}
-        rows += [{**named, **row} for row in measured(task, options.split, variation, options)]
-        record(name, rows, seed=options.seed, command=command)
-        print(change, [(round(row["bytes"]), round(row["agreement"], 3)) for row in rows if row["change"] == change])
+        named = {"group": variation.group, "change": change, "model": task.name, "split": options.split}
+        rows += [{**named, "steps": options.steps, **row} for row in measured(kept, variation, options)]
+        record(name, rows, seed=0, command=command)
+        print(change, [(round(row["bytes"]), round(row["output_error"], 4)) for row in rows if row["change"] == change])
 
 
 if __name__ == "__main__":
