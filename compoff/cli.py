@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import zipfile
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from compoff.artifact import find_part
 from compoff.errors import CompoffError, FeatureError, LocalProtocolError
 from compoff.operations.settings import TOKEN_VARIABLE, Settings, TailPlace, read_tokens
 from compoff.wire.security import server_tls
@@ -33,6 +35,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+class Backend(str, Enum):
+    """The runtimes of a tail."""
+
+    eager = "eager"
+    inductor = "inductor"
+    onnx = "onnx"
+    tensorrt = "tensorrt"
+    auto = "auto"
+
+
+_Backend = Annotated[Backend, typer.Option(help="Runtime of the tails; auto takes the fastest that works here.")]
 _TokenFile = Annotated[
     Path | None,
     typer.Option(help=f"File that holds the token; without it, the variable {TOKEN_VARIABLE} if it is set."),
@@ -95,6 +109,7 @@ def serve(
     factory: Annotated[
         str | None, typer.Option(help="package.module:function that makes the model, for a tail that runs it itself.")
     ] = None,
+    backend: _Backend = Backend.eager,
     processes: Annotated[int, typer.Option(min=1, help="Server processes, all on one port.")] = 1,
     metrics: Annotated[str | None, typer.Option(help="host:port for metrics, health and a page.")] = None,
     token_file: _TokenFile = None,
@@ -118,9 +133,26 @@ def serve(
         return
     tls = _tls(certificate, key, ca, revoked)
     server_tls(address, tls, insecure)  # before the tails are loaded, which takes a while
-    places = tuple(TailPlace(folder, device, factory) for folder in folders or [])
+    places = tuple(TailPlace(folder, device, factory, backend.value) for folder in folders or [])
     settings = Settings(places, address, token_file, tls, insecure=insecure, processes=processes, metrics=metrics)
     run_server(settings, say=typer.echo)
+
+
+@app.command(name="compile")
+def compile_tail(
+    folder: Annotated[Path, typer.Argument(help="Folder of an exported tail, or the folder around head and tail.")],
+    backend: _Backend = Backend.auto,
+    device: Annotated[str | None, typer.Option(help="Where it is to run, such as cuda.")] = None,
+) -> None:
+    """Compile a tail for this machine and store the engine in its folder, where serving finds it."""
+    from compoff.edge.tail import Tail  # pulls in torch
+
+    place = find_part(folder, "tail")
+    tail = Tail.load(place).compile(backend.value, device=device)
+    tail.save(place)
+    choice = tail.choice
+    deviation = "" if choice.deviation is None else f"; outputs within {choice.deviation:.1e} of PyTorch's"
+    typer.echo(f"{tail} on {choice.device}: {choice.reason}{deviation}")
 
 
 @app.command()

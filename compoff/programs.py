@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch.export import ExportedProgram
 
-__all__ = ["TorchProgram"]
+__all__ = ["TorchProgram", "to_tensor"]
 
 
 class TorchProgram:
@@ -110,12 +110,24 @@ class TorchProgram:
             One array an output.
         """
         with torch.inference_mode():
-            tensors = [_tensor(array).to(self._device) for array in inputs]
+            tensors = [to_tensor(array).to(self._device) for array in inputs]
             outputs: Sequence[Tensor] | Tensor = self._module(*tensors)
             leaves = [outputs] if isinstance(outputs, Tensor) else outputs
             return [leaf.cpu().numpy() for leaf in leaves]
 
 
-def _tensor(array: NDArray[Any]) -> Tensor:
-    """The array as a tensor; one that cannot be written to is copied, since PyTorch has no such tensors."""
+def to_tensor(array: NDArray[Any]) -> Tensor:
+    """An array as a tensor.
+
+    Args:
+        array: The array.
+
+    Returns:
+        A tensor of the same memory; of a copy where the array cannot be written to, since PyTorch has no such tensors.
+
+    Examples:
+        >>> import numpy as np
+        >>> to_tensor(np.frombuffer(b"ab", np.uint8)).tolist()
+        [97, 98]
+    """
     return torch.from_numpy(array if array.flags.writeable else array.copy())  # pyright: ignore[reportUnknownMemberType]

@@ -20,6 +20,8 @@ from compoff.artifact import write_folder
 from compoff.coding import SymbolTables
 from compoff.errors import ArtifactError, FeatureError, LocalProtocolError
 from compoff.manifest import CodeSpec, Manifest
+from compoff.operations.settings import Settings, TailPlace
+from compoff.operations.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,6 +85,23 @@ def test_inspect_tells_both_parts(folder: Path) -> None:
     assert "tail.pt2" in table
 
 
+def test_a_tail_is_compiled_once_and_served_from_its_engine(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder, tmp_path / "export")
+    cli.compile_tail(tmp_path / "export", cli.Backend.onnx)
+    assert "onnx) on cpu: asked for; outputs within " in capsys.readouterr().out
+    cli.inspect(tmp_path / "export" / "tail", as_json=True)
+    (part,) = json.loads(capsys.readouterr().out)
+    assert [engine["state"] for engine in part["engines"]] == ["whole", "whole"]
+    settings = Settings((TailPlace(tmp_path / "export", backend="auto"),), "127.0.0.1:0")
+    worker = Worker(settings)
+    try:
+        assert worker.served[0].endswith(", onnx)")
+    finally:
+        worker.stop()
+
+
 def test_inspect_of_a_tail_without_its_program_names_the_file(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "tail", tmp_path / "tail")
     (tmp_path / "tail" / "tail.pt2").unlink()
@@ -96,6 +115,8 @@ def test_inspect_of_a_tail_without_its_program_names_the_file(folder: Path, tmp_
         (["inspect", "no-such-folder"], "no-such-folder"),
         (["serve", "no-such-folder"], "no-such-folder"),
         (["serv"], "serve"),
+        (["serve", "FOLDER", "--backend", "onxx"], "onxx"),
+        (["compile", "no-such-folder"], "no-such-folder"),
         (["call", "FOLDER", "--address", "nonsense", "--input", "ONE"], "host:port"),
         (["call", "FOLDER", "--address", "127.0.0.1:1", "--input", "ONE"], "compoff serve"),
         (["call", "FOLDER", "--address", "127.0.0.1:1", "--input", "no-such-file.npy"], "no-such-file.npy"),

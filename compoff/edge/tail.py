@@ -13,7 +13,8 @@ import torch
 from compoff.artifact import find_part, read_folder, write_folder
 from compoff.coding import Payload
 from compoff.edge.backends.backend import NestedBackend
-from compoff.edge.backends.eager import EagerBackend
+from compoff.edge.backends.choosing import Choice, compile_backend, load_backend
+from compoff.edge.backends.eager import PROGRAM
 from compoff.edge.backends.module import ModuleBackend
 from compoff.errors import ArtifactMismatch, BackendError, PayloadError
 from compoff.manifest import DTYPES
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
 
     from compoff.coding import Decoded, SymbolTables
     from compoff.edge.backends.backend import Backend
+    from compoff.edge.backends.choosing import BackendName
     from compoff.edge.backends.module import Factory
     from compoff.edge.server import Server
     from compoff.manifest import Manifest, TensorSpec
     from compoff.wire.tls import TLS
 
 __all__ = ["Tail"]
+
+_EAGER = Choice("eager", "as it was exported")
 
 
 class Tail:
@@ -46,6 +50,7 @@ class Tail:
         manifest: What this tail is.
         tables: The coder's tables, one a code.
         backend: The runtime that holds the program.
+        choice: Which runtime that is, where it runs, and why it was taken.
 
     Raises:
         BackendError: The manifest does not know the outputs, and the backend cannot run such a model.
@@ -62,10 +67,13 @@ class Tail:
     Source: DeepCOD (SenSys 2020), Sec. 3, Fig. 2 (right).
     """
 
-    def __init__(self, manifest: Manifest, tables: Sequence[SymbolTables], backend: Backend) -> None:
+    def __init__(
+        self, manifest: Manifest, tables: Sequence[SymbolTables], backend: Backend, choice: Choice = _EAGER
+    ) -> None:
         self.manifest = manifest
         self.tables = tuple(tables)
         self.backend = backend
+        self.choice = choice
         if not manifest.structure and not isinstance(backend, NestedBackend):
             raise BackendError(
                 f"the outputs of {manifest.model} are known only once it has answered, which a "
@@ -89,7 +97,8 @@ class Tail:
         return self.payload_format.max_bytes(self.manifest.max_batch)
 
     def __repr__(self) -> str:
-        return f"Tail({self.manifest.model} at '{self.split}', id {self.manifest.artifact_id[:8]})"
+        runtime = "" if self.choice.backend == "eager" else f", {self.choice.backend}"
+        return f"Tail({self.manifest.model} at '{self.split}', id {self.manifest.artifact_id[:8]}{runtime})"
 
     def __call__(self, payload: Payload | bytes | Sequence[Payload | bytes]) -> Any:
         """Turn payloads into what the model returns.
@@ -203,6 +212,44 @@ class Tail:
         """
         return pack(self._run(self._decoded(payload)))
 
+    def compile(self, backend: BackendName = "auto", *, device: str | None = None, like: Tail | None = None) -> Tail:
+        """Compile this tail for the machine it runs on; this one stays as it is.
+
+        What is compiled is compared with PyTorch on batches of random symbols before it is used. `save` then stores the
+        engine beside the program that it was made from, and `load` takes it where it still fits.
+
+        Args:
+            backend: ``"onnx"`` (onnxruntime, on the CPU), ``"inductor"`` (AOTInductor; on a GPU with CUDA graphs),
+                ``"tensorrt"`` (TensorRT through torch_tensorrt, in half precision), ``"eager"`` (PyTorch), or
+                ``"auto"``, the fastest of these that works here; `choice` says which and why.
+            device: Where it is to run; None for the GPU with TensorRT, else for where this tail runs.
+            like: A tail of the same network, compiled for TensorRT before the codec was fitted again: its engine takes
+                over this tail's weights, which takes seconds where building one takes minutes.
+
+        Returns:
+            The same tail in that runtime.
+
+        Raises:
+            BackendError: The backend is not installed, cannot run this tail, or does not agree with PyTorch; or the
+                tail runs the user's own model.
+
+        Examples:
+            >>> import torch, compoff
+            >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+            >>> model = compoff.wrap(net, "2", example_input=torch.zeros(2, 8))
+            >>> head, tail = compoff.export(model, "2")
+            >>> fast = tail.compile("onnx")
+            >>> fast.choice.backend, fast(head(torch.ones(4, 8))).shape
+            ('onnx', torch.Size([4, 3]))
+
+        Source: this project.
+        """
+        where = device or ("cuda" if backend == "tensorrt" else self.choice.device)
+        source, previous = self.backend.files.get(PROGRAM), None if like is None else like.backend
+        if source is None:
+            return Tail(self.manifest, self.tables, self.backend, _uncompiled(self.manifest, backend, where))
+        return Tail(self.manifest, self.tables, *compile_backend(self.manifest, source, backend, where, previous))
+
     def serve(
         self,
         address: str = "127.0.0.1:7878",
@@ -242,7 +289,14 @@ class Tail:
         write_folder(path, self.manifest, self.tables, self.backend.files)
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "cpu", factory: Factory | None = None) -> Tail:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "cpu",
+        factory: Factory | None = None,
+        backend: BackendName = "eager",
+    ) -> Tail:
         """Read a tail from a folder; the model's class is not needed where the tail is a program.
 
         Args:
@@ -250,18 +304,32 @@ class Tail:
             device: Where to run it, such as ``"cuda"``.
             factory: For a tail that runs the model itself: ``"package.module:function"`` that makes the model, or the
                 function. Its code runs here, so it is never taken from the folder.
+            backend: The runtime, as for `compile`. The folder's engine is used where it was made from this program, for
+                this machine and with these versions; else the program is compiled anew, and the log says why.
 
         Returns:
             The tail.
 
         Raises:
             ArtifactError: The folder is damaged, foreign or of another format, or `factory` makes another model.
-            BackendError: There is no such device here, or the tail needs a factory and none was given.
+            BackendError: There is no such device or backend here, an engine's bytes are not those that the manifest
+                lists, or the tail needs a factory and none was given.
         """
         folder = read_folder(find_part(path, "tail"), "tail")
-        runs_model = bool(folder.manifest.factory)
-        backend = ModuleBackend.load(folder, factory, device) if runs_model else EagerBackend.load(folder, device)
-        return cls(folder.manifest, folder.tables, backend)
+        if not folder.manifest.factory:
+            return cls(folder.manifest, folder.tables, *load_backend(folder, backend, device))
+        choice = _uncompiled(folder.manifest, backend, device)
+        return cls(folder.manifest, folder.tables, ModuleBackend.load(folder, factory, device), choice)
+
+
+def _uncompiled(manifest: Manifest, backend: str, device: str) -> Choice:
+    """What a tail that runs the user's own model runs in: PyTorch, and nothing else."""
+    if backend not in ("eager", "auto"):
+        raise BackendError(
+            f"the tail of {manifest.model} runs the model itself, so there is no program to compile for '{backend}'; "
+            "use backend='eager'"
+        )
+    return Choice("eager", "it runs the model itself, which cannot be compiled", device)
 
 
 def _is_tensor(value: Any) -> bool:

@@ -54,6 +54,7 @@ class _Tail(_Section):
     folder: Path
     device: str = "cpu"
     factory: str | None = None
+    backend: Literal["eager", "inductor", "onnx", "tensorrt", "auto"] = "eager"
 
 
 class _Certificates(_Section):
@@ -111,7 +112,7 @@ class Configuration(_Section):
         tls = None if paths is None else TLS(**paths)
         server_tls(self.address, tls, self.insecure)
         return Settings(
-            tails=tuple(TailPlace(root / tail.folder, tail.device, tail.factory) for tail in self.tails),
+            tails=tuple(TailPlace(root / tail.folder, tail.device, tail.factory, tail.backend) for tail in self.tails),
             address=self.address,
             token_file=None if self.token_file is None else root / self.token_file,
             tls=tls,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from compoff.errors import LocalProtocolError
 
@@ -28,11 +28,13 @@ class TailPlace:
         folder: The folder that it was saved to, or the one around head and tail.
         device: Where it runs, such as ``"cuda"``.
         factory: ``"package.module:function"`` that makes the model, for a tail that runs the model itself.
+        backend: The runtime that it runs in, as for `compoff.Tail.load`.
     """
 
     folder: Path
     device: str = "cpu"
     factory: str | None = None
+    backend: Literal["eager", "inductor", "onnx", "tensorrt", "auto"] = "eager"
 
 
 @dataclass(frozen=True)

@@ -106,4 +106,7 @@ def _load(settings: Settings) -> list[Tail]:
 
     if not settings.tails:
         raise LocalProtocolError("there is nothing to serve; give the folder of at least one tail")
-    return [Tail.load(place.folder, device=place.device, factory=place.factory) for place in settings.tails]
+    return [
+        Tail.load(place.folder, device=place.device, factory=place.factory, backend=place.backend)
+        for place in settings.tails
+    ]

@@ -38,7 +38,7 @@ def test_everything(tmp_path: Path) -> None:
 address: 0.0.0.0:7878
 tails:
   - export/layer2
-  - {folder: /srv/layer3, device: cuda}
+  - {folder: /srv/layer3, device: cuda, backend: tensorrt}
   - {folder: export/neck, factory: "project.models:detector"}
 token_file: tokens
 tls: {certificate: certs/edge.pem, key: certs/edge.key, ca: certs/ca.pem, revoked: certs/revoked.pem}
@@ -50,7 +50,7 @@ log: {format: json, level: warning}
     settings, log = read_configuration(written(tmp_path, text))
     assert settings.tails == (
         TailPlace(tmp_path / "export/layer2"),
-        TailPlace(Path("/srv/layer3"), "cuda"),
+        TailPlace(Path("/srv/layer3"), "cuda", backend="tensorrt"),
         TailPlace(tmp_path / "export/neck", "cpu", "project.models:detector"),
     )
     assert settings.tokens == ["old", "new"]

@@ -1,0 +1,80 @@
+"""Inputs of the right shapes for a tail's program, to compile it with and to compare what was compiled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compoff.errors import BackendError
+from compoff.onnx_export import agreement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from compoff.manifest import Manifest
+
+__all__ = ["check_agreement", "sample_parts"]
+
+_BATCHES = (1, 3)
+_LEAST_SYMBOLS = 0.99
+
+
+def sample_parts(manifest: Manifest, batch: int, seed: int = 0) -> list[NDArray[Any]]:
+    """What may cross the cut of a tail.
+
+    Args:
+        manifest: What the tail is.
+        batch: Number of samples.
+        seed: Seed of the symbols.
+
+    Returns:
+        Random symbols of each code; then the side tensors, masks that hide nothing, numbers that are zero.
+    """
+    random = np.random.default_rng(seed)
+    symbols: list[NDArray[Any]] = [
+        random.integers(code.num_centers, size=(batch, *code.latent_shape)).astype(np.uint8) for code in manifest.codes
+    ]
+    sides: list[NDArray[Any]] = [
+        np.full((batch, *spec.shape) if spec.batched else spec.shape, spec.dtype == "bool", np.dtype(spec.dtype))
+        for spec in manifest.sides
+    ]
+    return [*symbols, *sides]
+
+
+def check_agreement(
+    manifest: Manifest,
+    backend: str,
+    expected: Callable[[list[NDArray[Any]]], list[NDArray[Any]]],
+    found: Callable[[list[NDArray[Any]]], list[NDArray[Any]]],
+    most_deviation: float,
+) -> float:
+    """Compare a compiled program with the program, on batches of different sizes.
+
+    Args:
+        manifest: What the tail is.
+        backend: Name of the backend, for messages.
+        expected: Runs the program.
+        found: Runs what was compiled from it.
+        most_deviation: Most that an output may differ, relative to its largest value.
+
+    Returns:
+        The largest difference of an output, relative to its largest value.
+
+    Raises:
+        BackendError: They do not agree.
+    """
+    pairs = [
+        (expected(parts), found(parts))
+        for parts in (sample_parts(manifest, min(batch, manifest.max_batch)) for batch in _BATCHES)
+    ]
+    agreed = agreement(pairs)
+    if not (agreed.symbols >= _LEAST_SYMBOLS and agreed.deviation <= most_deviation):
+        raise BackendError(
+            f"the tail compiled for '{backend}' does not agree with PyTorch: outputs differ by {agreed.deviation:.2g} "
+            f"of the largest and {agreed.symbols:.2%} of the whole numbers are equal, expected at most "
+            f"{most_deviation:.2g} and at least {_LEAST_SYMBOLS:.2%}; run it with backend='eager'"
+        )
+    return agreed.deviation
