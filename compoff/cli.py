@@ -195,6 +195,26 @@ def call(
     _print_answer(answer, report)
 
 
+@app.command(name="export-c")
+def export_c(
+    folder: _Part,
+    output: Annotated[Path, typer.Option(help="The header to write.")] = Path("compoff_export.h"),
+    quality: Annotated[
+        int | None, typer.Option(help="Quality that the device sends.")
+    ] = None,
+) -> None:
+    """Write the C header that a microcontroller makes payloads with; examples/c shows how."""
+    from compoff.artifact import find_part, read_folder
+    from compoff.device.c_header import c_header
+
+    head = read_folder(find_part(folder, "head"), "head")
+    payloads = head.manifest.payload_format(head.tables)
+    chosen = head.manifest.quality if quality is None else quality
+    last = payloads.num_qualities - 1
+    output.write_text(c_header(head.manifest, payloads, last if quality is None and chosen < 0 else chosen))
+    typer.echo(f"{output}: {head.manifest.model} at '{head.manifest.split}'")
+
+
 @app.command()
 def certs(
     folder: Annotated[Path, typer.Argument(help="Folder of the authority; made if it is not there.")],

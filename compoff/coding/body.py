@@ -83,8 +83,23 @@ class Code:
         object.__setattr__(self, "qualities", channels)
         object.__setattr__(self, "steps", coarseness)
 
-    def _tables(self, quality: int) -> SymbolTables:
-        """The tables of a quality's symbols."""
+    def tables_at(self, quality: int) -> SymbolTables:
+        """Give the tables of a quality's symbols.
+
+        Args:
+            quality: index into ``qualities``.
+
+        Returns:
+            The tables of all channels; those of the first ones are used where fewer are sent.
+
+        Examples:
+            >>> from compoff.coding import Code, SymbolTables
+            >>> code = Code(SymbolTables.from_counts([[1] * 7] * 2), (2, 3), qualities=(1, 2), steps=(3, 1))
+            >>> code.tables_at(0).num_symbols
+            3
+
+        Source: this project.
+        """
         step = self.steps[quality]
         if step == 1:
             return self.tables
@@ -181,7 +196,7 @@ class Code:
 
         Source: this project.
         """
-        return packing.packed_length(batch * math.prod(self.shape(quality)), self._tables(quality).num_symbols)
+        return packing.packed_length(batch * math.prod(self.shape(quality)), self.tables_at(quality).num_symbols)
 
     def encode(self, symbols: NDArray[np.generic], quality: int, coding: int) -> tuple[int, bytes]:
         """Code the symbols of a batch, or pack them raw where that is not longer.
@@ -209,7 +224,7 @@ class Code:
 
         Source: this project.
         """
-        tables = self._tables(quality)
+        tables = self.tables_at(quality)
         rows = tables.checked(np.moveaxis(symbols, 1, 0).reshape(self.qualities[quality], -1))
         if coding != _RAW:
             body = (range_coder if coding == _RANGE else huffman).encode(rows, tables)
@@ -247,7 +262,7 @@ class Code:
             raise PayloadError(f"the payload names coding {coding}, which does not exist; its bytes are damaged")
         if len(body) > self.packed_bytes(batch, quality):
             raise PayloadError(f"{len(body)} bytes are too many for {batch} samples at quality {quality}")
-        tables, (channels, *space) = self._tables(quality), self.shape(quality)
+        tables, (channels, *space) = self.tables_at(quality), self.shape(quality)
         positions = batch * math.prod(space)
         if coding == _RAW:
             rows = packing.unpack(body, channels * positions, tables.num_symbols)

@@ -12,6 +12,7 @@ import numpy as np
 
 from compoff.artifact import find_part, read_folder, write_folder
 from compoff.device.binding import CallForm
+from compoff.device.c_header import c_header
 from compoff.device.runners.choice import load_runner
 from compoff.errors import BackendError, FeatureError
 from compoff.structure import input_leaves
@@ -288,6 +289,21 @@ class Head:
             threads=threads,
         )
         return Head(manifest, self.tables, runner)
+
+    def c_header(self, quality: int | None = None) -> str:
+        """Write what a device in C has to know to make this export's payloads; ``examples/c`` does it.
+
+        Args:
+            quality: Index of the quality that the device will send; None for the default.
+
+        Returns:
+            The text of a C99 header.
+
+        Raises:
+            BackendError: More crosses than one coded feature.
+            FeatureError: There is no such quality.
+        """
+        return c_header(self.manifest, self.payload_format, self.quality if quality is None else quality)
 
     def _samples(self, batches: Iterable[Any] | None) -> list[list[NDArray[Any]]]:
         """The first few hundred samples of batches as `fit` takes them: inputs, or inputs with labels behind them."""
