@@ -199,9 +199,7 @@ def call(
 def export_c(
     folder: _Part,
     output: Annotated[Path, typer.Option(help="The header to write.")] = Path("compoff_export.h"),
-    quality: Annotated[
-        int | None, typer.Option(help="Quality that the device sends.")
-    ] = None,
+    quality: Annotated[int | None, typer.Option(help="Quality that the device sends.")] = None,
 ) -> None:
     """Write the C header that a microcontroller makes payloads with; examples/c shows how."""
     from compoff.artifact import find_part, read_folder
