@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.cut_tables import CUT_TABLES
 from benchmarks.markdown import result, source, table, whole
+from benchmarks.runtime_tables import RUNTIME_TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -288,6 +289,7 @@ def fuzz_table() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     **CUT_TABLES,
+    **RUNTIME_TABLES,
     "at-drop": at_drop_table,
     **{f"rate-{split}": partial(rate_table, f"rate_accuracy.{_CIFAR}.{split}") for split in _SPLITS},
     **{f"once-{split}": partial(rate_table, one_fit(split)) for split in _SPLITS},

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from compoff.objective import DistillationLoss
     from compoff.recipe import Recipe
     from compoff.record import Record
+    from compoff.weights import WeightPool
     from compoff.wire.replies import ArgMax, TopK, TopValues
     from compoff.wire.tls import TLS
     from compoff.wrapping import Wrapped, load, wrap
@@ -95,6 +96,7 @@ _HOMES = {
     "Timeout": "compoff.errors",
     "TopK": "compoff.wire.replies",
     "TopValues": "compoff.wire.replies",
+    "WeightPool": "compoff.weights",
     "WireError": "compoff.errors",
     "Wrapped": "compoff.wrapping",
     "calibrate": "compoff.fitting",
@@ -152,6 +154,7 @@ __all__ = [  # noqa: RUF022 - ruff takes TLS for a constant
     "Timeout",
     "TopK",
     "TopValues",
+    "WeightPool",
     "WireError",
     "Wrapped",
     "calibrate",

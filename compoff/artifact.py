@@ -21,6 +21,7 @@ from safetensors.numpy import save as save_arrays
 from compoff.coding import SymbolTables
 from compoff.errors import ArtifactError, BackendError, CompoffError
 from compoff.manifest import MANIFEST_LIMIT, Manifest, manifest_bytes, parse_manifest, sha256
+from compoff.pieces import put_back, take_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,8 @@ ENGINE = "engine."
 
 _MANIFEST = "manifest.yaml"
 _TABLES = "tables.safetensors"
+_PROGRAM = ".pt2"
+_PARTED = ".parts"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -100,7 +103,14 @@ class Folder:
         return self.files[name]
 
 
-def write_folder(path: str | Path, manifest: Manifest, tables: Sequence[SymbolTables], files: dict[str, bytes]) -> None:
+def write_folder(
+    path: str | Path,
+    manifest: Manifest,
+    tables: Sequence[SymbolTables],
+    files: dict[str, bytes],
+    *,
+    weights: str | Path | None = None,
+) -> None:
     """Write a folder; the manifest comes last, so that a half-written folder is none.
 
     Args:
@@ -108,9 +118,12 @@ def write_folder(path: str | Path, manifest: Manifest, tables: Sequence[SymbolTa
         manifest: What it says of itself.
         tables: The coder's tables, one a code.
         files: Its other files, by name.
+        weights: A folder for the weights of its programs, by their content, which several artifacts may share; None to
+            leave them in the programs.
 
     Raises:
-        ArtifactError: The folder holds something else than an earlier artifact of this kind.
+        ArtifactError: The folder holds something else than an earlier artifact of this kind, or there is no way from it
+            to `weights`.
 
     Examples:
         >>> import tempfile
@@ -126,35 +139,69 @@ def write_folder(path: str | Path, manifest: Manifest, tables: Sequence[SymbolTa
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"'{folder}' is a file; give a folder to save the {manifest.kind} in")
-    weights = {f"weights.{index}": np.ascontiguousarray(table.weights) for index, table in enumerate(tables)}
-    contents = {_TABLES: save_arrays(weights), **files}
+    arrays = {f"weights.{index}": np.ascontiguousarray(table.weights) for index, table in enumerate(tables)}
+    shared: dict[str, memoryview] = {}
+    if weights is not None:
+        files, shared = _without_weights(files, _way(folder, Path(weights)))
+    contents = {_TABLES: save_arrays(arrays), **files}
     text = manifest_bytes(manifest, contents)
-    _check_free(folder, manifest.kind, contents)
+    earlier = _check_free(folder, manifest.kind, contents)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MANIFEST).unlink(missing_ok=True)
-    for name in _engines_in(folder) - {*contents}:
-        (folder / name).unlink()
+    for name in earlier - contents.keys():
+        (folder / name).unlink(missing_ok=True)
+    if weights is not None:
+        _write_weights(Path(weights), shared)
     for name, data in contents.items():
         _write(folder / name, data)
     _write(folder / _MANIFEST, text)
 
 
-def _engines_in(folder: Path) -> set[str]:
-    return {entry.name for entry in folder.iterdir() if entry.name.startswith(ENGINE)}
+def _way(folder: Path, weights: Path) -> str:
+    """How to get from a folder to the one with the weights, which are copied together."""
+    try:
+        way = Path(os.path.relpath(weights.resolve(), folder.resolve())).as_posix()
+    except ValueError as error:  # another drive of Windows
+        raise ArtifactError(f"weights are to be in '{weights}', on another drive than '{folder}'") from error
+    return way
 
 
-def _check_free(folder: Path, kind: str, contents: dict[str, bytes]) -> None:
-    """Refuse to write among files that are not of an earlier artifact of this kind, whole or cut short."""
+def _without_weights(files: dict[str, bytes], way: str) -> tuple[dict[str, bytes], dict[str, memoryview]]:
+    """Programs without their weights, and these by their content."""
+    left: dict[str, bytes] = {}
+    shared: dict[str, memoryview] = {}
+    for name, data in files.items():
+        if name.endswith(_PROGRAM) and not name.startswith(ENGINE):
+            left[name + _PARTED], found = take_out(data, way)
+            shared |= found
+        else:
+            left[name] = data
+    return left, shared
+
+
+def _write_weights(folder: Path, weights: dict[str, memoryview]) -> None:
+    """Write those that are not there yet, or are there damaged."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in weights.items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != bytes(data):
+            _write(path, data)
+
+
+def _check_free(folder: Path, kind: str, contents: dict[str, bytes]) -> set[str]:
+    """Refuse to write among files that are not of an earlier artifact of this kind; the names of that one's files."""
     present = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set[str]()
     foreign = sorted(name for name in present - {*contents} if not name.endswith(".part"))
     if _MANIFEST in present:
-        found = _read_manifest(folder)[0].kind
-        if found != kind:
-            raise ArtifactError(f"'{folder}' holds a {found}; save the {kind} in a folder of its own")
-    elif foreign:
+        earlier, listed = _read_manifest(folder)
+        if earlier.kind != kind:
+            raise ArtifactError(f"'{folder}' holds a {earlier.kind}; save the {kind} in a folder of its own")
+        return {name for name in listed if isinstance(name, str) and _PLAIN_NAME.fullmatch(name)}  # pyright: ignore[reportUnnecessaryIsInstance]
+    if foreign:
         raise ArtifactError(
             f"'{folder}' holds other files ({', '.join(foreign[:5])}); save the {kind} in an empty or a new folder"
         )
+    return set()
 
 
 def read_folder(path: str | Path, kind: str) -> Folder:
@@ -183,6 +230,8 @@ def read_folder(path: str | Path, kind: str) -> Folder:
     if _TABLES not in files:
         raise ArtifactError(f"{folder / _MANIFEST}: files lists no '{_TABLES}'; it is damaged: export again")
     tables = _read_tables(folder / _TABLES, files.pop(_TABLES), manifest)
+    for name in [name for name in files if name.endswith(_PARTED)]:
+        files[name.removesuffix(_PARTED)] = _whole(folder / name, files.pop(name))
     return Folder(folder, manifest, tables, files, engines)
 
 
@@ -246,6 +295,14 @@ def _read_listed(folder: Path, name: Any, entry: Any) -> bytes:
     return data
 
 
+def _whole(path: Path, rest: bytes) -> bytes:
+    """A program with its weights, which are in another folder; whatever is there is compared with what is listed."""
+    try:
+        return put_back(rest, lambda way, name, length: _read(path.parent / way / name, length))
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+
+
 def _read(path: Path, most: int) -> bytes:
     """A regular file of at most `most` bytes; a link may lead to one, never to a device that has no end."""
     try:
@@ -280,7 +337,7 @@ def _read_tables(path: Path, data: bytes, manifest: Manifest) -> tuple[SymbolTab
     return tables
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes | memoryview) -> None:
     """Write a file whole or not at all."""
     draft = path.with_name(path.name + ".part")
     draft.write_bytes(data)

@@ -13,10 +13,12 @@ from torch.export.passes import move_to_device_pass
 from compoff.errors import ArtifactError, BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch.export import ExportedProgram
+
+    from compoff.weights import WeightPool
 
 __all__ = ["TorchProgram", "to_tensor"]
 
@@ -28,6 +30,7 @@ class TorchProgram:
         program: The exported program, on the CPU.
         data: The same as the bytes of a ``.pt2`` file; None to make them when they are asked for.
         device: Where to run it, such as ``"cuda"``.
+        pool: Holds the weights that it has in common with others.
 
     Raises:
         BackendError: There is no such device here.
@@ -39,26 +42,38 @@ class TorchProgram:
         [array([0., 0., 2.], dtype=float32)]
     """
 
-    def __init__(self, program: ExportedProgram, data: bytes | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        program: ExportedProgram,
+        data: bytes | None = None,
+        device: str = "cpu",
+        pool: WeightPool | None = None,
+    ) -> None:
         self._program = program
         self._data = data
+        self._kept: Callable[[], bytes] | None = None
         try:
             self._device = torch.device(device)
             if self._device.type != "cpu":
                 self._data = self.to_bytes()  # before the program moves: files hold programs for the CPU
                 program = move_to_device_pass(program, device)
+            if pool is not None:
+                self._kept, self._data = pool.keep(self.to_bytes()), None
+                pool.share_program(program)
+                pool.share_program(self._program)  # on the CPU, where that is another
         except (RuntimeError, AssertionError, NotImplementedError) as error:  # as torch names a device that is missing
             raise BackendError(f"the program cannot run on device '{device}' ({error}); choose another") from error
         self._module = program.module(check_guards=False)
 
     @classmethod
-    def load(cls, data: bytes, name: str, device: str = "cpu") -> TorchProgram:
+    def load(cls, data: bytes, name: str, device: str = "cpu", pool: WeightPool | None = None) -> TorchProgram:
         """Read a ``.pt2`` file.
 
         Args:
             data: Its bytes, already checked against a manifest.
             name: Its name, for messages.
             device: Where to run it.
+            pool: Holds the weights that it has in common with others.
 
         Returns:
             The program.
@@ -77,7 +92,7 @@ class TorchProgram:
                 f"{name}: torch {torch.__version__} cannot load this program ({reason}); export again with this torch, "
                 "or install the one named under versions in the manifest"
             ) from error
-        return cls(program, data, device)
+        return cls(program, data, device, pool)
 
     @property
     def exported(self) -> ExportedProgram:
@@ -92,6 +107,8 @@ class TorchProgram:
         Returns:
             The bytes.
         """
+        if self._kept is not None:
+            return self._kept()
         if self._data is None:
             buffer = io.BytesIO()
             with warnings.catch_warnings():

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from compoff.edge.backends.module import Factory
     from compoff.edge.server import Server
     from compoff.manifest import Manifest, TensorSpec
+    from compoff.weights import WeightPool
     from compoff.wire.tls import TLS
 
 __all__ = ["Tail"]
@@ -277,16 +278,18 @@ class Tail:
 
         return serve(self, address, token=token, tls=tls, insecure=insecure)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, weights: str | Path | None = None) -> None:
         """Write this tail to a folder.
 
         Args:
             path: The folder; made if need be.
+            weights: A folder that several tails share, in which each weight is stored once, by its content; None to
+                have everything in `path`. The way from one to the other has to stay as it is.
 
         Raises:
             ArtifactError: The folder holds something else.
         """
-        write_folder(path, self.manifest, self.tables, self.backend.files)
+        write_folder(path, self.manifest, self.tables, self.backend.files, weights=weights)
 
     @classmethod
     def load(
@@ -296,6 +299,7 @@ class Tail:
         device: str = "cpu",
         factory: Factory | None = None,
         backend: BackendName = "eager",
+        pool: WeightPool | None = None,
     ) -> Tail:
         """Read a tail from a folder; the model's class is not needed where the tail is a program.
 
@@ -306,6 +310,7 @@ class Tail:
                 function. Its code runs here, so it is never taken from the folder.
             backend: The runtime, as for `compile`. The folder's engine is used where it was made from this program, for
                 this machine and with these versions; else the program is compiled anew, and the log says why.
+            pool: Weights in memory that this tail shares with others loaded with it, where it runs in PyTorch.
 
         Returns:
             The tail.
@@ -317,7 +322,7 @@ class Tail:
         """
         folder = read_folder(find_part(path, "tail"), "tail")
         if not folder.manifest.factory:
-            return cls(folder.manifest, folder.tables, *load_backend(folder, backend, device))
+            return cls(folder.manifest, folder.tables, *load_backend(folder, backend, device, pool))
         choice = _uncompiled(folder.manifest, backend, device)
         return cls(folder.manifest, folder.tables, ModuleBackend.load(folder, factory, device), choice)
 

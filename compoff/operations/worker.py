@@ -103,10 +103,12 @@ class Worker:
 
 def _load(settings: Settings) -> list[Tail]:
     from compoff.edge.tail import Tail  # pulls in torch, which the process that only watches others does not need
+    from compoff.weights import WeightPool
 
     if not settings.tails:
         raise LocalProtocolError("there is nothing to serve; give the folder of at least one tail")
+    pool = WeightPool()  # tails of one model have the weights behind the later split points in common
     return [
-        Tail.load(place.folder, device=place.device, factory=place.factory, backend=place.backend)
+        Tail.load(place.folder, device=place.device, factory=place.factory, backend=place.backend, pool=pool)
         for place in settings.tails
     ]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from compoff.edge.backends.backend import Backend
     from compoff.edge.backends.engine import Engine
     from compoff.manifest import Manifest
+    from compoff.weights import WeightPool
 
 __all__ = ["BackendName", "Choice", "check_backend", "compile_backend", "load_backend"]
 
@@ -124,13 +125,14 @@ def compile_backend(
     return backend, Choice(name, "asked for", device, deviation)
 
 
-def load_backend(folder: Folder, name: str, device: str) -> tuple[Backend, Choice]:
+def load_backend(folder: Folder, name: str, device: str, pool: WeightPool | None = None) -> tuple[Backend, Choice]:
     """Run the program of a folder, from its engine where that may be run here.
 
     Args:
         folder: The folder, read and checked.
         name: Which runtime.
         device: Where to run it.
+        pool: Weights that a program in PyTorch shares with others.
 
     Returns:
         The backend, and which it is and why.
@@ -141,7 +143,7 @@ def load_backend(folder: Folder, name: str, device: str) -> tuple[Backend, Choic
     """
     check_backend(name, device)
     if name == "eager":
-        return EagerBackend.load(folder, device), Choice("eager", "asked for", device)
+        return EagerBackend.load(folder, device, pool), Choice("eager", "asked for", device)
     wanted = _BEST.get(torch.device(device).type, ()) if name == "auto" else (name,)
     why_not: list[str] = []
     for one in wanted:

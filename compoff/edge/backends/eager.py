@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from compoff.artifact import Folder
+    from compoff.weights import WeightPool
 
 __all__ = ["PROGRAM", "EagerBackend"]
 
@@ -28,12 +29,13 @@ class EagerBackend:
         self._program = program
 
     @classmethod
-    def load(cls, folder: Folder, device: str = "cpu") -> EagerBackend:
+    def load(cls, folder: Folder, device: str = "cpu", pool: WeightPool | None = None) -> EagerBackend:
         """Read the program of a checked folder.
 
         Args:
             folder: The folder, read and checked.
             device: Where to run it, such as ``"cuda"``.
+            pool: Holds the weights that it has in common with other tails.
 
         Returns:
             The backend.
@@ -41,7 +43,7 @@ class EagerBackend:
         Raises:
             ArtifactError: The folder has no such program, or PyTorch cannot read it.
         """
-        return cls(TorchProgram.load(folder.file(PROGRAM), str(folder.path / PROGRAM), device))
+        return cls(TorchProgram.load(folder.file(PROGRAM), str(folder.path / PROGRAM), device, pool))
 
     @property
     def files(self) -> dict[str, bytes]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from compoff.edge.backends.eager import PROGRAM
 from compoff.edge.backends.engine import Engine, engine_key
 from compoff.edge.backends.samples import sample_parts
@@ -24,7 +26,7 @@ _PORTABLE = ("system", "processor")  # ONNX is no machine code
 
 
 class OnnxBackend:
-    """Runs a tail with onnxruntime.
+    """Runs a tail with onnxruntime, in as many threads as PyTorch takes.
 
     Args:
         engine: The program in ONNX.
@@ -39,7 +41,7 @@ class OnnxBackend:
         del manifest
         _check_device(device)
         self._engine = engine
-        self._session = OnnxSession(engine.data, "the tail in ONNX")
+        self._session = OnnxSession(engine.data, "the tail in ONNX", threads=torch.get_num_threads())
 
     @property
     def files(self) -> dict[str, bytes]:

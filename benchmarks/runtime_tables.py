@@ -1,0 +1,46 @@
+"""The tables of what a tail's runtimes cost: time, disk, memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchmarks.markdown import result, source, table, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["RUNTIME_TABLES"]
+
+
+def engines_table() -> str:
+    """The same tail in each runtime."""
+    head = ["tail", "backend", "batch", "median, ms", "times eager", "deviation", "compiling, s", "engine, MB"]
+    cells = [
+        [
+            f"{row['model']} from {row['split']}, {row['codec']}",
+            row["backend"],
+            str(row["batch"]),
+            f"{row['median_ms']:.1f}",
+            f"{row['times_eager']:.2f}",
+            "–" if row["deviation"] is None else f"{row['deviation']:.0e}",
+            whole(row["compile_seconds"]),
+            f"{row['engine_bytes'] / 1e6:.0f}",
+        ]
+        for row in result("engines")["rows"]
+    ]
+    return f"{table(head, cells)}\n\n{source('engines')}"
+
+
+def shared_weights_table() -> str:
+    """Tails of several split points, apart and together."""
+    rows = result("shared_weights")["rows"]
+    splits = [key.removeprefix("memory_bytes_") for key in rows[0] if key.startswith("memory_bytes_")]
+    head = ["weights", "on disk, MB", *(f"memory with {split}, MB" for split in splits)]
+    cells = [
+        [row["weights"], whole(row["disk_bytes"] / 1e6), *(whole(row[f"memory_bytes_{name}"] / 1e6) for name in splits)]
+        for row in rows
+    ]
+    return f"{table(head, cells)}\n\n{source('shared_weights')}"
+
+
+RUNTIME_TABLES: dict[str, Callable[[], str]] = {"engines": engines_table, "shared-weights": shared_weights_table}
