@@ -1,6 +1,6 @@
 """What wrapping costs where no bottleneck is on, and how long it takes to find the split points of ResNet-50.
 
-The same model runs wrapped and unwrapped in turns; the ratio of a pair is free of what slows the machine for a while.
+The same model runs unwrapped, wrapped and unwrapped again; such a ratio is free of what slows the machine for a while.
 
     python -m benchmarks.wrapping
 """
@@ -8,7 +8,6 @@ The same model runs wrapped and unwrapped in turns; the ratio of a pair is free 
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
@@ -32,30 +31,35 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.process_time() - began
 
 
-def overhead_row(name: str, pairs: int) -> dict[str, Any]:
-    """Teacher against model, one sample a batch, in turns."""
+def overhead_row(name: str, rounds: int, passes: int) -> dict[str, Any]:
+    """Some passes of a model, wrapped and unwrapped again, in turns: the same weights at the same place in memory."""
     architecture = named(name)
     model, inputs = architecture.build(reduced=False), architecture.inputs(reduced=False, batch=1)
     example = architecture.inputs(reduced=False)
-    twin = copy.deepcopy(model)
-    wrapped = compoff.wrap(twin, list(architecture.split_points), example_input=(example.args, example.kwargs)).eval()
+    paths = list(architecture.split_points)
     plain: list[float] = []
     ratios: list[float] = []
-    with torch.inference_mode():
-        calls = [lambda: model(*inputs.args, **inputs.kwargs), lambda: wrapped(*inputs.args, **inputs.kwargs)]
-        for call in calls * 3:
-            call()
-        for number in range(pairs):
-            order = (0, 1) if number % 2 else (1, 0)
-            took = {which: seconds(calls[which]) for which in order}
-            plain.append(took[0])
-            ratios.append(took[1] / took[0])
+
+    def median_seconds(call: Callable[..., Any]) -> float:
+        with torch.inference_mode():
+            call(*inputs.args, **inputs.kwargs)
+            return statistics.median(seconds(lambda: call(*inputs.args, **inputs.kwargs)) for _ in range(passes))
+
+    for _ in range(rounds):
+        before = median_seconds(model)
+        wrapped = compoff.wrap(model, paths, example_input=(example.args, example.kwargs)).eval()
+        between = median_seconds(wrapped)
+        wrapped.unwrap()
+        after = median_seconds(model)
+        plain += [before, after]
+        ratios.append(2 * between / (before + after))
     quartiles = statistics.quantiles(ratios, n=4)
     return {
         "measured": "teacher",
         "architecture": name,
-        "split_points": len(architecture.split_points),
-        "pairs": pairs,
+        "split_points": len(paths),
+        "rounds": rounds,
+        "passes": passes,
         "plain_ms": 1000 * statistics.median(plain),
         "overhead_percent": 100 * (statistics.median(ratios) - 1),
         "overhead_low_percent": 100 * (quartiles[0] - 1),
@@ -85,15 +89,16 @@ def listing_row(name: str, runs: int) -> dict[str, Any]:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--passes", type=int, default=15, help="of each of the three, a round")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = [listing_row("ResNet-50", 3), *(overhead_row(name, options.pairs) for name in _MODELS)]
+    rows = [listing_row("ResNet-50", 3), *(overhead_row(name, options.rounds, options.passes) for name in _MODELS)]
     for row in rows:
         print(row)
-    command = f"python -m benchmarks.wrapping --pairs {options.pairs} --threads {options.threads}"
-    print(record("wrapping", rows, seed=0, command=command))
+    shape = f"--rounds {options.rounds} --passes {options.passes} --threads {options.threads}"
+    print(record("wrapping", rows, seed=0, command=f"python -m benchmarks.wrapping {shape}"))
 
 
 if __name__ == "__main__":
