@@ -76,12 +76,13 @@ def small(row: dict[str, Any], name: str) -> bool:
 def wrapping_table() -> str:
     """What wrapping costs while no bottleneck is on."""
     rows = [row for row in result("wrapping")["rows"] if row["measured"] == "teacher"]
-    head = ["model", "split points", "forward, ms", "wrapped, %", "quartiles, %"]
+    head = ["model", "split points", "forward, ms", "wrapped, µs more", "%", "quartiles, %"]
     cells = [
         [
             row["architecture"],
             str(row["split_points"]),
             f"{row['plain_ms']:.1f}",
+            f"{row['overhead_us']:.0f}",
             f"{row['overhead_percent']:+.2f}",
             f"{row['overhead_low_percent']:+.2f} to {row['overhead_high_percent']:+.2f}",
         ]

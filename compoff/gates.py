@@ -69,10 +69,11 @@ class Gate:
         self.layouts = tuple(layouts)
         self.own = tuple(own) or (True,) * len(self.bottlenecks)
         self.work = work or Work()
-        self.on = False
         self.bypassed = False
         self._restoring = False
-        self.replace: Callable[[list[Tensor]], list[Tensor]] | None = None
+        self._on = False
+        self._replace: Callable[[list[Tensor]], list[Tensor]] | None = None
+        self.active = False  # whether the gate does anything to what passes; every hook asks in every pass
         self.passes = 0
         self._caught: dict[int, Tensor] = {}
 
@@ -82,9 +83,24 @@ class Gate:
         return self.bottlenecks[0]
 
     @property
-    def active(self) -> bool:
-        """Whether the gate does anything to what passes."""
-        return self.on or self.replace is not None
+    def on(self) -> bool:
+        """Whether features pass through the bottlenecks."""
+        return self._on
+
+    @on.setter
+    def on(self, value: bool) -> None:
+        self._on = value
+        self.active = value or self._replace is not None
+
+    @property
+    def replace(self) -> Callable[[list[Tensor]], list[Tensor]] | None:
+        """What is put in place of features, whether the gate is on or not; None for nothing."""
+        return self._replace
+
+    @replace.setter
+    def replace(self, value: Callable[[list[Tensor]], list[Tensor]] | None) -> None:
+        self._replace = value
+        self.active = self._on or value is not None
 
     @property
     def at_work(self) -> bool:
@@ -211,4 +227,4 @@ class Gate:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to one running pass."""
-        return {**self.__dict__, "replace": None, "_restoring": False, "_caught": {}}
+        return {**self.__dict__, "_replace": None, "active": self._on, "_restoring": False, "_caught": {}}

@@ -183,9 +183,7 @@ class _Hook:
         self._calls = 0
 
     def _is_due(self) -> bool:
-        """Whether this is the call that is meant; counts the calls of a pass."""
-        if not self.catcher.active:
-            return False
+        """Whether this is the call that is meant, of a catcher that is active; counts the calls of a pass."""
         if not self.tap.repeated:
             return True
         if self._pass != self.catcher.passes:
@@ -221,7 +219,9 @@ class _Result(_Hook):
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Pass the tensor through the catcher, as a forward hook."""
         del module, args
-        return map_tensor(output, self.tap.leaf, self.caught) if self._is_due() else None
+        if not self.catcher.active or not self._is_due():
+            return None
+        return map_tensor(output, self.tap.leaf, self.caught)
 
 
 class _Arguments(_Hook):
@@ -230,7 +230,9 @@ class _Arguments(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """Pass the tensor through the catcher, as a forward pre-hook."""
         del module
-        return map_tensor((args, kwargs), self.tap.leaf, self.caught) if self._is_due() else None
+        if not self.catcher.active or not self._is_due():
+            return None
+        return map_tensor((args, kwargs), self.tap.leaf, self.caught)
 
 
 class Adapting:
@@ -261,7 +263,7 @@ class _Scope(_Hook):
     def __call__(self, module: nn.Module, args: Any) -> None:
         """Begin to listen."""
         del module, args
-        if self._is_due():
+        if self.catcher.active and self._is_due():
             self.mode = _FunctionTap(self)
             self.mode.__enter__()
 
