@@ -8,7 +8,7 @@ import sys
 import zipfile
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -47,6 +47,7 @@ class Backend(str, Enum):
 
 
 _Backend = Annotated[Backend, typer.Option(help="Runtime of the tails; auto takes the fastest that works here.")]
+_TritonBackend = Literal["onnx", "inductor"]
 _TokenFile = Annotated[
     Path | None,
     typer.Option(help=f"File that holds the token; without it, the variable {TOKEN_VARIABLE} if it is set."),
@@ -153,6 +154,20 @@ def compile_tail(
     choice = tail.choice
     deviation = "" if choice.deviation is None else f"; outputs within {choice.deviation:.1e} of PyTorch's"
     typer.echo(f"{tail} on {choice.device}: {choice.reason}{deviation}")
+
+
+@app.command()
+def export_triton(
+    folder: Annotated[Path, typer.Argument(help="Folder of an exported tail, or the folder around head and tail.")],
+    repository: Annotated[Path, typer.Argument(help="Folder of Triton's models; made if it is not there.")],
+    name: Annotated[str, typer.Option(help="Name of the model; without it, that of model and split point.")] = "",
+    backend: Annotated[_TritonBackend, typer.Option(help="onnx for ONNX Runtime, inductor for PyTorch.")] = "onnx",
+) -> None:
+    """Write a tail as a model of NVIDIA's Triton Inference Server."""
+    from compoff.edge.tail import Tail  # pulls in torch
+    from compoff.operations.triton import export_triton
+
+    typer.echo(f"wrote {export_triton(Tail.load(folder), repository, name=name, backend=backend)}")
 
 
 @app.command()

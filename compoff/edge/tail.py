@@ -126,23 +126,17 @@ class Tail:
 
     def _as_one_batch(self, payloads: Sequence[Decoded]) -> list[list[NDArray[Any]]]:
         """Run several batches as one and take the outputs apart again."""
-        parts = zip(*map(self._tensors, payloads), strict=True)
+        parts = zip(*map(self.tensors, payloads), strict=True)
         leaves = self.backend.run([np.concatenate(pieces) for pieces in parts])
         ends = np.cumsum([decoded.batch_size for decoded in payloads])[:-1]
         return [list(pieces) for pieces in zip(*(np.split(leaf, ends) for leaf in leaves), strict=True)]
 
     def _run(self, decoded: Decoded) -> list[NDArray[Any]]:
-        parts = self._tensors(decoded)
+        parts = self.tensors(decoded)
         if self.manifest.structure or not isinstance(self.backend, NestedBackend):
             return self.backend.run(parts)
         leaves, description = flatten(self.backend.run_nested(parts), _is_tensor, "the model returned")
         return nested_arrays(description, [_array(leaf) for leaf in leaves], self.manifest.max_reply_bytes)
-
-    def _tensors(self, decoded: Decoded) -> list[NDArray[Any]]:
-        """What the program takes: whole latents, whatever quality was sent, and the side tensors."""
-        codes = self.payload_format.codes
-        latents = [code.whole(part, decoded.quality) for code, part in zip(codes, decoded.symbols, strict=True)]
-        return [*latents, *decoded.sides]
 
     def _decoded(self, payload: Any) -> Decoded:
         """Decode one payload."""
@@ -185,6 +179,19 @@ class Tail:
             PayloadError: The bytes are damaged or of another export.
         """
         return self._decoded(payload)
+
+    def tensors(self, decoded: Decoded) -> list[NDArray[Any]]:
+        """What the program takes of one request, for a runtime of your own, such as Triton.
+
+        Args:
+            decoded: What `decode` made of it.
+
+        Returns:
+            Whole latents, whatever quality was sent, then the side tensors.
+        """
+        codes = self.payload_format.codes
+        latents = [code.whole(part, decoded.quality) for code, part in zip(codes, decoded.symbols, strict=True)]
+        return [*latents, *decoded.sides]
 
     def run(self, decoded: Sequence[Decoded]) -> list[list[NDArray[Any]]]:
         """Answer several decoded requests in one run.

@@ -1,0 +1,118 @@
+"""A tail as a model of NVIDIA's Triton Inference Server: a repository with the program and its config.pbtxt.
+
+Triton gets what the tail's program gets, symbols and side tensors; whoever asks it decodes payloads first, with
+`Tail.decode` and `Tail.tensors`. Knows the form of the repository and nothing of what the program computes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from compoff.edge.backends.eager import PROGRAM
+from compoff.errors import ArtifactError, BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from compoff.edge.tail import Tail
+    from compoff.manifest import Manifest, TensorSpec
+
+__all__ = ["export_triton"]
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_FLOATS = {"float16": "FP16", "float32": "FP32", "float64": "FP64"}
+_PLATFORMS = {"onnx": ("onnxruntime_onnx", "model.onnx"), "inductor": ("torch_aoti", "model.pt2")}
+
+
+def export_triton(
+    tail: Tail, repository: str | Path, *, name: str = "", backend: Literal["onnx", "inductor"] = "onnx"
+) -> Path:
+    """Write a tail into a model repository.
+
+    Args:
+        tail: The tail; one that is compiled for `backend` is taken as it is, another is compiled.
+        repository: The folder of models; made if need be.
+        name: What Triton calls the model; model and split point unless told.
+        backend: ``"onnx"`` for Triton's ONNX Runtime, which also runs it on GPUs; ``"inductor"`` for its PyTorch
+            backend, which needs the same version of torch and the processor that it was compiled on.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        BackendError: The tail cannot be compiled, or its outputs are known only once it has answered.
+        ArtifactError: `name` cannot be a folder's, or there is such a model already.
+
+    Examples:
+        >>> import tempfile, torch, compoff
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> model = compoff.wrap(net, "2", example_input=torch.zeros(2, 8))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = export_triton(compoff.export(model, "2")[1], folder, name="tail")
+        ...     sorted(str(file.relative_to(folder)) for file in path.rglob("*") if file.is_file())
+        ['tail/1/model.onnx', 'tail/config.pbtxt']
+
+    Source: the model repository and ``ModelConfig`` of Triton Inference Server.
+    """
+    name = name or re.sub(r"[^A-Za-z0-9_.-]", "_", f"{tail.manifest.model}-{tail.split}")
+    if _NAME.fullmatch(name) is None:
+        raise ArtifactError(f"{name!r:.80} cannot be the name of a model; use letters, digits, '_', '-' and '.'")
+    if PROGRAM not in tail.backend.files:
+        raise BackendError(f"the tail of {tail.manifest.model} runs the model itself; only a program can go to Triton")
+    folder = Path(repository) / name
+    if folder.exists():
+        raise ArtifactError(f"'{folder}' is there already; give another name, or take it away first")
+    if tail.choice.backend != backend:
+        tail = tail.compile(backend)
+    data = tail.backend.files[f"engine.{backend}.bin"]
+    config = _config(tail.manifest, name, backend, *_names(data, tail.manifest, backend))
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / _PLATFORMS[backend][1]).write_bytes(data)
+    (folder / "config.pbtxt").write_text(config, encoding="utf-8")
+    return folder
+
+
+def _names(data: bytes, manifest: Manifest, backend: str) -> tuple[list[str], list[str]]:
+    """What inputs and outputs are called: as the graph calls them, or by the convention of Triton's PyTorch backend."""
+    if backend == "onnx":
+        graph: Any = importlib.import_module("onnx").load_from_string(data).graph
+        return [one.name for one in graph.input], [one.name for one in graph.output]
+    inputs = range(len(manifest.codes) + len(manifest.sides))
+    return [f"INPUT__{index}" for index in inputs], [f"OUTPUT__{index}" for index in range(len(manifest.outputs))]
+
+
+def _config(manifest: Manifest, name: str, backend: str, inputs: Sequence[str], outputs: Sequence[str]) -> str:
+    """The text of config.pbtxt."""
+    batched = all(spec.batched for spec in (*manifest.sides, *manifest.outputs))
+    given = [(code.latent_shape, "uint8", True) for code in manifest.codes] + [*map(_plain, manifest.sides)]
+    found = [*map(_plain, manifest.outputs)]
+    lines = [
+        f"# Tail of {manifest.model} behind '{manifest.split}', written by compoff.".replace("\n", " "),
+        f'name: "{name}"',
+        f'platform: "{_PLATFORMS[backend][0]}"',
+        f"max_batch_size: {manifest.max_batch if batched else 0}",
+        *(_tensor("input", one, *spec, free=not batched) for one, spec in zip(inputs, given, strict=True)),
+        *(_tensor("output", one, *spec, free=not batched) for one, spec in zip(outputs, found, strict=True)),
+        *(["dynamic_batching { }"] if batched and manifest.max_batch > 1 else []),
+        f'parameters {{ key: "compoff_artifact_id" value {{ string_value: "{manifest.artifact_id}" }} }}',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(spec: TensorSpec) -> tuple[tuple[int, ...], str, bool]:
+    return spec.shape, spec.dtype, spec.batched
+
+
+def _tensor(kind: str, name: str, shape: tuple[int, ...], dtype: str, batched: bool, *, free: bool) -> str:
+    """One input or output; `free` where Triton leaves the batch axis to the model."""
+    sizes = [-1, *shape] if free and batched else list(shape)
+    reshape = "" if sizes else " reshape: { shape: [ ] }"  # Triton has no tensors without axes
+    return f'{kind} [ {{ name: "{name}" data_type: TYPE_{_triton(dtype)} dims: {sizes or [1]}{reshape} }} ]'
+
+
+def _triton(dtype: str) -> str:
+    """A dtype as Triton names it."""
+    return _FLOATS.get(dtype, dtype.upper())
