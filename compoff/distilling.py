@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from compoff.errors import CompoffError, FeatureError, FitError, SplitError
+from compoff.hooks import uncompiled
 from compoff.losses import distillation, relative_error
 from compoff.trees import tensors_of
 
@@ -122,7 +123,8 @@ def _tapped(base: nn.Module, paths: tuple[str, ...], taken: dict[str, list[Tenso
 
     handles = [base.get_submodule(path).register_forward_hook(tap(path)) for path in paths]
     try:
-        yield
+        with uncompiled(base):
+            yield
     finally:
         for handle in handles:
             handle.remove()

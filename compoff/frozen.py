@@ -59,7 +59,8 @@ class Frozen:
         if not self._modes:
             # Looking into what a module consists of spares its own memory a visit.
             watched = [module for module in self._modules[1:] if type(module) not in _INDIFFERENT]
-            self._modes = [module.__dict__ for module in (self._model, *watched)]
+            seen = [module.__dict__ for module in (self._model, *watched)]
+            self._modes = [attributes for attributes in seen if "training" in attributes]  # some repeat another's
         if any(map(_training, self._modes)):
             self._model.eval()
         # Where nothing is recorded, a parameter that would want a gradient gets none.

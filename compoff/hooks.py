@@ -6,15 +6,18 @@ never a closure, so that a copied or pickled model owns its own. Knows no codec.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
+import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode  # pyright: ignore[reportPrivateUsage] - there is no public way
 
 from compoff.trees import map_tensor, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
@@ -134,6 +137,26 @@ def stop_listening(model: nn.Module) -> None:
         top.__exit__(None, None, None)
     for scope in scopes:
         scope.mode = None
+
+
+def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
+    """Run a model that was compiled as it was written, inside a block.
+
+    A compiler sees neither modules nor operators to listen to, and starts anew whenever hooks change.
+
+    Args:
+        model: The model; one that is not compiled runs as ever, and so does what is being compiled with it.
+
+    Returns:
+        The context manager.
+    """
+    if torch.compiler.is_compiling() or not any(map(_is_compiled, model.modules())):
+        return contextlib.nullcontext()
+    return cast("AbstractContextManager[Any]", torch.compiler.set_stance("force_eager"))
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return "_orig_mod" in module._modules or module._compiled_call_impl is not None  # pyright: ignore[reportPrivateUsage] - there is no public way
 
 
 def catchers(module: nn.Module) -> list[Any]:

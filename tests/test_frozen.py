@@ -93,3 +93,11 @@ def test_a_compiler_may_look_at_it() -> None:
     net[1].train()
     torch.testing.assert_close(torch.compile(call, backend="eager")(x), expected)
     assert not net[1].training
+
+
+def test_a_module_that_repeats_the_mode_of_another_is_left_to_that_one() -> None:
+    net = network()
+    frozen = Frozen(torch.compile(net, backend="eager"))  # type: ignore[arg-type]
+    net[1].train()
+    frozen.keep()
+    assert not net[1].training

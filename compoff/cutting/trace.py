@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from compoff.cutting.axes import axis_map, channel_axis, data_arguments, output_channel_axis
 from compoff.cutting.flow import SIZED, Flow, Operator, Value
 from compoff.cutting.macs import count_macs
-from compoff.hooks import function_name
+from compoff.hooks import function_name, uncompiled
 from compoff.trees import tensors_of
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def watch(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | No
     args, keywords = called
     watcher = _Watcher(model, tensors_of((args, keywords)))
     try:
-        with frozen(model), _Functions(watcher), watcher:
+        with uncompiled(model), frozen(model), _Functions(watcher), watcher:
             output: Any = model(*args, **(keywords or {}))
     finally:
         watcher.remove()

@@ -19,6 +19,7 @@ from compoff.coding import Code, PayloadFormat
 from compoff.distilling import float_tensors, refusals_named, teacher_pass
 from compoff.errors import FitError
 from compoff.fitting.batches import to_batch
+from compoff.hooks import uncompiled
 from compoff.losses import relative_error
 from compoff.mounting import device_of
 
@@ -157,7 +158,7 @@ def _slopes(
 
     gate.replace = open_gradient
     try:
-        with torch.enable_grad(), refusals_named(batch):
+        with torch.enable_grad(), uncompiled(wrapped.base), refusals_named(batch):
             outputs = float_tensors(wrapped.base(*batch.args, **batch.kwargs))
             if not outputs:
                 raise FitError("the model returns no floating-point tensor, so there is nothing to distil")
