@@ -8,118 +8,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-from compoff.errors import CompoffError, ConnectionLost, ConnectTimeout, ReadTimeout, RemoteProtocolError, WireError
+from compoff.errors import ConnectionLost, ConnectTimeout, ReadTimeout, WireError
+from compoff.wire.async_connection import AsyncConnection, reject
 from compoff.wire.client_protocol import MAX_REPLY_BYTES, ClientProtocol
-from compoff.wire.exchange import deadline_field, relocate
-from compoff.wire.protocol import Answer, Opened, Refusal
-from compoff.wire.receiver import Receiver, new_buffer
-from compoff.wire.sockets import check_timeout, connect_error, look_up, parse_target, tls_error
+from compoff.wire.exchange import deadline_field
+from compoff.wire.sockets import check_timeout, connect_error, look_up, parse_target
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Sequence
 
     from typing_extensions import Self
 
     from compoff.wire.messages import Offer
+    from compoff.wire.protocol import Answer
     from compoff.wire.sockets import Addresses
 
 __all__ = ["AsyncClient", "open_async_client"]
-
-_BUFFER_BYTES = 2**16
-
-
-class _Connection(Receiver):
-    """Moves bytes between the transport and the state machine, and answers to their futures."""
-
-    def __init__(self, protocol: ClientProtocol, address: str) -> None:
-        super().__init__(new_buffer(_BUFFER_BYTES))
-        self.protocol = protocol
-        self.address = address
-        self.failure: CompoffError | None = None
-        self.welcome: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
-        self.waiting: dict[int, asyncio.Future[Answer]] = {}
-        self.writable = asyncio.Event()
-        self.writable.set()
-        self.gone = asyncio.Event()
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self.flush()
-
-    def receive(self, data: bytes) -> None:
-        try:
-            events = self.protocol.receive_data(data)
-        except WireError as error:
-            self.fail(relocate(error, self.address))
-            return
-        for event in events:
-            if isinstance(event, Opened):
-                if not self.welcome.done():
-                    self.welcome.set_result(event)
-            elif isinstance(event, Answer):
-                _resolve(self.waiting.pop(event.request_id, None), event)
-            elif isinstance(event, Refusal):
-                _reject(self.waiting.pop(event.request_id, None), relocate(event.error, self.address))
-
-    def eof_received(self) -> bool:
-        try:
-            self.protocol.receive_eof()
-        except WireError as error:
-            self.fail(relocate(error, self.address))
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if isinstance(exc, ssl.SSLError):  # in TLS 1.3 a server refuses a certificate after the handshake
-            self.fail(tls_error(self.address, exc))
-        message = f"the connection to {self.address} broke: {exc or 'it was closed'}; open a new one"
-        greeting = not self.protocol.opened
-        self.fail(RemoteProtocolError(message) if greeting else ConnectionLost(message))
-        self.gone.set()
-
-    def pause_writing(self) -> None:
-        self.writable.clear()
-
-    def resume_writing(self) -> None:
-        self.writable.set()
-
-    def flush(self) -> None:
-        data = self.protocol.data_to_send()
-        if data and self._transport is not None:
-            self._transport.write(data)
-
-    def fail(self, error: CompoffError) -> None:
-        """Give everything that waits the error; the first error is the connection's."""
-        self.failure = self.failure or error
-        waiting, self.waiting = self.waiting, {}
-        for future in waiting.values():
-            _reject(future, type(error)(*error.args))
-        _reject(self.welcome, error)
-        self.writable.set()
-        if self._transport is not None:
-            self._transport.abort()
-
-    def finish(self) -> None:
-        """Say goodbye; the transport closes when it is written."""
-        self.protocol.send_goodbye()
-        self.flush()
-        if self._transport is not None:
-            self._transport.close()
-
-
-def _resolve(future: asyncio.Future[Answer] | None, answer: Answer) -> None:
-    if future is not None and not future.done():
-        future.set_result(answer)
-
-
-def _reject(future: asyncio.Future[Any] | None, error: CompoffError) -> None:
-    if future is not None and not future.done():
-        future.set_exception(error)
-        future.exception()  # seen: where nobody awaits it any more, asyncio has nothing to log
 
 
 class AsyncClient:
@@ -130,7 +38,7 @@ class AsyncClient:
     Source: this project.
     """
 
-    def __init__(self, connection: _Connection) -> None:
+    def __init__(self, connection: AsyncConnection) -> None:
         """Take over a connection after its handshake."""
         self._connection = connection
         self._protocol = connection.protocol
@@ -284,7 +192,7 @@ class AsyncClient:
             raise self._late(timeout) from None
 
     def _expire(self, future: asyncio.Future[Answer], timeout: float) -> None:
-        _reject(future, self._late(timeout))
+        reject(future, self._late(timeout))
 
     def _late(self, timeout: float) -> ReadTimeout:
         return ReadTimeout(f"{self.address} gave no answer within {timeout:g} s; a late one will be dropped")
@@ -339,12 +247,12 @@ async def open_async_client(
     """
     check_timeout(connect_timeout)
     parse_target(address)
-    connection = _Connection(ClientProtocol(offers, token=token, max_reply_bytes=max_reply_bytes), address)
+    connection = AsyncConnection(ClientProtocol(offers, token=token, max_reply_bytes=max_reply_bytes), address)
     await _connect(connection, tls, connect_timeout)
     return AsyncClient(connection)
 
 
-async def _connect(connection: _Connection, tls: ssl.SSLContext | None, timeout: float) -> None:
+async def _connect(connection: AsyncConnection, tls: ssl.SSLContext | None, timeout: float) -> None:
     address = connection.address
     host, port = parse_target(address)
 

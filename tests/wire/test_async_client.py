@@ -27,7 +27,8 @@ from compoff.errors import (
     RemoteProtocolError,
     ServerBusy,
 )
-from compoff.wire.async_client import AsyncClient, _Connection, open_async_client
+from compoff.wire.async_client import AsyncClient, open_async_client
+from compoff.wire.async_connection import AsyncConnection
 from compoff.wire.client_protocol import ClientProtocol
 from compoff.wire.frames import Frame, FrameType, serialize
 from compoff.wire.messages import Route, Welcome
@@ -312,7 +313,7 @@ def test_a_connection_that_fails_unseen_leaves_nothing_in_the_log() -> None:
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: logged.append(context))
-        connection = _Connection(ClientProtocol([ID]), "edge:1")
+        connection = AsyncConnection(ClientProtocol([ID]), "edge:1")
         connection.fail(ConnectTimeout("too late"))
         del connection
         gc.collect()

@@ -1,0 +1,133 @@
+"""One asyncio connection of a client: bytes to the state machine, answers to the futures of those who wait.
+
+Bytes only; the face of this is ``async_client``, the blocking twin ``exchange``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING, Any, cast
+
+from compoff.errors import CompoffError, ConnectionLost, RemoteProtocolError, WireError
+from compoff.wire.exchange import relocate
+from compoff.wire.protocol import Answer, Opened, Refusal
+from compoff.wire.receiver import Receiver, new_buffer
+from compoff.wire.sockets import tls_error
+
+if TYPE_CHECKING:
+    from compoff.wire.client_protocol import ClientProtocol
+
+__all__ = ["AsyncConnection", "reject"]
+
+_BUFFER_BYTES = 2**16
+
+
+class AsyncConnection(Receiver):
+    """Moves bytes between the transport and the state machine, and answers to their futures.
+
+    Args:
+        protocol: The client's state machine, with its HELLO still to send.
+        address: The server's, for messages.
+
+    Source: this project.
+    """
+
+    def __init__(self, protocol: ClientProtocol, address: str) -> None:
+        super().__init__(new_buffer(_BUFFER_BYTES))
+        self.protocol = protocol
+        self.address = address
+        self.failure: CompoffError | None = None
+        self.welcome: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
+        self.waiting: dict[int, asyncio.Future[Answer]] = {}
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self.gone = asyncio.Event()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send what waits to be sent."""
+        self._transport = cast("asyncio.Transport", transport)
+        self.flush()
+
+    def receive(self, data: bytes) -> None:
+        """Settle the answers that came."""
+        try:
+            events = self.protocol.receive_data(data)
+        except WireError as error:
+            self.fail(relocate(error, self.address))
+            return
+        for event in events:
+            if isinstance(event, Opened):
+                if not self.welcome.done():
+                    self.welcome.set_result(event)
+            elif isinstance(event, Answer):
+                _resolve(self.waiting.pop(event.request_id, None), event)
+            elif isinstance(event, Refusal):
+                reject(self.waiting.pop(event.request_id, None), relocate(event.error, self.address))
+
+    def eof_received(self) -> bool:
+        """The server has closed its side."""
+        try:
+            self.protocol.receive_eof()
+        except WireError as error:
+            self.fail(relocate(error, self.address))
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Whatever still waits gets the reason."""
+        if isinstance(exc, ssl.SSLError):  # in TLS 1.3 a server refuses a certificate after the handshake
+            self.fail(tls_error(self.address, exc))
+        message = f"the connection to {self.address} broke: {exc or 'it was closed'}; open a new one"
+        greeting = not self.protocol.opened
+        self.fail(RemoteProtocolError(message) if greeting else ConnectionLost(message))
+        self.gone.set()
+
+    def pause_writing(self) -> None:
+        """The server does not read: who wants to write has to wait."""
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        """The server reads again."""
+        self.writable.set()
+
+    def flush(self) -> None:
+        """Write what is to be sent."""
+        data = self.protocol.data_to_send()
+        if data and self._transport is not None:
+            self._transport.write(data)
+
+    def fail(self, error: CompoffError) -> None:
+        """Give everything that waits the error; the first error is the connection's."""
+        self.failure = self.failure or error
+        waiting, self.waiting = self.waiting, {}
+        for future in waiting.values():
+            reject(future, type(error)(*error.args))
+        reject(self.welcome, error)
+        self.writable.set()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def finish(self) -> None:
+        """Say goodbye; the transport closes when it is written."""
+        self.protocol.send_goodbye()
+        self.flush()
+        if self._transport is not None:
+            self._transport.close()
+
+
+def _resolve(future: asyncio.Future[Answer] | None, answer: Answer) -> None:
+    if future is not None and not future.done():
+        future.set_result(answer)
+
+
+def reject(future: asyncio.Future[Any] | None, error: CompoffError) -> None:
+    """Give a future an error, unless it is settled.
+
+    Args:
+        future: The future, if there is one.
+        error: The error.
+    """
+    if future is not None and not future.done():
+        future.set_exception(error)
+        future.exception()  # seen: where nobody awaits it any more, asyncio has nothing to log
