@@ -43,4 +43,26 @@ def shared_weights_table() -> str:
     return f"{table(head, cells)}\n\n{source('shared_weights')}"
 
 
-RUNTIME_TABLES: dict[str, Callable[[], str]] = {"engines": engines_table, "shared-weights": shared_weights_table}
+def ray_table() -> str:
+    """What became of the calls while a replica was killed."""
+    [row] = result("ray_serve")["rows"]
+    head = [
+        "calls",
+        "right",
+        "wrong",
+        "errors",
+        "median, ms",
+        "p99, ms",
+        "longest around the kill, ms",
+        "replaced after, s",
+    ]
+    numbers = [row[name] for name in ("calls", "right", "wrong", "errors")]
+    times = [row[name] for name in ("median_ms", "p99_ms", "longest_around_the_kill_ms", "replacement_seconds")]
+    return f"{table(head, [[*map(whole, numbers), *map(whole, times)]])}\n\n{source('ray_serve')}"
+
+
+RUNTIME_TABLES: dict[str, Callable[[], str]] = {
+    "engines": engines_table,
+    "ray-serve": ray_table,
+    "shared-weights": shared_weights_table,
+}

@@ -24,7 +24,7 @@ __all__ = ["TABLES", "redrawn"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _RESULTS = _ROOT / "benchmarks" / "results"
-_PAGES = ("README.md", "docs/benchmarks.md", "docs/explanation/architectures.md")
+_PAGES = ("README.md", "docs/benchmarks.md", "docs/explanation/architectures.md", "docs/how-to/scale-out.md")
 _BLOCK = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _CIFAR = "cifar10-resnet56"
 _SPLITS = ("input", "layer2", "layer3")

@@ -13,7 +13,9 @@ from benchmarks import tables
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md", "docs/explanation/architectures.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/benchmarks.md", "docs/explanation/architectures.md", "docs/how-to/scale-out.md"]
+)
 def test_every_table_is_drawn_from_the_results(page: str) -> None:
     text = (_ROOT / page).read_text()
     assert "<!-- table: " in text

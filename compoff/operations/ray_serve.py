@@ -1,0 +1,273 @@
+"""Tails on many machines through Ray Serve: a front speaks our wire, replicas somewhere in the cluster run the tail.
+
+The front checks and decodes every payload, so that a replica sees only what a head has made; it holds no weights. Ray
+decides where replicas run, how many there are, and what goes together in a batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from compoff.artifact import find_part, read_folder
+from compoff.errors import BackendError
+from compoff.wire.tensors import pack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from compoff.coding import Decoded
+    from compoff.edge.backends.choosing import BackendName
+    from compoff.edge.tail import Tail
+    from compoff.manifest import TensorSpec
+
+__all__ = ["RayTail", "answers", "deploy"]
+
+_logger = logging.getLogger("compoff.ray")
+_PAUSE = 0.05  # seconds before a request whose replica died is sent to another one
+
+
+class RayTail:
+    """A tail whose replicas run in a Ray cluster; what `compoff.serve` takes.
+
+    Args:
+        folder: The tail's folder, or the one around head and tail; only the manifest and the tables are used here.
+        name: Name of the Ray Serve application that runs it; `deploy` starts one.
+        timeout: Seconds within which a replica has to answer, with all second tries.
+
+    Raises:
+        ArtifactError: The folder is damaged or foreign.
+        BackendError: Ray is not installed, there is no such application, or the tail's answers say their own structure.
+
+    Source: this project.
+    """
+
+    def __init__(self, folder: str | Path, *, name: str = "compoff", timeout: float = 10.0) -> None:
+        part = read_folder(find_part(folder, "tail"), "tail")
+        if not part.manifest.structure:
+            raise BackendError(f"the outputs of {part.manifest.model} have no fixed form, which Ray's replicas need")
+        self.manifest = part.manifest
+        self.payload_format = part.manifest.payload_format(part.tables)
+        self._timeout = timeout
+        try:
+            self._handle: Any = _serve().get_app_handle(name)
+        except Exception as error:  # Ray's own classes
+            raise BackendError(
+                f"Ray Serve runs no application '{name}' ({_first_line(error)}); deploy it first"
+            ) from error
+
+    @property
+    def split(self) -> str:
+        """The split point."""
+        return self.manifest.split
+
+    @property
+    def artifact_id(self) -> bytes:
+        """The 32 bytes that head and tail share."""
+        return self.manifest.identity
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """Length that no payload of this export exceeds, in bytes."""
+        return self.payload_format.max_bytes(self.manifest.max_batch)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What the model returns, flat."""
+        return self.manifest.outputs
+
+    @property
+    def max_batch(self) -> int:
+        """Samples that one run takes."""
+        return self.manifest.max_batch
+
+    def decode(self, payload: bytes) -> _Checked:
+        """Check one payload; what goes on is the payload itself, which is shorter than what it decodes to.
+
+        Args:
+            payload: The bytes that arrived.
+
+        Returns:
+            The payload; its length is its number of samples.
+
+        Raises:
+            PayloadError: The bytes are damaged or of another export.
+        """
+        return _Checked(payload, len(self.payload_format.decode(payload)))
+
+    def run(self, decoded: Sequence[_Checked]) -> list[list[NDArray[Any]]]:
+        """Have several requests answered, each by whichever replica Ray chooses.
+
+        Args:
+            decoded: What `decode` made of each.
+
+        Returns:
+            The leaves of the output of each.
+
+        Raises:
+            BackendError: No replica answered in time, or one could not.
+        """
+        deadline = time.monotonic() + self._timeout
+        asked = [self._handle.remote(one.payload) for one in decoded]
+        return [self._answer(one, response, deadline) for one, response in zip(decoded, asked, strict=True)]
+
+    def answer(self, payload: bytes) -> bytes:
+        """Answer one request from the wire.
+
+        Args:
+            payload: The bytes that arrived.
+
+        Returns:
+            The leaves of the output, packed.
+
+        Raises:
+            PayloadError: The bytes are damaged or of another export.
+            BackendError: As for `run`.
+        """
+        return pack(self.run([self.decode(payload)])[0])
+
+    def _answer(self, one: _Checked, response: Any, deadline: float) -> list[NDArray[Any]]:
+        """Wait for a replica; where it dies, ask another, since a tail changes nothing by answering."""
+        died = importlib.import_module("ray.exceptions").RayActorError
+        while True:
+            try:
+                answer = response.result(timeout_s=max(0.0, deadline - time.monotonic()))
+            except died as error:
+                if time.monotonic() >= deadline:
+                    raise BackendError(f"no replica lived long enough to answer within {self._timeout} s") from error
+                _logger.warning("a replica of '%s' died under a request: %s", self.split, _first_line(error))
+                time.sleep(_PAUSE)
+                response = self._handle.remote(one.payload)
+            except TimeoutError as error:
+                raise BackendError(f"no replica answered within {self._timeout} s; there may be too few") from error
+            except Exception as error:  # Ray's own classes
+                raise BackendError(f"a replica could not answer: {_first_line(error)}") from error
+            else:
+                if isinstance(answer, str):
+                    raise BackendError(f"a replica could not answer: {answer}")
+                return answer
+
+
+class _Checked:
+    """A payload that decodes, and its number of samples."""
+
+    def __init__(self, payload: bytes, samples: int) -> None:
+        self.payload = payload
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return self._samples
+
+
+def deploy(
+    folder: str | Path,
+    *,
+    name: str = "compoff",
+    device: str = "cpu",
+    backend: BackendName = "eager",
+    replicas: tuple[int, int] = (1, 4),
+    max_batch: int = 32,
+    batch_wait: float = 0.005,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+    timeout: float = 10.0,
+) -> RayTail:
+    """Run a tail in Ray Serve, in the cluster that this process is connected to; one is started where it is to none.
+
+    Args:
+        folder: The tail's folder, or the one around head and tail, under a path that every machine of the cluster has.
+        name: Name of the application.
+        device: Where each replica runs its tail, such as ``"cuda"``.
+        backend: The runtime, as for `compoff.Tail.load`.
+        replicas: The fewest and the most replicas; Ray starts and ends them as the load demands.
+        max_batch: Requests that a replica runs as one batch.
+        batch_wait: Seconds that a request waits for others.
+        cpus: Processors that Ray reserves for a replica.
+        gpus: GPUs that it reserves; a part of one will do.
+        timeout: Seconds within which a replica has to answer a request.
+
+    Returns:
+        What `compoff.serve` takes; give it several `workers`, each of which has one batch under way.
+
+    Raises:
+        ArtifactError: The folder is damaged or foreign.
+        BackendError: Ray is not installed, or the replicas cannot be started.
+    """
+    serve = _serve()
+    place = find_part(folder, "tail").resolve()
+    read_folder(place, "tail")  # a mistake is named here, not in a replica's log
+    fewest, most = replicas
+    scale: dict[str, Any] = {"num_replicas": fewest}
+    if most > fewest:
+        scale = {"autoscaling_config": {"min_replicas": fewest, "max_replicas": most}}
+    options = {"num_cpus": cpus, "num_gpus": gpus}
+
+    @serve.deployment(
+        max_ongoing_requests=4 * max_batch,
+        ray_actor_options=options,
+        logging_config={"enable_access_log": False},
+        **scale,
+    )
+    class Replica:
+        def __init__(self) -> None:
+            from compoff.edge.tail import Tail  # in the replica's process
+
+            self._tail = Tail.load(place, device=device, backend=backend)
+
+        @serve.batch(max_batch_size=max_batch, batch_wait_timeout_s=batch_wait)
+        async def __call__(self, payloads: list[bytes]) -> list[Any]:
+            return await asyncio.to_thread(answers, self._tail, payloads)
+
+    try:
+        serve.start(proxy_location="Disabled")  # nobody is to come in over HTTP
+        serve.run(Replica.bind(), name=name, route_prefix=None)
+    except Exception as error:  # Ray's own classes
+        raise BackendError(f"Ray Serve cannot run the tail '{place}': {_first_line(error)}") from error
+    return RayTail(place, name=name, timeout=timeout)
+
+
+def answers(tail: Tail, payloads: Sequence[bytes]) -> list[list[NDArray[Any]] | str]:
+    """Answer payloads in as few runs as they fit in; what one of them does to the tail, the others do not notice.
+
+    Args:
+        tail: The tail.
+        payloads: The payloads.
+
+    Returns:
+        For each the leaves of its output, or the words of what went wrong.
+    """
+    found: list[list[NDArray[Any]] | str] = []
+    group: list[Decoded] = []
+    for payload in payloads:
+        decoded = tail.decode(payload)
+        if group and sum(map(len, group)) + len(decoded) > tail.max_batch:
+            found += _run(tail, group)
+            group = []
+        group.append(decoded)
+    return found + _run(tail, group)
+
+
+def _run(tail: Tail, group: list[Decoded]) -> list[list[NDArray[Any]] | str]:
+    try:
+        return list(tail.run(group))
+    except Exception as error:  # whatever a tail raises
+        if len(group) == 1:
+            return [_first_line(error)]
+        return [answer for one in group for answer in _run(tail, [one])]
+
+
+def _serve() -> Any:
+    try:
+        return importlib.import_module("ray.serve")
+    except ImportError as error:
+        raise BackendError(f'Ray Serve is not installed ({error}): pip install "compoff[ray]"') from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
