@@ -87,8 +87,9 @@ def import_torch_tensorrt() -> Any:
 def dry_run(library: Any, codec: str) -> dict[str, Any]:
     """One tail through everything but the building of its engine."""
     import compoff
+    from compoff.edge.backends.graphs import prepared
     from compoff.edge.backends.samples import sample_parts
-    from compoff.edge.backends.tensorrt import build, with_range
+    from compoff.edge.backends.tensorrt import build
     from compoff.programs import TorchProgram
 
     torch.manual_seed(0)
@@ -96,7 +97,7 @@ def dry_run(library: Any, codec: str) -> dict[str, Any]:
     model = compoff.wrap(net, "1", example_input=torch.zeros(2, 3, 8, 8), codec=codec)
     compoff.fit(model, [torch.randn(8, 3, 8, 8)], steps=1, progress=False)
     tail = compoff.export(model, "1", max_batch=64)[1]
-    exported = with_range(TorchProgram.load(tail.backend.files["tail.pt2"], "tail.pt2").exported, tail.manifest, "cpu")
+    exported = prepared(TorchProgram.load(tail.backend.files["tail.pt2"], "tail.pt2").exported, tail.manifest, "cpu")
     words = io.StringIO()
     logging.getLogger("torch_tensorrt").addHandler(logging.StreamHandler(words))
     logging.getLogger("torch_tensorrt").setLevel(logging.INFO)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import compoff
+from compoff.edge.backends.graphs import prepared
 from compoff.edge.backends.samples import sample_parts
-from compoff.edge.backends.tensorrt import TensorrtBackend, narrowed, with_range
+from compoff.edge.backends.tensorrt import TensorrtBackend, narrowed
 from compoff.errors import BackendError
 from compoff.programs import TorchProgram
 from tests.small_networks import tiny_decoder, tiny_encoder
@@ -57,16 +58,16 @@ def _with_root() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def prepared(tail: compoff.Tail) -> tuple[Any, bool]:
+def narrowed_program(tail: compoff.Tail) -> tuple[Any, bool]:
     exported = TorchProgram.load(tail.backend.files["tail.pt2"], "tail.pt2").exported
-    exported = with_range(exported, tail.manifest, "cpu")
+    exported = prepared(exported, tail.manifest)
     return exported, narrowed(exported)
 
 
 @pytest.mark.parametrize("max_batch", [1, 16])
 def test_the_prepared_program_takes_every_batch_and_names_no_size(max_batch: int) -> None:
     tail = export(max_batch=max_batch)[1]
-    exported, right = prepared(tail)
+    exported, right = narrowed_program(tail)
     assert right
     assert [(low.lower, low.upper) for low in exported.range_constraints.values()] == [(1, max_batch)][: max_batch - 1]
     assert not [node for node in exported.graph.nodes if "sym_size" in str(node.target)]
@@ -83,7 +84,7 @@ def test_whole_numbers_behind_the_cut_keep_full_precision() -> None:
     model = compoff.wrap(Lookup(), "trunk", example_input=example, encoder=tiny_encoder, decoder=tiny_decoder)
     tail = compoff.export(model, "trunk")[1]
     assert [spec.dtype for spec in tail.manifest.sides] == ["int64"]
-    exported, right = prepared(tail)
+    exported, right = narrowed_program(tail)
     assert not right
     parts = sample_parts(tail.manifest, 3)
     (expected,) = tail.backend.run(parts)

@@ -18,7 +18,7 @@ from torch.export.passes import move_to_device_pass
 from compoff.edge.backends.cuda_graphs import CudaGraphs
 from compoff.edge.backends.eager import PROGRAM
 from compoff.edge.backends.engine import Engine, engine_key, told
-from compoff.edge.backends.samples import sample_parts
+from compoff.edge.backends.graphs import example_tensors, prepared
 from compoff.errors import BackendError
 from compoff.programs import TorchProgram, to_tensor
 
@@ -115,8 +115,8 @@ class InductorBackend:
         try:
             if torch.device(device).type != "cpu":
                 exported = move_to_device_pass(exported, device)
-            examples = [to_tensor(part).to(device) for part in sample_parts(manifest, 2)]
-            exported.example_inputs = (tuple(examples), {})
+            exported = prepared(exported, manifest, device)
+            exported.example_inputs = (example_tensors(manifest, device), {})
             with tempfile.TemporaryDirectory(prefix="compoff-") as folder, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # deprecations inside the compiler
                 path = str(Path(folder, "engine.pt2"))

@@ -9,6 +9,7 @@ import torch
 
 from compoff.edge.backends.eager import PROGRAM
 from compoff.edge.backends.engine import Engine, engine_key
+from compoff.edge.backends.graphs import prepared
 from compoff.edge.backends.samples import sample_parts
 from compoff.errors import BackendError
 from compoff.onnx_export import to_onnx
@@ -92,7 +93,8 @@ class OnnxBackend:
         """
         _check_device(device)
         samples = [sample_parts(manifest, min(batch, manifest.max_batch)) for batch in (1, 3)]
-        data, _ = to_onnx(TorchProgram.load(source, PROGRAM), f"the tail at '{manifest.split}'", samples)
+        program = TorchProgram(prepared(TorchProgram.load(source, PROGRAM).exported, manifest))
+        data, _ = to_onnx(program, f"the tail at '{manifest.split}'", samples)
         return Engine("onnx", cls.key(manifest, source, device), data, source)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 
 from compoff.edge.backends.eager import PROGRAM
 from compoff.edge.backends.engine import Engine, engine_key, told
+from compoff.edge.backends.graphs import batched_parts, example_tensors, prepared
 from compoff.edge.backends.samples import sample_parts
 from compoff.errors import BackendError
 from compoff.programs import TorchProgram, to_tensor
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from compoff.manifest import Manifest
 
-__all__ = ["TensorrtBackend", "build", "narrowed", "with_range"]
+__all__ = ["TensorrtBackend", "build", "narrowed"]
 
 _PACKAGES = ("torch_tensorrt", "tensorrt")
 _USUAL_BATCH = 8  # what the kernels are chosen for; every batch up to max_batch runs
@@ -124,7 +125,7 @@ class TensorrtBackend:
         if torch.device(device).type != "cuda":
             raise BackendError(f"TensorRT runs on an NVIDIA GPU, device is '{device}'; give device='cuda'")
         runtime, key = _torch_tensorrt(), cls.key(manifest, source, device)
-        exported = with_range(TorchProgram.load(source, PROGRAM, device).exported, manifest, device)
+        exported = prepared(TorchProgram.load(source, PROGRAM, device).exported, manifest, device)
         try:
             with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="compoff-") as folder:
                 warnings.simplefilter("ignore")  # deprecations inside the compiler
@@ -133,9 +134,11 @@ class TensorrtBackend:
                     module = build(runtime, exported, manifest, device, timing_cache_path=timing)
                 else:
                     old = torch.export.load(io.BytesIO(like.data))
-                    module = runtime.dynamo.refit_module_weights(old, exported, arg_inputs=_examples(manifest, device))
+                    module = runtime.dynamo.refit_module_weights(
+                        old, exported, arg_inputs=example_tensors(manifest, device)
+                    )
                 path = Path(folder, "engine.pt2")
-                runtime.save(module, str(path), arg_inputs=list(_examples(manifest, device)), retrace=True)
+                runtime.save(module, str(path), arg_inputs=list(example_tensors(manifest, device)), retrace=True)
                 return Engine("tensorrt", key, path.read_bytes(), source)
         except Exception as error:  # the compiler raises many types for one fact
             raise BackendError(
@@ -167,7 +170,7 @@ def build(runtime: Any, exported: ExportedProgram, manifest: Manifest, device: s
         )
         if batched
         else runtime.Input(shape=part.shape, dtype=to_tensor(part).dtype)
-        for part, batched in zip(sample_parts(manifest, 1), _batched(manifest), strict=True)
+        for part, batched in zip(sample_parts(manifest, 1), batched_parts(manifest), strict=True)
     ]
     if narrowed(exported):
         options |= {"enable_autocast": True, "autocast_low_precision_type": torch.float16}
@@ -180,29 +183,6 @@ def build(runtime: Any, exported: ExportedProgram, manifest: Manifest, device: s
         immutable_weights=False,  # so that a tail that is fitted again needs no new engine
         **options,
     )
-
-
-def with_range(exported: ExportedProgram, manifest: Manifest, device: str) -> ExportedProgram:
-    """The same program with a batch from one to the most that the tail takes, as TensorRT wants to know it.
-
-    Args:
-        exported: The program.
-        manifest: What the tail is.
-        device: Where its weights are.
-
-    Returns:
-        The program.
-    """
-    if manifest.max_batch == 1:
-        shapes: list[dict[int, Any] | None] = [None for _ in _batched(manifest)]
-    else:
-        batch = torch.export.Dim("batch", min=1, max=manifest.max_batch)
-        shapes = [{0: batch} if batched else None for batched in _batched(manifest)]
-    module = exported.module(check_guards=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside torch.export
-        again = torch.export.export(module, _examples(manifest, device), dynamic_shapes=tuple(shapes), strict=False)
-        return again.run_decompositions({})
 
 
 def narrowed(exported: ExportedProgram) -> bool:
@@ -249,14 +229,6 @@ def _is_float(node: fx.Node) -> bool:
     named = any(isinstance(word, torch.dtype) for word in (*node.args, *node.kwargs.values()))
     floats = all(isinstance(value, Tensor) and value.dtype == torch.float32 for value in values)
     return bool(node.all_input_nodes) and floats and not named
-
-
-def _examples(manifest: Manifest, device: str) -> tuple[Tensor, ...]:
-    return tuple(to_tensor(part).to(device) for part in sample_parts(manifest, min(2, manifest.max_batch)))
-
-
-def _batched(manifest: Manifest) -> list[bool]:
-    return [*(True for _ in manifest.codes), *(spec.batched for spec in manifest.sides)]
 
 
 def _torch_tensorrt() -> Any:
