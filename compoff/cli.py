@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import zipfile
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -112,6 +113,7 @@ def serve(
     ] = None,
     backend: _Backend = Backend.eager,
     processes: Annotated[int, typer.Option(min=1, help="Server processes, all on one port.")] = 1,
+    fronts: Annotated[int, typer.Option(min=0, help="Processes for devices; one more then holds the tails.")] = 0,
     metrics: Annotated[str | None, typer.Option(help="host:port for metrics, health and a page.")] = None,
     token_file: _TokenFile = None,
     certificate: _Certificate = None,
@@ -136,7 +138,7 @@ def serve(
     server_tls(address, tls, insecure)  # before the tails are loaded, which takes a while
     places = tuple(TailPlace(folder, device, factory, backend.value) for folder in folders or [])
     settings = Settings(places, address, token_file, tls, insecure=insecure, processes=processes, metrics=metrics)
-    run_server(settings, say=typer.echo)
+    run_server(replace(settings, fronts=fronts), say=typer.echo)
 
 
 @app.command(name="compile")

@@ -246,9 +246,9 @@ class Tail:
             >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
             >>> model = compoff.wrap(net, "2", example_input=torch.zeros(2, 8))
             >>> head, tail = compoff.export(model, "2")
-            >>> fast = tail.compile("onnx")
-            >>> fast.choice.backend, fast(head(torch.ones(4, 8))).shape
-            ('onnx', torch.Size([4, 3]))
+            >>> same = tail.compile("eager")  # or "onnx", "inductor", "tensorrt", "auto"
+            >>> same.choice.backend, same(head(torch.ones(4, 8))).shape
+            ('eager', torch.Size([4, 3]))
 
         Source: this project.
         """

@@ -96,6 +96,7 @@ class Configuration(_Section):
     insecure: bool = False
     limits: _Limits = _Limits()
     processes: Annotated[int, Field(ge=1, le=1024)] = 1
+    fronts: Annotated[int, Field(ge=0, le=1024)] = 0
     metrics: _Address | None = None
     log: LogSettings = LogSettings()
 
@@ -120,6 +121,7 @@ class Configuration(_Section):
             options=self.limits.model_dump(exclude_none=True),
             processes=self.processes,
             metrics=self.metrics,
+            fronts=self.fronts,
         )
 
 

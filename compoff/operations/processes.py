@@ -1,7 +1,8 @@
 """Several server processes on one port: started, watched, asked for their figures, and started again when they die.
 
-The system shares connections out among them (SO_REUSEPORT). They are told what to do over pipes, and end when the
-process that started them does, however that ends.
+The system shares connections out among them (SO_REUSEPORT). Each holds the tails; or they are fronts, and one process
+beside them holds the tails. They are told what to do over pipes, and end when the process that started them does,
+however that ends.
 """
 
 from __future__ import annotations
@@ -9,28 +10,35 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import secrets
 import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from compoff.device.breaker import Backoff
 from compoff.errors import BackendError, CompoffError, WireError
 from compoff.operations.figures import Figures, merge
 from compoff.operations.logs import set_up_logs
+from compoff.operations.settings import Relay, Settings
 from compoff.operations.worker import Worker
 from compoff.wire.address import format_address, parse_address
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
-    from compoff.operations.settings import Settings
-
 __all__ = ["Processes"]
 
+_Role: TypeAlias = Callable[[Settings], Settings]
+"""From what the server was told to what one of its processes is told."""
+
 _logger = logging.getLogger("compoff.serve")
+_FRONT_WORKERS = 4  # batches that a front has under way
+_FRONT_WINDOW = 1024  # requests of one front that the process with the tails takes
 _START_SECONDS = 120.0  # to load a large tail from a slow disk
 _ANSWER_SECONDS = 2.0
 _STEADY_SECONDS = 60.0  # a process that has run so long is not part of a series of failures
@@ -54,18 +62,34 @@ class Processes:
             raise BackendError("this system cannot share a port among processes; set processes: 1")
         self._settings = settings
         self._lock = threading.Lock()  # one conversation at a time: a page may be asked for while others are told
-        self._socket = _reserve(settings.address)
-        host, port = self._socket.getsockname()[:2]
-        self.address = format_address(host, port)
+        self._sockets = [_reserve(settings.address)]
+        self.address = _address(self._sockets[0])
         self._members: list[_Member] = []
+        self._keepers: list[_Member] = []  # who devices do not speak to
         try:
-            for number in range(settings.processes):
-                self._members.append(_Member(number, settings, self.address, log))
-            for member in self._members:
-                self.served = member.wait_until_ready()
+            role: _Role = _same
+            if settings.fronts:
+                role = self._start_keeper(settings, log)
+            for number in range(settings.fronts or settings.processes):
+                self._members.append(_Member(str(number), role, settings, self.address, log))
+            served = [member.wait_until_ready() for member in [*self._members, *self._keepers]]
+            self.served = served[-1]
         except BaseException:
             self.stop()
             raise
+
+    def _start_keeper(self, settings: Settings, log: tuple[str, str]) -> _Role:
+        """Start the process that holds the tails; what the others have to be told to find it."""
+        self._sockets.append(_reserve("127.0.0.1:0"))
+        relay = Relay(_address(self._sockets[-1]), secrets.token_urlsafe(32))
+        room = {"window": _FRONT_WINDOW, "max_pending": _FRONT_WINDOW * settings.fronts}
+
+        def keeper(one: Settings) -> Settings:
+            options = {**one.options, **room}
+            return replace(one, tls=None, insecure=False, secret=relay.token, token_file=None, options=options)
+
+        self._keepers.append(_Member("with the tails", keeper, settings, relay.address, log))
+        return lambda one: replace(one, relay=relay, options={"workers": _FRONT_WORKERS, **one.options})
 
     @property
     def running(self) -> bool:
@@ -75,7 +99,7 @@ class Processes:
     def watch(self) -> None:
         """Start those again that have died; to be called now and then."""
         with self._lock:
-            for member in self._members:
+            for member in [*self._keepers, *self._members]:
                 member.revive(self._settings)
 
     def figures(self) -> Figures:
@@ -92,24 +116,27 @@ class Processes:
         """Have each take over tokens, certificates and tails."""
         self._settings = settings
         with self._lock:
-            for member in self._members:
-                member.ask("reload", settings)
+            for member in [*self._keepers, *self._members]:
+                member.ask("reload", member.role(settings))
 
     def stop(self) -> None:
         """Have each send the answers in flight and end."""
-        with self._lock:
-            for member in self._members:
-                member.ask("stop")
-        for member in self._members:
-            member.end(self._settings.options.get("drain_timeout", 5.0) + 5.0)
-        self._socket.close()
+        for members in (self._members, self._keepers):  # the tails last: fronts have answers to wait for
+            with self._lock:
+                for member in members:
+                    member.ask("stop")
+            for member in members:
+                member.end(self._settings.options.get("drain_timeout", 5.0) + 5.0)
+        for held in self._sockets:
+            held.close()
 
 
 class _Member:
     """One process, as the one that started it sees it."""
 
-    def __init__(self, number: int, settings: Settings, address: str, log: tuple[str, str]) -> None:
+    def __init__(self, number: str, role: _Role, settings: Settings, address: str, log: tuple[str, str]) -> None:
         self._number = number
+        self.role = role
         self._address = address
         self._log = log
         self._backoff = Backoff(0.5, 30.0)
@@ -121,7 +148,7 @@ class _Member:
     def _start(self, settings: Settings) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        arguments = (settings, self._address, theirs, self._log)
+        arguments = (self.role(settings), self._address, theirs, self._log)
         name = f"compoff-serve-{self._number}"
         self._process: BaseProcess = context.Process(target=_run, args=arguments, name=name, daemon=True)
         self._process.start()
@@ -192,6 +219,15 @@ class _Member:
             self._process.kill()
             self._process.join()
         self._pipe.close()
+
+
+def _same(settings: Settings) -> Settings:
+    return settings
+
+
+def _address(held: socket.socket) -> str:
+    host, port = held.getsockname()[:2]
+    return format_address(host, port)
 
 
 def _reserve(address: str) -> socket.socket:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from compoff.artifact import find_part, read_folder
 from compoff.errors import BackendError
+from compoff.operations.checked import CheckedTail
 from compoff.wire.tensors import pack
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from compoff.coding import Decoded
     from compoff.edge.backends.choosing import BackendName
     from compoff.edge.tail import Tail
-    from compoff.manifest import TensorSpec
+    from compoff.operations.checked import Checked
 
 __all__ = ["RayTail", "answers", "deploy"]
 
@@ -33,7 +34,7 @@ _logger = logging.getLogger("compoff.ray")
 _PAUSE = 0.05  # seconds before a request whose replica died is sent to another one
 
 
-class RayTail:
+class RayTail(CheckedTail):
     """A tail whose replicas run in a Ray cluster; what `compoff.serve` takes.
 
     Args:
@@ -49,11 +50,7 @@ class RayTail:
     """
 
     def __init__(self, folder: str | Path, *, name: str = "compoff", timeout: float = 10.0) -> None:
-        part = read_folder(find_part(folder, "tail"), "tail")
-        if not part.manifest.structure:
-            raise BackendError(f"the outputs of {part.manifest.model} have no fixed form, which Ray's replicas need")
-        self.manifest = part.manifest
-        self.payload_format = part.manifest.payload_format(part.tables)
+        super().__init__(folder)
         self._timeout = timeout
         try:
             self._handle: Any = _serve().get_app_handle(name)
@@ -62,46 +59,7 @@ class RayTail:
                 f"Ray Serve runs no application '{name}' ({_first_line(error)}); deploy it first"
             ) from error
 
-    @property
-    def split(self) -> str:
-        """The split point."""
-        return self.manifest.split
-
-    @property
-    def artifact_id(self) -> bytes:
-        """The 32 bytes that head and tail share."""
-        return self.manifest.identity
-
-    @property
-    def max_payload_bytes(self) -> int:
-        """Length that no payload of this export exceeds, in bytes."""
-        return self.payload_format.max_bytes(self.manifest.max_batch)
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """What the model returns, flat."""
-        return self.manifest.outputs
-
-    @property
-    def max_batch(self) -> int:
-        """Samples that one run takes."""
-        return self.manifest.max_batch
-
-    def decode(self, payload: bytes) -> _Checked:
-        """Check one payload; what goes on is the payload itself, which is shorter than what it decodes to.
-
-        Args:
-            payload: The bytes that arrived.
-
-        Returns:
-            The payload; its length is its number of samples.
-
-        Raises:
-            PayloadError: The bytes are damaged or of another export.
-        """
-        return _Checked(payload, len(self.payload_format.decode(payload)))
-
-    def run(self, decoded: Sequence[_Checked]) -> list[list[NDArray[Any]]]:
+    def run(self, decoded: Sequence[Checked]) -> list[list[NDArray[Any]]]:
         """Have several requests answered, each by whichever replica Ray chooses.
 
         Args:
@@ -132,7 +90,7 @@ class RayTail:
         """
         return pack(self.run([self.decode(payload)])[0])
 
-    def _answer(self, one: _Checked, response: Any, deadline: float) -> list[NDArray[Any]]:
+    def _answer(self, one: Checked, response: Any, deadline: float) -> list[NDArray[Any]]:
         """Wait for a replica; where it dies, ask another, since a tail changes nothing by answering."""
         died = importlib.import_module("ray.exceptions").RayActorError
         while True:
@@ -152,17 +110,6 @@ class RayTail:
                 if isinstance(answer, str):
                     raise BackendError(f"a replica could not answer: {answer}")
                 return answer
-
-
-class _Checked:
-    """A payload that decodes, and its number of samples."""
-
-    def __init__(self, payload: bytes, samples: int) -> None:
-        self.payload = payload
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return self._samples
 
 
 def deploy(

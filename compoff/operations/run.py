@@ -13,7 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from compoff.errors import CompoffError
+from compoff.errors import CompoffError, LocalProtocolError
 from compoff.operations.figures import Figures, merge
 from compoff.operations.logs import set_up_logs
 from compoff.operations.processes import Processes
@@ -82,7 +82,10 @@ def run_server(
         signal.signal(name, lambda number, _: stop.append(number))
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda number, _: again.append(number))
-    group: _Group = _Alone(settings) if settings.processes == 1 else Processes(settings, log)
+    if settings.fronts and settings.processes > 1:
+        raise LocalProtocolError("fronts and processes were both given; with fronts one process holds the tails")
+    alone = settings.processes == 1 and not settings.fronts
+    group: _Group = _Alone(settings) if alone else Processes(settings, log)
     with contextlib.ExitStack() as stack:
         stack.callback(group.stop)
         if settings.metrics is not None:
@@ -109,7 +112,7 @@ def _reload(group: _Group, settings: Settings, reread: Callable[[], Settings] | 
     except (CompoffError, OSError) as error:
         _logger.error("the settings stay as they were: %s", error)
         return settings
-    for name in ("address", "insecure", "options", "processes", "metrics"):
+    for name in ("address", "insecure", "options", "processes", "metrics", "fronts"):
         if getattr(fresh, name) != getattr(settings, name):
             _logger.warning("a change of %s needs a restart", name)
     group.reload(fresh)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from compoff.wire.security import Tokens
     from compoff.wire.tls import TLS
 
-__all__ = ["TOKEN_VARIABLE", "Settings", "TailPlace", "read_tokens"]
+__all__ = ["TOKEN_VARIABLE", "Relay", "Settings", "TailPlace", "read_tokens"]
 
 TOKEN_VARIABLE = "COMPOFF_TOKEN"
 
@@ -38,6 +38,19 @@ class TailPlace:
 
 
 @dataclass(frozen=True)
+class Relay:
+    """Where the process is that holds the tails of all fronts.
+
+    Args:
+        address: ``"host:port"`` on this machine.
+        token: Its token, which nobody else knows.
+    """
+
+    address: str
+    token: str
+
+
+@dataclass(frozen=True)
 class Settings:
     """How to run a server.
 
@@ -50,6 +63,9 @@ class Settings:
         options: Further arguments of ``compoff.serve``, by name.
         processes: Server processes, all on one port.
         metrics: ``"host:port"`` for metrics, health and the page; None for none.
+        fronts: Processes that speak to devices for one process that holds the tails; 0 where each holds its own.
+        relay: For a front, where that process is.
+        secret: A token in place of the file's and the variable's.
     """
 
     tails: tuple[TailPlace, ...]
@@ -60,6 +76,9 @@ class Settings:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     processes: int = 1
     metrics: str | None = None
+    fronts: int = 0
+    relay: Relay | None = None
+    secret: str = field(default="", repr=False)
 
     @property
     def tokens(self) -> Tokens:
@@ -69,6 +88,8 @@ class Settings:
             LocalProtocolError: The file holds none, or no text.
             OSError: It cannot be read.
         """
+        if self.secret:
+            return self.secret
         return os.environ.get(TOKEN_VARIABLE) if self.token_file is None else read_tokens(self.token_file)
 
 

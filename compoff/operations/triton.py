@@ -46,15 +46,6 @@ def export_triton(
         BackendError: The tail cannot be compiled, or its outputs are known only once it has answered.
         ArtifactError: `name` cannot be a folder's, or there is such a model already.
 
-    Examples:
-        >>> import tempfile, torch, compoff
-        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
-        >>> model = compoff.wrap(net, "2", example_input=torch.zeros(2, 8))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = export_triton(compoff.export(model, "2")[1], folder, name="tail")
-        ...     sorted(str(file.relative_to(folder)) for file in path.rglob("*") if file.is_file())
-        ['tail/1/model.onnx', 'tail/config.pbtxt']
-
     Source: the model repository and ``ModelConfig`` of Triton Inference Server.
     """
     name = name or re.sub(r"[^A-Za-z0-9_.-]", "_", f"{tail.manifest.model}-{tail.split}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from compoff.edge.server import Server, serve
 from compoff.errors import CompoffError, LocalProtocolError
 from compoff.operations.figures import Figures, TailName, figures_of
+from compoff.operations.relay import RelayTail
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,19 +95,25 @@ class Worker:
     def stop(self) -> None:
         """Send the answers in flight, and close."""
         self._server.close()
+        for tail in self._tails:
+            if isinstance(tail, RelayTail):
+                tail.close()
 
     def _swap(self, settings: Settings) -> None:
         tails = _load(settings)
         self._server.swap(tails)
-        self._tails = tails
+        self._tails = tails  # a front's old ones still have answers to wait for; the process with the tails hangs up
 
 
-def _load(settings: Settings) -> list[Tail]:
-    from compoff.edge.tail import Tail  # pulls in torch, which the process that only watches others does not need
-    from compoff.weights import WeightPool
-
+def _load(settings: Settings) -> list[Tail] | list[RelayTail]:
     if not settings.tails:
         raise LocalProtocolError("there is nothing to serve; give the folder of at least one tail")
+    if settings.relay is not None:
+        address, token = settings.relay.address, settings.relay.token
+        return [RelayTail(place.folder, address, token=token) for place in settings.tails]
+    from compoff.edge.tail import Tail  # pulls in torch, which fronts and the process that watches do not need
+    from compoff.weights import WeightPool
+
     pool = WeightPool()  # tails of one model have the weights behind the later split points in common
     return [
         Tail.load(place.folder, device=place.device, factory=place.factory, backend=place.backend, pool=pool)

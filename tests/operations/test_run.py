@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 import torch
 
@@ -223,3 +225,37 @@ def alive(pid: str) -> bool:
         return " Z " not in Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return False
+
+
+def with_torch(process: subprocess.Popen[str]) -> list[int]:
+    """Process ids of those of a server's processes that have loaded torch."""
+    found: list[int] = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found += [child.pid] if any("libtorch_cpu" in one.path for one in child.memory_maps()) else []
+    return found
+
+
+def test_fronts_share_one_process_with_the_tails_and_outlive_it(export: Path, tmp_path: Path, serving: Any) -> None:
+    server = serving("--config", written(tmp_path, tails=[str(export / "first")], fronts=2))
+    (keeper,) = with_torch(server.process)
+    head, tail = compoff.Head.load(export / "first"), compoff.Tail.load(export / "first")
+    with head.connect(server.address, timeout=40) as remote:
+        assert torch.allclose(remote(X), tail(head(X)), atol=1e-5)
+        figures = fetch(server.metrics)
+        assert (figures["processes"], figures["tails"][0]["replies"]) == (2, 1)
+        os.kill(keeper, signal.SIGKILL)
+        for _ in range(3):
+            assert torch.allclose(remote(X), tail(head(X)), atol=1e-5)
+    assert with_torch(server.process) != [keeper]
+    code, _, errors = server.end()
+    assert code == 0
+    assert "server process with the tails died" in errors
+
+
+def test_fronts_and_processes_together_are_refused(export: Path) -> None:
+    command = [sys.executable, "-m", "compoff", "serve", str(export / "first"), "--fronts", "2", "--processes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "with fronts one process holds the tails" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,114 @@
+"""A tail that another process of this machine holds: several fronts decode and encrypt, one process has the GPU.
+
+The fronts ask over our own wire, so batches form in that process from the requests of all of them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from compoff.errors import BackendError, ConnectionLost, ConnectTimeout, ReadTimeout
+from compoff.operations.checked import CheckedTail
+from compoff.wire.client import open_client
+from compoff.wire.tensors import pack, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from compoff.operations.checked import Checked
+    from compoff.wire.client import Client
+
+__all__ = ["RelayTail"]
+
+_PAUSE = 0.1  # seconds before the process with the tail is looked for again; it may be starting
+
+
+class RelayTail(CheckedTail):
+    """What a front serves: payloads are checked here and answered there.
+
+    Args:
+        folder: The tail's folder, or the one around head and tail.
+        address: ``"host:port"`` of the server that holds the tail; it is connected to when it is first needed.
+        token: Its token.
+        timeout: Seconds within which an answer has to come, with all second tries.
+
+    Raises:
+        ArtifactError: The folder is damaged or foreign.
+        BackendError: The tail's answers say their own structure.
+
+    Source: this project.
+    """
+
+    def __init__(self, folder: str | Path, address: str, *, token: str | None = None, timeout: float = 30.0) -> None:
+        super().__init__(folder)
+        self._address = address
+        self._token = token
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._client: Client | None = None
+
+    def run(self, decoded: Sequence[Checked]) -> list[list[NDArray[Any]]]:
+        """Have several requests answered.
+
+        Args:
+            decoded: What `decode` made of each.
+
+        Returns:
+            The leaves of the output of each.
+
+        Raises:
+            BackendError: The process with the tail did not answer in time.
+            RemoteError: The tail raised.
+        """
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                return self._asked(decoded, deadline)
+            except (ConnectionLost, ConnectTimeout, ReadTimeout) as error:  # a tail may be asked twice
+                if time.monotonic() + _PAUSE >= deadline:
+                    raise BackendError(f"the process with the tail gave no answer within {self._timeout} s") from error
+                time.sleep(_PAUSE)
+
+    def answer(self, payload: bytes) -> bytes:
+        """Answer one request from the wire.
+
+        Args:
+            payload: The bytes that arrived.
+
+        Returns:
+            The leaves of the output, packed.
+
+        Raises:
+            PayloadError: The bytes are damaged or of another export.
+            BackendError: As for `run`.
+        """
+        return pack(self.run([self.decode(payload)])[0])
+
+    def close(self) -> None:
+        """Close the connection; the next request opens another."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+                self._client = None
+
+    def _asked(self, decoded: Sequence[Checked], deadline: float) -> list[list[NDArray[Any]]]:
+        """All of them at once over the one connection."""
+        client = self._connection(deadline)
+        left = max(0.001, deadline - time.monotonic())
+        asked = [client.submit(one.payload, timeout=left) for one in decoded]
+        return [unpack(reply.result()) for reply in asked]
+
+    def _connection(self, deadline: float) -> Client:
+        """The connection that stands, or a new one."""
+        with self._lock:
+            if self._client is None or self._client.closed or self._client.stuck:
+                if self._client is not None:
+                    self._client.close()
+                left = max(0.001, min(5.0, deadline - time.monotonic()))
+                self._client = open_client(self._address, [self.artifact_id], token=self._token, connect_timeout=left)
+            return self._client

@@ -1,0 +1,105 @@
+"""A front's side of a tail that another process holds."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import compoff
+from compoff.errors import AuthenticationError, BackendError, PayloadError, RemoteError
+from compoff.operations.relay import RelayTail
+from tests.small_networks import tiny_decoder, tiny_encoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+Pair = tuple[compoff.Head, compoff.Tail]
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    model = compoff.wrap(net, "2", example_input=torch.zeros(2, 6), encoder=tiny_encoder, decoder=tiny_decoder)
+    return compoff.export(model, "2", max_batch=8)
+
+
+@pytest.fixture
+def folder(pair: Pair, tmp_path: Path) -> Path:
+    pair[1].save(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def closing() -> Iterator[Callable[[RelayTail], RelayTail]]:
+    """Closes what it is given at the end of the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda relay: stack.enter_context(contextlib.closing(relay))
+
+
+def payloads(head: compoff.Head, *batches: int) -> list[bytes]:
+    return [bytes(head(torch.randn(batch, 6))) for batch in batches]
+
+
+def test_answers_as_the_tail_does_and_in_every_form_of_reply(pair: Pair, folder: Path, closing: Any) -> None:
+    head, tail = pair
+    with compoff.serve(tail, token="inside") as keeper:
+        relay = closing(RelayTail(folder, keeper.address, token="inside"))
+        sent = payloads(head, 1, 3, 2)
+        for payload, (leaf,) in zip(sent, relay.run([relay.decode(one) for one in sent]), strict=True):
+            np.testing.assert_allclose(leaf, tail(payload).numpy(), atol=1e-6)
+        assert relay.answer(sent[1]) == tail.answer(sent[1])
+        with compoff.serve(relay) as front, head.connect(front.address, reply="argmax") as remote:
+            x = torch.randn(4, 6)
+            assert remote(x).tolist() == tail(head(x)).argmax(1).tolist()
+
+
+def test_finds_the_process_again_after_it_was_started_anew(pair: Pair, folder: Path, closing: Any) -> None:
+    head, tail = pair
+    (payload,) = payloads(head, 2)
+    keeper = compoff.serve(tail)
+    relay = closing(RelayTail(folder, keeper.address))
+    expected = relay.answer(payload)
+    keeper.close()
+    with compoff.serve(tail, keeper.address):
+        assert relay.answer(payload) == expected
+
+
+def test_a_process_that_stays_away_is_an_error_in_time(pair: Pair, folder: Path) -> None:
+    head, tail = pair
+    keeper = compoff.serve(tail)
+    keeper.close()
+    relay = RelayTail(folder, keeper.address, timeout=0.3)
+    with pytest.raises(BackendError, match=r"the process with the tail gave no answer within 0\.3 s"):
+        relay.answer(payloads(head, 1)[0])
+
+
+def test_damaged_payloads_stay_in_the_front(pair: Pair, folder: Path) -> None:
+    relay = RelayTail(folder, "127.0.0.1:1")
+    data = payloads(pair[0], 1)[0]
+    for damaged in (b"", data[:-1], data + b"0"):
+        with pytest.raises(PayloadError):
+            relay.answer(damaged)
+
+
+def test_what_the_tail_raises_and_a_wrong_token_come_through(
+    pair: Pair, folder: Path, closing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, tail = pair
+    (payload,) = payloads(head, 1)
+    with compoff.serve(tail, token="inside") as keeper:
+        with pytest.raises(AuthenticationError):
+            RelayTail(folder, keeper.address, token="guessed").answer(payload)
+
+        def breaking(*_: Any) -> Any:
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(tail.backend, "run", breaking)
+        with pytest.raises(RemoteError, match="out of memory"):
+            closing(RelayTail(folder, keeper.address, token="inside")).answer(payload)
