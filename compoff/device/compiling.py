@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from compoff.device.runners.executorch import OWNER as PTE_OWNER
+from compoff.device.runners.executorch import ExecuTorchRunner
 from compoff.device.runners.onnx import OWNER, OnnxRunner
 from compoff.device.runners.torch import PROGRAM as TORCH_PROGRAM
 from compoff.errors import BackendError
-from compoff.onnx_export import Agreement, agreement, to_onnx
+from compoff.executorch_export import to_executorch
+from compoff.onnx_export import agreement, to_onnx
 from compoff.onnx_int8 import quantized
-from compoff.onnx_session import OnnxSession
 from compoff.programs import TorchProgram
 
 if TYPE_CHECKING:
@@ -20,33 +23,40 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from compoff.device.runners.runner import Runner
     from compoff.manifest import Manifest, TensorSpec
 
-__all__ = ["Precision", "compiled_for_onnx"]
+__all__ = ["CompiledRuntime", "Precision", "compiled_head"]
+
+CompiledRuntime: TypeAlias = Literal["onnx", "executorch"]
+"""What a head can be compiled for."""
 
 Precision: TypeAlias = Literal["fp32", "int8"]
 """What a compiled head computes in."""
 
 _Arrays: TypeAlias = "list[NDArray[Any]]"
+_LEAST_IN_FLOATS = 0.99  # share of the symbols; a translation that loses more is wrong, not rounded
 
 
-def compiled_for_onnx(
+def compiled_head(
     manifest: Manifest,
     files: Mapping[str, bytes],
     samples: Sequence[_Arrays],
     sent: Callable[[_Arrays], _Arrays],
     *,
+    runtime: CompiledRuntime,
     precision: Precision = "fp32",
     least_agreement: float = 0.8,
     threads: int | None = None,
-) -> tuple[Manifest, OnnxRunner]:
-    """Compile a head for onnxruntime.
+) -> tuple[Manifest, Runner]:
+    """Compile a head.
 
     Args:
         manifest: What the head is.
         files: Its programs, by name.
         samples: Inputs to compare the programs on, and to calibrate int8 on; none for inputs that are made up.
         sent: What of a program's outputs is sent.
+        runtime: What to compile it for.
         precision: ``"fp32"``, or ``"int8"``.
         least_agreement: Share of the sent symbols that int8 has to leave as they are.
         threads: Threads that work on one run; None for one a core.
@@ -55,23 +65,61 @@ def compiled_for_onnx(
         The manifest, with what was found under ``report``, and the runner.
 
     Raises:
-        BackendError: A package is missing, there is no PyTorch program, it cannot be translated or quantized, or what
-            comes out does not agree with it.
+        BackendError: There is no such runtime or precision, a package is missing, there is no PyTorch program, it
+            cannot be translated or quantized, or what comes out does not agree with it.
     """
+    _check_choice(runtime, precision, threads)
+    program, batches = _torch_program(files), samples or _made_up(manifest.inputs)
+    if runtime == "executorch":
+        runner, version = _for_executorch(program, manifest, files, batches[0])
+    else:
+        runner, version = _for_onnx(program, manifest, files, samples, precision, threads)
+    agreed = agreement([(sent(program.run(batch)), sent(runner.run(batch))) for batch in batches])
+    least = least_agreement if precision == "int8" else _LEAST_IN_FLOATS
+    if agreed.symbols < least:
+        raise BackendError(
+            f"in {precision} under {runtime} only {agreed.symbols:.1%} of the symbols are those of PyTorch, expected "
+            f"at least {least:.1%}; int8 may do with more and more typical batches, or pass least_agreement= if the "
+            "task does not mind; else use PyTorch"
+        )
+    found = {"precision": precision, **asdict(agreed), "samples": sum(len(batch[0]) for batch in batches)}
+    report, versions = {**manifest.report, runtime: found}, {**manifest.versions, **version}
+    return replace(manifest, report=report, versions=versions), runner
+
+
+def _check_choice(runtime: CompiledRuntime, precision: Precision, threads: int | None) -> None:
+    if runtime not in get_args(CompiledRuntime):
+        told = ", ".join(get_args(CompiledRuntime))
+        raise BackendError(f"there is no runtime {runtime!r} to compile for; expected {told}")
     if precision not in get_args(Precision):
         raise BackendError(f"there is no precision {precision!r}; expected {', '.join(get_args(Precision))}")
-    program = _torch_program(files)
+    if runtime == "executorch" and (precision != "fp32" or threads is not None):
+        raise BackendError("executorch has fp32 and its own threads; precision='int8' and threads= are for onnx")
+
+
+def _for_onnx(
+    program: TorchProgram,
+    manifest: Manifest,
+    files: Mapping[str, bytes],
+    samples: Sequence[_Arrays],
+    precision: Precision,
+    threads: int | None,
+) -> tuple[Runner, dict[str, str]]:
     batches = samples or _made_up(manifest.inputs)
-    data, agreed = to_onnx(program, "the head", batches, metadata={OWNER: manifest.artifact_id})
+    data, _ = to_onnx(program, "the head", batches, metadata={OWNER: manifest.artifact_id})
     if precision == "int8":
         data = quantized(data, "the head", samples)
-        session = OnnxSession(data, "the head in int8")
-        agreed = agreement([(sent(program.run(batch)), sent(session.run(batch))) for batch in batches])
-        _check(agreed, least_agreement)
     runner = OnnxRunner(data, manifest, others=files, threads=threads)
-    found = {"precision": precision, **asdict(agreed), "samples": sum(len(batch[0]) for batch in batches)}
-    versions = {**manifest.versions, "onnxruntime": runner.version}
-    return replace(manifest, report={**manifest.report, "onnx": found}, versions=versions), runner
+    return runner, {"onnxruntime": runner.version}
+
+
+def _for_executorch(
+    program: TorchProgram, manifest: Manifest, files: Mapping[str, bytes], batch: _Arrays
+) -> tuple[Runner, dict[str, str]]:
+    sample = [array[:1] if spec.batched else array for array, spec in zip(batch, manifest.inputs, strict=True)]
+    data = to_executorch(program, "the head", sample, {PTE_OWNER: manifest.identity})
+    runner = ExecuTorchRunner(data, manifest, others=files)
+    return runner, {"executorch": importlib.metadata.version("executorch")}
 
 
 def _torch_program(files: Mapping[str, bytes]) -> TorchProgram:
@@ -93,11 +141,3 @@ def _made_up(specs: Sequence[TensorSpec]) -> list[_Arrays]:
         return np.full(shape, spec.dtype == "bool", spec.dtype)
 
     return [[array(spec, batch) for spec in specs] for batch in (1, 3)]
-
-
-def _check(agreed: Agreement, least: float) -> None:
-    if agreed.symbols < least:
-        raise BackendError(
-            f"in int8 only {agreed.symbols:.1%} of the symbols are those of PyTorch, expected at least {least:.1%}; "
-            "calibrate on more and on typical batches, or use fp32; if the task does not mind, pass least_agreement="
-        )

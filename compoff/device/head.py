@@ -6,7 +6,7 @@ Checks what it is given, runs the program of its runtime, codes the symbols. Kno
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from compoff.artifact import find_part, read_folder, write_folder
 from compoff.device.binding import CallForm
 from compoff.device.c_header import c_header
 from compoff.device.runners.choice import load_runner
-from compoff.errors import BackendError, FeatureError
+from compoff.errors import FeatureError
 from compoff.structure import input_leaves
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from compoff.coding import Coding, Payload, SymbolTables
-    from compoff.device.compiling import Precision
+    from compoff.device.compiling import CompiledRuntime, Precision
     from compoff.device.fallback import OnFailure
     from compoff.device.local import LocalModel
     from compoff.device.remote import Remote
@@ -221,8 +221,8 @@ class Head:
 
         Args:
             path: A folder that `save` wrote, or the one around ``head`` and ``tail``.
-            runtime: ``"torch"`` or ``"onnx"``; None for what the head ran with when it was saved or, where that is not
-                installed, the other one, if the folder has its program.
+            runtime: ``"torch"``, ``"onnx"`` or ``"executorch"``; None for what the head ran with when it was saved or,
+                where that is not installed, another whose program the folder has.
             threads: Threads that onnxruntime works with; None for one a core.
 
         Returns:
@@ -237,7 +237,7 @@ class Head:
 
     def compile(
         self,
-        runtime: Literal["onnx"],
+        runtime: CompiledRuntime,
         *,
         precision: Precision = "fp32",
         batches: Iterable[Any] | None = None,
@@ -250,19 +250,19 @@ class Head:
         value lies so near the middle between two centers that rounding decides; ``manifest.report`` says how often.
 
         Args:
-            runtime: ``"onnx"``: onnxruntime, on the CPU.
-            precision: ``"fp32"``, or ``"int8"``: faster again, at the price of some symbols.
+            runtime: ``"onnx"``: onnxruntime, on the CPU. ``"executorch"``: a ``.pte`` with XNNPACK, for apps on phones.
+            precision: ``"fp32"``, or ``"int8"`` (onnx only): faster again, at the price of some symbols.
             batches: Inputs as `fit` takes them, for the comparison; int8 needs them for its calibration. The first 512
                 samples are used.
             least_agreement: Share of the symbols that int8 has to leave as they are, from 0 to 1.
-            threads: Threads that it works with; None for one a core.
+            threads: Threads that onnxruntime works with; None for one a core.
 
         Returns:
             A new head of the same export.
 
         Raises:
-            BackendError: onnx, onnxscript or onnxruntime is missing, the program cannot be translated or quantized, or
-                the result does not agree with it.
+            BackendError: A package is missing, the program cannot be translated or quantized, or the result does not
+                agree with it.
             FeatureError: A batch is not what the model takes.
 
         Examples:
@@ -275,15 +275,14 @@ class Head:
             >>> quick(x) == head(x)
             True
         """
-        from compoff.device.compiling import compiled_for_onnx  # only here, since it imports torch
+        from compoff.device.compiling import compiled_head  # only here, since it imports torch
 
-        if runtime != "onnx":
-            raise BackendError(f"there is no runtime {runtime!r} to compile for; expected 'onnx'")
-        manifest, runner = compiled_for_onnx(
+        manifest, runner = compiled_head(
             self.manifest,
             self.runner.files,
             self._samples(batches),
             lambda parts: self._sent(parts, self.quality),
+            runtime=runtime,
             precision=precision,
             least_agreement=least_agreement,
             threads=threads,

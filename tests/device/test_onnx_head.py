@@ -99,6 +99,8 @@ def test_choices_that_are_none(plain: compoff.Head, folder: Path) -> None:
         plain.compile(wrong)
     with pytest.raises(BackendError, match="no precision 'tflite'"):
         plain.compile("onnx", precision=wrong)
+    with pytest.raises(BackendError, match="executorch has fp32 and its own threads"):
+        plain.compile("executorch", precision="int8")
     with pytest.raises(BackendError, match=r"torch\.set_num_threads"):
         compoff.Head.load(folder, runtime="torch", threads=1)
 
@@ -120,7 +122,7 @@ def test_int8_says_how_often_it_agrees(plain: compoff.Head, tmp_path: Path) -> N
 def test_int8_needs_batches_and_agreement(plain: compoff.Head) -> None:
     with pytest.raises(BackendError, match="pass batches"):
         plain.compile("onnx", precision="int8")
-    with pytest.raises(BackendError, match=r"in int8 only .* are those of PyTorch, expected at least 100"):
+    with pytest.raises(BackendError, match=r"in int8 under onnx only .* expected at least 100"):
         plain.compile("onnx", precision="int8", batches=batches(), least_agreement=1.0)
     with pytest.raises(FeatureError, match="input 0 is float64"):
         plain.compile("onnx", batches=[golden_inputs(2).astype(np.float64)])

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Runtime", "load_runner"]
 
-Runtime: TypeAlias = Literal["torch", "onnx"]
+Runtime: TypeAlias = Literal["torch", "onnx", "executorch"]
 """A runtime for heads."""
 
-_PROGRAMS: dict[str, Runtime] = {"head.pt2": "torch", "head.onnx": "onnx"}
-_PACKAGES: dict[Runtime, str] = {"torch": "torch", "onnx": "onnxruntime"}
+_PROGRAMS: dict[str, Runtime] = {"head.pt2": "torch", "head.onnx": "onnx", "head.pte": "executorch"}
+_PACKAGES: dict[Runtime, str] = {"torch": "torch", "onnx": "onnxruntime", "executorch": "executorch"}
 
 
 def load_runner(folder: Folder, runtime: Runtime | None = None, threads: int | None = None) -> Runner:
@@ -45,6 +45,10 @@ def load_runner(folder: Folder, runtime: Runtime | None = None, threads: int | N
         return OnnxRunner.load(folder, threads)
     if threads is not None:
         raise BackendError("threads= is for onnxruntime; PyTorch has one setting for all: torch.set_num_threads")
+    if chosen == "executorch":
+        from compoff.device.runners.executorch import ExecuTorchRunner  # imports executorch
+
+        return ExecuTorchRunner.load(folder)
     from compoff.device.runners.torch import TorchRunner  # imports torch
 
     return TorchRunner.load(folder)
