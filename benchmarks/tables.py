@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cut_tables import CUT_TABLES
+from benchmarks.device_tables import DEVICE_TABLES
 from benchmarks.markdown import result, source, table, whole
 from benchmarks.runtime_tables import RUNTIME_TABLES
 
@@ -289,6 +290,7 @@ def fuzz_table() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     **CUT_TABLES,
+    **DEVICE_TABLES,
     **RUNTIME_TABLES,
     "at-drop": at_drop_table,
     **{f"rate-{split}": partial(rate_table, f"rate_accuracy.{_CIFAR}.{split}") for split in _SPLITS},

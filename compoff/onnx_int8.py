@@ -73,6 +73,7 @@ def quantized(data: bytes, name: str, samples: Sequence[Sequence[NDArray[Any]]])
                 reduce_range=True,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
+                extra_options={"CalibMovingAverage": True},  # one odd batch does not set the scale of all
             )
         except Exception as error:  # many types for one fact
             raise BackendError(f"{name} cannot be quantized ({type(error).__name__}: {error}); use fp32") from error
