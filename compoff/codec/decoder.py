@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Decoder", "ResidualUp", "SelfAttention"]
 
+_FLAT_WIDTH = 1024  # the hidden layer of a flat feature; one as wide as VGG's 25,088 values would be gigabytes
+
 # Attention pools its keys to about this many: the released code pools 56 and 112 to 14 a side. Cost stays linear in
 # the positions, and a 112 x 112 map would otherwise need 600 MB a sample.
 _KEYS = 196
@@ -173,7 +175,7 @@ class Decoder(nn.Module):
             space = tuple(size * step for size, step in zip(space, factor, strict=True))
             width = out_width
         if not factors:  # a flat feature has no positions to attend to
-            width = max(64, geometry.channels)
+            width = max(64, min(geometry.channels, max(_FLAT_WIDTH, channels)))
             self.stages.append(SpectralConv(channels, width, ()))
         self.to_feature = SpectralConv(width, geometry.channels, (3,) * len(geometry.space))
         self.scale = nn.Parameter(torch.ones(()))

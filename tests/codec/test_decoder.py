@@ -139,3 +139,9 @@ def test_a_batch_without_variation_leaves_the_scale(y: torch.Tensor) -> None:
     decoder.calibrate(torch.randn(len(y), 3), y)
     assert float(decoder.scale.detach()) == 1.0
     assert bool(torch.isfinite(decoder.offset).all())
+
+
+def test_a_long_flat_feature_needs_no_square_matrix() -> None:
+    decoder = Decoder(Geometry((6000,)), channels=4)
+    assert sum(parameter.numel() for parameter in decoder.parameters()) < 7e6
+    assert decoder(torch.zeros(2, 4)).shape == (2, 6000)
