@@ -29,7 +29,14 @@ ON_GPU = pytest.mark.skipif(bool(TensorrtBackend.missing()), reason="needs torch
 
 def export(seed: int = 0, size: int = 8, max_batch: int = 16) -> tuple[compoff.Head, compoff.Tail]:
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * size * size, 5)).eval()
+    layers = [
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.MaxPool2d(1),
+    ]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * size * size, 5)).eval()
     model = compoff.wrap(
         net, "1", example_input=torch.zeros(2, 3, size, size), encoder=tiny_encoder, decoder=tiny_decoder
     )
@@ -60,7 +67,7 @@ def _with_root() -> dict[str, str]:
 
 def narrowed_program(tail: compoff.Tail) -> tuple[Any, bool]:
     exported = TorchProgram.load(tail.backend.files["tail.pt2"], "tail.pt2").exported
-    exported = prepared(exported, tail.manifest)
+    exported = prepared(exported, tail.manifest, decompose=False)
     return exported, narrowed(exported)
 
 

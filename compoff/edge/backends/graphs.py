@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,9 @@ _TRANSPOSED = {
 }
 
 
-def prepared(exported: ExportedProgram, manifest: Manifest, device: str = "cpu") -> ExportedProgram:
+def prepared(
+    exported: ExportedProgram, manifest: Manifest, device: str = "cpu", *, decompose: bool = True
+) -> ExportedProgram:
     """The same program, with a batch from one to the most that the tail takes.
 
     A transposed convolution of stride one is a convolution with the kernel turned round; compilers have far better code
@@ -35,6 +38,8 @@ def prepared(exported: ExportedProgram, manifest: Manifest, device: str = "cpu")
         exported: The program.
         manifest: What the tail is.
         device: Where its weights are.
+        decompose: Whether BatchNorm is to be the operator that returns a tuple; otherwise every operator but those on
+            sizes returns a tensor.
 
     Returns:
         The program; the given one is not changed.
@@ -43,6 +48,9 @@ def prepared(exported: ExportedProgram, manifest: Manifest, device: str = "cpu")
     for node in list(module.graph.nodes):
         if node.target in _TRANSPOSED and _is_convolution(node):
             _turn_round(module.graph, node)
+        elif node.target == torch.ops.aten._native_batch_norm_legit_no_training.default:
+            _as_tensor(module.graph, node)
+    module.graph.eliminate_dead_code()
     module.recompile()
     shapes: list[dict[int, Any] | None] = [None for _ in batched_parts(manifest)]
     if manifest.max_batch > 1:
@@ -52,7 +60,7 @@ def prepared(exported: ExportedProgram, manifest: Manifest, device: str = "cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside torch.export
         again = torch.export.export(module, examples, dynamic_shapes=tuple(shapes), strict=False)
-        return again.run_decompositions({})
+        return again.run_decompositions({}) if decompose else again
 
 
 def example_tensors(manifest: Manifest, device: str) -> tuple[Tensor, ...]:
@@ -125,12 +133,23 @@ def _turn_round(graph: fx.Graph, node: fx.Node) -> None:
     assert weight is not None
     edges = [size - 1 - edge for size, edge in zip(weight.shape[2:], _spread(_options(node)[1], weight), strict=True)]
     args: list[Any] = [*node.args, None]
-    operator: Any = node.target
+    target: Any = node.target
     axes = list(range(2, weight.dim()))
     with graph.inserting_before(node):
         kernel = graph.call_function(torch.ops.aten.transpose.int, (args[1], 0, 1))
         kernel = graph.call_function(torch.ops.aten.flip.default, (kernel, axes))
         ones = [1] * len(axes)
-        plain = graph.call_function(_TRANSPOSED[operator], (args[0], kernel, args[2], ones, edges))
+        plain = graph.call_function(_TRANSPOSED[target], (args[0], kernel, args[2], ones, edges))
     node.replace_all_uses_with(plain)
     graph.erase_node(node)
+
+
+def _as_tensor(graph: fx.Graph, node: fx.Node) -> None:
+    """Put BatchNorm as people write it in the place of one that returns statistics that nobody reads, too."""
+    source, weight, bias, mean, variance, momentum, epsilon = node.args
+    with graph.inserting_before(node):
+        args = (source, weight, bias, mean, variance, False, momentum, epsilon, True)
+        plain = graph.call_function(torch.ops.aten.batch_norm.default, args)
+    for user in list(node.users):
+        if user.target is operator.getitem and user.args[1] == 0:
+            user.replace_all_uses_with(plain)

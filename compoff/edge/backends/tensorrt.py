@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
+from torch.export.passes import move_to_device_pass
 
 from compoff.edge.backends.eager import PROGRAM
 from compoff.edge.backends.engine import Engine, engine_key, told
@@ -125,8 +126,9 @@ class TensorrtBackend:
         if torch.device(device).type != "cuda":
             raise BackendError(f"TensorRT runs on an NVIDIA GPU, device is '{device}'; give device='cuda'")
         runtime, key = _torch_tensorrt(), cls.key(manifest, source, device)
-        exported = prepared(TorchProgram.load(source, PROGRAM, device).exported, manifest, device)
+        exported = TorchProgram.load(source, PROGRAM).exported
         try:
+            exported = prepared(move_to_device_pass(exported, device), manifest, device, decompose=False)
             with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="compoff-") as folder:
                 warnings.simplefilter("ignore")  # deprecations inside the compiler
                 if like is None:
