@@ -1,7 +1,7 @@
 """A ResNet-50 head at layer2 in PyTorch and in onnxruntime, fp32 and int8: time on one thread, and what int8 costs.
 
-The runtimes take turns, run by run, so that whatever else the machine does meets them all alike. The codec's share is
-that of encoder, quantizer, coder and checks in the time of a call. `--part task` measures what changes for the task:
+The process keeps to one core, and the runtimes take turns, run by run, so that whatever else the machine does meets
+them all alike. ExecuTorch takes part where it is installed. The codec's share is that of encoder, quantizer, coder and checks in the time of a call. `--part task` measures what changes for the task:
 symbols, payloads, and the paired drop against PyTorch's head with the same tail. It fits a codec first, and keeps the
 export under benchmarks/states.
 
@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import itertools
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -63,6 +64,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if options.part == "speed":
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # ExecuTorch's own threads have no other setting
         command = f"python -m benchmarks.heads --part speed --runs {options.runs}"
         record("heads", speed_rows(folder, options.runs), seed=0, command=command)
     else:
