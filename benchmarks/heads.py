@@ -1,9 +1,9 @@
-"""A ResNet-50 head at layer2 in PyTorch and in onnxruntime, fp32 and int8: time on one thread, and what int8 costs.
+"""A ResNet-50 head at layer2 in PyTorch and onnxruntime, fp32 and int8: time on one core, and what int8 costs.
 
-The process keeps to one core, and the runtimes take turns, run by run, so that whatever else the machine does meets
-them all alike. ExecuTorch takes part where it is installed. The codec's share is that of encoder, quantizer, coder and checks in the time of a call. `--part task` measures what changes for the task:
-symbols, payloads, and the paired drop against PyTorch's head with the same tail. It fits a codec first, and keeps the
-export under benchmarks/states.
+The runtimes take turns, run by run, so that whatever else the machine does meets them all alike. ExecuTorch takes part
+where it is installed. The codec's share is that of encoder, quantizer, coder and checks in the time of a call.
+`--part task` measures what changes for the task: symbols, payloads, and the paired drop against PyTorch's head with the
+same tail. It fits a codec first, and keeps the export under benchmarks/states.
 
     python -m benchmarks.heads --part speed --data DATA
     python -m benchmarks.heads --part task --data DATA
