@@ -19,7 +19,6 @@ from compoff.errors import ArtifactError, BackendError, FeatureError
 from compoff.onnx_export import to_onnx
 from compoff.programs import TorchProgram
 from tests.golden_head import GOLDEN, golden_head, golden_inputs, golden_payloads, golden_tail
-from tests.small_networks import TwoInputs, tiny_decoder, tiny_encoder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,22 +127,26 @@ def test_int8_needs_batches_and_agreement(plain: compoff.Head) -> None:
         plain.compile("onnx", batches=[golden_inputs(2).astype(np.float64)])
 
 
-def test_batches_of_every_form_and_no_more_than_enough() -> None:
-    torch.manual_seed(0)
-    example = (torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8))
-    wrapped = compoff.wrap(TwoInputs(), "block1", example_input=example, encoder=tiny_encoder, decoder=tiny_decoder)
-    two = compoff.export(wrapped, "block1", max_batch=512)[0]
-    names = list(two.manifest.call["parameters"])
-    some = torch.randn(300, 3, 8, 8)
-    forms: list[Any] = [((some, some), torch.zeros(300)), {**dict.fromkeys(names, some), "labels": torch.zeros(300)}]
+def test_batches_of_every_form_and_no_more_than_enough(plain: compoff.Head) -> None:
+    call = {"parameters": ["x"], "call": {"list": [{"list": [{"leaf": 0}]}, {"dict": []}]}}
+    named = compoff.Head(replace(plain.manifest, call=call, max_batch=512), plain.tables, plain.runner)
+    some, labels = torch.from_numpy(golden_inputs(50)), torch.zeros(50)
+    forms: list[Any] = [some, some.numpy(), (some, labels), ((some,), labels), {"x": some, "labels": labels}]
 
     def endless() -> Any:
         while True:
             yield from forms
 
-    compiled = two.compile("onnx", batches=endless())
-    assert compiled.manifest.report["onnx"]["samples"] == 600
-    assert compiled(some[:2], some[2:4]) == two(some[:2], some[2:4])
+    compiled = named.compile("onnx", batches=endless())
+    assert compiled.manifest.report["onnx"]["samples"] == 550
+
+
+def test_a_program_of_an_earlier_export_is_not_taken_for_this_ones(plain: compoff.Head, folder: Path) -> None:
+    other = compoff.Head(replace(plain.manifest, artifact_id="ab" * 32), plain.tables, plain.runner)
+    other.save(folder)
+    assert isinstance(compoff.Head.load(folder).runner, TorchRunner)
+    with pytest.raises(BackendError, match="holds no program for onnx"):
+        compoff.Head.load(folder, runtime="onnx")
 
 
 @pytest.mark.parametrize("name", ["head.onnx", "head.pt2"])
