@@ -31,7 +31,7 @@ class CodecOptions:
         strict: Whether the layers behind the split point stay as they are; False gives them an adapter.
 
     Examples:
-        >>> CodecOptions(channels=4).build((16, 8, 8)).latent_shape
+        >>> CodecOptions(channels=4, codec="deepcod").build((16, 8, 8)).latent_shape
         (4, 2, 2)
     """
 
@@ -40,7 +40,7 @@ class CodecOptions:
     stride: int | None = None
     encoder: CodecFactory | None = None
     decoder: CodecFactory | None = None
-    codec: CodecName = "deepcod"
+    codec: CodecName = "transform"
     strict: bool = True
 
     def describe(self) -> dict[str, Any]:

@@ -273,7 +273,7 @@ def student_pass(
     Examples:
         >>> import torch, compoff
         >>> x, net = torch.randn(4, 32), torch.nn.Sequential(torch.nn.Linear(32, 8), torch.nn.ReLU())
-        >>> model = compoff.wrap(net, "input", example_input=x)
+        >>> model = compoff.wrap(net, "input", example_input=x, codec="deepcod")
         >>> gate, site, batch = model.gate("input"), model.sites["input"], Batch((x,))
         >>> record = teacher_pass(net, {"input": gate}, model.sites, batch, blocks=False)
         >>> student_pass(net, gate, site, record, batch, distill=False).distillation is None

@@ -36,9 +36,9 @@ class DistillationLoss(nn.Module):
         >>> import torch, compoff
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3))
         >>> x = torch.randn(4, 3, 18, 18)
-        >>> loss = compoff.DistillationLoss(compoff.wrap(net, "1", example_input=x))
-        >>> loss.distill = False  # the first phase: Eq. 10 alone
-        >>> loss.calibrate(x)
+        >>> model = compoff.wrap(net, "1", example_input=x)
+        >>> compoff.calibrate(model, [x])
+        >>> loss = compoff.DistillationLoss(model)
         >>> loss(x).backward()
 
     Source: DeepCOD (SenSys 2020), Eq. 10-11.

@@ -345,8 +345,10 @@ class Wrapped(nn.Module):
             >>> import torch, compoff
             >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3))
             >>> model = compoff.wrap(net, "1", example_input=torch.zeros(2, 3, 18, 18))
+            >>> images = torch.randn(4, 3, 18, 18)
+            >>> compoff.calibrate(model, [images])
             >>> optimizer = torch.optim.Adam(model.bottleneck_parameters(), lr=1e-3)
-            >>> loss = model.distillation_loss(torch.randn(4, 3, 18, 18))
+            >>> loss = model.distillation_loss(images)
             >>> loss.backward()
             >>> optimizer.step()
 

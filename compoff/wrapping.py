@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["CodecOptions", "Wrapped", "load", "wrap"]
 
 
+_OLDEST: dict[str, Any] = {"codec": "deepcod"}  # what the first files do not say
+
+
 def wrap(
     model: nn.Module,
     split_points: str | Sequence[str],
@@ -34,7 +37,7 @@ def wrap(
     skips: Skips = "encode",
     strict: bool = True,
     # the codec
-    codec: CodecName = "deepcod",
+    codec: CodecName | None = None,
     channels: int | None = None,
     num_centers: int | None = None,
     stride: int | None = None,
@@ -60,7 +63,8 @@ def wrap(
         strict: Whether the layers behind a split point compute exactly what they did. False lets `fit` train an adapter
             of a few kB beside each bottleneck: a scale and a shift for each channel of those layers, which only what
             comes out of the bottleneck goes through; the model itself and its other split points never do.
-        codec: ``"deepcod"``, the paper's; or ``"transform"``, which needs fewer bytes and serves every rate.
+        codec: ``"transform"``, which needs the fewest bytes and serves every rate; or ``"deepcod"``, the paper's. None
+            for ``"transform"``, or where you bring an `encoder` for ``"deepcod"``, whose place that takes.
         channels: Channels of the latent at every split point; None for 8, or a sixteenth of a flat feature
             (``"deepcod"``), or for as many as a moderate rate has a use for (``"transform"``).
         num_centers: Number of quantization levels: 2 to 256, None for 8 (``"deepcod"``); odd from 19, None for 255
@@ -78,7 +82,8 @@ def wrap(
 
     Raises:
         SplitError: A split point names no module, or cannot be used; nothing has been changed then.
-        FeatureError: A size or an own module's output shape does not fit; nothing has been changed then.
+        FeatureError: A size, or an own module's output shape, does not fit, or a feature is too wide for the codec;
+            nothing has been changed then.
 
     Examples:
         >>> import torch, compoff
@@ -89,7 +94,8 @@ def wrap(
     Source: DeepCOD (SenSys 2020), Sec. 3.2.
     """
     paths = [split_points] if isinstance(split_points, str) else list(split_points)
-    options = CodecOptions(channels, num_centers, stride, encoder, decoder, codec, strict)
+    chosen: CodecName = codec or ("deepcod" if encoder else "transform")
+    options = CodecOptions(channels, num_centers, stride, encoder, decoder, chosen, strict)
     if skips not in ("encode", "send", "forbid"):
         raise SplitError(f"skips is {skips!r}; expected 'encode', 'send' or 'forbid'")
     refuse_wrapped(model)
@@ -128,7 +134,7 @@ def load(path: str | Path, model: nn.Module) -> Wrapped:
     refuse_wrapped(model)
     description, tensors = read_bottlenecks(path, model)
     try:
-        options, shapes = CodecOptions(**description["options"]), _shapes(description["shapes"])
+        options, shapes = CodecOptions(**_OLDEST | description["options"]), _shapes(description["shapes"])
         skips: Skips = description.get("skips", "forbid")
         example, reports = ExampleInputs.of_description(description), dict(description["reports"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

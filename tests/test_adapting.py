@@ -32,7 +32,7 @@ def images(batch: int = 4) -> Tensor:
 
 def wrapped(*, strict: bool = False, own: bool = False) -> compoff.Wrapped:
     torch.manual_seed(0)
-    factories = {"encoder": tiny_encoder, "decoder": tiny_decoder} if own else {}
+    factories = {"encoder": tiny_encoder, "decoder": tiny_decoder} if own else {"codec": "deepcod"}
     return compoff.wrap(network(), ["1", "2"], example_input=images(), stride=2, channels=4, strict=strict, **factories)
 
 
@@ -138,11 +138,11 @@ def test_first_phase_reaches_every_parameter() -> None:
 def test_a_model_without_layers_to_adapt_is_refused_before_anything_is_changed() -> None:
     net = nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Tanh())
     with pytest.raises(SplitError, match=r"strict=False, but behind '1'"):
-        compoff.wrap(net, "1", example_input=torch.randn(2, 32), strict=False)
+        compoff.wrap(net, "1", example_input=torch.randn(2, 32), strict=False, codec="deepcod")
     assert net.training
 
 
 def test_a_tail_that_is_no_program_refuses_an_adapter() -> None:
-    model = compoff.wrap(DataDependent(), "input", example_input=images(), strict=False)
+    model = compoff.wrap(DataDependent(), "input", example_input=images(), strict=False, codec="deepcod")
     with pytest.raises(SplitError, match="knows no adapter"):
         compoff.export(model, "input", tail_factory="tests.small_networks:DataDependent")

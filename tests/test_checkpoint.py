@@ -33,7 +33,13 @@ def student(wrapped: compoff.Wrapped, split: str, x: Tensor) -> Tensor:
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Path, compoff.Wrapped]:
     wrapped = compoff.wrap(
-        Plain(), ["input", "stem.2", "block1"], example_input=images(), channels=4, num_centers=5, stride=2
+        Plain(),
+        ["input", "stem.2", "block1"],
+        example_input=images(),
+        channels=4,
+        num_centers=5,
+        stride=2,
+        codec="deepcod",
     ).eval()
     wrapped.reports["block1"] = {"bytes": 12.5}
     path = tmp_path / "new" / "folder" / "fitted.safetensors"
@@ -101,8 +107,15 @@ def test_a_file_of_the_first_version_is_still_read(saved: tuple[Path, compoff.Wr
     assert student(compoff.load(path, net).eval(), "block1", x).shape == (2, 5)
 
 
+def test_a_file_from_before_there_was_a_choice_holds_the_papers_codec(saved: tuple[Path, compoff.Wrapped]) -> None:
+    path, wrapped = saved
+    rewrite(path, description={"options": {"channels": 4, "num_centers": 5, "stride": 2}})
+    again = compoff.load(path, wrapped.unwrap())
+    assert again.options.codec == "deepcod"
+
+
 def test_constants_and_keywords_of_the_call_come_back(tmp_path: Path) -> None:
-    wrapped = compoff.wrap(OptionalInputs(), "block1")
+    wrapped = compoff.wrap(OptionalInputs(), "block1", codec="deepcod")
     wrapped(images(), scale=torch.ones(8), double=True)
     wrapped.save(tmp_path / "fitted")
     example = compoff.load(tmp_path / "fitted", wrapped.unwrap()).example_inputs()
@@ -222,7 +235,7 @@ def test_an_own_codec_cannot_be_saved(tmp_path: Path) -> None:
 
 def test_unknown_shapes_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(SplitError, match="not known yet"):
-        compoff.wrap(Plain(), "block1").save(tmp_path / "fitted")
+        compoff.wrap(Plain(), "block1", codec="deepcod").save(tmp_path / "fitted")
 
 
 # -- fingerprints

@@ -39,7 +39,7 @@ class Net(nn.Module):
 
 
 def wrapped_at(net: nn.Module, *splits: str, x: Tensor) -> compoff.Wrapped:
-    return compoff.wrap(net, list(splits), example_input=x, channels=4).train()
+    return compoff.wrap(net, list(splits), example_input=x, channels=4, codec="deepcod").train()
 
 
 def passes(

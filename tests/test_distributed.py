@@ -16,7 +16,7 @@ rank, size, meeting = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo", store=dist.FileStore(meeting, size), rank=rank, world_size=size)
 torch.manual_seed(0)
 x = torch.randn(4, 3, 8, 8)
-wrapped = compoff.wrap(Plain(), "block1", example_input=x)
+wrapped = compoff.wrap(Plain(), "block1", example_input=x, codec="deepcod")
 before = {name: value.clone() for name, value in wrapped.base.state_dict().items()}
 share = x[rank * 4 // size : (rank + 1) * 4 // size]
 parallel = torch.nn.parallel.DistributedDataParallel(wrapped, find_unused_parameters=True)

@@ -46,7 +46,7 @@ def mixed() -> Plain:
 
 
 def wrapped_plain(*splits: str) -> compoff.Wrapped:
-    return compoff.wrap(Plain(), splits or ("block1", "block2"), example_input=images()).eval()
+    return compoff.wrap(Plain(), splits or ("block1", "block2"), example_input=images(), codec="deepcod").eval()
 
 
 # -- the model is not touched
@@ -74,7 +74,7 @@ def act(wrapped: compoff.Wrapped, what: str, folder: Path) -> None:
 def test_values_never_change_and_unwrap_gives_everything_back(what: str, tmp_path: Path) -> None:
     net = mixed()
     before, flags = values(net), marks(net)
-    wrapped = compoff.wrap(net, ["input", "block1", "block2"], example_input=images())
+    wrapped = compoff.wrap(net, ["input", "block1", "block2"], example_input=images(), codec="deepcod")
     assert same(values(net), before)
     act(wrapped, what, tmp_path)
     assert same(values(net), before)
@@ -135,7 +135,7 @@ def test_teacher_is_the_model_exactly(make: Callable[[], nn.Module], training: b
     net = make().eval()
     x = images(3)
     expected = torch.utils._pytree.tree_leaves(net(x))
-    wrapped = compoff.wrap(net, ["input", "block2"], example_input=x).train(training)
+    wrapped = compoff.wrap(net, ["input", "block2"], example_input=x, codec="deepcod").train(training)
     for theirs, ours in zip(expected, torch.utils._pytree.tree_leaves(wrapped(x)), strict=True):
         assert torch.equal(theirs, ours) if isinstance(theirs, Tensor) else theirs == ours
 
@@ -152,7 +152,7 @@ def test_student_is_the_model_run_on_the_decoded_feature() -> None:
 @pytest.mark.parametrize("make", [Skip, IdentitySkip])
 def test_skip_connections_see_the_decoded_feature(make: Callable[[], Plain]) -> None:
     net = make().eval()
-    wrapped = compoff.wrap(net, "block1", example_input=images()).eval()
+    wrapped = compoff.wrap(net, "block1", example_input=images(), codec="deepcod").eval()
     x = images(3)
     y = wrapped.bottleneck("block1")(net.stem(x))
     expected = net.classifier((net.block2(net.block1(y)) + y).mean((2, 3)))
@@ -162,7 +162,7 @@ def test_skip_connections_see_the_decoded_feature(make: Callable[[], Plain]) -> 
 
 def test_skip_from_the_input_sees_the_decoded_input() -> None:
     net = InputSkip().eval()
-    wrapped = compoff.wrap(net, "stem", example_input=images()).eval()
+    wrapped = compoff.wrap(net, "stem", example_input=images(), codec="deepcod").eval()
     x = images(3)
     x_hat = wrapped.bottleneck("stem")(x)
     expected = net.classifier((net.block2(net.stem(x_hat)) + x_hat.mean(1, keepdim=True)).mean((2, 3)))
@@ -206,7 +206,7 @@ def test_student_refuses_a_feature_of_another_size_and_goes_back_to_the_teacher(
 @pytest.mark.parametrize("size", [(7, 9), (1, 5), (3, 3)])
 def test_sizes_that_do_not_fit_the_stride(size: tuple[int, int]) -> None:
     x = torch.randn(2, 3, *size)
-    wrapped = compoff.wrap(Plain(), ["input", "block1"], example_input=x).eval()
+    wrapped = compoff.wrap(Plain(), ["input", "block1"], example_input=x, codec="deepcod").eval()
     for split in wrapped.split_points:
         with wrapped.at(split):
             assert wrapped(x).shape == (2, 5)
@@ -216,7 +216,7 @@ def test_sizes_that_do_not_fit_the_stride(size: tuple[int, int]) -> None:
 
 
 def test_shapes_are_learnt_from_the_first_batch() -> None:
-    wrapped = compoff.wrap(Plain(), "block1")
+    wrapped = compoff.wrap(Plain(), "block1", codec="deepcod")
     assert not wrapped.built
     for use in (wrapped.bottleneck, wrapped.gate, lambda split: wrapped.at(split).__enter__()):
         with pytest.raises(SplitError, match="shapes at the split points are not known yet"):
@@ -228,7 +228,7 @@ def test_shapes_are_learnt_from_the_first_batch() -> None:
 
 
 def test_a_first_batch_in_inference_mode_makes_bottlenecks_that_can_be_trained() -> None:
-    wrapped = compoff.wrap(Plain(), "block1")
+    wrapped = compoff.wrap(Plain(), "block1", codec="deepcod")
     with torch.inference_mode():
         wrapped(images())
     wrapped.train().distillation_loss(images()).backward()
@@ -238,7 +238,7 @@ def test_a_first_batch_in_inference_mode_makes_bottlenecks_that_can_be_trained()
 def test_wrong_split_point_found_late_leaves_the_model_as_it_was() -> None:
     net = mixed()
     flags = marks(net)
-    wrapped = compoff.wrap(net, ["block1", "block2.2"])
+    wrapped = compoff.wrap(net, ["block1", "block2.2"], codec="deepcod")
     net.block2[2].forward = lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):
         wrapped(images())
@@ -251,7 +251,7 @@ def test_wrong_split_point_found_late_leaves_the_model_as_it_was() -> None:
 
 def test_keyword_inputs_are_put_where_the_model_takes_them() -> None:
     net = OptionalInputs()
-    wrapped = compoff.wrap(net, "block1")
+    wrapped = compoff.wrap(net, "block1", codec="deepcod")
     wrapped(images(4), double=True, scale=torch.ones(8))
     example = wrapped.example_inputs()
     assert [None if value is None else tuple(value.shape) for value in example.args] == [(2, 3, 8, 8), None, (8,)]
@@ -260,7 +260,7 @@ def test_keyword_inputs_are_put_where_the_model_takes_them() -> None:
 
 
 def test_example_inputs_hold_nothing_of_the_users_data() -> None:
-    wrapped = compoff.wrap(TwoInputs(), "block1", example_input=(images(5), images(5)))
+    wrapped = compoff.wrap(TwoInputs(), "block1", example_input=(images(5), images(5)), codec="deepcod")
     assert [tuple(value.shape) for value in wrapped.example_inputs().args] == [(2, *SHAPE)] * 2
     assert all(not value.any() for value in wrapped.example_inputs().args)
 
@@ -343,7 +343,7 @@ def test_moves_to_another_device() -> None:
 
 
 def test_bottleneck_works_beside_a_model_of_another_dtype() -> None:
-    wrapped = compoff.wrap(Plain().double(), "block1", example_input=images().double()).eval()
+    wrapped = compoff.wrap(Plain().double(), "block1", example_input=images().double(), codec="deepcod").eval()
     assert wrapped.bottleneck("block1").quantizer.centers.dtype == torch.float32
     assert student(wrapped, images().double()).dtype == torch.float64
 

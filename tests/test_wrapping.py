@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import compoff
-from compoff.errors import FeatureError, SplitError
+from compoff.codec import Bottleneck, TransformBottleneck
+from compoff.errors import FeatureError, FitError, SplitError
 from tests.small_networks import (
     Plain,
     block,
     marks,
     same,
+    tiny_encoder,
     values,
 )
 
@@ -140,3 +142,30 @@ def test_modules_may_have_the_names_of_a_dicts_methods() -> None:
     wrapped = compoff.wrap(net, ["keys", "values", "items"], example_input=images()).eval()
     for split in wrapped.split_points:
         assert student(wrapped, images(), split).shape == (2, *SHAPE)
+
+
+def test_the_default_codec_is_the_one_with_the_fewest_bytes() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    assert isinstance(compoff.wrap(Plain(), "block1", example_input=x).bottleneck("block1"), TransformBottleneck)
+    own = compoff.wrap(Plain(), "block1", example_input=x, encoder=tiny_encoder)
+    assert type(own.bottleneck("block1")) is Bottleneck
+    with pytest.raises(FeatureError, match="an encoder of your own goes with"):
+        compoff.wrap(Plain(), "block1", example_input=x, encoder=tiny_encoder, codec="transform")
+
+
+def test_a_feature_too_wide_for_the_default_codec_is_refused_before_anything_is_changed() -> None:
+    net = nn.Linear(5000, 2)
+    with pytest.raises(FeatureError, match=r"shape \(5000,\) has 5000 elements.*codec=\"deepcod\""):
+        compoff.wrap(net, "input", example_input=torch.randn(2, 5000))
+    assert net.training
+    assert net.weight.requires_grad
+    compoff.wrap(net, "input", example_input=torch.randn(2, 5000), codec="deepcod")
+
+
+def test_a_loop_without_calibration_says_what_to_call() -> None:
+    model, x = compoff.wrap(Plain(), "block1"), torch.randn(4, 3, 8, 8)
+    with pytest.raises(FitError, match=r"compoff\.calibrate\(model, batches\) first"):
+        model.distillation_loss(x)
+    compoff.calibrate(model, [x])
+    model.distillation_loss(x).backward()
+    assert all(parameter.grad is None for parameter in model.base.parameters())

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from compoff.codec.geometry import Geometry
 
-__all__ = ["Directions", "TileMoments"]
+__all__ = ["Directions", "TileMoments", "check_tile"]
 
 _LARGEST = 4096  # tile elements up to which second moments are kept whole; the eigenvectors then take about a minute
 _RIDGE = 0.01  # share of the mean sensitivity that every direction gets: what the samples did not show may still count
@@ -45,6 +45,26 @@ class Directions:
     deviation: Tensor
 
 
+def check_tile(geometry: Geometry) -> None:
+    """Refuse a tile whose second moments would be too many to keep.
+
+    Args:
+        geometry: Layout of the feature.
+
+    Raises:
+        FeatureError: The tile has too many elements.
+
+    Examples:
+        >>> from compoff.codec import Geometry
+        >>> check_tile(Geometry((256, 14, 14), stride=4))
+    """
+    if geometry.tile_elements > _LARGEST:
+        raise FeatureError(
+            f"a tile of a feature of shape {geometry.shape} has {geometry.tile_elements} elements; the transform codec "
+            f'takes up to {_LARGEST}: wrap with a smaller stride, at another split point, or with codec="deepcod"'
+        )
+
+
 class TileMoments:
     """Second moments of a feature's tiles and of the output's gradients there.
 
@@ -66,12 +86,8 @@ class TileMoments:
     """
 
     def __init__(self, geometry: Geometry) -> None:
+        check_tile(geometry)
         size = geometry.tile_elements
-        if size > _LARGEST:
-            raise FeatureError(
-                f"a tile of this feature has {size} elements; the transform codec takes up to {_LARGEST}: wrap with a "
-                'smaller stride, or with codec="deepcod"'
-            )
         self.geometry = geometry
         self._sum = torch.zeros(size, dtype=torch.float64)
         self._square = torch.zeros(size, size, dtype=torch.float64)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compoff.codec.bottleneck import Bottleneck, BottleneckOutput, CodecFactory, Quality
 from compoff.codec.density import Density
+from compoff.codec.directions import check_tile
 from compoff.codec.refiner import RefiningDecoder
 from compoff.codec.uniform import UniformQuantizer, coarsen
 from compoff.errors import FeatureError, FitError
@@ -77,6 +78,7 @@ class TransformBottleneck(Bottleneck):
         *,
         decoder: CodecFactory | None = None,
     ) -> None:
+        check_tile(geometry)
         if channels > geometry.tile_elements:
             raise FeatureError(
                 f"channels is {channels}, but a tile of {geometry.tile} elements of this feature only holds "
@@ -85,7 +87,8 @@ class TransformBottleneck(Bottleneck):
         least = 2 * LADDER[-1] + 1
         if not (least <= num_centers <= 255 and num_centers % 2):
             raise FeatureError(
-                f"num_centers is {num_centers}; the transform codec takes an odd number from {least} to 255"
+                f"num_centers is {num_centers}; the transform codec takes an odd number from {least} to 255, learned "
+                'centers in any number go with codec="deepcod"'
             )
         super().__init__(geometry, channels, num_centers, decoder=decoder)
         self.prior.requires_grad_(False)  # counted after the fit; the density learns

@@ -136,11 +136,9 @@ def _fit(task: Task, plan: SplitPlan, batch: int, seed: int) -> _Fitted:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         batches = Batches(task.train, batch, mirror=task.pixels.ndim == 4)
-        model = wrap(
-            task.net, plan.split, example_input=task.test[:2], channels=plan.channels, num_centers=plan.num_centers
-        )
+        model = wrap(task.net, plan.split, example_input=task.test[:2])
         try:
-            report = fit(model, batches, steps=plan.steps, lr=plan.lr, seed=seed, progress=False)
+            report = fit(model, batches, steps=plan.steps, target_bytes=plan.target_bytes, seed=seed, progress=False)
             head, tail = export(model.eval(), plan.split)
         finally:
             model.unwrap()

@@ -37,17 +37,13 @@ class SplitPlan:
 
     Args:
         split: The split point.
-        channels: Channels of the latent.
-        num_centers: Number of quantization levels.
+        target_bytes: Mean length of a payload to aim at, in bytes.
         steps: Optimizer steps.
-        lr: Learning rate at the start.
     """
 
     split: str
-    channels: int
-    num_centers: int
+    target_bytes: int
     steps: int
-    lr: float = 1e-2
 
 
 @dataclass(frozen=True)
@@ -69,20 +65,19 @@ class Schedule:
     jpeg_qualities: tuple[int, ...] = (50, 90)
 
 
-# An 8x8 scan is four tiles of 4x4 at "input": 16 values each, so more than 16 channels would widen, not compress.
 DIGITS_SCHEDULE = Schedule(
     splits=(
-        SplitPlan("input", channels=8, num_centers=16, steps=400),
-        SplitPlan("layer2", channels=6, num_centers=8, steps=400),
-        SplitPlan("layer3", channels=8, num_centers=8, steps=400),
+        SplitPlan("input", target_bytes=26, steps=200),
+        SplitPlan("layer2", target_bytes=20, steps=200),
+        SplitPlan("layer3", target_bytes=16, steps=200),
     ),
     epochs=15,
 )
 CIFAR_SCHEDULE = Schedule(
     splits=(
-        SplitPlan("input", channels=24, num_centers=8, steps=450),
-        SplitPlan("layer2", channels=16, num_centers=8, steps=450),
-        SplitPlan("layer3", channels=32, num_centers=8, steps=600),
+        SplitPlan("input", target_bytes=420, steps=200),
+        SplitPlan("layer2", target_bytes=260, steps=200),
+        SplitPlan("layer3", target_bytes=130, steps=300),
     ),
     jpeg_qualities=(75, 95),
 )

@@ -22,6 +22,7 @@ from compoff.fitting.batches import to_batch
 from compoff.hooks import uncompiled
 from compoff.losses import relative_error
 from compoff.mounting import device_of
+from compoff.trees import tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,6 +50,7 @@ _FINEST, _COARSEST = 1e-3, 10.0  # steps that are looked at, in units of the lar
 def calibrate(wrapped: Wrapped, batches: Iterable[Any], *, target_bytes: float | None = None, seed: int = 0) -> None:
     """Start each bottleneck from real features; `fit` does it by itself, a loop of your own calls it once.
 
+    Those of codec ``"transform"`` find their directions, those of ``"deepcod"`` take their units from the first batch.
     Bottlenecks that have been started before are left as they are.
 
     Args:
@@ -64,7 +66,7 @@ def calibrate(wrapped: Wrapped, batches: Iterable[Any], *, target_bytes: float |
     Examples:
         >>> import torch, compoff
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 256, 5))
-        >>> model = compoff.wrap(net, "input", codec="transform", example_input=torch.zeros(2, 3, 18, 18))
+        >>> model = compoff.wrap(net, "input", example_input=torch.zeros(2, 3, 18, 18))
         >>> compoff.calibrate(model, [torch.randn(16, 3, 18, 18)])
         >>> with model.at("input"):
         ...     model(torch.randn(4, 3, 18, 18)).shape
@@ -90,6 +92,10 @@ def calibrate(wrapped: Wrapped, batches: Iterable[Any], *, target_bytes: float |
         bottlenecks = [one for one in found if isinstance(one, TransformBottleneck) and not one.calibrated]
         if bottlenecks and len(bottlenecks) == len(found):
             _start(wrapped, split, bottlenecks, taken, target_bytes, generator)
+        elif not any(one.calibrated for one in found):
+            record = teacher_pass(wrapped.base, {split: wrapped.gate(split)}, wrapped.sites, taken[0], blocks=False)
+            for bottleneck, y in zip(found, record.features[split], strict=True):
+                bottleneck.calibrate(y.to(bottleneck.quantizer.centers.dtype))
 
 
 def overhead_bytes(bottleneck: TransformBottleneck) -> int:
@@ -127,6 +133,7 @@ def _start(
     samples = 0
     for batch in batches:
         ys, slopes = _slopes(wrapped, split, batch, generator)
+        _check_finite(batch, ys, slopes)
         for draw in slopes:
             for moment, y, slope in zip(moments, ys, draw, strict=True):
                 moment.add(y, slope)
@@ -143,6 +150,15 @@ def _start(
         step = _step_for_bytes(bottlenecks, directions, together, target_bytes)
     for bottleneck, one, y in zip(bottlenecks, directions, together, strict=True):
         bottleneck.start(one, step / REFERENCE_STEP, y)
+
+
+def _check_finite(batch: Batch, ys: list[Tensor], slopes: list[tuple[Tensor, ...]]) -> None:
+    """Refuse numbers that no directions can be found from."""
+    if all(bool(torch.isfinite(value).all()) for value in (*ys, *(slope for draw in slopes for slope in draw))):
+        return
+    if not all(bool(torch.isfinite(value).all()) for value in tensors_of((batch.args, batch.kwargs))):
+        raise FitError("a batch holds NaN or infinity, so nothing can start from it; clean the inputs")
+    raise FitError("the model itself computes NaN or infinity from a batch, or gradients of it; check its weights")
 
 
 def _slopes(

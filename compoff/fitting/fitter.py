@@ -45,7 +45,8 @@ class Fitter:
         >>> import torch, compoff
         >>> from compoff.distilling import Batch
         >>> x = torch.randn(8, 32)
-        >>> model = compoff.wrap(torch.nn.Sequential(torch.nn.Linear(32, 4)), "input", example_input=x).train()
+        >>> net = torch.nn.Sequential(torch.nn.Linear(32, 4))
+        >>> model = compoff.wrap(net, "input", example_input=x, codec="deepcod").train()
         >>> fitter = Fitter(model, compoff.Recipe(), lr=1e-3, rate=0.0, total=2)
         >>> fitter.step(Batch((x,))) > 0
         True

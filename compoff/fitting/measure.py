@@ -40,7 +40,8 @@ def count_symbols(wrapped: Wrapped, split: str, batches: Iterable[Batch]) -> Non
     Examples:
         >>> import torch, compoff
         >>> from compoff.distilling import Batch
-        >>> model = compoff.wrap(torch.nn.Linear(32, 4), "input", example_input=torch.zeros(2, 32)).eval()
+        >>> net, x = torch.nn.Linear(32, 4), torch.zeros(2, 32)
+        >>> model = compoff.wrap(net, "input", example_input=x, codec="deepcod").eval()
         >>> count_symbols(model, "input", [Batch((torch.zeros(6, 32),))])
         >>> round(float(model.bottleneck("input").prior.tables().weights.max()) / 2**24, 2)  # (6 + ½) / (6 + 8 · ½)
         0.65
@@ -80,7 +81,7 @@ def symbols_of(wrapped: Wrapped, split: str, batch: Batch) -> list[Tensor]:
         >>> from compoff.distilling import Batch
         >>> model = compoff.wrap(torch.nn.Linear(32, 4), "input", example_input=torch.zeros(2, 32)).eval()
         >>> symbols_of(model, "input", Batch((torch.randn(5, 32),)))[0].shape
-        torch.Size([5, 2])
+        torch.Size([5, 26])
     """
     gate = wrapped.gate(split)
     record = teacher_pass(wrapped.base, {split: gate}, wrapped.sites, batch, blocks=False)

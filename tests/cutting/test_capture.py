@@ -22,7 +22,8 @@ def images(batch: int = 2) -> Tensor:
 
 
 def programs_of(net: nn.Module, split: str, encoder: Any = None, decoder: Any = None) -> tuple[compoff.Wrapped, Any]:
-    wrapped = compoff.wrap(net, split, example_input=images(), encoder=encoder, decoder=decoder).eval()
+    own = {"encoder": encoder, "decoder": decoder, "codec": "deepcod"}
+    wrapped = compoff.wrap(net, split, example_input=images(), **own).eval()
     return wrapped, capture(wrapped.base, wrapped.gate(split), split, wrapped.example_inputs())
 
 

@@ -27,7 +27,7 @@ def images(batch: int = 2) -> Tensor:
 @pytest.fixture(scope="module")
 def head() -> compoff.Head:
     torch.manual_seed(0)
-    wrapped = compoff.wrap(Plain(), "block1", example_input=images(), channels=4)
+    wrapped = compoff.wrap(Plain(), "block1", example_input=images(), channels=4, codec="deepcod")
     return compoff.export(wrapped, "block1", max_batch=16)[0]
 
 
@@ -231,7 +231,7 @@ np.save(sys.argv[1] + "/y.npy", tail(bytes(head(x))).numpy())
 
 
 def test_runs_where_the_models_class_cannot_be_imported(tmp_path: Path) -> None:
-    wrapped = compoff.wrap(Plain(), "block1", example_input=images()).eval()
+    wrapped = compoff.wrap(Plain(), "block1", example_input=images(), codec="deepcod").eval()
     head, tail = compoff.export(wrapped, "block1")
     head.save(tmp_path / "head")
     tail.save(tmp_path / "tail")

@@ -42,7 +42,7 @@ class Net(torch.nn.Module):
 @pytest.fixture(scope="module")
 def wrapped() -> compoff.Wrapped:
     torch.manual_seed(1)
-    model = compoff.wrap(Net().eval(), ["input", "block"], example_input=torch.zeros(2, 3, 12, 12))
+    model = compoff.wrap(Net().eval(), ["input", "block"], example_input=torch.zeros(2, 3, 12, 12), codec="deepcod")
     compoff.fit(model, [torch.randn(8, 3, 12, 12)], steps=3)
     return model.eval()
 
@@ -105,7 +105,7 @@ class Named(Net):
 
 
 def test_keywords_go_in_and_the_models_own_class_comes_out() -> None:
-    model = compoff.wrap(Named().eval(), "block").eval()
+    model = compoff.wrap(Named().eval(), "block", codec="deepcod").eval()
     x, weights = torch.randn(3, 3, 12, 12), {"gain": torch.rand(3, 1, 1, 1)}
     model(x, weights=weights)
     head, tail = compoff.export(model, "block")
@@ -176,7 +176,7 @@ def test_heads_must_be_there_and_of_different_split_points(parts: Parts, server:
 
 
 def test_a_head_of_another_export_is_refused(wrapped: compoff.Wrapped, server: compoff.Server) -> None:
-    other = compoff.wrap(Net().eval(), "input", example_input=torch.zeros(2, 3, 12, 12))
+    other = compoff.wrap(Net().eval(), "input", example_input=torch.zeros(2, 3, 12, 12), codec="deepcod")
     head, _ = compoff.export(other, "input")
     with pytest.raises(compoff.ArtifactMismatch):
         compoff.connect(head, server.address)
@@ -334,7 +334,7 @@ class Classifier(torch.nn.Module):
 
 def test_a_reply_in_the_form_that_was_asked_for() -> None:
     torch.manual_seed(0)
-    model = compoff.wrap(Classifier().eval(), "input", example_input=torch.zeros(2, 3, 12, 12))
+    model = compoff.wrap(Classifier().eval(), "input", example_input=torch.zeros(2, 3, 12, 12), codec="deepcod")
     head, tail = compoff.export(model, "input")
     x = torch.randn(3, 3, 12, 12)
     logits, order = tail(head(x))

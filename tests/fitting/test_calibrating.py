@@ -196,3 +196,23 @@ def test_a_missed_aim_is_said() -> None:
     assert "MISSED" not in str(met)
     assert not Aim(max_drop=0.1).met({"bytes": 1.0, "agreement": None})
     assert not Aim(target_bytes=10).met({"bytes": 11.0, "agreement": 1.0})
+
+
+def test_calibrate_sets_the_units_of_the_papers_codec_as_its_first_step_would() -> None:
+    model, stepped = (wrapped("body", codec="deepcod") for _ in range(2))
+    compoff.calibrate(model, batches())
+    stepped.distillation_loss(next(iter(batches())), split="body", distill=False)
+    assert model.bottleneck("body").calibrated
+    assert torch.equal(*(one.bottleneck("body").quantizer.centers for one in (model, stepped)))
+
+
+@pytest.mark.parametrize(("spoilt", "cause"), [(True, "a batch holds NaN"), (False, "the model itself computes NaN")])
+def test_numbers_that_nothing_can_start_from_are_refused(spoilt: bool, cause: str) -> None:
+    model = transform("body")
+    x = signals(8)
+    if spoilt:
+        x[3] = float("nan")
+    else:
+        next(model.base.parameters()).data.fill_(float("inf"))
+    with pytest.raises(FitError, match=cause):
+        compoff.fit(model, [x], steps=1)

@@ -49,7 +49,7 @@ def trained_net() -> Net:
 
 def wrapped(*splits: str, net: nn.Module | None = None, **options: Any) -> compoff.Wrapped:
     torch.manual_seed(3)
-    chosen = {"stride": 2, **options}  # a small decoder
+    chosen = {"codec": "deepcod", "stride": 2, **options}  # a small decoder
     return compoff.wrap(net or trained_net(), list(splits or ("body",)), example_input=signals(2), **chosen)
 
 
@@ -93,7 +93,7 @@ def test_a_rate_saves_bytes() -> None:
 
 
 def test_shapes_are_learnt_from_the_first_batch() -> None:
-    known, unknown = wrapped(), compoff.wrap(trained_net(), ["body"], stride=2)
+    known, unknown = wrapped(), compoff.wrap(trained_net(), ["body"], stride=2, codec="deepcod")
     generator = (batch for batch in batches(6))
     report = compoff.fit(unknown, generator, steps=6)  # the batch that was peeked at is not lost
     assert report.steps == 6
@@ -155,7 +155,7 @@ def test_the_callers_random_numbers_go_on() -> None:
 
 
 def test_the_callers_random_numbers_go_on_after_an_error() -> None:
-    model = compoff.wrap(trained_net(), ["body"])
+    model = compoff.wrap(trained_net(), ["body"], codec="deepcod")
     state = torch.get_rng_state()
     with pytest.raises(FitError):
         compoff.fit(model, [torch.full((4, 2, 16), math.nan)], steps=3)
@@ -184,7 +184,7 @@ def test_a_seed_decides_everything() -> None:
     results = []
     for seed in (1, 1, 2):
         torch.manual_seed(len(results))  # the caller's own state must not matter
-        model = compoff.wrap(trained_net(), ["body"])
+        model = compoff.wrap(trained_net(), ["body"], codec="deepcod")
         torch.manual_seed(len(results))
         report = compoff.fit(model, Shuffled(), epochs=3, seed=seed)
         results.append((report.splits["body"].loss, bottlenecks(model)))
@@ -253,7 +253,7 @@ def test_labels_are_never_read_and_every_kind_of_batch_fits_alike() -> None:
 def test_what_cannot_be_fitted_with_is_refused(given: Any, options: dict[str, Any], words: str, built: bool) -> None:
     if "validation" not in options and hasattr(given, "gi_frame"):
         given = (x for x in batches())  # each case its own
-    model = wrapped() if built else compoff.wrap(trained_net(), ["body"])
+    model = wrapped() if built else compoff.wrap(trained_net(), ["body"], codec="deepcod")
     before = bottlenecks(model)
     if not built and "gave nothing" in words:
         words = "the batches are empty"
@@ -267,7 +267,7 @@ def test_what_cannot_be_fitted_with_is_refused(given: Any, options: dict[str, An
 @pytest.mark.parametrize("x", [torch.zeros(4, 2, 16, dtype=torch.uint8), torch.zeros(4, 2, 12), torch.zeros(4, 16)])
 @pytest.mark.parametrize("built", [True, False])
 def test_inputs_of_another_kind_are_refused(split: str, x: Tensor, built: bool) -> None:
-    model = wrapped(split) if built else compoff.wrap(trained_net(), [split])
+    model = wrapped(split) if built else compoff.wrap(trained_net(), [split], codec="deepcod")
     with pytest.raises(compoff.CompoffError) as caught:
         compoff.fit(model, [x], steps=2)
     assert isinstance(caught.value, FeatureError)

@@ -23,7 +23,8 @@ SHAPES = [(3, 9, 10), (3, 14), (40,)]
 
 def wrapped(shape: tuple[int, ...], **options: Any) -> compoff.Wrapped:
     net = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), 5))
-    model = compoff.wrap(net, "input", example_input=torch.zeros(2, *shape), channels=3, **options).eval()
+    options = {"codec": "deepcod", "channels": 3, **options}
+    model = compoff.wrap(net, "input", example_input=torch.zeros(2, *shape), **options).eval()
     model.bottleneck("input").calibrate(torch.randn(16, *shape))
     for layer in model.bottleneck("input").spectral_layers():
         layer.settle()
@@ -80,7 +81,7 @@ def test_bytes_and_agreement_are_those_of_real_payloads(shape: tuple[int, ...]) 
 
 def test_a_fit_and_an_export_send_the_same_bytes() -> None:
     x = torch.randn(12, 3, 14)
-    model = compoff.wrap(nn.Sequential(nn.Flatten(), nn.Linear(42, 5)), "input", example_input=x[:2])
+    model = compoff.wrap(nn.Sequential(nn.Flatten(), nn.Linear(42, 5)), "input", example_input=x[:2], codec="deepcod")
     report = compoff.fit(model, [x], steps=5)
     head, _ = compoff.export(model.eval(), "input")
     assert report.splits["input"].bytes == np.mean([len(head(sample[None])) for sample in x])
@@ -133,6 +134,6 @@ def test_a_model_without_scores_cannot_be_measured() -> None:
         def forward(self, input: Tensor) -> Tensor:
             return super().forward(input).argmax(1)
 
-    model = compoff.wrap(Classes(40, 3), "input", example_input=torch.zeros(2, 40)).eval()
+    model = compoff.wrap(Classes(40, 3), "input", example_input=torch.zeros(2, 40), codec="deepcod").eval()
     with pytest.raises(FitError, match="no floating-point tensor"):
         measure(model, "input", [Batch((torch.randn(4, 40),))], SplitReport())

@@ -69,6 +69,7 @@ def wrapped(*splits: str, seed: int = 3, weights: int = 11, **options: Any) -> c
     torch.manual_seed(weights)
     net = nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 5))
     torch.manual_seed(seed)
+    options = {"codec": "deepcod", **options}
     return compoff.wrap(net, list(splits or ("input",)), example_input=torch.zeros(2, 32), **options)
 
 

@@ -22,7 +22,7 @@ from tests.small_networks import Plain, same, values
 accelerator = Accelerator(cpu=True, mixed_precision=sys.argv[2])
 torch.manual_seed(0)
 x = torch.randn(32, 3, 8, 8)
-model = compoff.wrap(Plain(), ["block1", "block2"], example_input=x[:2])
+model = compoff.wrap(Plain(), ["block1", "block2"], example_input=x[:2], codec="deepcod")
 base = values(model.base)
 loss = compoff.DistillationLoss(model)
 loss.calibrate(x[:8])

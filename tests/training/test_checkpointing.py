@@ -34,7 +34,7 @@ class Checkpointed(nn.Module):
 def gradients(net: nn.Module, split: str, *, loss: bool) -> Tensor:
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(2)
-    model = compoff.wrap(net.eval(), split, example_input=x).train()
+    model = compoff.wrap(net.eval(), split, example_input=x, codec="deepcod").train()
     if loss:
         model.distillation_loss(x).backward()
     else:

@@ -18,7 +18,7 @@ def _compiled_afresh() -> None:
 
 
 def wrapped_plain(x: Tensor) -> compoff.Wrapped:
-    return compoff.wrap(Plain().eval(), ["block1", "block2"], example_input=x).eval()
+    return compoff.wrap(Plain().eval(), ["block1", "block2"], example_input=x, codec="deepcod").eval()
 
 
 def test_each_student_and_the_teacher_stay_themselves() -> None:
@@ -60,7 +60,9 @@ def test_a_compiled_model_can_be_wrapped_by_the_names_it_had() -> None:
     x = torch.randn(2, 3, 8, 8)
     net = Plain().eval()
     expected = net(x).detach()
-    model = compoff.wrap(torch.compile(net, backend="eager"), ["_orig_mod.block1"], example_input=x).eval()
+    model = compoff.wrap(
+        torch.compile(net, backend="eager"), ["_orig_mod.block1"], example_input=x, codec="deepcod"
+    ).eval()
     torch.testing.assert_close(model(x), expected)
     with model.at("_orig_mod.block1"):
         assert not torch.equal(model(x), expected)
@@ -72,7 +74,7 @@ def test_a_model_compiled_in_place_is_fitted_and_stays_compiled() -> None:
     net = Plain().eval()
     expected = net(x).detach()
     net.compile(backend="eager")
-    model = compoff.wrap(net, "block1", example_input=x).eval()
+    model = compoff.wrap(net, "block1", example_input=x, codec="deepcod").eval()
     compoff.fit(model, [x], steps=2, progress=False)
     torch.testing.assert_close(model(x), expected)
     assert net._compiled_call_impl is not None

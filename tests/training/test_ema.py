@@ -20,7 +20,7 @@ def student(model: compoff.Wrapped, x: torch.Tensor) -> torch.Tensor:
 
 def test_an_averaged_copy_is_the_student_of_the_averaged_bottlenecks() -> None:
     x = torch.randn(8, 3, 8, 8)
-    model = compoff.wrap(Plain(), "block1", example_input=x).train()
+    model = compoff.wrap(Plain(), "block1", example_input=x, codec="deepcod").train()
     model.distillation_loss(x)  # sets the units before the first copy
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY), use_buffers=False)
     by_hand = [value.detach().clone() for value in model.bottleneck_parameters()]
@@ -46,7 +46,7 @@ def test_an_averaged_copy_is_the_student_of_the_averaged_bottlenecks() -> None:
 
 def test_a_copy_trains_on_its_own() -> None:
     x = torch.randn(8, 3, 8, 8)
-    model = compoff.wrap(Plain(), "block1", example_input=x).train()
+    model = compoff.wrap(Plain(), "block1", example_input=x, codec="deepcod").train()
     before = student(model, x)
     twin = copy.deepcopy(model).train()
     optimizer = torch.optim.Adam(twin.bottleneck_parameters(), lr=1e-2)

@@ -16,13 +16,15 @@ def test_gives_what_the_other_layout_gives(make: type[Plain], when: str) -> None
     x = torch.randn(4, 3, 8, 8)
     net = make().eval()
     expected = net(x).detach()
-    model = compoff.wrap(net, "block1", example_input=x).eval()
+    model = compoff.wrap(net, "block1", example_input=x, codec="deepcod").eval()
     with model.at("block1"):
         student = model(x).detach()
     if when == "before":
         net = model.unwrap().to(memory_format=torch.channels_last)
         states = model.bottlenecks.state_dict()
-        model = compoff.wrap(net, "block1", example_input=x.to(memory_format=torch.channels_last)).eval()
+        model = compoff.wrap(
+            net, "block1", example_input=x.to(memory_format=torch.channels_last), codec="deepcod"
+        ).eval()
         model.bottlenecks.load_state_dict(states)
     else:
         model = model.to(memory_format=torch.channels_last)
@@ -34,7 +36,7 @@ def test_gives_what_the_other_layout_gives(make: type[Plain], when: str) -> None
 
 def test_the_loss_is_the_same() -> None:
     x = torch.randn(4, 3, 8, 8)
-    model = compoff.wrap(Plain(), "block1", example_input=x).eval()
+    model = compoff.wrap(Plain(), "block1", example_input=x, codec="deepcod").eval()
     first = model.distillation_loss(x)
     last = model.to(memory_format=torch.channels_last).distillation_loss(x.to(memory_format=torch.channels_last))
     torch.testing.assert_close(last, first)
@@ -42,7 +44,9 @@ def test_the_loss_is_the_same() -> None:
 
 def test_exports_after_channels_last() -> None:
     x = torch.randn(4, 3, 8, 8)
-    model = compoff.wrap(Plain().eval().to(memory_format=torch.channels_last), "block1", example_input=x).eval()
+    model = compoff.wrap(
+        Plain().eval().to(memory_format=torch.channels_last), "block1", example_input=x, codec="deepcod"
+    ).eval()
     head, tail = compoff.export(model, "block1")
     with model.at("block1"), torch.no_grad():
         expected = model(x)

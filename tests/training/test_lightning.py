@@ -48,7 +48,7 @@ def module_of(lightning: Any, model: compoff.Wrapped) -> Any:
 
 def wrapped(x: torch.Tensor) -> compoff.Wrapped:
     torch.manual_seed(0)
-    return compoff.wrap(Plain(), "block1", example_input=x)
+    return compoff.wrap(Plain(), "block1", example_input=x, codec="deepcod")
 
 
 def trainer_of(lightning: Any, folder: Path, **options: Any) -> Any:

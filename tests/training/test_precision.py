@@ -22,7 +22,7 @@ def images(batch: int = 8) -> Tensor:
 def trained(steps: int, step: Callable[[compoff.Wrapped, torch.optim.Optimizer, Tensor], Tensor]) -> list[float]:
     """Losses of a loop of one's own on one batch."""
     x = images()
-    model = compoff.wrap(Plain(), "block1", example_input=x).train()
+    model = compoff.wrap(Plain(), "block1", example_input=x, codec="deepcod").train()
     before = values(model.base)
     optimizer = torch.optim.Adam(model.bottleneck_parameters(), lr=3e-3)
     losses = [float(step(model, optimizer, x).detach()) for _ in range(steps)]
@@ -83,7 +83,7 @@ def test_a_gradient_scaler_trains_as_full_precision_does() -> None:
 
 def test_student_and_teacher_under_autocast_are_near_those_without() -> None:
     x = images()
-    model = compoff.wrap(Plain(), "block1", example_input=x).eval()
+    model = compoff.wrap(Plain(), "block1", example_input=x, codec="deepcod").eval()
     outputs = {}
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled), torch.no_grad():
@@ -98,7 +98,7 @@ def test_student_and_teacher_under_autocast_are_near_those_without() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_model_in_another_precision_trains(dtype: torch.dtype) -> None:
     x = images().to(dtype)
-    model = compoff.wrap(Plain().to(dtype), "block1", example_input=x).train()
+    model = compoff.wrap(Plain().to(dtype), "block1", example_input=x, codec="deepcod").train()
     optimizer = torch.optim.Adam(model.bottleneck_parameters(), lr=3e-3)
     losses = [float(plain_step(model, optimizer, x).detach()) for _ in range(30)]
     assert losses[-1] < 0.9 * losses[0]
@@ -109,7 +109,7 @@ def test_a_model_in_another_precision_trains(dtype: torch.dtype) -> None:
 
 def test_fit_inside_autocast() -> None:
     x = images(32)
-    model = compoff.wrap(Plain(), "block1", example_input=x)
+    model = compoff.wrap(Plain(), "block1", example_input=x, codec="deepcod")
     with torch.autocast("cpu", torch.bfloat16):
         report = compoff.fit(model, [x], steps=40, progress=False)
     loss = report.splits["block1"].loss

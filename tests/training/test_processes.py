@@ -22,7 +22,7 @@ from tests.small_networks import Plain, same, values
 rank, meeting, how = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", store=dist.FileStore(meeting, 2), rank=rank, world_size=2)
 torch.manual_seed(0)
-model = compoff.wrap(Plain(), ["block1", "block2"], example_input=torch.zeros(2, 3, 8, 8)).train()
+model = compoff.wrap(Plain(), ["block1", "block2"], example_input=torch.zeros(2, 3, 8, 8), codec="deepcod").train()
 before = values(model.base)
 torch.manual_seed(rank)
 shares = [torch.randn(4, 3, 8, 8) * (1 + rank) for _ in range(3)]
@@ -63,7 +63,7 @@ def test_processes_stay_equal_and_take_the_mean_of_their_gradients(tmp_path: Pat
         torch.testing.assert_close(first["state"][name], second["state"][name], rtol=0, atol=0, msg=name)
     # The same first step in one process, share by share.
     torch.manual_seed(0)
-    model = compoff.wrap(Plain(), ["block1", "block2"], example_input=torch.zeros(2, 3, 8, 8)).train()
+    model = compoff.wrap(Plain(), ["block1", "block2"], example_input=torch.zeros(2, 3, 8, 8), codec="deepcod").train()
     loss = compoff.DistillationLoss(model)
     loss.calibrate(first["share"])
     start = {name: value.clone() for name, value in model.bottlenecks.state_dict().items()}
@@ -84,7 +84,7 @@ def test_processes_that_would_start_from_units_of_their_own_say_so(tmp_path: Pat
 
 def test_the_module_is_the_sum_of_the_losses() -> None:
     x = torch.randn(4, 3, 8, 8)
-    model = compoff.wrap(Plain(), ["block1", "block2"], example_input=x).eval()
+    model = compoff.wrap(Plain(), ["block1", "block2"], example_input=x, codec="deepcod").eval()
     loss = compoff.DistillationLoss(model, rate=0.1)
     loss.calibrate(x)
     assert all(model.bottleneck(split).calibrated for split in model.split_points)
@@ -101,7 +101,7 @@ def test_the_module_is_the_sum_of_the_losses() -> None:
 
 def test_calibrating_again_changes_nothing() -> None:
     x = torch.randn(4, 3, 8, 8)
-    model = compoff.wrap(Plain(), "block1", example_input=x)
+    model = compoff.wrap(Plain(), "block1", example_input=x, codec="deepcod")
     loss = compoff.DistillationLoss(model)
     loss.calibrate(x)
     before = {name: value.clone() for name, value in model.bottlenecks.state_dict().items()}
@@ -110,6 +110,6 @@ def test_calibrating_again_changes_nothing() -> None:
 
 
 def test_an_unknown_split_point_is_refused() -> None:
-    model = compoff.wrap(Plain(), "block1", example_input=torch.zeros(2, 3, 8, 8))
+    model = compoff.wrap(Plain(), "block1", example_input=torch.zeros(2, 3, 8, 8), codec="deepcod")
     with pytest.raises(SplitError, match="'block7' is not a split point"):
         compoff.DistillationLoss(model, "block7")
