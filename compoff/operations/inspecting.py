@@ -39,6 +39,7 @@ _GUARANTEE = (
     "local_gain",
     "aim_met",
 )
+_COMPILED = ("onnx", "executorch")
 _PLAIN = ("kind", "path", "artifact_id", "split", "model", "base", "factory", "max_batch", "ceiling_bytes")
 
 
@@ -100,6 +101,7 @@ def _described(part: Folder) -> dict[str, Any]:
         "macs": {name: report.get(f"{name}_macs") for name in ("head", "encoder", "tail")},
         "guarantee": {name: report.get(name) for name in _GUARANTEE},
         "formats": _formats(part),
+        "compiled": {name: report[name] for name in _COMPILED if isinstance(report.get(name), dict)},
         "engines": _engines(part),
         "files": files,
         "versions": dict(manifest.versions),
@@ -167,9 +169,13 @@ def _tables(part: dict[str, Any]) -> list[Table]:
     facts |= {name: ", ".join(map(_tensor, part[name])) for name in ("inputs", "outputs", "sides") if part[name]}
     facts["symbols"] = ", ".join(f"{code['num_centers']} × {_shape(code['latent_shape'])}" for code in part["codes"])
     facts["MACs per sample"] = ", ".join(f"{key} {_count(value)}" for key, value in part["macs"].items())
-    told = {key: value for key, value in part["guarantee"].items() if value is not None}
-    facts |= {key.replace("_", " "): _number(value) for key, value in told.items()}
+    known = {key: value for key, value in part["guarantee"].items() if value is not None}
+    facts |= {key.replace("_", " "): _number(value) for key, value in known.items()}
     facts["formats"] = ", ".join(part["formats"]) or "none"
+    for name, found in part["compiled"].items():
+        share = found.get("symbols")
+        told = f"{100 * share:.2f} % of the symbols are PyTorch's" if isinstance(share, float) else "not compared"
+        facts[f"head in {name}"] = f"{found.get('precision')}, {told}"
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in part["versions"].items())
     title = f"{part['kind']} · {part['path']}"
     tables = [_table(title, None, [[name, _plain(value)] for name, value in facts.items()])]

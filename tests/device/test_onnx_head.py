@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 import compoff
@@ -17,6 +19,7 @@ from compoff.device.runners.onnx import OWNER, OnnxRunner
 from compoff.device.runners.torch import TorchRunner
 from compoff.errors import ArtifactError, BackendError, FeatureError
 from compoff.onnx_export import to_onnx
+from compoff.operations.inspecting import describe, show
 from compoff.programs import TorchProgram
 from tests.golden_head import GOLDEN, golden_head, golden_inputs, golden_payloads, golden_tail
 
@@ -115,6 +118,10 @@ def test_int8_says_how_often_it_agrees(plain: compoff.Head, tmp_path: Path) -> N
     assert 0.8 <= figures["symbols"] < 1.0, "if every symbol agrees, this compared fp32 with itself"
     small.save(tmp_path)
     assert compoff.Head.load(tmp_path)(x) == small(x)
+    (told,) = describe(tmp_path)
+    assert told["compiled"] == {"onnx": figures}
+    show([told], Console(file=(shown := io.StringIO()), width=200))
+    assert f"int8, {100 * figures['symbols']:.2f} % of the symbols are PyTorch's" in shown.getvalue()
     assert golden_tail()(small(x))["sums"].shape == (8, 4)
 
 
