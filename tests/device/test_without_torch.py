@@ -68,7 +68,10 @@ def installed_with(names: set[str]) -> Iterator[str]:
         if name in seen:
             continue
         seen.add(name)
-        distribution = importlib.metadata.distribution(name)
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:  # needed on another system only
+            continue
         required = (re.match(r"[\w.-]+", line) for line in distribution.requires or () if "extra ==" not in line)
         waiting |= {found[0] for found in required if found}
         yield from {
