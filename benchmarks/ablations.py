@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--limit", type=int, default=None, help="only the first images, for a trial")
+    parser.add_argument("--only", nargs="+", default=None, help="groups of variations; all without it")
     parser.add_argument("--name", default=None, help="suffix of the file of results")
     parser.add_argument("--data", type=Path, default=None)
     options = parser.parse_args()
@@ -164,7 +165,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = found["rows"] if found.get("command") == command else []
     kept = Kept(task, options.split, options)
     for change, variation in {**VARIATIONS, **SEEDS}.items():
-        if any(row["change"] == change for row in rows):
+        if any(row["change"] == change for row in rows) or variation.group not in (options.only or [variation.group]):
             continue
         named = {"group": variation.group, "change": change, "model": task.name, "split": options.split}
         rows += [{**named, "steps": options.steps, **row} for row in measured(kept, variation, options)]
