@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.cut_tables import CUT_TABLES
 from benchmarks.device_tables import DEVICE_TABLES
 from benchmarks.markdown import result, source, table, whole
+from benchmarks.rate_tables import RATE_TABLES
 from benchmarks.runtime_tables import RUNTIME_TABLES
 
 if TYPE_CHECKING:
@@ -290,6 +291,7 @@ def fuzz_table() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     **CUT_TABLES,
+    **RATE_TABLES,
     **DEVICE_TABLES,
     **RUNTIME_TABLES,
     "at-drop": at_drop_table,

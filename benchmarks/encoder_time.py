@@ -1,0 +1,109 @@
+"""What the device does at the input of a 224 x 224 network beside Pillow's JPEG of the same image, on one core.
+
+The head as PyTorch runs it, as onnxruntime does, and its parts. The codec is started from real images but not trained,
+which changes no time.
+
+    python -m benchmarks.encoder_time --data DATA
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+import compoff
+from benchmarks.networks import data_folder
+from benchmarks.record import record
+from benchmarks.tasks import load_task
+from compoff.coding import Code, PayloadFormat
+from compoff.distilling import Batch
+from compoff.fitting.measure import count_symbols
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_QUALITIES = (0, 3, 6)
+_JPEG = (10, 25, 50, 75)
+
+
+def in_turns(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, tuple[float, int]]:
+    """Median milliseconds of each way, and the bytes that it gives; in turns, to share what else the machine does."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    sizes = {name: way() for name, way in ways.items()}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - start)
+    return {name: (1000 * float(np.median(times[name])), sizes[name]) for name in ways}
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--images", type=int, default=96, help="to start the codec from")
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--target-bytes", type=float, default=4000.0)
+    parser.add_argument("--data", type=Path, default=None)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    task = load_task(options.model, data_folder(options.data), batch=16, limit=options.images)
+    batches = list(task.test.split(16))
+    model = compoff.wrap(task.net, "input", example_input=task.test[:2]).eval()
+    compoff.calibrate(model, batches, target_bytes=options.target_bytes)
+    count_symbols(model, "input", [Batch((batch,)) for batch in batches])
+    head = compoff.export(model, "input")[0]
+    compiled = head.compile("onnx", threads=1)
+    small = head.compile("onnx", threads=1, precision="int8", batches=batches, least_agreement=0.0)
+    bottleneck, picture = model.bottleneck("input"), task.pictures()[0]
+    x = task.test[:1]
+    plain, symbols = x.numpy(), bottleneck.encode(x).numpy()
+    qualities = bottleneck.qualities()
+    code = Code(
+        bottleneck.prior.tables(),
+        bottleneck.latent_shape,
+        [quality.channels for quality in qualities],
+        [quality.step for quality in qualities],
+    )
+    coder = PayloadFormat(bytes(32), [code])
+
+    def jpeg(quality: int) -> int:
+        buffer = io.BytesIO()
+        picture.save(buffer, "jpeg", quality=quality)
+        return buffer.tell()
+
+    ways: dict[str, Callable[[], int]] = {"encoder and rounding alone, PyTorch": lambda: bottleneck.encode(x).numel()}
+    for index in _QUALITIES:
+        ways |= {
+            f"head, PyTorch, quality {index}": lambda index=index: len(head(x, quality=index)),
+            f"head, onnxruntime, quality {index}": lambda index=index: len(compiled(plain, quality=index)),
+            f"head, onnxruntime int8, quality {index}": lambda index=index: len(small(plain, quality=index)),
+            f"coder alone, quality {index}": lambda index=index: len(
+                coder.encode([code.sent(symbols, index)], quality=index)
+            ),
+        }
+    ways |= {f"Pillow JPEG, quality {quality}": lambda quality=quality: jpeg(quality) for quality in _JPEG}
+    with torch.inference_mode():
+        found = in_turns(ways, options.rounds)
+    encoder = bottleneck.encoder
+    macs = int(getattr(encoder, "macs", 0))
+    rows: list[dict[str, Any]] = [
+        {"way": name, "ms": ms, "bytes": None if "alone, PyTorch" in name else size, "encoder_macs": macs}
+        for name, (ms, size) in found.items()
+    ]
+    for row in rows:
+        print(row)
+    command = f"python -m benchmarks.encoder_time {' '.join(sys.argv[1:]).replace(str(options.data), 'DATA')}".strip()
+    print(record("encoder_time", rows, seed=0, command=command))
+
+
+if __name__ == "__main__":
+    main()

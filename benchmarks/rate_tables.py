@@ -1,0 +1,146 @@
+"""The tables of what the choices in the codec are worth, and of networks for ImageNet."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.markdown import result, source, table, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["RATE_TABLES", "Curve"]
+
+_SEEDS = ("as it is", "as it is, seed 1", "as it is, seed 2")
+
+
+class Curve:
+    """Bytes against the output's error, through the points of several fits of the same codec.
+
+    Args:
+        fits: Rows of each fit, one a quality.
+    """
+
+    def __init__(self, fits: list[list[dict[str, Any]]]) -> None:
+        means = [
+            [sum(math.log(row[key]) for row in rows) / len(rows) for key in ("output_error", "bytes")]
+            for rows in zip(*fits, strict=True)
+        ]
+        self._points = sorted((error, size) for error, size in means)
+
+    def more_bytes(self, rows: list[dict[str, Any]]) -> float | None:
+        """How many more bytes rows take than this curve at the same error, as a share; None where they do not meet."""
+        found = [self._apart(row) for row in rows]
+        met = [apart for apart in found if apart is not None]
+        return math.exp(sum(met) / len(met)) - 1 if met else None
+
+    def _apart(self, row: dict[str, Any]) -> float | None:
+        error, size = math.log(row["output_error"]), math.log(row["bytes"])
+        for (low, first), (high, second) in zip(self._points, self._points[1:], strict=False):
+            if low <= error <= high:
+                return size - first - (second - first) * (error - low) / (high - low)
+        return None
+
+
+def ablation_table(name: str) -> str:
+    """Each variation beside the codec as it is: at the same error, and at the quality nearest to the bytes aimed at."""
+    rows = result(name)["rows"]
+    fits = {
+        change: [row for row in rows if row["change"] == change] for change in dict.fromkeys(r["change"] for r in rows)
+    }
+    curve = Curve([fits[seed] for seed in _SEEDS if seed in fits])
+    middle = fits[_SEEDS[0]][3]["bytes"]
+    cells: list[list[str]] = []
+    for change, of_change in fits.items():
+        more, row = curve.more_bytes(of_change), min(of_change, key=lambda row: abs(row["bytes"] - middle))
+        cells.append(
+            [
+                change,
+                "no overlap" if more is None else f"{100 * more:+.1f} %",
+                whole(row["bytes"]),
+                f"{row['output_error']:.3f}",
+                f"{100 * row['agreement']:.1f} %",
+                f"{row['decoder_macs'] / 1e6:.0f}",
+            ]
+        )
+    cells += [_context_cells(fits[_SEEDS[0]])]
+    head = ["variation", "bytes at equal error", "bytes", "output error", "agreement", "decoder, MMAC"]
+    return f"{table(head, cells)}\n\n{source(name)}"
+
+
+def _context_cells(rows: list[dict[str, Any]]) -> list[str]:
+    """The very same symbols under tables that depend on what came before."""
+    shares = [row["entropy_bytes_context"] / row["entropy_bytes_plain"] - 1 for row in rows]
+    return [
+        "coder: tables by the activity before (Shannon's measure)",
+        f"{100 * sum(shares) / len(shares):+.1f} %",
+        whole(rows[3]["entropy_bytes_context"]),
+        f"{rows[3]['output_error']:.3f}",
+        f"{100 * rows[3]['agreement']:.1f} %",
+        f"{rows[3]['decoder_macs'] / 1e6:.0f}",
+    ]
+
+
+def tail_table() -> str:
+    """Strict tails beside tails that adapt, over several seeds."""
+    cells: list[list[str]] = []
+    made: list[str] = []
+    for split in ("layer2", "layer3"):
+        name = f"ablations.cifar10-resnet56.{split}"
+        rows = [row for row in result(name)["rows"] if row["group"] in ("as it is", "tail")]
+        kinds = {group: [row for row in rows if row["group"] == group] for group in ("as it is", "tail")}
+        curves = {group: _by_seed(of_group) for group, of_group in kinds.items()}
+        made.append(source(name))
+        more = Curve(curves["as it is"]).more_bytes(kinds["tail"])
+        assert more is not None
+        for quality in range(len(curves["tail"][0])):
+            cells.append([split, str(quality)])
+            for of_group in curves.values():
+                here = [fit[quality] for fit in of_group]
+                for key, form in (("bytes", "{:.0f}"), ("drop", "{:.1f}"), ("output_error", "{:.3f}")):
+                    cells[-1].append(form.format(sum(row[key] for row in here) / len(here)))
+        cells.append([f"{split}, all", f"{len(curves['tail'])} seeds", "", "", "", f"{100 * more:+.1f} %", "", ""])
+    head = ["split point", "quality", "strict: bytes", "drop", "error", "adapted: bytes", "drop", "error"]
+    return f"{table(head, cells)}\n\n" + "; ".join(made)
+
+
+def _by_seed(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    names = dict.fromkeys(row["change"] for row in rows)
+    return [[row for row in rows if row["change"] == change] for change in names]
+
+
+def imagenet_table(name: str) -> str:
+    """What one run on ImageNet's classes measured, top-5 beside top-1."""
+    rows = sorted(result(name)["rows"], key=lambda row: row["bytes"])
+    head = ["system", "quality", "bytes", "top-1 drop, points", "top-5 drop, points", "agreement", "encoder MMAC"]
+    cells = [
+        [
+            row["system"],
+            str(row["quality"]),
+            whole(row["bytes"]),
+            f"{row['drop']:.1f} ± {row['drop_stderr']:.1f}",
+            f"{row['drop_top5']:.1f}",
+            f"{100 * row['agreement']:.1f} %",
+            "–" if row["encoder_macs"] is None else f"{row['encoder_macs'] / 1e6:.1f}",
+        ]
+        for row in rows
+    ]
+    return f"{table(head, cells)}\n\n{source(name)}"
+
+
+def encoder_table() -> str:
+    """The device's work at the input beside an image codec's."""
+    rows = result("encoder_time")["rows"]
+    quickest = min(row["ms"] for row in rows if row["way"].startswith("Pillow"))
+    cells = [[row["way"], f"{row['ms']:.2f}", f"{row['ms'] / quickest:.1f}", whole(row["bytes"])] for row in rows]
+    return f"{table(['way', 'ms', '÷ the quickest JPEG', 'bytes'], cells)}\n\n{source('encoder_time')}"
+
+
+RATE_TABLES: dict[str, Callable[[], str]] = {
+    "ablations-layer3": partial(ablation_table, "ablations.cifar10-resnet56.layer3"),
+    "adapted-tails": tail_table,
+    "encoder-time": encoder_table,
+    "resnet18-layer3": partial(imagenet_table, "rate_accuracy.resnet18.layer3.cpu"),
+}
