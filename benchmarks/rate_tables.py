@@ -83,11 +83,11 @@ def _context_cells(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def tail_table() -> str:
+def tail_table(*splits: str) -> str:
     """Strict tails beside tails that adapt, over several seeds."""
     cells: list[list[str]] = []
     made: list[str] = []
-    for split in ("layer2", "layer3"):
+    for split in splits:
         name = f"ablations.cifar10-resnet56.{split}"
         rows = [row for row in result(name)["rows"] if row["group"] in ("as it is", "tail")]
         kinds = {group: [row for row in rows if row["group"] == group] for group in ("as it is", "tail")}
@@ -99,9 +99,10 @@ def tail_table() -> str:
             cells.append([split, str(quality)])
             for of_group in curves.values():
                 here = [fit[quality] for fit in of_group]
-                for key, form in (("bytes", "{:.0f}"), ("drop", "{:.1f}"), ("output_error", "{:.3f}")):
-                    cells[-1].append(form.format(sum(row[key] for row in here) / len(here)))
-        cells.append([f"{split}, all", f"{len(curves['tail'])} seeds", "", "", "", f"{100 * more:+.1f} %", "", ""])
+                means = {key: sum(row[key] for row in here) / len(here) for key in ("bytes", "drop", "output_error")}
+                cells[-1] += [whole(means["bytes"]), f"{means['drop']:.1f}", f"{means['output_error']:.3f}"]
+        told = f"{split}, {rows[0]['steps']} steps, seeds: {len(curves['tail'])}"
+        cells.append([told, "equal error", "", "", "", f"{100 * more:+.1f} %", "", ""])
     head = ["split point", "quality", "strict: bytes", "drop", "error", "adapted: bytes", "drop", "error"]
     return f"{table(head, cells)}\n\n" + "; ".join(made)
 
@@ -140,7 +141,7 @@ def encoder_table() -> str:
 
 RATE_TABLES: dict[str, Callable[[], str]] = {
     "ablations-layer3": partial(ablation_table, "ablations.cifar10-resnet56.layer3"),
-    "adapted-tails": tail_table,
+    "adapted-tails": partial(tail_table, "layer3"),
     "encoder-time": encoder_table,
     "resnet18-layer3": partial(imagenet_table, "rate_accuracy.resnet18.layer3.cpu"),
 }
