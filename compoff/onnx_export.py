@@ -101,7 +101,7 @@ def to_onnx(
         raise BackendError(
             f"{name} in ONNX does not agree with PyTorch: {agreed.symbols:.2%} of its whole numbers are equal and "
             f"others differ by {agreed.deviation:.2g} of the largest, expected at least {least_symbols:.2%} and at "
-            f"most {most_deviation:.2g}; run it in PyTorch"
+            f"most {most_deviation:.2g}; compare them on real inputs (batches=), or run it in PyTorch"
         )
     return data, agreed
 
