@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -158,7 +159,7 @@ def main() -> None:
         options.model, data_folder(options.data), batch=options.batch, device=options.device, limit=options.limit
     )
     task.net.to(options.device)
-    command = f"python -m benchmarks.ablations {' '.join(sys.argv[1:]).replace(str(options.data), 'DATA')}"
+    command = f"python -m benchmarks.ablations {shlex.join(sys.argv[1:]).replace(str(options.data), 'DATA')}"
     name = ".".join(filter(None, ["ablations", options.model, options.split, options.name]))
     path = _RESULTS / f"{name}.json"
     found = json.loads(path.read_text()) if path.exists() else {}

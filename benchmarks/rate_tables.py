@@ -141,7 +141,7 @@ def encoder_table() -> str:
 
 RATE_TABLES: dict[str, Callable[[], str]] = {
     "ablations-layer3": partial(ablation_table, "ablations.cifar10-resnet56.layer3"),
-    "adapted-tails": partial(tail_table, "layer3"),
+    "adapted-tails": partial(tail_table, "layer2", "layer3"),
     "encoder-time": encoder_table,
     "resnet18-layer3": partial(imagenet_table, "rate_accuracy.resnet18.layer3.cpu"),
 }
