@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,15 @@ def test_sizes_that_do_not_fit_the_stride() -> None:
     pair = compoff.export(wrapped, "input")
     for batch in (1, 3):
         assert_equal_to_student(wrapped, "input", pair, images(batch, 7, 9))
+
+
+@pytest.mark.parametrize("shape", [(6, 7, 9), (12, 8)])
+def test_a_feature_that_is_looked_at_as_a_flat_vector(shape: tuple[int, ...]) -> None:
+    net = nn.Sequential(nn.LayerNorm(shape[-1]), nn.Flatten(), nn.Linear(math.prod(shape), 5))
+    wrapped = compoff.wrap(net, "1", example_input=torch.randn(2, *shape), codec="deepcod")
+    pair = compoff.export(wrapped, "1")
+    for batch in (1, 3):
+        assert_equal_to_student(wrapped, "1", pair, torch.randn(batch, *shape))
 
 
 def test_time_series() -> None:

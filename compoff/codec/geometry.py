@@ -158,7 +158,8 @@ class Geometry:
         for axis, (size, full) in enumerate(zip(self.space, self.padded, strict=True), start=2):
             if size != full:
                 y_hat = y_hat.narrow(axis, 0, size)
-        return y_hat
+        # The model may look at a feature of its own as a flat vector, which it cannot where values lie between rows.
+        return y_hat if self.space == self.padded else y_hat.contiguous()
 
     def tiles(self, y: Tensor) -> Tensor:
         """Cut a feature into tiles, each laid out as the encoder's kernel is.

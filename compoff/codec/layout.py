@@ -96,7 +96,8 @@ class Layout:
         if self.order == tuple(range(len(self.order))):
             return y_hat
         inverse = [self.order.index(axis) for axis in range(len(self.order))]
-        return y_hat.permute(inverse)
+        # Contiguous as the model's own, which it may look at as a flat vector.
+        return y_hat.permute(inverse).contiguous()
 
     def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of a packed feature.
