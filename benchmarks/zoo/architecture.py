@@ -48,6 +48,7 @@ class Architecture:
         factories: Where the suffix cannot become a program, the importable functions that build the model for an eager
             tail: as it is, and its small instance.
         weights: Where the weights come from.
+        codec: The codec; ``"deepcod"`` where a flat feature is too long for the directions of the other.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Architecture:
     skips: Literal["encode", "send", "forbid"] = "encode"
     factories: tuple[str, str] | None = None
     weights: Literal["random", "real"] = "random"
+    codec: Literal["transform", "deepcod"] = "transform"
 
     @property
     def suffix_exports(self) -> bool:

@@ -238,7 +238,8 @@ def mount(architecture: Architecture, split: str, model: nn.Module, *, reduced: 
     with torch.no_grad():
         expected = [_called(model, inputs) for inputs in batches]
     example = (batches[0].args, batches[0].kwargs) if batches[0].kwargs else batches[0].args
-    wrapped = compoff.wrap(model, [split], example_input=example, skips=architecture.skips)
+    how: dict[str, Any] = {"skips": architecture.skips, "codec": architecture.codec}
+    wrapped = compoff.wrap(model, [split], example_input=example, **how)
     return Mounted(architecture, split, reduced, model, before, expected, wrapped)
 
 

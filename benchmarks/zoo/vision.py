@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -207,7 +208,7 @@ TORCHVISION = (
     _entry("MobileNetV3-Small", _mobilenet_v3, "features.2", "features.4"),
     _entry("EfficientNet-B0", _efficientnet, "features.2", "features.3"),
     _entry("RegNetY-400MF", _regnet, "trunk_output.block2", "trunk_output.block3"),
-    _entry("VGG-11", _vgg, "features.8", "classifier"),
+    replace(_entry("VGG-11", _vgg, "features.8", "classifier"), codec="deepcod"),
     _entry("DenseNet-121", _densenet, "features.denseblock2", "features.transition2"),
     _entry("GoogLeNet, auxiliary outputs", _googlenet, "inception3a", "inception4b"),
     _entry("Inception v3, auxiliary output", _inception, "Mixed_5b", "Mixed_7a", full=299, reduced=299),
