@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import yaml
 
@@ -42,6 +42,7 @@ FORMAT = 2
 MANIFEST_LIMIT = 1 << 18
 """Bytes that no manifest exceeds; it has about 2 KB."""
 
+_Size = TypeVar("_Size", int, str)
 _LAYOUT = re.compile(rb"(format: .*\n)checksum: ([0-9a-f]{64})\n", re.DOTALL)
 _FIRST_LINE = re.compile(rb"format: ([0-9]{1,9})\n")
 _DIGITS = re.compile("[0-9a-f]{64}")
@@ -62,6 +63,21 @@ class TensorSpec:
     shape: tuple[int, ...]
     dtype: str
     batched: bool = True
+
+    def sized(self, batch: _Size) -> tuple[int | _Size, ...]:
+        """The whole shape.
+
+        Args:
+            batch: Number of samples, or a word for it.
+
+        Returns:
+            The shape, the batch first where there is such an axis.
+
+        Examples:
+            >>> TensorSpec((3, 8), "float32").sized("batch"), TensorSpec((3,), "int64", batched=False).sized("batch")
+            (('batch', 3, 8), (3,))
+        """
+        return (batch, *self.shape) if self.batched else self.shape
 
 
 @dataclass(frozen=True)

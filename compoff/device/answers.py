@@ -181,7 +181,7 @@ def _expected(
 ) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
     """Shapes and dtypes of a right reply's arrays; the same for every call, and every call needs them."""
     specs = reply_specs(form, outputs)
-    return [((batch_size, *spec.shape) if spec.batched else spec.shape, np.dtype(spec.dtype)) for spec in specs]
+    return [(spec.sized(batch_size), np.dtype(spec.dtype)) for spec in specs]
 
 
 def _words(tensors: list[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[tuple[tuple[int, ...], str]]:

@@ -134,7 +134,7 @@ class CallForm:
         kind, content = entry_of(description)
         if kind == "leaf":
             spec = self._inputs[int(content)]
-            sizes = ("batch", *spec.shape) if spec.batched else spec.shape
+            sizes = spec.sized("batch")
             return f"{spec.dtype} of ({', '.join(map(str, sizes))}{',' * (len(sizes) == 1)})"
         if kind == "value":
             return repr(content)

@@ -135,7 +135,7 @@ def _made_up(specs: Sequence[TensorSpec]) -> list[_Arrays]:
     rng = np.random.default_rng(0)
 
     def array(spec: TensorSpec, batch: int) -> NDArray[Any]:
-        shape = (batch, *spec.shape) if spec.batched else spec.shape
+        shape = spec.sized(batch)
         if np.dtype(spec.dtype).kind == "f":
             return rng.standard_normal(shape).astype(spec.dtype)
         return np.full(shape, spec.dtype == "bool", spec.dtype)

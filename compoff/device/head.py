@@ -188,7 +188,7 @@ class Head:
         if array is None:
             given = type(cast("object", value)).__name__
             raise FeatureError(f"input {index} is a {given}; expected a tensor or a numpy array")
-        shape = ("batch", *spec.shape) if spec.batched else spec.shape
+        shape = spec.sized("batch")
         if str(array.dtype) != spec.dtype:
             raise FeatureError(
                 f"input {index} is {array.dtype}; expected {spec.dtype} of shape {shape}: convert it as you do for the "

@@ -119,7 +119,7 @@ def _check_owner(session: OnnxSession, manifest: Manifest, name: str) -> None:
 
 
 def _form(spec: TensorSpec) -> tuple[tuple[int | str, ...], str]:
-    return (("batch", *spec.shape) if spec.batched else spec.shape), spec.dtype
+    return spec.sized("batch"), spec.dtype
 
 
 def _fits(expected: tuple[tuple[int | str, ...], str], found: OnnxTensor) -> bool:

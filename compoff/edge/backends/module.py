@@ -170,7 +170,7 @@ class ModuleBackend:
         """Inputs of zeros; the values that matter are put in behind them."""
         zeros = [
             torch.zeros(
-                (batch, *spec.shape) if spec.batched else spec.shape,
+                spec.sized(batch),
                 dtype=getattr(torch, spec.dtype),
                 device=self._device,
             )

@@ -38,8 +38,7 @@ def sample_parts(manifest: Manifest, batch: int, seed: int = 0) -> list[NDArray[
         random.integers(code.num_centers, size=(batch, *code.latent_shape)).astype(np.uint8) for code in manifest.codes
     ]
     sides: list[NDArray[Any]] = [
-        np.full((batch, *spec.shape) if spec.batched else spec.shape, spec.dtype == "bool", np.dtype(spec.dtype))
-        for spec in manifest.sides
+        np.full(spec.sized(batch), spec.dtype == "bool", np.dtype(spec.dtype)) for spec in manifest.sides
     ]
     return [*symbols, *sides]
 
