@@ -16,6 +16,7 @@ from compoff.edge.backends.backend import NestedBackend
 from compoff.edge.backends.choosing import Choice, compile_backend, load_backend
 from compoff.edge.backends.eager import PROGRAM
 from compoff.edge.backends.module import ModuleBackend
+from compoff.edge.described import Described
 from compoff.errors import ArtifactMismatch, BackendError, PayloadError
 from compoff.manifest import DTYPES
 from compoff.structure import flatten, importable, unflatten
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from compoff.edge.backends.choosing import BackendName
     from compoff.edge.backends.module import Factory
     from compoff.edge.server import Server
-    from compoff.manifest import Manifest, TensorSpec
+    from compoff.manifest import Manifest
     from compoff.weights import WeightPool
     from compoff.wire.tls import TLS
 
@@ -42,7 +43,7 @@ __all__ = ["Tail"]
 _EAGER = Choice("eager", "as it was exported")
 
 
-class Tail:
+class Tail(Described):
     """The part of a model that runs on the edge, from the bytes that arrive.
 
     Made by `compoff.export` or `Tail.load`.
@@ -71,8 +72,6 @@ class Tail:
     def __init__(
         self, manifest: Manifest, tables: Sequence[SymbolTables], backend: Backend, choice: Choice = _EAGER
     ) -> None:
-        self.manifest = manifest
-        self.tables = tuple(tables)
         self.backend = backend
         self.choice = choice
         if not manifest.structure and not isinstance(backend, NestedBackend):
@@ -80,22 +79,7 @@ class Tail:
                 f"the outputs of {manifest.model} are known only once it has answered, which a "
                 f"{type(backend).__name__} cannot do; run it with a backend that has run_nested"
             )
-        self.payload_format = manifest.payload_format(tables)
-
-    @property
-    def split(self) -> str:
-        """The split point."""
-        return self.manifest.split
-
-    @property
-    def artifact_id(self) -> bytes:
-        """The 32 bytes that this tail and its head share, and no others."""
-        return self.manifest.identity
-
-    @property
-    def max_payload_bytes(self) -> int:
-        """Length that no payload of this export exceeds, in bytes."""
-        return self.payload_format.max_bytes(self.manifest.max_batch)
+        super().__init__(manifest, tables)
 
     def __repr__(self) -> str:
         runtime = "" if self.choice.backend == "eager" else f", {self.choice.backend}"
@@ -155,16 +139,6 @@ class Tail:
         if not self.manifest.structure:
             return restore_nested(leaves, torch.from_numpy, importable)  # pyright: ignore[reportUnknownArgumentType]
         return unflatten(self.manifest.structure, [torch.from_numpy(leaf) for leaf in leaves], importable)
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """What the model returns, flat."""
-        return self.manifest.outputs
-
-    @property
-    def max_batch(self) -> int:
-        """Samples that one run takes."""
-        return self.manifest.max_batch
 
     def decode(self, payload: bytes) -> Decoded:
         """Decode one request from the wire, for `run`.

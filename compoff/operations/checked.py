@@ -5,15 +5,19 @@ It checks payloads and passes them on as they came, which is shorter than what t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
 
 from compoff.artifact import find_part, read_folder
+from compoff.edge.described import Described
 from compoff.errors import BackendError
+from compoff.wire.tensors import pack
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from compoff.manifest import TensorSpec
+    from numpy.typing import NDArray
 
 __all__ = ["Checked", "CheckedTail"]
 
@@ -34,8 +38,8 @@ class Checked:
         return self._samples
 
 
-class CheckedTail:
-    """What a front knows of a tail.
+class CheckedTail(Described, ABC):
+    """What a front knows of a tail, and how it passes payloads on.
 
     Args:
         folder: The tail's folder, or the one around head and tail; only the manifest and the tables are used.
@@ -51,36 +55,10 @@ class CheckedTail:
             raise BackendError(
                 f"the outputs of {part.manifest.model} have no fixed form, which a front needs; serve it without one"
             )
-        self.manifest = part.manifest
-        self.payload_format = part.manifest.payload_format(part.tables)
+        super().__init__(part.manifest, part.tables)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.manifest.model} at '{self.split}', id {self.manifest.artifact_id[:8]})"
-
-    @property
-    def split(self) -> str:
-        """The split point."""
-        return self.manifest.split
-
-    @property
-    def artifact_id(self) -> bytes:
-        """The 32 bytes that head and tail share."""
-        return self.manifest.identity
-
-    @property
-    def max_payload_bytes(self) -> int:
-        """Length that no payload of this export exceeds, in bytes."""
-        return self.payload_format.max_bytes(self.manifest.max_batch)
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """What the model returns, flat."""
-        return self.manifest.outputs
-
-    @property
-    def max_batch(self) -> int:
-        """Samples that one run takes."""
-        return self.manifest.max_batch
 
     def decode(self, payload: bytes) -> Checked:
         """Check one payload.
@@ -95,3 +73,32 @@ class CheckedTail:
             PayloadError: The bytes are damaged or of another export.
         """
         return Checked(payload, len(self.payload_format.decode(payload)))
+
+    @abstractmethod
+    def run(self, decoded: Sequence[Checked]) -> list[list[NDArray[Any]]]:
+        """Have several requests answered where the tail is.
+
+        Args:
+            decoded: What `decode` made of each.
+
+        Returns:
+            The leaves of the output of each.
+
+        Raises:
+            BackendError: No answer came in time, or there could be none.
+        """
+
+    def answer(self, payload: bytes) -> bytes:
+        """Answer one request from the wire.
+
+        Args:
+            payload: The bytes that arrived.
+
+        Returns:
+            The leaves of the output, packed.
+
+        Raises:
+            PayloadError: The bytes are damaged or of another export.
+            BackendError: As for `run`.
+        """
+        return pack(self.run([self.decode(payload)])[0])

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from compoff.artifact import find_part, read_folder
 from compoff.errors import BackendError
 from compoff.operations.checked import CheckedTail
-from compoff.wire.tensors import pack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,21 +73,6 @@ class RayTail(CheckedTail):
         deadline = time.monotonic() + self._timeout
         asked = [self._handle.remote(one.payload) for one in decoded]
         return [self._answer(one, response, deadline) for one, response in zip(decoded, asked, strict=True)]
-
-    def answer(self, payload: bytes) -> bytes:
-        """Answer one request from the wire.
-
-        Args:
-            payload: The bytes that arrived.
-
-        Returns:
-            The leaves of the output, packed.
-
-        Raises:
-            PayloadError: The bytes are damaged or of another export.
-            BackendError: As for `run`.
-        """
-        return pack(self.run([self.decode(payload)])[0])
 
     def _answer(self, one: Checked, response: Any, deadline: float) -> list[NDArray[Any]]:
         """Wait for a replica; where it dies, ask another, since a tail changes nothing by answering."""
@@ -162,6 +146,8 @@ def deploy(
         **scale,
     )
     class Replica:
+        """The tail in a process of Ray's."""
+
         def __init__(self) -> None:
             from compoff.edge.tail import Tail  # in the replica's process
 

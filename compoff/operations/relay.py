@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from compoff.errors import BackendError, ConnectionLost, ConnectTimeout, ReadTimeout
 from compoff.operations.checked import CheckedTail
 from compoff.wire.client import open_client
-from compoff.wire.tensors import pack, unpack
+from compoff.wire.tensors import unpack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,21 +73,6 @@ class RelayTail(CheckedTail):
                 if time.monotonic() + _PAUSE >= deadline:
                     raise BackendError(f"the process with the tail gave no answer within {self._timeout} s") from error
                 time.sleep(_PAUSE)
-
-    def answer(self, payload: bytes) -> bytes:
-        """Answer one request from the wire.
-
-        Args:
-            payload: The bytes that arrived.
-
-        Returns:
-            The leaves of the output, packed.
-
-        Raises:
-            PayloadError: The bytes are damaged or of another export.
-            BackendError: As for `run`.
-        """
-        return pack(self.run([self.decode(payload)])[0])
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""
