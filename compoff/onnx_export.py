@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
-import logging
 import math
 import re
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +17,7 @@ import torch
 
 from compoff.errors import BackendError
 from compoff.onnx_session import OnnxSession
+from compoff.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -83,7 +81,7 @@ def to_onnx(
     """
     onnx = _onnx()
     exported = program.exported
-    with _explained(name), _quiet():
+    with _explained(name), quiet("torch.onnx", contextlib.redirect_stdout):
         translated: Any = torch.onnx.export(
             exported, (), dynamo=True, opset_version=_OPSET, external_data=False, verbose=False
         )
@@ -184,17 +182,3 @@ def _explained(name: str) -> Generator[None]:
         raise BackendError(
             f"{name} cannot be written as ONNX ({type(error).__name__}: {' '.join(lines)[:300]}); run it in PyTorch"
         ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Generator[None]:
-    """Leave out PyTorch's own deprecations and its progress; errors still raise."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

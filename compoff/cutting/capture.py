@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
-import logging
 import traceback
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +24,7 @@ from compoff.cutting.cut import cut_at
 from compoff.cutting.inputs import ExampleInputs
 from compoff.cutting.trace import frozen
 from compoff.errors import CompoffError, SplitError
+from compoff.quiet import quiet
 from compoff.structure import flatten
 
 if TYPE_CHECKING:
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
 
     from compoff.gates import Gate
 
-__all__ = ["Programs", "capture", "explained", "flat_output", "folded", "free_batch", "marker", "program_of", "quiet"]
+__all__ = ["Programs", "capture", "explained", "flat_output", "folded", "free_batch", "marker", "program_of"]
 
 
 _CODEC = "_compoff_codec"
@@ -101,7 +99,7 @@ def capture(base: nn.Module, gate: Gate, split: str, example: ExampleInputs, *, 
 
     Source: this project.
     """
-    with _marked(base, gate), flat_output(base) as structures, frozen(base), quiet():
+    with _marked(base, gate), flat_output(base) as structures, frozen(base), quiet("torch", contextlib.redirect_stderr):
         leaves: tuple[Tensor, ...] = base(*example.args, **example.keywords)
         leaves = tuple(leaf.detach() for leaf in leaves)
         structure = structures[-1]
@@ -152,25 +150,6 @@ def _is_tensor(value: Any) -> bool:
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         raise SplitError("the model returns a number that depends on the batch; return a tensor, or leave it out")
     return isinstance(value, Tensor)
-
-
-@contextlib.contextmanager
-def quiet() -> Generator[None]:
-    """Leave out PyTorch's own deprecations, and its log of what could not be exported; errors still raise.
-
-    Yields:
-        Nothing.
-    """
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        # PyTorch prints a graph that it could not finish to stderr.
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextlib.contextmanager

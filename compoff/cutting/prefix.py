@@ -6,6 +6,7 @@ such a model is the model itself, run by the edge (`compoff.edge.backends.module
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,13 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from compoff.codec import Bottleneck
-from compoff.cutting.capture import explained, folded, free_batch, program_of, quiet
+from compoff.cutting.capture import explained, folded, free_batch, program_of
 from compoff.cutting.cut import head_of
 from compoff.cutting.graph_flow import has_batch
 from compoff.cutting.inputs import ExampleInputs
 from compoff.cutting.trace import frozen
 from compoff.hooks import stop_listening
+from compoff.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,7 +128,7 @@ def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInpu
     Source: this project.
     """
     bottlenecks = [folded(bottleneck) for bottleneck in gate.bottlenecks]
-    with frozen(base), quiet():
+    with frozen(base), quiet("torch", contextlib.redirect_stderr):
         module = _UpToCut(base, gate, bottlenecks, len(site.sides))
         with explained(f"what runs before '{site.path}' in {type(base).__name__} cannot be exported"):
             program = torch.export.export(
