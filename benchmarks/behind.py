@@ -1,7 +1,7 @@
-"""What lies behind a split point as a network of its own, and the features that it takes, computed once and kept.
+"""A network's parts before and behind a split point as networks of their own, and the features between them, kept.
 
-A codec is fitted on these as it would be in the whole network, without running what lies before the split point twice
-in every step. For the networks of `benchmarks.tasks`, whose stages follow one another.
+A codec is fitted and measured on these as it would be in the whole network, without running what lies before the split
+point again and again. For the networks of `benchmarks.tasks`, whose stages follow one another.
 """
 
 from __future__ import annotations
@@ -14,31 +14,73 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Behind", "KeptFeatures", "features_at"]
+__all__ = ["Before", "Behind", "KeptFeatures", "features_at"]
 
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
+_STEM = ("conv1", "bn1", "maxpool")
 
 
-class Behind(nn.Module):
-    """The stages from a split point on, under the names that they have in the whole network.
+class _Part(nn.Module):
+    """Some of a network's modules, under the names that they have in the whole network.
 
     Args:
         net: The network.
-        split: Name of a stage.
+        names: Which of them, as far as the network has them.
+    """
+
+    def __init__(self, net: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.names = [name for name in names if hasattr(net, name)]
+        for name in self.names:
+            self.add_module(name, net.get_submodule(name))
+
+    def through(self, features: Tensor) -> Tensor:
+        """Run stem and stages in turn."""
+        for name in self.names:
+            if name in (*_STEM, *_STAGES):
+                features = self.get_submodule(name)(features)
+            if name == "bn1":
+                features = nn.functional.relu(features)
+        return features
+
+
+class Before(_Part):
+    """The stem and the stages up to a split point.
+
+    Args:
+        net: The network.
+        split: ``"input"`` or the name of a stage.
     """
 
     def __init__(self, net: nn.Module, split: str) -> None:
-        super().__init__()
-        self.stages = [name for name in _STAGES if name >= split and hasattr(net, name)]
-        self.classifier = "fc" if hasattr(net, "fc") else "linear"
-        for name in (*self.stages, self.classifier):
-            self.add_module(name, net.get_submodule(name))
+        stages = tuple(name for name in _STAGES if name < split)
+        super().__init__(net, () if split == "input" else (*_STEM, *stages))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The feature at the split point."""
+        return self.through(images)
+
+
+class Behind(_Part):
+    """What lies behind a split point.
+
+    Args:
+        net: The network.
+        split: ``"input"`` or the name of a stage.
+        reduced: Whether to compute in bfloat16 where autocast does, the scores in float32 again.
+    """
+
+    def __init__(self, net: nn.Module, split: str, *, reduced: bool = False) -> None:
+        whole = split == "input"
+        stages = tuple(name for name in _STAGES if whole or name >= split)
+        super().__init__(net, (*(_STEM if whole else ()), *stages, "fc", "linear"))
+        self.reduced = reduced
 
     def forward(self, features: Tensor) -> Tensor:
         """Score every class for every image."""
-        for name in self.stages:
-            features = self.get_submodule(name)(features)
-        return self.get_submodule(self.classifier)(nn.functional.adaptive_avg_pool2d(features, 1).flatten(1))
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.reduced):
+            pooled = nn.functional.adaptive_avg_pool2d(self.through(features), 1).flatten(1)
+            return self.get_submodule(self.names[-1])(pooled).float()
 
 
 class KeptFeatures:
@@ -63,28 +105,22 @@ class KeptFeatures:
 
 
 @torch.inference_mode()
-def features_at(net: nn.Module, split: str, images: Iterator[Tensor], count: int) -> Tensor:
+def features_at(
+    net: nn.Module, split: str, images: Iterator[Tensor], count: int, before: nn.Module | None = None
+) -> Tensor:
     """The features that enter a stage, of as many images as are asked for.
 
     Args:
         net: The network.
-        split: Name of the stage.
+        split: ``"input"`` or the name of a stage.
         images: Batches.
         count: Number of samples.
+        before: What lies before the stage, where something else than PyTorch runs it.
 
     Returns:
         The features in half precision, where the network is.
     """
-    kept, where = list[Tensor](), next(net.parameters()).device
-
-    def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        del module
-        kept.append(args[0].half())
-
-    handle = net.get_submodule(split).register_forward_pre_hook(keep)
-    try:
-        while sum(len(piece) for piece in kept) < count:
-            net(next(images).to(where))
-    finally:
-        handle.remove()
+    kept, where, before = list[Tensor](), next(net.parameters()).device, before or Before(net, split)
+    while sum(len(piece) for piece in kept) < count:
+        kept.append(before(next(images).to(where)).half())
     return torch.cat(kept)[:count].clone()

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-import compoff
 from benchmarks.tasks import paired
 from compoff.coding import Code, PayloadFormat, SymbolTables
 from compoff.wire.frames import OVERHEAD_BYTES
@@ -18,6 +17,7 @@ from compoff.wire.frames import OVERHEAD_BYTES
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from benchmarks.scoring import Scorer
     from benchmarks.tasks import Task
 
 __all__ = ["feature_rows", "in_batches", "picture_rows"]
@@ -48,11 +48,12 @@ def _row(task: Task, split: str, system: str, quality: int, lengths: list[int], 
     return {**named, "bytes": mean, "wire_bytes": mean + OVERHEAD_BYTES, **more, "fit_seconds": 0.0}
 
 
-def picture_rows(task: Task, teacher: Tensor) -> list[dict[str, Any]]:
+def picture_rows(task: Task, scorer: Scorer, teacher: Tensor) -> list[dict[str, Any]]:
     """JPEG and WebP at several qualities, and PNG, in front of the unmodified network.
 
     Args:
         task: The task.
+        scorer: What answers images.
         teacher: The network's scores of the images themselves.
 
     Returns:
@@ -68,47 +69,44 @@ def picture_rows(task: Task, teacher: Tensor) -> list[dict[str, Any]]:
             times.append(time.perf_counter() - start)
             lengths.append(buffer.tell())
             decoded.append(Image.open(buffer).convert("RGB"))
-        scores = in_batches(task.net, task.normalized(decoded))
+        scores = scorer.scores(scorer.features(task.normalized(decoded)))
         cost = {"encoder_macs": None, "decoder_macs": None, "encode_ms": 1000 * float(np.median(times))}
         rows.append(_row(task, "input", system, quality, lengths, **paired(teacher, scores, task.labels), **cost))
     return rows
 
 
 @torch.no_grad()
-def feature_rows(task: Task, split: str, teacher: Tensor) -> list[dict[str, Any]]:
+def feature_rows(task: Task, split: str, scorer: Scorer, teacher: Tensor) -> list[dict[str, Any]]:
     """The feature itself at 8, 4 and 2 bits with a range coder, tables from these very features.
 
     Args:
         task: The task.
         split: The split point.
+        scorer: What answers features.
         teacher: The network's scores.
 
     Returns:
         One row a number of bits; `quality` is the bits.
     """
-    rows: list[dict[str, Any]] = []
-    model = compoff.wrap(task.net, split, example_input=task.test[:2].to(next(task.net.parameters()).device))
-    gate, kept = model.gate(split), list[Any]()
-    try:
-        gate.replace = lambda ys: (kept.append(ys[0].cpu()), ys)[1]
-        in_batches(model.base, task.test)
-        y = torch.cat(kept)
-        low, high = float(y.amin()), float(y.amax())
-        for bits in (8, 4, 2):
-            levels = 2**bits
-            symbols = ((y - low) / (high - low) * (levels - 1)).round()
-            pieces = iter((symbols / (levels - 1) * (high - low) + low).split(100))
-            gate.replace = lambda fresh, pieces=pieces: [next(pieces).to(fresh[0].device)]
-            scores = in_batches(model.base, task.test)
-            flat = symbols.flatten(2).to(torch.uint8).numpy()
-            counts = [[int((flat[:, c] == k).sum()) for k in range(levels)] for c in range(flat.shape[1])]
-            tables = SymbolTables.from_counts(np.array(counts))
-            coder = PayloadFormat(bytes(32), [Code(tables, flat.shape[1:])])
-            lengths = [len(coder.encode([sample[None]])) for sample in flat]
-            cost = {"encoder_macs": 0, "decoder_macs": 0, "encode_ms": None}
-            named = paired(teacher, scores, task.labels)
-            rows.append(_row(task, split, f"{bits}-bit features", bits, lengths, **named, **cost))
-    finally:
-        gate.replace = None
-        model.unwrap()
-    return rows
+    y = scorer.features(task.test)
+    return [_feature_row(task, split, scorer, teacher, y, bits) for bits in (8, 4, 2)]
+
+
+def _feature_row(task: Task, split: str, scorer: Scorer, teacher: Tensor, y: Tensor, bits: int) -> dict[str, Any]:
+    """One row; symbols are made batch by batch, since all of them may not fit into memory beside the features."""
+    low, high, levels = float(y.amin()), float(y.amax()), 2**bits
+
+    def symbols(piece: Tensor) -> Tensor:
+        return ((piece - low) / (high - low) * (levels - 1)).round()
+
+    counts, scores = np.zeros((y.shape[1], levels), np.int64), list[Any]()
+    for piece in y.split(50):
+        made = symbols(piece)
+        scores.append(scorer.scores(made / (levels - 1) * (high - low) + low))
+        for channel, flat in enumerate(made.to(torch.uint8).transpose(0, 1).flatten(1).numpy()):
+            counts[channel] += np.bincount(flat, minlength=levels)
+    coder = PayloadFormat(bytes(32), [Code(SymbolTables.from_counts(counts), (y.shape[1], y[0, 0].numel()))])
+    lengths = [len(coder.encode([symbols(one[None]).flatten(2).to(torch.uint8).numpy()])) for one in y]
+    cost = {"encoder_macs": 0, "decoder_macs": 0, "encode_ms": None}
+    named = paired(teacher, torch.cat(scores), task.labels)
+    return _row(task, split, f"{bits}-bit features", bits, lengths, **named, **cost)

@@ -21,15 +21,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils.flop_counter import FlopCounterMode
 
 import compoff
 from benchmarks.behind import Behind, KeptFeatures, features_at
+from benchmarks.fit_cost import fit_cost
+from benchmarks.fitted import Fitted
 from benchmarks.networks import data_folder
-from benchmarks.plain_codecs import feature_rows, in_batches, picture_rows
+from benchmarks.plain_codecs import feature_rows, picture_rows
 from benchmarks.record import record
+from benchmarks.scoring import Scorer
 from benchmarks.tasks import CONDITIONS, Task, load_task, paired
-from compoff.coding import Code, PayloadFormat
 from compoff.wire.frames import OVERHEAD_BYTES
 
 if TYPE_CHECKING:
@@ -37,12 +38,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from compoff.codec import Quality
-
 _ROOT = Path(__file__).resolve().parent.parent
 _STATES = _ROOT / "benchmarks" / "states"  # not committed: fits under way
 _SYSTEMS = {"transform": "compoff", "adapted": "compoff, adapted tail", "deepcod": "deepcod"}
-_CHECKED = 20  # images that also go through the exported head and tail
 _LATER = 75  # exit status of a run that is to be started again
 
 
@@ -72,100 +70,8 @@ class Budgeted:
             yield batch
 
 
-class Fitted:
-    """One fitted codec in its network.
-
-    Args:
-        task: The task.
-        model: The wrapped network.
-        split: The split point.
-    """
-
-    def __init__(self, task: Task, model: compoff.Wrapped, split: str) -> None:
-        self.task = task
-        self.model = model.eval()
-        self.split = split
-        self.bottleneck = model.bottleneck(split)
-        qualities = self.bottleneck.qualities()
-        code = Code(
-            self.bottleneck.prior.tables(),
-            self.bottleneck.latent_shape,
-            [quality.channels for quality in qualities],
-            [quality.step for quality in qualities],
-        )
-        self.code, self.coder = code, PayloadFormat(bytes(32), [code])
-
-    @torch.inference_mode()
-    def symbols(self, images: Tensor) -> Tensor:
-        """What the encoder makes of images, all of it."""
-        gate, found = self.model.gate(self.split), list[Any]()
-        gate.replace = lambda ys: (found.append(self.bottleneck.encode(ys[0]).cpu()), ys)[1]
-        try:
-            in_batches(self.model.base, images)
-        finally:
-            gate.replace = None
-        return torch.cat(found)
-
-    @torch.inference_mode()
-    def answers(self, images: Tensor, symbols: Tensor, quality: Quality) -> Tensor:
-        """The network's scores of what the edge receives at a quality."""
-        gate, where = self.model.gate(self.split), self.bottleneck.quantizer.centers.device
-        scores: list[Tensor] = []
-        for batch, piece in zip(images.split(100), symbols.split(100), strict=True):
-            with gate.replacing([self.bottleneck.decode(self.bottleneck.received(piece.to(where), quality))]):
-                scores.append(in_batches(self.model.base, batch))
-        return torch.cat(scores)
-
-    def lengths(self, symbols: Tensor, index: int) -> list[int]:
-        """Length of each image's payload at a quality."""
-        sent = self.code.sent(symbols.numpy(), index)
-        return [len(self.coder.encode([sample[None]], quality=index)) for sample in sent]
-
-    def check(self) -> None:
-        """Send the first images through the exported head and tail; the answers must be the ones measured here."""
-        images = self.task.test[:_CHECKED]
-        self.model.to("cpu")
-        symbols = self.symbols(images)
-        head, tail = compoff.export(self.model, self.split)
-        for index, quality in enumerate(self.bottleneck.qualities()):
-            payloads = [head(image[None], quality=index) for image in images]
-            if [len(payload) for payload in payloads] != self.lengths(symbols, index):
-                raise AssertionError(f"the head's payloads at quality {index} have other lengths than were measured")
-            torch.testing.assert_close(
-                torch.cat(tail(payloads)), self.answers(images, symbols, quality), atol=1e-3, rtol=1e-3
-            )
-
-    def encode_ms(self, index: int) -> float:
-        """Time of encoder and coder on one image's feature, in milliseconds: what the codec adds on the device."""
-        self.model.to("cpu")
-        y = torch.randn(1, *self.bottleneck.geometry.shape)
-        times: list[float] = []
-        with torch.inference_mode():
-            for _ in range(50):
-                start = time.perf_counter()
-                sent = self.code.sent(self.bottleneck.encode(y).numpy(), index)
-                self.coder.encode([sent], quality=index)
-                times.append(time.perf_counter() - start)
-        return 1000 * float(np.median(times))
-
-    def macs(self) -> dict[str, int]:
-        """Multiply-accumulates of encoder and decoder for one image."""
-        counts: dict[str, int] = {}
-        where = self.bottleneck.quantizer.centers.device
-        symbols = torch.zeros(1, *self.bottleneck.latent_shape, dtype=torch.uint8, device=where)
-        feature = torch.zeros(1, *self.bottleneck.geometry.shape, device=where)
-        for name, run in (
-            ("encoder", lambda: self.bottleneck.encode(feature)),
-            ("decoder", lambda: self.bottleneck.decode(symbols)),
-        ):
-            with FlopCounterMode(display=False) as flops, torch.no_grad():
-                run()
-            counts[f"{name}_macs"] = flops.get_total_flops() // 2
-        return counts
-
-
-def fit(task: Task, split: str, codec: str, options: argparse.Namespace) -> tuple[Fitted, float]:
-    """Fit one codec, or go on with it; returns it and the seconds that the fit took in all."""
+def fit(task: Task, split: str, codec: str, options: argparse.Namespace) -> tuple[compoff.Wrapped, dict[str, Any]]:
+    """Fit one codec, or go on with it; returns the wrapped network, and what the fit cost."""
     torch.manual_seed(options.seed)
     task.net.to(options.device)
     example = task.test[:2].to(options.device)
@@ -174,12 +80,12 @@ def fit(task: Task, split: str, codec: str, options: argparse.Namespace) -> tupl
     wrapping["strict"] = codec != "adapted"
     model = compoff.wrap(task.net, split, example_input=example, **wrapping)
     named = [task.name, split, codec, channels, options.target_bytes, options.steps, options.batch, options.limit]
-    named += [options.kept, options.seed or None]
+    named += [options.kept, "bf16" if options.bf16 else None, options.seed or None]
     state = _STATES / f"{'.'.join(str(part) for part in named if part is not None)}.safetensors"
     fitted, batches = model, task.train
     if options.kept:
         features = _kept(task, split, options)
-        batches, net = KeptFeatures(features, options.batch), Behind(task.net, split)
+        batches, net = KeptFeatures(features, options.batch), Behind(task.net, split, reduced=options.bf16).eval()
         model.unwrap()
         fitted = compoff.wrap(net, "input", example_input=features[:2].float(), **wrapping)
     report = compoff.fit(
@@ -196,7 +102,8 @@ def fit(task: Task, split: str, codec: str, options: argparse.Namespace) -> tupl
         fitted.unwrap()
         model = compoff.wrap(task.net, split, example_input=example, **wrapping)
         model.bottleneck(split).load_state_dict(made)
-    return Fitted(task, model, split), report.seconds
+    cost = fit_cost(model, split, example, steps=options.steps, batch=options.batch, kept=options.kept)
+    return model, {"fit_seconds": report.seconds, **cost}
 
 
 def _kept(task: Task, split: str, options: argparse.Namespace) -> Tensor:
@@ -204,7 +111,8 @@ def _kept(task: Task, split: str, options: argparse.Namespace) -> Tensor:
     path = _STATES / f"features.{task.name}.{split}.{options.kept}.{options.seed}.safetensors"
     if not path.exists():
         torch.manual_seed(options.seed)
-        features = features_at(task.net, split, _endless(task.train), options.kept)
+        before = scorer_of(task, options).before if options.runtime == "onnxruntime" else None
+        features = features_at(task.net, split, _endless(task.train), options.kept, before)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"features": features.cpu()}, path)
     return load_file(path)["features"].to(options.device)
@@ -216,7 +124,7 @@ def _endless(batches: Any) -> Iterator[Tensor]:
         yield from batches
 
 
-def fitted_rows(fitted: Fitted, codec: str, teacher: Tensor, seconds: float) -> list[dict[str, Any]]:
+def fitted_rows(fitted: Fitted, codec: str, teacher: Tensor, cost: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a quality."""
     task, rows, macs = fitted.task, list[dict[str, Any]](), fitted.macs()
     symbols, adapter = fitted.symbols(task.test), fitted.bottleneck.adapter
@@ -237,16 +145,16 @@ def fitted_rows(fitted: Fitted, codec: str, teacher: Tensor, seconds: float) -> 
         print(json.dumps(row), flush=True)
     fitted.check()
     for index, row in enumerate(rows):
-        row.update(encode_ms=fitted.encode_ms(index), fit_seconds=seconds)
+        row.update(encode_ms=fitted.encode_ms(index), **cost)
     return rows
 
 
-def shifted_rows(fitted: Fitted) -> list[dict[str, Any]]:
+def shifted_rows(fitted: Fitted, scorer: Scorer) -> list[dict[str, Any]]:
     """Bytes and drop of images that were blurred, noisy or JPEG before; the largest payload beside its limit."""
     task, rows, pictures = fitted.task, list[dict[str, Any]](), fitted.task.pictures()
     for condition, spoil in {"clean": lambda picture: picture, **CONDITIONS}.items():
         images = task.normalized([spoil(picture) for picture in pictures])
-        teacher, symbols = in_batches(task.net, images), fitted.symbols(images)
+        teacher, symbols = scorer.scores(scorer.features(images)), fitted.symbols(images)
         for index, quality in enumerate(fitted.bottleneck.qualities()):
             lengths = fitted.lengths(symbols, index)
             rows.append(
@@ -296,6 +204,13 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def scorer_of(task: Task, options: argparse.Namespace) -> Scorer:
+    """What measures the network's answers."""
+    task.net.to("cpu" if options.runtime == "onnxruntime" else options.device)
+    example = task.test[:2].to(next(task.net.parameters()).device)
+    return Scorer(task.net, options.split, example, runtime=options.runtime, threads=options.threads)
+
+
 def parse() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -314,6 +229,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=None, help="only the first images, for a trial")
     parser.add_argument("--kept", type=int, default=None, help="fit on the features of so many images, kept")
     parser.add_argument("--measure", type=int, default=None, help="measure on the first images only")
+    parser.add_argument("--bf16", action="store_true", help="fit in bfloat16 what lies behind the kept features")
+    parser.add_argument("--runtime", default="torch", choices=["torch", "onnxruntime"], help="what to measure with")
     parser.add_argument("--clean", action="store_true", help="leave out the spoilt images")
     parser.add_argument("--data", type=Path, default=None)
     return parser.parse_args()
@@ -330,20 +247,24 @@ def main() -> None:
     task.test, task.labels = task.test[: options.measure], task.labels[: options.measure]
     rows: list[dict[str, Any]] = []
     shifted: list[dict[str, Any]] = []
+    scorer: Scorer | None = None
     for seed, codec in itertools.product(options.seeds, options.codecs):
         options.seed = seed
         try:
-            fitted, seconds = fit(task, options.split, codec, options)
+            model, cost = fit(task, options.split, codec, options)
         except OutOfTime:
             print("out of time; run the same line again to go on")
             sys.exit(_LATER)
-        teacher = in_batches(task.net, task.test)
-        rows += [{**row, "seed": seed} for row in fitted_rows(fitted, codec, teacher, seconds)]
-        shifted += shifted_rows(fitted) if codec == "transform" and not options.clean else []
-        fitted.model.unwrap()
-    teacher = in_batches(task.net, task.test)
-    rows += feature_rows(task, options.split, teacher)
-    rows += picture_rows(task, teacher) if options.split == "input" else []
+        scorer = scorer or scorer_of(task, options)
+        fitted = Fitted(task, model, options.split, None if codec == "adapted" else scorer)
+        teacher = scorer.scores(scorer.features(task.test))
+        rows += [{**row, "seed": seed} for row in fitted_rows(fitted, codec, teacher, cost)]
+        shifted += shifted_rows(fitted, scorer) if codec == "transform" and not options.clean else []
+        model.unwrap()
+    scorer = scorer or scorer_of(task, options)
+    teacher = scorer.scores(scorer.features(task.test))
+    rows += feature_rows(task, options.split, scorer, teacher)
+    rows += picture_rows(task, scorer, teacher) if options.split == "input" else []
     given = " ".join(sys.argv[1:])
     command = f"python -m benchmarks.rate_accuracy {given.replace(str(options.data), 'DATA')}"
     name = ".".join(filter(None, [options.model, options.split, options.name]))

@@ -211,5 +211,8 @@ def paired(teacher: Tensor, student: Tensor, labels: Tensor) -> dict[str, Any]:
         "drop": 100 * float(difference.mean()),
         "drop_stderr": 100 * float(difference.std()) / math.sqrt(len(labels)),
         "drop_top5": 100 * float((top5[0] - top5[1]).mean()),
+        "drop_top5_stderr": 100 * float((top5[0] - top5[1]).std()) / math.sqrt(len(labels)),
+        "drop_halves": [100 * float(half.mean()) for half in (difference[::2], difference[1::2])],
+        "drop_top5_halves": [100 * float((top5[0] - top5[1])[begin::2].mean()) for begin in (0, 1)],
         "agreement": float((teacher.argmax(1) == student.argmax(1)).double().mean()),
     }

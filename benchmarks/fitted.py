@@ -1,0 +1,131 @@
+"""A fitted codec in its network: what it makes of images, what the network answers then, and what both cost."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import compoff
+from benchmarks.plain_codecs import in_batches
+from compoff.coding import Code, PayloadFormat
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmarks.scoring import Scorer
+    from benchmarks.tasks import Task
+    from compoff.codec import Quality
+
+__all__ = ["Fitted"]
+
+_CHECKED = 20  # images that also go through the exported head and tail
+
+
+class Fitted:
+    """One fitted codec in its network.
+
+    Args:
+        task: The task.
+        model: The wrapped network.
+        split: The split point.
+        scorer: The network's two parts; None to run the network itself, as a tail that adapts needs it.
+    """
+
+    def __init__(self, task: Task, model: compoff.Wrapped, split: str, scorer: Scorer | None = None) -> None:
+        self.task = task
+        self.model = model.eval()
+        self.split = split
+        self.scorer = scorer
+        self.bottleneck = model.bottleneck(split)
+        qualities = self.bottleneck.qualities()
+        code = Code(
+            self.bottleneck.prior.tables(),
+            self.bottleneck.latent_shape,
+            [quality.channels for quality in qualities],
+            [quality.step for quality in qualities],
+        )
+        self.code, self.coder = code, PayloadFormat(bytes(32), [code])
+
+    @torch.inference_mode()
+    def symbols(self, images: Tensor) -> Tensor:
+        """What the encoder makes of images, all of it."""
+        if self.scorer is not None:
+            where = self.bottleneck.quantizer.centers.device
+            pieces = self.scorer.features(images).split(100)
+            return torch.cat([self.bottleneck.encode(y.to(where)).cpu() for y in pieces])
+        return self._symbols_in_network(images)
+
+    @torch.inference_mode()
+    def _symbols_in_network(self, images: Tensor) -> Tensor:
+        gate, found = self.model.gate(self.split), list[Any]()
+        gate.replace = lambda ys: (found.append(self.bottleneck.encode(ys[0]).cpu()), ys)[1]
+        try:
+            in_batches(self.model.base, images)
+        finally:
+            gate.replace = None
+        return torch.cat(found)
+
+    @torch.inference_mode()
+    def answers(self, images: Tensor, symbols: Tensor, quality: Quality) -> Tensor:
+        """The network's scores of what the edge receives at a quality."""
+        gate, where = self.model.gate(self.split), self.bottleneck.quantizer.centers.device
+        scores: list[Tensor] = []
+        for batch, piece in zip(images.split(50), symbols.split(50), strict=True):
+            restored = self.bottleneck.decode(self.bottleneck.received(piece.to(where), quality))
+            if self.scorer is not None:
+                scores.append(self.scorer.scores(restored))
+                continue
+            with gate.replacing([restored]):
+                scores.append(in_batches(self.model.base, batch))
+        return torch.cat(scores)
+
+    def lengths(self, symbols: Tensor, index: int) -> list[int]:
+        """Length of each image's payload at a quality."""
+        sent = self.code.sent(symbols.numpy(), index)
+        return [len(self.coder.encode([sample[None]], quality=index)) for sample in sent]
+
+    def check(self) -> None:
+        """Send the first images through the exported head and tail; the answers must be the ones measured here."""
+        images = self.task.test[:_CHECKED]
+        self.model.to("cpu")
+        symbols = self._symbols_in_network(images)  # another runtime's feature may round otherwise once in a million
+        head, tail = compoff.export(self.model, self.split)
+        for index, quality in enumerate(self.bottleneck.qualities()):
+            payloads = [head(image[None], quality=index) for image in images]
+            if [len(payload) for payload in payloads] != self.lengths(symbols, index):
+                raise AssertionError(f"the head's payloads at quality {index} have other lengths than were measured")
+            torch.testing.assert_close(
+                torch.cat(tail(payloads)), self.answers(images, symbols, quality), atol=1e-3, rtol=1e-3
+            )
+
+    def encode_ms(self, index: int) -> float:
+        """Time of encoder and coder on one image's feature, in milliseconds: what the codec adds on the device."""
+        self.model.to("cpu")
+        y = torch.randn(1, *self.bottleneck.geometry.shape)
+        times: list[float] = []
+        with torch.inference_mode():
+            for _ in range(50):
+                start = time.perf_counter()
+                sent = self.code.sent(self.bottleneck.encode(y).numpy(), index)
+                self.coder.encode([sent], quality=index)
+                times.append(time.perf_counter() - start)
+        return 1000 * float(np.median(times))
+
+    def macs(self) -> dict[str, int]:
+        """Multiply-accumulates of encoder and decoder for one image."""
+        counts: dict[str, int] = {}
+        where = self.bottleneck.quantizer.centers.device
+        symbols = torch.zeros(1, *self.bottleneck.latent_shape, dtype=torch.uint8, device=where)
+        feature = torch.zeros(1, *self.bottleneck.geometry.shape, device=where)
+        for name, run in (
+            ("encoder", lambda: self.bottleneck.encode(feature)),
+            ("decoder", lambda: self.bottleneck.decode(symbols)),
+        ):
+            with FlopCounterMode(display=False) as flops, torch.no_grad():
+                run()
+            counts[f"{name}_macs"] = flops.get_total_flops() // 2
+        return counts
