@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@pytest.mark.parametrize("split", ["layer2", "layer3"])
+@pytest.mark.parametrize("split", ["input", "layer2", "layer3"])
 @pytest.mark.parametrize("make", [lambda: CifarResNet(8), resnet18])
 def test_behind_answers_features_as_the_whole_network_answers_images(make: Callable[[], nn.Module], split: str) -> None:
     torch.manual_seed(0)
@@ -28,13 +28,23 @@ def test_behind_answers_features_as_the_whole_network_answers_images(make: Calla
         torch.testing.assert_close(Behind(net, split)(features.float()), net(images[:3]), atol=0.02, rtol=0.02)
 
 
-def test_behind_is_distilled_at_the_same_blocks_as_the_whole_network() -> None:
+@pytest.mark.parametrize("split", ["input", "layer2"])
+def test_behind_is_distilled_at_the_same_blocks_as_the_whole_network(split: str) -> None:
     net, images = CifarResNet(8).eval(), torch.randn(2, 3, 32, 32)
-    whole = compoff.wrap(net, "layer2", example_input=images)
-    later = whole.sites["layer2"].later
-    features = features_at(whole.unwrap(), "layer2", iter([images]), 2)
-    behind = compoff.wrap(Behind(net, "layer2"), "input", example_input=features.float())
+    whole = compoff.wrap(net, split, example_input=images)
+    later = whole.sites[split].later
+    features = features_at(whole.unwrap(), split, iter([images]), 2)
+    behind = compoff.wrap(Behind(net, split), "input", example_input=features.float())
     assert behind.sites["input"].later == later
+
+
+def test_behind_in_bfloat16_answers_in_float32() -> None:
+    net, images = CifarResNet(8).eval(), torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        whole, reduced = (Behind(net, "input", reduced=reduced)(images) for reduced in (False, True))
+    assert reduced.dtype == torch.float32
+    assert not torch.equal(whole, reduced)
+    torch.testing.assert_close(whole, reduced, atol=0.05, rtol=0.05)
 
 
 def test_kept_features_come_in_a_new_order_each_round() -> None:

@@ -47,7 +47,15 @@ def test_the_drop_is_paired() -> None:
     changed = right.clone()
     changed[0] = torch.tensor([0.0, 1, 0, 0, 0, 0])
     found = paired(right, changed, labels)
-    assert found == {"drop": 25.0, "drop_stderr": 25.0, "drop_top5": 0.0, "agreement": 0.75}
+    assert found == {
+        "drop": 25.0,
+        "drop_stderr": 25.0,
+        "drop_halves": [50.0, 0.0],
+        "drop_top5": 0.0,
+        "drop_top5_stderr": 0.0,
+        "drop_top5_halves": [0.0, 0.0],
+        "agreement": 0.75,
+    }
     assert paired(changed, right, labels)["drop"] == -25.0
 
 
