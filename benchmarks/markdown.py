@@ -6,9 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["result", "source", "table", "whole"]
+__all__ = ["exists", "result", "source", "system", "table", "whole"]
 
 _RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def exists(name: str) -> bool:
+    """Whether there is a file of results."""
+    return (_RESULTS / f"{name}.json").exists()
 
 
 def result(name: str) -> dict[str, Any]:
@@ -35,3 +40,12 @@ def source(name: str) -> str:
 def whole(value: float | None) -> str:
     """A number without decimals, in groups of three."""
     return "–" if value is None else f"{value:,.0f}"
+
+
+def system(row: dict[str, Any]) -> str:
+    """A system with the setting that makes the row."""
+    if row["system"] == "compoff":
+        return f"transform, quality {row['quality']}"
+    if row["system"] == "deepcod":
+        return f"deepcod, {row.get('channels', row['quality'])} channels"
+    return f"{row['system']} {row['quality']}" if row["system"] in ("jpeg", "webp") else row["system"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import statistics
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.cut_tables import CUT_TABLES
 from benchmarks.device_tables import DEVICE_TABLES
-from benchmarks.markdown import result, source, table, whole
+from benchmarks.drop_tables import DROP_TABLES, one_fit
+from benchmarks.markdown import result, source, system, table, whole
 from benchmarks.rate_tables import RATE_TABLES
 from benchmarks.runtime_tables import RUNTIME_TABLES
 
@@ -37,13 +39,25 @@ def points(row: dict[str, Any]) -> str:
     return f"{row['drop']:.1f} ± {row['drop_stderr']:.1f}"
 
 
+def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of several fits, one a seed, as their medians; those of one fit as they are."""
+    fits: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        fits.setdefault((system(row), row["quality"]), []).append(row)
+    numbers = ("bytes", "wire_bytes", "drop", "drop_stderr", "drop_top5", "agreement", "encode_ms")
+    return [
+        {**same[0], **{key: statistics.median(row[key] for row in same) for key in numbers if len(same) > 1}}
+        for same in fits.values()
+    ]
+
+
 def rate_table(name: str) -> str:
     """Everything that one run measured at one split point."""
-    rows = sorted(result(name)["rows"], key=lambda row: row["bytes"])
+    rows = sorted(over_seeds(result(name)["rows"]), key=lambda row: row["bytes"])
     head = ["system", "bytes", "on the wire", "drop, points", "agreement", "encoder MACs", "encode, ms"]
     cells = [
         [
-            _system(row),
+            system(row),
             whole(row["bytes"]),
             whole(row["wire_bytes"]),
             points(row),
@@ -54,61 +68,6 @@ def rate_table(name: str) -> str:
         for row in rows
     ]
     return f"{table(head, cells)}\n\n{source(name)}"
-
-
-def _system(row: dict[str, Any]) -> str:
-    """A system with the setting that makes the row."""
-    if row["system"] == "compoff":
-        return f"transform, quality {row['quality']}"
-    if row["system"] == "deepcod":
-        return f"deepcod, {row.get('channels', row['quality'])} channels"
-    return f"{row['system']} {row['quality']}" if row["system"] in ("jpeg", "webp") else row["system"]
-
-
-def fewest_bytes(rows: list[dict[str, Any]], systems: tuple[str, ...], limit: float) -> str:
-    """The row with the fewest bytes within a drop, of the systems named or, without a name, of those not learned."""
-    learned = ("compoff", "deepcod")
-    fitting = [
-        row
-        for row in rows
-        if (row["system"] in systems if systems else row["system"] not in learned) and row["drop"] <= limit
-    ]
-    if not fitting:
-        return "–"
-    row = min(fitting, key=lambda row: row["bytes"])
-    return whole(row["bytes"]) + ("" if systems else f" ({_system(row)})")
-
-
-def at_drop_table() -> str:
-    """Fewest bytes within 1, 2 and 5 points of drop, at each split point, beside the best that is not learned."""
-    cells: list[list[str]] = []
-    for split in _SPLITS:
-        rows = result(f"rate_accuracy.{_CIFAR}.{split}")["rows"]
-        once = result(one_fit(split))["rows"] if (_RESULTS / f"{one_fit(split)}.json").exists() else []
-        cells += [
-            [
-                split,
-                f"≤ {limit}",
-                fewest_bytes(once, ("compoff",), limit),
-                fewest_bytes(rows, ("deepcod",), limit),
-                fewest_bytes(rows, (), limit),
-            ]
-            for limit in (1, 2, 5)
-        ]
-    head = [
-        "split point",
-        "drop, points",
-        "transform, bytes",
-        "deepcod, bytes",
-        "best without a learned codec, bytes",
-    ]
-    made = [source(name) for name in (one_fit("layer3"), f"rate_accuracy.{_CIFAR}.layer3")]
-    return f"{table(head, cells)}\n\nCIFAR-10, ResNet-56; {'; '.join(made)} (and the other split points)"
-
-
-def one_fit(split: str) -> str:
-    """The result of one fit for every rate at a split point."""
-    return f"rate_accuracy.{_CIFAR}.{split}.transform"
 
 
 def shifted_table(split: str) -> str:
@@ -291,10 +250,10 @@ def fuzz_table() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     **CUT_TABLES,
+    **DROP_TABLES,
     **RATE_TABLES,
     **DEVICE_TABLES,
     **RUNTIME_TABLES,
-    "at-drop": at_drop_table,
     **{f"rate-{split}": partial(rate_table, f"rate_accuracy.{_CIFAR}.{split}") for split in _SPLITS},
     **{f"once-{split}": partial(rate_table, one_fit(split)) for split in _SPLITS},
     **{f"shifted-{split}": partial(shifted_table, split) for split in _SPLITS},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import tables
+from benchmarks import drop_tables, tables
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -41,10 +41,28 @@ def test_fewest_bytes_takes_the_smallest_row_within_the_drop() -> None:
         {"system": "deepcod", "channels": 32, "centers": 8, "bytes": 400.0, "drop": 0.1},
         {"system": "jpeg", "quality": 50, "bytes": 900.0, "drop": 1.0},
     ]
-    assert tables.fewest_bytes(rows, ("deepcod",), 1) == "200"
-    assert tables.fewest_bytes(rows, ("deepcod",), 5) == "100"
-    assert tables.fewest_bytes(rows, (), 1) == "900 (jpeg 50)"
-    assert tables.fewest_bytes(rows, (), 0.5) == "–"
+    assert drop_tables.fewest_bytes(rows, ("deepcod",), 1) == "200"
+    assert drop_tables.fewest_bytes(rows, ("deepcod",), 5) == "100"
+    assert drop_tables.fewest_bytes(rows, (), 1) == "900 (jpeg 50)"
+    assert drop_tables.fewest_bytes(rows, (), 0.5) == "–"
+
+
+def test_several_seeds_are_told_by_median_and_range() -> None:
+    rows = [
+        {"system": "compoff", "seed": seed, "quality": quality, "bytes": 100.0 * quality + 10 * seed, "drop": drop}
+        for seed in range(3)
+        for quality, drop in ((1, 3.0), (2, 1.5 - 0.4 * seed))
+    ]
+    assert drop_tables.fewest_bytes(rows, ("compoff",), 2) == "210 (200–220)"
+    assert drop_tables.fewest_bytes(rows, ("compoff",), 1) == "–"  # the first seed never comes as close
+
+
+def test_a_quality_that_one_half_of_the_images_chose_is_measured_on_the_other() -> None:
+    rows = [
+        {"system": "compoff", "quality": 0, "bytes": 50.0, "drop_halves": [0.5, 1.8]},
+        {"system": "compoff", "quality": 1, "bytes": 90.0, "drop_halves": [0.2, 0.4]},
+    ]
+    assert drop_tables.chosen_elsewhere(rows, 1) == [(90.0, 0.2), (50.0, 1.8)]
 
 
 def test_an_unknown_table_is_an_error() -> None:

@@ -1,0 +1,194 @@
+"""The tables of bytes within a drop: fewest bytes, what was aimed at, and what the fits cost beside the training."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.markdown import exists, result, source, system, table, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["DROP_TABLES", "chosen_elsewhere", "fewest_bytes", "one_fit"]
+
+_CIFAR = "cifar10-resnet56"
+_SPLITS = ("input", "layer2", "layer3")
+_LEARNED = ("compoff", "deepcod", "compoff, adapted tail")
+# ResNet-50: the paper's Table 1, top-5, and what the project aimed at; then the CIFAR-10 network, top-1.
+_AIMS: list[tuple[str, str, str, int | None, int]] = [
+    ("resnet50", "input", "top-5", 5_700, 4_000),
+    ("resnet50", "layer1", "top-5", 980, 980),
+    ("resnet50", "layer2", "top-5", 245, 600),
+    ("resnet50", "layer3", "top-5", 184, 400),
+    ("resnet50", "layer4", "top-5", 123, 200),
+    (_CIFAR, "layer2", "top-1", None, 1_024),
+    (_CIFAR, "layer3", "top-1", None, 512),
+]
+_DROPS = {"top-1": ("drop", "drop_stderr"), "top-5": ("drop_top5", "drop_top5_stderr")}
+
+
+def one_fit(split: str, model: str = _CIFAR) -> str:
+    """The result of one fit for every rate at a split point."""
+    return f"rate_accuracy.{model}.{split}.{'transform' if model == _CIFAR else 'cpu'}"
+
+
+def cheapest(rows: list[dict[str, Any]], limit: float, key: str = "drop") -> dict[str, Any] | None:
+    """The row with the fewest bytes within a drop; None where there is none."""
+    return min((row for row in rows if row[key] <= limit), key=lambda row: row["bytes"], default=None)
+
+
+def fewest_bytes(rows: list[dict[str, Any]], systems: tuple[str, ...], limit: float, key: str = "drop") -> str:
+    """Bytes of the cheapest row within a drop, of the systems named or, without a name, of those not learned.
+
+    Of several fits, one a seed, it is the median, and the range behind it; a dash where one of them has no such row.
+    """
+    of_systems = [row for row in rows if (row["system"] in systems if systems else row["system"] not in _LEARNED)]
+    found = [cheapest(fit, limit, key) for fit in by_seed(of_systems)]
+    kept = [row for row in found if row is not None]
+    if not found or len(kept) < len(found):
+        return "–"
+    sizes = [row["bytes"] for row in kept]
+    if len(sizes) > 1:
+        return f"{whole(statistics.median(sizes))} ({whole(min(sizes))}–{whole(max(sizes))})"
+    return whole(sizes[0]) + ("" if systems else f" ({system(kept[0])})")
+
+
+def by_seed(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The rows of each fit."""
+    return [
+        [row for row in rows if row.get("seed", 0) == seed] for seed in sorted({row.get("seed", 0) for row in rows})
+    ]
+
+
+def at_drop_table() -> str:
+    """Fewest bytes within 1, 2 and 5 points of drop, at each split point, beside the best that is not learned."""
+    cells: list[list[str]] = []
+    for split in _SPLITS:
+        rows, once = result(f"rate_accuracy.{_CIFAR}.{split}")["rows"], result(one_fit(split))["rows"]
+        cells += [
+            [
+                split,
+                f"≤ {limit}",
+                fewest_bytes(once, ("compoff",), limit),
+                fewest_bytes(rows, ("deepcod",), limit),
+                fewest_bytes(rows, (), limit),
+            ]
+            for limit in (1, 2, 5)
+        ]
+    head = ["split point", "drop, points", "transform, bytes", "deepcod, bytes", "best without a learned codec, bytes"]
+    made = [source(name) for name in (one_fit("layer3"), f"rate_accuracy.{_CIFAR}.layer3")]
+    return f"{table(head, cells)}\n\nCIFAR-10, ResNet-56; {'; '.join(made)} (and the other split points)"
+
+
+def aims_table() -> str:
+    """What was aimed at, and where it landed."""
+    cells: list[list[str]] = []
+    for model, split, measure, paper, aim in _AIMS:
+        cells.append([model, split, measure, whole(paper), f"≤ {whole(aim)}"])
+        if not exists(one_fit(split, model)):
+            cells[-1] += ["not measured"] + ["–"] * 4
+            continue
+        content = result(one_fit(split, model))
+        rows = [row for row in content["rows"] if row["system"] == "compoff"]
+        key, other = _DROPS[measure][0], _DROPS["top-1" if measure == "top-5" else "top-5"][0]
+        first = by_seed(rows)[0]
+        at = cheapest(first, 1, key) or min(first, key=lambda row: row[key])
+        within = fewest_bytes(rows, ("compoff",), 1, key)
+        cells[-1] += [
+            within if at[key] <= 1 else f"none; {whole(at['bytes'])} lose {at[key]:.1f}",
+            f"{at[key]:.1f}" + (f" ± {at[_DROPS[measure][1]]:.1f}" if _DROPS[measure][1] in at else ""),
+            f"{at[other]:.1f}",
+            fewest_bytes(content["rows"], (), 1, key),
+            _steps(content),
+        ]
+    head = ["network", "split point", "measure", "the paper, bytes", "aim, bytes", "here, bytes"]
+    head += ["drop there", "the other drop", "without a learned codec, bytes", "steps × batch"]
+    return table(head, cells)
+
+
+def _steps(content: dict[str, Any]) -> str:
+    words = content["command"].split()
+    batch = words[words.index("--batch") + 1] if "--batch" in words else "64"
+    return f"{words[words.index('--steps') + 1]} × {batch}"
+
+
+def chosen_elsewhere(rows: list[dict[str, Any]], limit: float, key: str = "drop") -> list[tuple[float, float]]:
+    """Bytes and drop on one half of the images of the quality that the other half chose; both ways round, each fit."""
+    found: list[tuple[float, float]] = []
+    for fit in by_seed(rows):
+        for here in (0, 1):
+            within = [row for row in fit if row[f"{key}_halves"][1 - here] <= limit]
+            row = min(within, key=lambda row: row["bytes"]) if within else max(fit, key=lambda row: row["bytes"])
+            found.append((row["bytes"], row[f"{key}_halves"][here]))
+    return found
+
+
+def elsewhere_table() -> str:
+    """What becomes of the drop where the quality was chosen on other images."""
+    cells: list[list[str]] = []
+    names = [(_CIFAR, split, "top-1") for split in _SPLITS]
+    names += [(model, split, measure) for model, split, measure, *_ in _AIMS if model != _CIFAR]
+    for model, split, measure in names:
+        if not exists(one_fit(split, model)):
+            continue
+        rows = [row for row in result(one_fit(split, model))["rows"] if row["system"] == "compoff"]
+        if "drop_halves" not in rows[0]:
+            continue
+        for limit in (1, 2):
+            pairs = chosen_elsewhere(rows, limit, _DROPS[measure][0])
+            sizes, drops = zip(*pairs, strict=True)
+            cells.append(
+                [
+                    model,
+                    split,
+                    f"{measure} ≤ {limit}",
+                    str(len(by_seed(rows))),
+                    fewest_bytes(rows, ("compoff",), limit, _DROPS[measure][0]),
+                    f"{whole(statistics.median(sizes))} ({whole(min(sizes))}–{whole(max(sizes))})",
+                    f"{statistics.mean(drops):.1f} ({min(drops):.1f} to {max(drops):.1f})",
+                ]
+            )
+    head = ["network", "split point", "drop asked for", "fits", "bytes, chosen on the same images"]
+    return table([*head, "bytes, chosen on the other half", "drop on this half"], cells)
+
+
+def fit_share_table() -> str:
+    """What fits cost beside the training of their networks."""
+    cells: list[list[str]] = []
+    names = [(model, split) for model, splits in _MEASURED.items() for split in splits]
+    for model, split in names:
+        if not exists(one_fit(split, model)):
+            continue
+        content = result(one_fit(split, model))
+        fits = {(row["system"], row.get("seed", 0)): row for row in content["rows"] if "fit_share" in row}
+        for one in dict.fromkeys(name for name, _ in fits):
+            rows = [row for (name, _), row in fits.items() if name == one]
+            cells.append(
+                [
+                    model,
+                    split,
+                    "transform" if one == "compoff" else one,
+                    _steps(content),
+                    f"{rows[0]['fit_macs'] / 1e12:.1f}",
+                    f"{rows[0]['training_macs'] / 1e12:,.0f}",
+                    f"{100 * rows[0]['fit_share']:.3f} %",
+                    f"{statistics.median(row['fit_seconds'] for row in rows) / 60:.0f}",
+                ]
+            )
+    head = ["network", "split point", "codec", "steps × batch", "fit, TMAC", "training, TMAC", "share", "minutes"]
+    return table(head, cells)
+
+
+_MEASURED = {
+    _CIFAR: _SPLITS,
+    "resnet18": ("input", "layer3"),
+    "resnet50": ("input", "layer1", "layer2", "layer3", "layer4"),
+}
+
+DROP_TABLES: dict[str, Callable[[], str]] = {
+    "aims": aims_table,
+    "at-drop": at_drop_table,
+    "chosen-elsewhere": elsewhere_table,
+    "fit-share": fit_share_table,
+}
