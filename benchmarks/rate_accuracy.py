@@ -259,6 +259,7 @@ def main() -> None:
         fitted = Fitted(task, model, options.split, None if codec == "adapted" else scorer)
         teacher = scorer.scores(scorer.features(task.test))
         rows += [{**row, "seed": seed} for row in fitted_rows(fitted, codec, teacher, cost)]
+        model.to(options.device)  # timing has moved it
         shifted += shifted_rows(fitted, scorer) if codec == "transform" and not options.clean else []
         model.unwrap()
     scorer = scorer or scorer_of(task, options)

@@ -6,7 +6,7 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.markdown import result, source, table, whole
+from benchmarks.markdown import result, source, system, table, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,14 +115,13 @@ def _by_seed(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def imagenet_table(name: str) -> str:
     """What one run on ImageNet's classes measured, top-5 beside top-1."""
     rows = sorted(result(name)["rows"], key=lambda row: row["bytes"])
-    head = ["system", "quality", "bytes", "top-1 drop, points", "top-5 drop, points", "agreement", "encoder MMAC"]
+    head = ["system", "bytes", "top-1 drop, points", "top-5 drop, points", "agreement", "encoder MMAC"]
     cells = [
         [
-            row["system"],
-            str(row["quality"]),
+            system(row),
             whole(row["bytes"]),
             f"{row['drop']:.1f} ± {row['drop_stderr']:.1f}",
-            f"{row['drop_top5']:.1f}",
+            f"{row['drop_top5']:.1f}" + (f" ± {row['drop_top5_stderr']:.1f}" if "drop_top5_stderr" in row else ""),
             f"{100 * row['agreement']:.1f} %",
             "–" if row["encoder_macs"] is None else f"{row['encoder_macs'] / 1e6:.1f}",
         ]
@@ -143,5 +142,9 @@ RATE_TABLES: dict[str, Callable[[], str]] = {
     "ablations-layer3": partial(ablation_table, "ablations.cifar10-resnet56.layer3"),
     "adapted-tails": partial(tail_table, "layer2", "layer3"),
     "encoder-time": encoder_table,
-    "resnet18-layer3": partial(imagenet_table, "rate_accuracy.resnet18.layer3.cpu"),
+    **{
+        f"{model}-{split}": partial(imagenet_table, f"rate_accuracy.{model}.{split}.cpu")
+        for model in ("resnet18", "resnet50")
+        for split in ("input", "layer1", "layer2", "layer3", "layer4")
+    },
 }

@@ -53,7 +53,6 @@ class Scorer:
             self.before = _session(before, example.cpu(), threads) if split != "input" else before
         else:
             self.before, self._behind = before, behind
-        self._where = torch.device("cpu") if runtime == "onnxruntime" else example.device
         self._last: tuple[Tensor, Tensor] | None = None
 
     def features(self, images: Tensor) -> Tensor:
@@ -69,9 +68,11 @@ class Scorer:
 
     @torch.inference_mode()
     def _in_batches(self, part: nn.Module, inputs: Tensor) -> Tensor:
+        # PyTorch's parts are the network's own layers, and move with it.
+        where = next((weight.device for weight in self._behind.parameters()), torch.device("cpu"))
         found = inputs.new_empty(0, device="cpu")
         for begin in range(0, len(inputs), _BATCH):
-            made = part(inputs[begin : begin + _BATCH].to(self._where)).cpu()
+            made = part(inputs[begin : begin + _BATCH].to(where)).cpu()
             if not begin:
                 found = made.new_empty(len(inputs), *made.shape[1:])
             found[begin : begin + _BATCH] = made
