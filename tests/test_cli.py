@@ -1,4 +1,7 @@
-"""The command line, as a user meets it: real processes for serve and call, no traceback for a typo."""
+"""The command line, as a user meets it: a real process of each kind, no traceback for a typo.
+
+Where a test is of what a command says, not of its process, `here` runs it in this one: importing torch takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,29 @@ from compoff.operations.settings import Settings, TailPlace
 from compoff.operations.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    Here = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def _compoff(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "compoff", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["compoff", *words])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        code = stopped.value.code
+        assert code is None or isinstance(code, int)
+        return subprocess.CompletedProcess(words, code or 0, *capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +89,17 @@ def test_call_gets_what_the_tail_answers(folder: Path, address: str, tmp_path: P
     assert "B sent" in done.stdout
 
 
-def test_call_takes_a_batch(folder: Path, address: str) -> None:
-    done = _compoff("call", str(folder), "--address", address, "--input", str(folder.parent / "three.npy"))
+def test_call_takes_a_batch(folder: Path, address: str, here: Here) -> None:
+    done = here("call", str(folder), "--address", address, "--input", str(folder.parent / "three.npy"))
     assert done.stdout.count("top 5: ") == 3
 
 
-def test_inspect_tells_both_parts(folder: Path) -> None:
-    told = json.loads(_compoff("inspect", str(folder), "--json").stdout)
+def test_inspect_tells_both_parts(folder: Path, here: Here) -> None:
+    told = json.loads(here("inspect", str(folder), "--json").stdout)
     assert [part["kind"] for part in told] == ["head", "tail"]
     assert told[0]["artifact_id"] == told[1]["artifact_id"]
     assert told[0]["ceiling_bytes"] == compoff.Head.load(folder).payload_format.max_bytes(1)
-    table = _compoff("inspect", str(folder / "tail")).stdout
+    table = here("inspect", str(folder / "tail")).stdout
     assert "artifact_id" in table
     assert "tail.pt2" in table
 
@@ -130,16 +149,13 @@ def test_a_typo_gets_one_message_and_no_traceback(
     tmp_path: Path,
     words: list[str],
     told: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    here: Here,
 ) -> None:
     (tmp_path / "text.npy").write_text("text")
     names = {"FOLDER": str(folder), "ONE": str(folder.parent / "one.npy"), "TEXT": str(tmp_path / "text.npy")}
-    monkeypatch.setattr(sys, "argv", ["compoff", *(names.get(word, word) for word in words)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code not in (0, None)
-    assert told in capfd.readouterr().err
+    refused = here(*(names.get(word, word) for word in words))
+    assert refused.returncode != 0
+    assert told in refused.stderr
 
 
 def test_a_failing_command_prints_no_traceback() -> None:
@@ -149,7 +165,7 @@ def test_a_failing_command_prints_no_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_wrong_token_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_wrong_token_is_refused(folder: Path, tmp_path: Path, here: Here) -> None:
     (tmp_path / "token").write_text("right\n")
     (tmp_path / "wrong").write_text("wrong\n")
     words = ["serve", str(folder), "--address", "127.0.0.1:0", "--token-file", str(tmp_path / "token")]
@@ -158,8 +174,8 @@ def test_a_wrong_token_is_refused(folder: Path, tmp_path: Path) -> None:
         try:
             address = process.stdout.readline().split()[-1]
             call = ["call", str(folder), "--address", address, "--input", str(folder.parent / "one.npy")]
-            refused = _compoff(*call, "--token-file", str(tmp_path / "wrong"))
-            served = _compoff(*call, "--token-file", str(tmp_path / "token"))
+            refused = here(*call, "--token-file", str(tmp_path / "wrong"))
+            served = here(*call, "--token-file", str(tmp_path / "token"))
         finally:
             process.terminate()
     assert refused.returncode == 1
@@ -210,9 +226,9 @@ def test_inspect_shows_names_as_they_are(
     assert "[red]Net" in shown
 
 
-def test_certificates_for_a_first_try(folder: Path, tmp_path: Path) -> None:
+def test_certificates_for_a_first_try(folder: Path, tmp_path: Path, here: Here) -> None:
     certs = str(tmp_path / "certs")
-    made = _compoff("certs", certs, "--server", "localhost", "--server", "127.0.0.1", "--device", "camera-1")
+    made = here("certs", certs, "--server", "localhost", "--server", "127.0.0.1", "--device", "camera-1")
     assert made.returncode == 0, made.stderr
     pairs = {line.split(": ", 1)[0]: line.split(": ", 1)[1].split() for line in made.stdout.splitlines()}
     trust = ["--ca", f"{certs}/ca.pem"]
@@ -222,8 +238,8 @@ def test_certificates_for_a_first_try(folder: Path, tmp_path: Path) -> None:
         assert process.stdout is not None
         address = process.stdout.readline().rsplit(" ", 1)[1].strip()
         ask = ("call", str(folder), "--address", address, "--input", str(folder.parent / "one.npy"), *trust)
-        assert "top 5" in _compoff(*ask, *pairs["device camera-1"]).stdout
-        refused = _compoff(*ask)
+        assert "top 5" in here(*ask, *pairs["device camera-1"]).stdout
+        refused = here(*ask)
         assert refused.returncode == 1
         assert "certificate" in refused.stderr
         assert "Traceback" not in refused.stderr
@@ -231,12 +247,12 @@ def test_certificates_for_a_first_try(folder: Path, tmp_path: Path) -> None:
         process.kill()
         process.wait()
         process.stdout.close()
-    again = _compoff("certs", certs, "--device", "camera-1")
+    again = here("certs", certs, "--device", "camera-1")
     assert (again.returncode, "there already" in again.stderr) == (1, True)
-    assert "revoked camera-1" in _compoff("certs", certs, "--revoke", "camera-1").stdout
+    assert "revoked camera-1" in here("certs", certs, "--revoke", "camera-1").stdout
 
 
-def test_serving_other_machines_in_plain_has_to_be_asked_for(folder: Path) -> None:
-    refused = _compoff("serve", str(folder), "--address", "0.0.0.0:0")
+def test_serving_other_machines_in_plain_has_to_be_asked_for(folder: Path, here: Here) -> None:
+    refused = here("serve", str(folder), "--address", "0.0.0.0:0")
     assert refused.returncode == 1
     assert "insecure=True" in refused.stderr
