@@ -1,0 +1,87 @@
+"""A program in integers: what a last layer rounds to whole steps it gives as whole steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compoff.errors import BackendError
+from compoff.onnx_export import to_onnx
+from compoff.onnx_int8 import quantized
+from compoff.onnx_session import OnnxSession
+from compoff.programs import TorchProgram
+
+
+class Steps(nn.Module):
+    """A layer, then symbols by rounding."""
+
+    def __init__(self, half: int, fine: float = 1.0) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 2, stride=2)
+        self.half, self.fine = half, fine
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = 40 * self.last(self.first(x).relu()) * self.fine
+        return (values.round().clamp(-self.half, self.half) + self.half).to(torch.uint8)
+
+
+def programs(model: nn.Module) -> tuple[bytes, bytes, list[np.ndarray[Any, Any]]]:
+    torch.manual_seed(0)
+    x = [np.random.default_rng(0).standard_normal((8, 3, 10, 10)).astype(np.float32)]
+    free = {0: torch.export.Dim.DYNAMIC}
+    program = TorchProgram(torch.export.export(model, (torch.from_numpy(x[0]),), dynamic_shapes=[free]))
+    data, _ = to_onnx(program, "steps", [x], metadata={"whose": "ours"})
+    return data, quantized(data, "steps", [x]), x
+
+
+class Folded(Steps):
+    """Steps whose gain is in the weights, as an export has it."""
+
+    def __init__(self, half: int) -> None:
+        super().__init__(half)
+        with torch.no_grad():
+            self.last.weight.mul_(40), self.last.bias.mul_(40)  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self.last(self.first(x).relu())
+        return (values.round().clamp(-self.half, self.half) + self.half).to(torch.uint8)
+
+
+@pytest.mark.parametrize("half", [127, 9])
+def test_whole_steps_are_rounded_once(half: int) -> None:
+    data, integers, x = programs(Folded(half))
+    nodes = [node.op_type for node in onnx.load_from_string(integers).graph.node]
+    assert nodes[-3:] == ["Conv", "QuantizeLinear", "Clip"]
+    assert "Round" not in nodes
+    expected, found = (OnnxSession(one, "steps").run(x)[0] for one in (data, integers))
+    assert found.dtype == np.uint8
+    assert found.max() <= 2 * half
+    if half == 9:
+        assert found.min() == 0, "nothing was clamped: the test shows nothing"
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert (found == expected).mean() > 0.8
+    assert OnnxSession(integers, "steps").metadata == {"whose": "ours"}
+    alone = [one[:1] for one in x]
+    assert (OnnxSession(integers, "steps").run(alone)[0] == found[:1]).all()
+
+
+def test_other_ways_to_symbols_stay_as_they_are() -> None:
+    data, integers, x = programs(Steps(20))
+    nodes = [node.op_type for node in onnx.load_from_string(integers).graph.node]
+    assert "Round" in nodes
+    expected, found = (OnnxSession(one, "steps").run(x)[0] for one in (data, integers))
+    assert (found == expected).mean() > 0.7
+
+
+def test_no_layer_and_no_samples() -> None:
+    relu = TorchProgram(torch.export.export(nn.Tanh(), (torch.zeros(2, 3),)))
+    data, _ = to_onnx(relu, "tanh", [[np.ones((2, 3), np.float32)]])
+    with pytest.raises(BackendError, match="tanh has no layer that can be quantized; use fp32"):
+        quantized(data, "tanh", [[np.ones((2, 3), np.float32)]])
+    with pytest.raises(BackendError, match="calibrated on inputs as the device will see them"):
+        quantized(data, "tanh", [])
