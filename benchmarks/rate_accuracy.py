@@ -77,10 +77,11 @@ def fit(task: Task, split: str, codec: str, options: argparse.Namespace) -> tupl
     example = task.test[:2].to(options.device)
     channels = options.channels if codec == "deepcod" else None
     wrapping: dict[str, Any] = {"codec": "transform" if codec == "adapted" else codec, "channels": channels}
-    wrapping["strict"] = codec != "adapted"
+    wrapping |= {"strict": codec != "adapted", "stride": options.stride}
     model = compoff.wrap(task.net, split, example_input=example, **wrapping)
     named = [task.name, split, codec, channels, options.target_bytes, options.steps, options.batch, options.limit]
     named += [options.kept, "bf16" if options.bf16 else None, options.seed or None]
+    named += [f"stride{options.stride}" if options.stride else None]
     state = _STATES / f"{'.'.join(str(part) for part in named if part is not None)}.safetensors"
     fitted, batches = model, task.train
     if options.kept:
@@ -218,6 +219,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--split", required=True)
     parser.add_argument("--codecs", nargs="+", default=["transform"], choices=sorted(_SYSTEMS))
     parser.add_argument("--channels", type=int, default=None, help='of codec "deepcod", which sets its bytes')
+    parser.add_argument("--stride", type=int, default=None, help="side of the encoder's tile; the codec's own without")
     parser.add_argument("--target-bytes", type=float, default=None, help="what the ladder of rates is aimed at")
     parser.add_argument("--steps", type=int, required=True, help="optimizer steps of each fit")
     parser.add_argument("--batch", type=int, default=64)
