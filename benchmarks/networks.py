@@ -223,31 +223,32 @@ def load_pqf(name: Literal["resnet18", "resnet50"], folder: str | Path | None = 
 
 
 def read_imagenet_val(
-    folder: str | Path | None = None, *, limit: int | None = None, batch_size: int = 50
+    folder: str | Path | None = None, *, limit: int | None = None, batch_size: int = 50, size: int = 224
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Read the ImageNet validation images batch by batch, cropped to the middle 224 pixels and normalized.
+    """Read the ImageNet validation images batch by batch, cropped to their middle and normalized.
 
     Args:
         folder: The data folder; None takes COMPOFF_DATA.
         limit: Number of images, the first in file order; None reads all 1,300.
         batch_size: Images in a batch; the last may be smaller.
+        size: Side of the middle, at most 227, in pixels.
 
     Yields:
         Images and classes.
 
     Shapes:
-        images (batch, 3, 224, 224) float32; classes (batch,) int64.
+        images (batch, 3, size, size) float32; classes (batch,) int64.
     """
     root = data_folder(folder) / "imagenet_val1300"
     with (root / "labels.csv").open(newline="") as table:
         rows = list(csv.DictReader(table))[:limit]
     for begin in range(0, len(rows), batch_size):
         batch = rows[begin : begin + batch_size]
-        images = torch.stack([_read_image(root / row["file"]) for row in batch])
+        images = torch.stack([_read_image(root / row["file"], size) for row in batch])
         yield images, torch.tensor([int(row["class"]) for row in batch])
 
 
-def _read_image(path: Path, size: int = 224) -> Tensor:
+def _read_image(path: Path, size: int) -> Tensor:
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
     top, left = ((length - size) // 2 for length in pixels.shape[:2])
