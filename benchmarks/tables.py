@@ -108,9 +108,9 @@ def coding_table() -> str:
     return f"{table(head, cells)}\n\n{source('coding')}"
 
 
-def loopback_table() -> str:
-    """What the wire costs beside an empty tail."""
-    rows = result("loopback")["rows"]
+def wire_table(name: str) -> str:
+    """What one request costs, by client, with the times of an empty tail."""
+    rows = result(name)["rows"]
     head = ["client", "security", "bytes up / down", "bytes beyond", "p50, µs", "p99, µs"]
     cells = [
         [
@@ -123,7 +123,7 @@ def loopback_table() -> str:
         ]
         for row in rows
     ]
-    return f"{table(head, cells)}\n\n{source('loopback')}"
+    return f"{table(head, cells)}\n\n{source(name)}"
 
 
 def peers_table() -> str:
@@ -261,7 +261,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "faults": faults_table,
     "fuzz": fuzz_table,
     "hostile": hostile_table,
-    "loopback": loopback_table,
+    "loopback": lambda: wire_table("loopback"),
+    "remote": lambda: wire_table("remote"),
     "peers": peers_table,
     "soak": soak_table,
     "throughput": throughput_table,
