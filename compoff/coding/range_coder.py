@@ -33,6 +33,8 @@ _WORD_MASK = (1 << _WORD) - 1
 _STATE = 64
 # One call for all symbols needs a row of floats for each; up to this many floats a channel it beats a call a channel.
 _MOST_FAMILY_FLOATS, _MOST_FAMILY_POSITIONS = 256, 32
+# An encoder needs no more of a table than what lies below, at and above the symbol: three floats.
+_MOST_SHARED_POSITIONS = 24
 
 
 def encode(symbols: ArrayLike, tables: SymbolTables) -> bytes:
@@ -327,17 +329,40 @@ def _models(tables: SymbolTables, library: _Constriction) -> _Models:
     return tables.derived("range_constriction", build)
 
 
+class _Shares(NamedTuple):
+    # of each symbol of each channel, end to end: weight - 1 of what is below, at and above it, and which one it is
+    rows: NDArray[np.float64]
+    places: NDArray[np.int32]
+
+
+def _shares(tables: SymbolTables) -> _Shares:
+    def build(tables: SymbolTables) -> _Shares:
+        weights = tables.weights.astype(np.int64)
+        ends = np.cumsum(weights, axis=1)
+        rows = np.stack([ends - weights, weights, (1 << PRECISION) - ends], axis=2).astype(np.float64)
+        places = np.ones(weights.shape, np.int32)
+        # No share may be empty: beside the first and the last symbol the rest is parted in two.
+        rows[:, 0] = np.stack([weights[:, 0], np.ones_like(ends[:, 0]), rows[:, 0, 2] - 1], axis=1)
+        rows[:, -1] = np.stack([np.ones_like(ends[:, 0]), rows[:, -1, 0] - 1, weights[:, -1]], axis=1)
+        places[:, 0], places[:, -1] = 0, 2
+        return _Shares((rows - 1).reshape(-1, 3), places.reshape(-1))
+
+    return tables.derived("range_shares", build)
+
+
 def _one_call(tables: SymbolTables, num_positions: int) -> bool:
     return num_positions <= _MOST_FAMILY_POSITIONS and num_positions * tables.num_symbols <= _MOST_FAMILY_FLOATS
 
 
 def _encode_constriction(symbols: NDArray[np.int32], tables: SymbolTables, library: _Constriction) -> bytes:
-    encoder, models = library.encoder(), _models(tables, library)
-    channels, positions = symbols.shape
-    if _one_call(tables, positions):
-        encoder.encode(symbols.reshape(-1), library.family, np.repeat(models.rows[:channels], positions, axis=0))
+    encoder, (channels, positions) = library.encoder(), symbols.shape
+    if positions <= _MOST_SHARED_POSITIONS and tables.num_symbols > 2:
+        shares = _shares(tables)
+        starts = np.arange(channels, dtype=np.int32)[:, None] * tables.num_symbols
+        chosen: NDArray[np.int32] = (symbols + starts).reshape(-1)
+        encoder.encode(shares.places[chosen], library.family, shares.rows[chosen])
     else:
-        for row, model in zip(symbols, models.channels, strict=False):
+        for row, model in zip(symbols, _models(tables, library).channels, strict=False):
             encoder.encode(row, model)
     settled, (low, span) = encoder.pos()
     sealed: bytes = encoder.get_compressed().astype(">u4").tobytes()
