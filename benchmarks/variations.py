@@ -135,7 +135,7 @@ def _decoder(width: int, blocks: int) -> dict[str, Any]:
     return {f"compoff.codec.refiner.{name}": value for name, value in names.items()}
 
 
-_ONE_RATE = {"compoff.codec.transform.LADDER": (4,)}
+_ONE_RATE = {"compoff.codec.transform.LADDER": (1,)}
 _SLOPES, _DIRECTIONS = "compoff.fitting.calibrating._slopes", "compoff.codec.directions.TileMoments.directions"
 _QUANTIZER = "compoff.codec.transform.TransformBottleneck._make_quantizer"
 

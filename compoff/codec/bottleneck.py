@@ -261,6 +261,11 @@ class Bottleneck(nn.Module):
             return semi_orthogonality_error(self.encoder.weight)
         return self.quantizer.centers.new_zeros(())
 
+    def fold(self) -> None:
+        """Settle for inference, in place: what is computed from weights alone is computed here, once."""
+        for layer in self.spectral_layers():
+            layer.fold()
+
     def spectral_layers(self) -> list[SpectralConv]:
         """The layers under Eq. 9.
 

@@ -9,9 +9,12 @@ import math
 from typing import TYPE_CHECKING, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from compoff.codec.geometry import Geometry
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Encoder", "semi_orthogonality_error"]
 
 _CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
+_CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d}
 
 
 class Encoder(nn.Module):
@@ -76,6 +80,43 @@ class Encoder(nn.Module):
             The latent, ``(batch, channels, *geometry.latent_space)``.
         """
         return self.layer(self.geometry.pad(y))
+
+    def scaled(self, y: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+        """Encode a feature, then multiply and shift each channel, in the one layer.
+
+        Args:
+            y: The feature.
+            gain: Factor of each channel.
+            bias: What is added to each channel afterwards.
+
+        Returns:
+            ``encoder(y) * gain + bias``, but for rounding.
+
+        Shapes:
+            gain and bias ``(channels,)``; result as of `forward`.
+
+        Examples:
+            >>> import torch
+            >>> from compoff.codec import Geometry
+            >>> encoder, y = Encoder(Geometry((2, 8)), channels=3), torch.randn(1, 2, 8)
+            >>> gain, bias = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 0.5, 0.0])
+            >>> torch.allclose(encoder.scaled(y, gain, bias)[:, 1], 2 * encoder(y)[:, 1] + 0.5)
+            True
+        """
+        weight = self.weight * gain.view(-1, *(1,) * (self.weight.dim() - 1))
+        tile, padded = self.geometry.tile, self.geometry.pad(y)
+        return _CONVOLVE[len(tile)](padded, weight, bias, tile) if tile else F.linear(padded, weight, bias)
+
+    @torch.no_grad()
+    def fold(self, gain: Tensor, bias: Tensor) -> None:
+        """Multiply and shift each channel for good: `forward` then gives what `scaled` gave.
+
+        Args:
+            gain: Factor of each channel.
+            bias: What is added to each channel afterwards.
+        """
+        self.weight.mul_(gain.view(-1, *(1,) * (self.weight.dim() - 1)))
+        self.layer.bias = nn.Parameter(bias.clone(), requires_grad=False)
 
 
 def semi_orthogonality_error(weight: Tensor) -> Tensor:

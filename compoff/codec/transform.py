@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from compoff.codec.encoder import Encoder
     from compoff.codec.geometry import Geometry
 
-__all__ = ["LADDER", "REFERENCE_STEP", "TransformBottleneck", "default_channels", "widest_stride"]
+__all__ = ["LADDER", "TransformBottleneck", "default_channels", "widest_stride"]
 
-LADDER = (1, 2, 3, 4, 5, 7, 9)
-"""The steps that one fit is for, in units of the finest."""
-REFERENCE_STEP = 4
-"""The step of the ladder that a fit is aimed with."""
+LADDER = (3, 5, 7, 9, 11, 15, 21)
+"""The steps that one fit is for, in units of the finest; odd, since halves of even ones would all go up. It is aimed
+with the one in the middle."""
+_FORMER_LADDER = (1, 2, 3, 4, 5, 7, 9)  # of what was saved before a ladder was saved with it
 _WIDEST_TILE = 2048  # elements
-_SILENT = 1e-3  # a channel that is zero but for this share of its values need not be sent
+_SILENT = 0.05  # a channel that is zero but for this share of its values costs as many bits as it is worth
 _DEVIATIONS = 4.0  # standard deviations of a channel that its levels hold at least
 # Learning rates beside the networks', relative to the size of the weights where the start already is nearly right.
 _LINEAR_LR, _GAIN_LR, _DENSITY_LR, _ADAPTER_LR = 2.0, 5.0, 10.0, 3.0
@@ -42,7 +42,7 @@ class TransformBottleneck(Bottleneck):
     Args:
         geometry: Layout of the feature.
         channels: Number of channels of the latent, at most the elements of a tile; most important first.
-        num_centers: Number of levels, odd, 19 to 255.
+        num_centers: Number of levels, odd, 43 to 255.
         decoder: Factory of the user's own decoder; None for ours.
 
     Shapes:
@@ -64,6 +64,8 @@ class TransformBottleneck(Bottleneck):
     Source: this project; DeepCOD (SenSys 2020), Sec. 3.2.3, for the encoder of one layer.
     """
 
+    ladder: Tensor
+    """The steps that it is fitted for."""
     reference_bits: Tensor
     last_bits: Tensor
     """Bits per sample at the reference step, of the last training batch."""
@@ -94,7 +96,10 @@ class TransformBottleneck(Bottleneck):
         self.prior.requires_grad_(False)  # counted after the fit; the density learns
         self.density = Density(channels)
         self.last_bits = torch.zeros(())
+        self.folded = False  # whether the encoder gives what the quantizer only rounds
         self.register_buffer("reference_bits", torch.ones(()))
+        self.register_buffer("ladder", torch.tensor(LADDER))
+        self.register_load_state_dict_pre_hook(_take_ladder)
 
     def _make_quantizer(self, channels: int, num_centers: int) -> UniformQuantizer:
         return UniformQuantizer(channels, num_centers)
@@ -164,8 +169,9 @@ class TransformBottleneck(Bottleneck):
         if isinstance(self.decoder, RefiningDecoder):
             self.decoder.start(directions, step, y)
         self.density.start(deviation * gain)
-        rounded = self._at_step(self.quantizer.scaled(self.encoder(y)), REFERENCE_STEP)
-        self.reference_bits.copy_(self.density.bits(rounded, float(REFERENCE_STEP)).mean().clamp_min(1.0))
+        reference = self.reference_step
+        rounded = self._at_step(self.quantizer.scaled(self.encoder(y)), reference)
+        self.reference_bits.copy_(self.density.bits(rounded, float(reference)).mean().clamp_min(1.0))
         self.calibrated.fill_(True)
 
     @torch.no_grad()
@@ -175,14 +181,59 @@ class TransformBottleneck(Bottleneck):
         Returns:
             One quality a step of the ladder, each with the channels that are not all but silent at it.
         """
-        probabilities = self.prior.probabilities().double()
-        values = self.quantizer.centers.cpu().double()
-        found: list[Quality] = []
-        for step in reversed(LADDER):
-            spoken = probabilities[:, (coarsen(values, step) != 0).to(probabilities.device)].sum(1) > _SILENT
-            last = spoken.nonzero()
-            found.append(Quality(int(last[-1]) + 1 if len(last) else 1, step))
-        return tuple(found)
+        steps = [int(step) for step in self.ladder.flip(0)]
+        return tuple(Quality(max(1, int(self._sent(step).sum())), step) for step in steps)
+
+    @property
+    def reference_step(self) -> int:
+        """The step that a fit is aimed with."""
+        return int(self.ladder[len(self.ladder) // 2])
+
+    def _sent(self, step: Tensor | int) -> Tensor:
+        """Which channels are sent at a step: all up to the last one that is not all but silent."""
+        values = self.quantizer.centers.double()
+        spoken = (self.prior.probabilities().double() * (coarsen(values, step) != 0)).sum(1) > _SILENT
+        return spoken.flip(0).cumsum(0).flip(0) > 0
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Compress and restore; in eval mode as the best quality does.
+
+        Args:
+            y: The feature.
+
+        Returns:
+            The restored feature, in the dtype of `y`.
+
+        Raises:
+            FeatureError: `y` has another shape than this bottleneck was made for.
+        """
+        if self.training:
+            return super().forward(y)
+        self.geometry.check(y)
+        symbols = self.encode(y.to(self.quantizer.centers.dtype))
+        values = self._coarse(symbols, self.ladder[0])
+        sent = self._sent(self.ladder[0]).view(-1, *(1,) * (len(self.latent_shape) - 1))
+        return self.decoder(self.quantizer.restored(values * sent)).to(y.dtype)
+
+    def encode(self, y: Tensor) -> Tensor:
+        """What the device does: feature to symbols, by the encoder's layer and rounding.
+
+        Args:
+            y: The feature.
+
+        Returns:
+            The symbols.
+        """
+        if self.folded:
+            return self.quantizer.nearest(self.encoder(y))
+        return self.quantizer.nearest(self.encoder.scaled(y, self.quantizer.gain, self.quantizer.bias))
+
+    def fold(self) -> None:
+        """Settle for inference, in place: gain and offset of the quantizer become the encoder's."""
+        super().fold()
+        if not self.folded:
+            self.encoder.fold(self.quantizer.gain, self.quantizer.bias)
+            self.folded = True
 
     def received(self, symbols: Tensor, quality: Quality) -> Tensor:
         """The symbols that the edge decodes where a quality was sent: multiples of its step, zero in other channels.
@@ -194,10 +245,13 @@ class TransformBottleneck(Bottleneck):
         Returns:
             Symbols of the same shape, for `decode`.
         """
-        half = self.num_centers // 2
-        values = coarsen(symbols.to(self.quantizer.centers.dtype) - half, quality.step).clamp(-half, half)
+        values = self._coarse(symbols, quality.step)
         values[:, quality.channels :] = 0
-        return (values + half).to(torch.uint8)
+        return (values + self.num_centers // 2).to(torch.uint8)
+
+    def _coarse(self, symbols: Tensor, step: Tensor | int) -> Tensor:
+        half = self.num_centers // 2
+        return coarsen(symbols.to(self.quantizer.centers.dtype) - half, step).clamp(-half, half)
 
     def decode_at(self, y: Tensor, step: int) -> Tensor:
         """Compress and restore at one step.
@@ -241,7 +295,7 @@ class TransformBottleneck(Bottleneck):
             sample at a coarser step harms more and costs less; its bits are weighed as the square of its step, which is
             what a bit is worth there, and both by the inverse of the step.
         """
-        choices = torch.tensor(LADDER if self.training else LADDER[:1], dtype=y.dtype, device=y.device)
+        choices = (self.ladder if self.training else self.ladder[:1]).to(y.dtype)
         steps = choices[torch.randint(len(choices), (len(y),), device=y.device)]
         wide = steps.view(-1, *(1,) * (len(self.latent_shape)))
         scaled = self.quantizer.scaled(self.encoder(y))
@@ -249,18 +303,26 @@ class TransformBottleneck(Bottleneck):
         if not self.training:
             return self._output(y, values, values, steps)
         with torch.no_grad():
-            aimed = self._at_step(scaled, REFERENCE_STEP)
-            self.last_bits = self.density.bits(aimed, float(REFERENCE_STEP)).mean()
+            reference = self.reference_step
+            self.last_bits = self.density.bits(self._at_step(scaled, reference), float(reference)).mean()
         noisy = scaled + (torch.rand_like(scaled) - 0.5) * wide
         # The value is the rounded one to the last bit: x - x.detach() is zero and carries the gradient (STE).
         return self._output(y, values + (scaled - scaled.detach()), noisy, steps)
 
     def _output(self, y: Tensor, values: Tensor, noisy: Tensor, steps: Tensor) -> BottleneckOutput:
-        share = steps / REFERENCE_STEP
+        share = steps / self.reference_step
         importance = 1 / share
         worth = importance * share.square() / self.reference_bits
         rate, prior_rate = ((worth * self.density.bits(given, steps)).mean() for given in (noisy, noisy.detach()))
         return BottleneckOutput(y, self.decoder(self.quantizer.restored(values)), rate, prior_rate, importance)
+
+
+def _take_ladder(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Before weights are loaded: the ladder is the one that they were fitted for."""
+    del rest
+    assert isinstance(module, TransformBottleneck)
+    saved: Tensor = state.setdefault(f"{prefix}ladder", torch.tensor(_FORMER_LADDER))
+    module.ladder = torch.empty_like(saved, device=module.ladder.device)
 
 
 def widest_stride(shape: tuple[int, ...]) -> int:

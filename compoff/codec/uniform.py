@@ -81,7 +81,7 @@ class UniformQuantizer(nn.Module):
         return len(self.centers)
 
     def _gain(self, values: Tensor) -> Tensor:
-        return _per_channel(self.log_gain.exp(), values)
+        return _per_channel(self.gain, values)
 
     def scaled(self, latent: Tensor) -> Tensor:
         """The latent in units of the finest step, not yet rounded.
@@ -126,7 +126,28 @@ class UniformQuantizer(nn.Module):
         Returns:
             The symbols; zero is the middle one.
         """
-        return (self.rounded(self.scaled(latent)) + self.num_centers // 2).to(torch.uint8)
+        return self.nearest(self.scaled(latent))
+
+    def nearest(self, scaled: Tensor) -> Tensor:
+        """Index of the nearest level of what is scaled already, uint8.
+
+        Args:
+            scaled: As `scaled` gives it.
+
+        Returns:
+            The symbols.
+        """
+        return (self.rounded(scaled) + self.num_centers // 2).to(torch.uint8)
+
+    @property
+    def gain(self) -> Tensor:
+        """Factor of each channel."""
+        return self.log_gain.exp()
+
+    @property
+    def bias(self) -> Tensor:
+        """What `scaled` adds to each channel after the factor."""
+        return -self.offset * self.gain
 
     def dequantize(self, symbols: Tensor) -> Tensor:
         """Level of every symbol.

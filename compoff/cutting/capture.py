@@ -176,7 +176,7 @@ def _marked(base: nn.Module, gate: Gate) -> Generator[None]:
 
 
 def folded(bottleneck: Bottleneck) -> Bottleneck:
-    """A copy of a bottleneck as it is exported: fixed, its normalizations folded into the weights.
+    """A copy of a bottleneck as it is exported: fixed, and folded into its weights what can be.
 
     Args:
         bottleneck: The bottleneck.
@@ -185,8 +185,7 @@ def folded(bottleneck: Bottleneck) -> Bottleneck:
         The copy.
     """
     copied = copy.deepcopy(bottleneck).eval().requires_grad_(requires_grad=False)
-    for layer in copied.spectral_layers():
-        layer.fold()
+    copied.fold()
     return copied
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from compoff.codec import TileMoments, TransformBottleneck
-from compoff.codec.transform import REFERENCE_STEP
 from compoff.coding import Code, PayloadFormat
 from compoff.distilling import float_tensors, refusals_named, teacher_pass
 from compoff.errors import FitError
@@ -149,7 +148,7 @@ def _start(
     else:
         step = _step_for_bytes(bottlenecks, directions, together, target_bytes)
     for bottleneck, one, y in zip(bottlenecks, directions, together, strict=True):
-        bottleneck.start(one, step / REFERENCE_STEP, y)
+        bottleneck.start(one, step / bottleneck.reference_step, y)
 
 
 def _check_finite(batch: Batch, ys: list[Tensor], slopes: list[tuple[Tensor, ...]]) -> None:
@@ -262,10 +261,10 @@ def _step_for_error(
 
     def error(step: float) -> float:
         for bottleneck, one, y in zip(bottlenecks, directions, features[0], strict=True):
-            bottleneck.start(one, step / REFERENCE_STEP, y)
+            bottleneck.start(one, step / bottleneck.reference_step, y)
         errors: list[float] = []
         for batch, ys, expected in zip(batches, features, teacher, strict=True):
-            restored = [one.decode_at(y, REFERENCE_STEP) for one, y in zip(bottlenecks, ys, strict=True)]
+            restored = [one.decode_at(y, one.reference_step) for one, y in zip(bottlenecks, ys, strict=True)]
             with gate.replacing(restored):
                 output = float_tensors(wrapped.base(*batch.args, **batch.kwargs))
             errors.append(float(relative_error(expected[0], output[0])))

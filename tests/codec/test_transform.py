@@ -7,6 +7,7 @@ import torch
 
 from compoff.codec import Geometry, Quality, RefiningDecoder, TileMoments, TransformBottleneck
 from compoff.codec.transform import LADDER, default_channels, widest_stride
+from compoff.codec.uniform import coarsen
 from compoff.codec_options import CodecOptions
 from compoff.errors import FeatureError, FitError
 
@@ -25,13 +26,14 @@ def started(shape: tuple[int, ...], channels: int, step: float = 0.2) -> tuple[T
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_starts_as_an_inverse_within_the_step(shape: tuple[int, ...]) -> None:
-    bottleneck, y = started(shape, Geometry(shape, stride=4).tile_elements)
+    bottleneck, y = started(shape, Geometry(shape, stride=4).tile_elements, step=0.2 / LADDER[0])
     with torch.no_grad():
         symbols = bottleneck.encode(y)
         assert symbols.dtype == torch.uint8
         assert tuple(symbols.shape) == (64, *bottleneck.latent_shape)
         error = bottleneck(y) - y
-        assert torch.equal(bottleneck(y), bottleneck.decode(symbols))
+        best = bottleneck.qualities()[-1]
+        torch.testing.assert_close(bottleneck(y), bottleneck.decode(bottleneck.received(symbols, best)))
     # Rounding to a step puts an error of step²/12 in every direction; the metric is nearly white here.
     assert float(error.square().mean()) < 3 * 0.2**2 / 12
 
@@ -62,10 +64,10 @@ def test_every_parameter_has_one_learning_rate() -> None:
     assert len(given) == len(wanted)
 
 
-def test_training_at_one_step_is_what_the_edge_restores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_at_one_step_is_what_the_edge_restores() -> None:
     bottleneck, y = started((3, 8, 12), 8)
     for step in LADDER:
-        monkeypatch.setitem(TransformBottleneck.run.__globals__, "LADDER", (step,))
+        bottleneck.ladder = torch.tensor([step])
         trained = bottleneck.train().run(y).y_hat
         bottleneck.eval()
         received = bottleneck.received(bottleneck.encode(y), Quality(8, step))
@@ -90,6 +92,49 @@ def test_qualities_rise_and_leave_silent_channels_out() -> None:
     assert [quality.step for quality in qualities] == sorted(LADDER, reverse=True)
     sent = [quality.channels for quality in qualities]
     assert sent == sorted(sent)
+
+
+def test_in_eval_mode_it_restores_what_the_best_quality_sends() -> None:
+    bottleneck, y = started((3, 8, 12), 8, step=0.02)
+    silent = torch.zeros(8, 255)
+    silent[:, 127] = 1e6
+    silent[:5] += 1e6  # three channels are not sent at any quality
+    bottleneck.prior.count(silent)
+    assert bottleneck.qualities()[-1] == Quality(5, LADDER[0])
+    received = bottleneck.received(bottleneck.encode(y), bottleneck.qualities()[-1])
+    torch.testing.assert_close(bottleneck(y), bottleneck.decode(received))
+
+
+def test_a_step_leaves_no_bias() -> None:
+    values = torch.arange(-105.0, 106.0)
+    for step in LADDER:
+        assert torch.equal(coarsen(values, step), -coarsen(-values, step))
+
+
+def test_weights_bring_their_ladder() -> None:
+    bottleneck, y = started((3, 8, 12), 8)
+    saved = bottleneck.state_dict()
+    another = TransformBottleneck(Geometry((3, 8, 12), stride=4), 8).eval()
+    another.load_state_dict({**saved, "ladder": torch.tensor([1, 5])})
+    assert [quality.step for quality in another.qualities()] == [5, 1]
+    del saved["ladder"]  # as it was before ladders were saved
+    another.load_state_dict(saved)
+    assert [quality.step for quality in another.qualities()] == [9, 7, 5, 4, 3, 2, 1]
+    assert another.reference_step == 4
+    with torch.no_grad():
+        assert torch.equal(another.encode(y), bottleneck.encode(y))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_folded_it_gives_the_same_symbols(shape: tuple[int, ...]) -> None:
+    bottleneck, y = started(shape, 4)
+    with torch.no_grad():
+        bottleneck.quantizer.log_gain.normal_(std=0.3)
+        expected, restored = bottleneck.encode(y), bottleneck(y)
+        bottleneck.fold()
+        bottleneck.fold()  # a second time changes nothing
+        assert torch.equal(bottleneck.encode(y), expected)
+        torch.testing.assert_close(bottleneck(y), restored)
 
 
 def test_fewer_channels_are_zero_in_the_others() -> None:
