@@ -33,6 +33,13 @@ def one_fit(split: str, model: str = _CIFAR) -> str:
     return f"rate_accuracy.{model}.{split}.{'transform' if model == _CIFAR else 'cpu'}"
 
 
+def fits_at(model: str, split: str) -> dict[str, str]:
+    """The results that there are at a split point, by what to call it: with the codec's own tile, or a wider one."""
+    own = one_fit(split, model)
+    names = {split: own, **{f"{split}, stride {side}": f"{own}.stride{side}" for side in (2, 4)}}
+    return {called: name for called, name in names.items() if exists(name)}
+
+
 def cheapest(rows: list[dict[str, Any]], limit: float, key: str = "drop") -> dict[str, Any] | None:
     """The row with the fewest bytes within a drop; None where there is none."""
     return min((row for row in rows if row[key] <= limit), key=lambda row: row["bytes"], default=None)
@@ -85,26 +92,30 @@ def aims_table() -> str:
     """What was aimed at, and where it landed."""
     cells: list[list[str]] = []
     for model, split, measure, paper, aim in _AIMS:
-        cells.append([model, split, measure, whole(paper), f"≤ {whole(aim)}"])
-        if not exists(one_fit(split, model)):
-            cells[-1] += ["not measured"] + ["–"] * 4
-            continue
-        content = result(one_fit(split, model))
-        rows = [row for row in content["rows"] if row["system"] == "compoff"]
-        key, other = _DROPS[measure][0], _DROPS["top-1" if measure == "top-5" else "top-5"][0]
-        first = by_seed(rows)[0]
-        at = cheapest(first, 1, key) or min(first, key=lambda row: row[key])
-        within = fewest_bytes(rows, ("compoff",), 1, key)
-        cells[-1] += [
-            within if at[key] <= 1 else f"none; {whole(at['bytes'])} lose {at[key]:.1f}",
-            f"{at[key]:.1f}" + (f" ± {at[_DROPS[measure][1]]:.1f}" if _DROPS[measure][1] in at else ""),
-            f"{at[other]:.1f}",
-            fewest_bytes(content["rows"], (), 1, key),
-            _steps(content),
-        ]
+        aimed = [measure, whole(paper), f"≤ {whole(aim)}"]
+        found = fits_at(model, split)
+        cells += [[model, called, *aimed, *_landed(result(name), measure)] for called, name in found.items()]
+        if not found:
+            cells.append([model, split, *aimed, "not measured", "–", "–", "–", "–"])
     head = ["network", "split point", "measure", "the paper, bytes", "aim, bytes", "here, bytes"]
     head += ["drop there", "the other drop", "without a learned codec, bytes", "steps × batch"]
     return table(head, cells)
+
+
+def _landed(content: dict[str, Any], measure: str) -> list[str]:
+    """The cells of one result: fewest bytes within a point, or the row that loses least."""
+    rows = [row for row in content["rows"] if row["system"] == "compoff"]
+    (key, error), other = _DROPS[measure], _DROPS["top-1" if measure == "top-5" else "top-5"][0]
+    first = by_seed(rows)[0]
+    at = cheapest(first, 1, key) or min(first, key=lambda row: row[key])
+    within = fewest_bytes(rows, ("compoff",), 1, key)
+    return [
+        within if at[key] <= 1 else f"none; {whole(at['bytes'])} lose {at[key]:.1f}",
+        f"{at[key]:.1f}" + (f" ± {at[error]:.1f}" if error in at else ""),
+        f"{at[other]:.1f}",
+        fewest_bytes(content["rows"], (), 1, key),
+        _steps(content),
+    ]
 
 
 def _steps(content: dict[str, Any]) -> str:
@@ -127,24 +138,19 @@ def chosen_elsewhere(rows: list[dict[str, Any]], limit: float, key: str = "drop"
 def elsewhere_table() -> str:
     """What becomes of the drop where the quality was chosen on other images."""
     cells: list[list[str]] = []
-    names = [(_CIFAR, split, "top-1") for split in _SPLITS]
-    names += [(model, split, measure) for model, split, measure, *_ in _AIMS if model != _CIFAR]
-    for model, split, measure in names:
-        if not exists(one_fit(split, model)):
-            continue
-        rows = [row for row in result(one_fit(split, model))["rows"] if row["system"] == "compoff"]
-        if "drop_halves" not in rows[0]:
-            continue
-        for limit in (1, 2):
-            pairs = chosen_elsewhere(rows, limit, _DROPS[measure][0])
-            sizes, drops = zip(*pairs, strict=True)
+    for model, called, name in _results():
+        rows = [row for row in result(name)["rows"] if row["system"] == "compoff"]
+        measure = "top-1" if model == _CIFAR else "top-5"
+        key = _DROPS[measure][0]
+        for limit in (1, 2) if "drop_halves" in rows[0] and cheapest(rows, 2, key) else ():
+            sizes, drops = zip(*chosen_elsewhere(rows, limit, key), strict=True)
             cells.append(
                 [
                     model,
-                    split,
+                    called,
                     f"{measure} ≤ {limit}",
                     str(len(by_seed(rows))),
-                    fewest_bytes(rows, ("compoff",), limit, _DROPS[measure][0]),
+                    fewest_bytes(rows, ("compoff",), limit, key),
                     f"{whole(statistics.median(sizes))} ({whole(min(sizes))}–{whole(max(sizes))})",
                     f"{statistics.mean(drops):.1f} ({min(drops):.1f} to {max(drops):.1f})",
                 ]
@@ -156,28 +162,31 @@ def elsewhere_table() -> str:
 def fit_share_table() -> str:
     """What fits cost beside the training of their networks."""
     cells: list[list[str]] = []
-    names = [(model, split) for model, splits in _MEASURED.items() for split in splits]
-    for model, split in names:
-        if not exists(one_fit(split, model)):
-            continue
-        content = result(one_fit(split, model))
+    for model, called, name in _results():
+        content = result(name)
         fits = {(row["system"], row.get("seed", 0)): row for row in content["rows"] if "fit_share" in row}
-        for one in dict.fromkeys(name for name, _ in fits):
-            rows = [row for (name, _), row in fits.items() if name == one]
+        for one in dict.fromkeys(of for of, _ in fits):
+            rows = [row for (of, _), row in fits.items() if of == one]
             cells.append(
                 [
                     model,
-                    split,
+                    called,
                     "transform" if one == "compoff" else one,
                     _steps(content),
                     f"{rows[0]['fit_macs'] / 1e12:.1f}",
                     f"{rows[0]['training_macs'] / 1e12:,.0f}",
-                    f"{100 * rows[0]['fit_share']:.3f} %",
+                    f"{100 * rows[0]['fit_share']:.4f} %",
                     f"{statistics.median(row['fit_seconds'] for row in rows) / 60:.0f}",
                 ]
             )
     head = ["network", "split point", "codec", "steps × batch", "fit, TMAC", "training, TMAC", "share", "minutes"]
     return table(head, cells)
+
+
+def _results() -> list[tuple[str, str, str]]:
+    """Network, split point and name of every result of one fit for every rate."""
+    places = [(model, split) for model, splits in _MEASURED.items() for split in splits]
+    return [(model, called, name) for model, split in places for called, name in fits_at(model, split).items()]
 
 
 _MEASURED = {
