@@ -223,7 +223,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--target-bytes", type=float, default=None, help="what the ladder of rates is aimed at")
     parser.add_argument("--steps", type=int, required=True, help="optimizer steps of each fit")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="fits of each codec, one a seed")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="fits of the codec, one a seed; of others the first"
+    )
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--device", default="cpu", help="where to fit")
     parser.add_argument("--seconds", type=float, default=None, help="stop then, with status 75; run again to go on")
@@ -250,7 +252,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     shifted: list[dict[str, Any]] = []
     scorer: Scorer | None = None
-    for seed, codec in itertools.product(options.seeds, options.codecs):
+    fits = [(seed, codec) for seed in options.seeds for codec in options.codecs]
+    for seed, codec in [(seed, codec) for seed, codec in fits if seed == options.seeds[0] or codec == "transform"]:
         options.seed = seed
         try:
             model, cost = fit(task, options.split, codec, options)
@@ -262,7 +265,8 @@ def main() -> None:
         teacher = scorer.scores(scorer.features(task.test))
         rows += [{**row, "seed": seed} for row in fitted_rows(fitted, codec, teacher, cost)]
         model.to(options.device)  # timing has moved it
-        shifted += shifted_rows(fitted, scorer) if codec == "transform" and not options.clean else []
+        if codec == "transform" and seed == options.seeds[0] and not options.clean:
+            shifted += shifted_rows(fitted, scorer)
         model.unwrap()
     scorer = scorer or scorer_of(task, options)
     teacher = scorer.scores(scorer.features(task.test))
