@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from compoff.weights import WeightPool
 
 __all__ = ["TorchProgram", "to_tensor"]
+
+_LOADING = threading.Lock()  # torch.export.load notes in a global of the process what it is at
 
 
 class TorchProgram:
@@ -83,7 +86,7 @@ class TorchProgram:
             BackendError: There is no such device here.
         """
         try:
-            with warnings.catch_warnings():
+            with _LOADING, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # deprecations inside torch.export.load
                 program = torch.export.load(io.BytesIO(data))
         except Exception as error:  # torch.export raises many types for one fact

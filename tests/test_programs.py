@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,14 @@ def test_arrays_that_cannot_be_written_to_are_taken_and_left_alone() -> None:
     array.flags.writeable = False
     assert TorchProgram(exported()).run([array])[0].tolist() == [[0.0, 1.0, 2.0]] * 2
     assert array.all()
+
+
+def test_threads_may_load_at_the_same_time() -> None:
+    data = TorchProgram(exported()).to_bytes()
+    with ThreadPoolExecutor(8) as pool:
+        programs = list(pool.map(lambda _: TorchProgram.load(data, "x.pt2"), range(16)))
+    for program in programs:
+        assert program.run([np.ones((1, 3), np.float32)])[0].tolist() == [[0.0, 1.0, 2.0]]
 
 
 def test_needs_no_gradients() -> None:
