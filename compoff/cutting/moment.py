@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from compoff.cutting.flow import bytes_per_sample
 from compoff.cutting.taps import find_tap, tap_of
 from compoff.errors import SplitError
 
@@ -67,7 +68,10 @@ def cut_at_call(trace: Trace, call: ModuleCall, path: str) -> Cut:
 
 
 def _main(trace: Trace, call: ModuleCall, path: str) -> int:
-    """The value that a call goes on with: of the features that enter, the one that was made last."""
+    """The value that a call goes on with: of the features that enter, the one that was made last.
+
+    Where all of them follow from light inputs, it is the largest: a mask is made from such inputs, too, and often last.
+    """
     flow = trace.flow
     entered = list(dict.fromkeys(call.entered if call.path else flow.inputs))
     floats = [number for number in entered if flow.values[number].dtype.is_floating_point]
@@ -75,7 +79,9 @@ def _main(trace: Trace, call: ModuleCall, path: str) -> int:
     if not features:
         raise SplitError(_nothing_enters(trace, entered, path))
     real = [number for number in features if not flow.is_light(number) and flow.cheaper_inputs(number) is None]
-    return max(real or features, key=lambda number: flow.values[number].made_by)
+    if real:
+        return max(real, key=lambda number: flow.values[number].made_by)
+    return max(features, key=lambda number: (bytes_per_sample(flow.values[number]), flow.values[number].made_by))
 
 
 def _nothing_enters(trace: Trace, entered: list[int], path: str) -> str:

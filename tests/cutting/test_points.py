@@ -47,6 +47,29 @@ def test_recurrent_layers_and_attention_count() -> None:
     assert compoff.list_split_points(Attention(), torch.randn(2, 5, 8)).macs == 5 * 8 * 8 + 2 * 5 * 5 * 8
 
 
+class Masked(nn.Module):
+    """Attention over embedded tokens, with an additive mask that is made last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 8)
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        hidden = torch.zeros(mask.shape).masked_fill(mask == 0, float("-inf"))
+        return self.out((x + self.attend(x, x, x, key_padding_mask=hidden)[0]).mean(1))
+
+
+def test_a_mask_is_never_what_enters() -> None:
+    tokens, mask = torch.ones(2, 16, dtype=torch.long), torch.ones(2, 16, dtype=torch.long)
+    points = {point.path: point for point in compoff.list_split_points(Masked(), (tokens, mask))}
+    assert points["attend"].shape == (16, 8)
+    site = compoff.wrap(Masked(), "attend", example_input=(tokens, mask)).sites["attend"]
+    assert [feature.shape for feature in site.features] == [(16, 8)]
+
+
 def test_only_clean_ones_are_listed_unless_asked() -> None:
     clean = [point.path for point in compoff.list_split_points(Skip(), images())]
     everything = {point.path: point for point in compoff.list_split_points(Skip(), images(), clean=False)}
