@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class RemoteStats:
     round_trip_seconds: float | None
     payload_bytes: int
     reply_bytes: int
-    recent: tuple[CallReport, ...]
+    recent: tuple[CallReport, ...] = field(repr=False)
 
     @property
     def calls(self) -> int:
