@@ -101,6 +101,7 @@ class AsyncRemote:
         *inputs: Any,
         split: str | None = None,
         quality: int | None = None,
+        max_bytes: int | None = None,
         timeout: float | None = None,
         **keywords: Any,
     ) -> Any:
@@ -110,6 +111,7 @@ class AsyncRemote:
             *inputs: As for `Remote`.
             split: As for `Remote`.
             quality: As for `Remote`.
+            max_bytes: As for `Remote`.
             timeout: As for `Remote`.
             **keywords: As for `Remote`.
 
@@ -123,7 +125,7 @@ class AsyncRemote:
         route, head = self._heads.choose(split)
         if self._link.closed:
             raise LocalProtocolError("this AsyncRemote was closed; connect again")
-        call = Call(head, route, inputs, keywords, quality, timeout, self._heads.form)
+        call = Call(head, route, inputs, keywords, quality, max_bytes, timeout, self._heads.form)
         try:
             output, report = await self._answer(call)
         except (WireError, PayloadError):
@@ -210,7 +212,7 @@ class AsyncRemote:
         return call.deadline - reserve(self._local_seconds, call.timeout)
 
     async def _from_edge(self, call: Call, until: float) -> tuple[Any, CallReport]:
-        head = asyncio.to_thread(call.head, *call.inputs, quality=call.quality, **call.keywords)
+        head = asyncio.to_thread(call.run_head)
         try:
             payload = await asyncio.wait_for(head, call.left(until))
         except asyncio.TimeoutError:

@@ -24,7 +24,8 @@ class Call:
         route: Its number on the wire.
         inputs: What the model takes.
         keywords: What it takes by name.
-        quality: Index of the quality; None for the best.
+        quality: Index of the quality; None for the export's default.
+        max_bytes: Most bytes that the payload may have; None for no limit.
         timeout: Seconds that the caller gave it.
         form: The form in which its answer comes.
     """
@@ -37,6 +38,7 @@ class Call:
         "head",
         "inputs",
         "keywords",
+        "max_bytes",
         "payload",
         "quality",
         "reason",
@@ -52,6 +54,7 @@ class Call:
         inputs: tuple[Any, ...],
         keywords: dict[str, Any],
         quality: int | None,
+        max_bytes: int | None,
         timeout: float,
         form: ReplyForm,
     ) -> None:
@@ -62,6 +65,7 @@ class Call:
         self.inputs = inputs
         self.keywords = keywords
         self.quality = quality
+        self.max_bytes = max_bytes
         self.timeout = timeout
         self.form = form
         self.deadline = self.begin + timeout
@@ -79,9 +83,18 @@ class Call:
         Raises:
             FeatureError: The head cannot take the inputs.
         """
-        payload = self.head(*self.inputs, quality=self.quality, **self.keywords)
+        payload = self.run_head()
         self.take(payload)
         return bytes(payload)
+
+    def run_head(self) -> Payload:
+        """What the head makes of the inputs.
+
+        Raises:
+            FeatureError: The head cannot take the inputs.
+        """
+        limit = {} if self.max_bytes is None else {"max_bytes": self.max_bytes}
+        return self.head(*self.inputs, quality=self.quality, **limit, **self.keywords)
 
     def take(self, payload: Payload) -> None:
         """Note what the head made, and when."""

@@ -92,6 +92,7 @@ class Remote:
         *inputs: Any,
         split: str | None = None,
         quality: int | None = None,
+        max_bytes: int | None = None,
         timeout: float | None = None,
         **keywords: Any,
     ) -> Any:
@@ -100,7 +101,8 @@ class Remote:
         Args:
             *inputs: What the model takes, as for `Head`: tensors, or numpy arrays.
             split: Where to split; None for the first head that was connected.
-            quality: Index of the quality; None for the best.
+            quality: Index of the quality; None for the export's default.
+            max_bytes: Most bytes that the payload may have, as for `Head`.
             timeout: Deadline of this call, in seconds; None for the remote's own. The head, which nothing can
                 interrupt, counts; where it takes longer, nothing is sent.
             **keywords: What the model takes by name; a parameter called as one of the above is given by position.
@@ -119,7 +121,7 @@ class Remote:
         route, head = self._heads.choose(split)
         if self._link.closed:
             raise LocalProtocolError("this Remote was closed; connect again")
-        call = Call(head, route, inputs, keywords, quality, timeout, self._heads.form)
+        call = Call(head, route, inputs, keywords, quality, max_bytes, timeout, self._heads.form)
         fallback = self._fallback
         try:
             output, report = self._edge.answer(call, call.deadline) if fallback is None else fallback.answer(call)

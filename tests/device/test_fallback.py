@@ -47,14 +47,21 @@ class Whole:
         return np.full((1, 3), 7)
 
 
+class Shortened(StandIn):
+    """A head that takes a limit, as `compoff.Head` does."""
+
+    def __call__(self, word: np.ndarray[Any, Any], quality: int | None = None, max_bytes: int | None = None) -> Payload:
+        return super().__call__(word[:max_bytes], quality)
+
+
 class Blocking:
     """A remote as both kinds are tested."""
 
-    def __init__(self, address: str, **options: Any) -> None:
-        self._remote = connect(StandIn(), address, **{"heartbeat": 0.1, **options})  # type: ignore[arg-type]
+    def __init__(self, address: str, head: StandIn | None = None, **options: Any) -> None:
+        self._remote = connect(head or StandIn(), address, **{"heartbeat": 0.1, **options})  # type: ignore[arg-type]
 
-    def __call__(self, word: Any, timeout: float = 2.0) -> Any:
-        return self._remote(word, timeout=timeout).tolist()
+    def __call__(self, word: Any, timeout: float = 2.0, **options: Any) -> Any:
+        return self._remote(word, timeout=timeout, **options).tolist()
 
     @property
     def last(self) -> CallReport:
@@ -72,18 +79,20 @@ class Blocking:
 class Async(Blocking):
     """The asyncio remote, in an event loop of another thread."""
 
-    def __init__(self, address: str, **options: Any) -> None:
+    def __init__(self, address: str, head: StandIn | None = None, **options: Any) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         try:
-            self._remote = self._run(connect_async(StandIn(), address, **{"heartbeat": 0.1, **options}))  # type: ignore[arg-type]
+            self._remote = self._run(
+                connect_async(head or StandIn(), address, **{"heartbeat": 0.1, **options})  # type: ignore[arg-type]
+            )
         except BaseException:
             self._stop()
             raise
 
-    def __call__(self, word: Any, timeout: float = 2.0) -> Any:
-        return self._run(self._remote(word, timeout=timeout)).tolist()
+    def __call__(self, word: Any, timeout: float = 2.0, **options: Any) -> Any:
+        return self._run(self._remote(word, timeout=timeout, **options)).tolist()
 
     def close(self) -> None:
         self._run(self._remote.close())
@@ -156,6 +165,17 @@ def test_an_edge_that_goes_is_noticed_and_no_call_waits_for_it_again(kind: Any, 
         times.append(time.monotonic() - began)
     assert sorted(times)[2] < 0.5, "a call that waits for the edge takes a second and more"
     assert remote.stats.failed == 0
+    remote.close()
+
+
+@pytest.mark.parametrize("policy", ["local", "hedge"])
+def test_a_limit_is_for_the_head_and_not_for_the_whole_model(kind: Any, policy: str) -> None:
+    server = serve(Tail())
+    remote = kind(server.address, Shortened(), on_failure=policy, local=Whole())
+    assert remote(np.zeros(9, np.uint8), max_bytes=4) == EDGE
+    assert remote.last.payload_bytes == 4
+    server.close()
+    assert remote(np.zeros(9, np.uint8), max_bytes=4) == LOCAL
     remote.close()
 
 
