@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         WireError,
     )
     from compoff.exporting import export
-    from compoff.fitting import FitReport, SplitReport, calibrate, fit
+    from compoff.fitting import FitReport, SplitReport, calibrate, finish, fit
     from compoff.objective import DistillationLoss
     from compoff.recipe import Recipe
     from compoff.record import Record
@@ -103,6 +103,7 @@ _HOMES = {
     "connect": "compoff.device.remote",
     "connect_async": "compoff.device.async_remote",
     "export": "compoff.exporting",
+    "finish": "compoff.fitting",
     "fit": "compoff.fitting",
     "list_split_points": "compoff.cutting.points",
     "load": "compoff.wrapping",
@@ -161,6 +162,7 @@ __all__ = [  # noqa: RUF022 - ruff takes TLS for a constant
     "connect",
     "connect_async",
     "export",
+    "finish",
     "fit",
     "list_split_points",
     "load",

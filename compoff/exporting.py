@@ -26,6 +26,7 @@ from compoff.edge.tail import Tail
 from compoff.errors import ArtifactError, SplitError
 from compoff.fingerprint import fingerprint
 from compoff.manifest import DTYPES, FORMAT, CodeSpec, Manifest, TensorSpec
+from compoff.mounting import require_wrapped
 from compoff.programs import TorchProgram
 from compoff.structure import flatten
 
@@ -50,8 +51,8 @@ Crossing: TypeAlias = Sequence[tuple[Tensor, bool]]
 def export(wrapped: Wrapped, split: str, *, max_batch: int = 256, tail_factory: str | None = None) -> tuple[Head, Tail]:
     """Cut a wrapped model at a split point into the part for the device and the part for the edge.
 
-    The bottlenecks are taken as they are: fit them first. The wrapped model stays as it was and can be exported again.
-    Inputs that are no tensors (flags, numbers, None) become constants.
+    The bottlenecks are taken as they are: fit them first; the log says so where that was not done. The wrapped model
+    stays as it was and can be exported again. Inputs that are no tensors (flags, numbers, None) become constants.
 
     Args:
         wrapped: What `compoff.wrap` returned, its shapes known.
@@ -79,7 +80,10 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256, tail_factory: 
 
     Source: DeepCOD (SenSys 2020), Sec. 4.1.
     """
+    require_wrapped(wrapped)
     example, bottlenecks = wrapped.example_inputs(), wrapped.bottlenecks_at(split)
+    if split not in wrapped.reports:
+        _log.warning("%s", _unfitted(split, bottlenecks))
     tables = [bottleneck.prior.tables() for bottleneck in bottlenecks]
     made = _make(wrapped, split, example, tail_factory)
     shared: dict[str, Any] = {
@@ -101,6 +105,16 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256, tail_factory: 
     shared["versions"] = {"compoff": __version__, "torch": torch.__version__}
     head, tail = Manifest("head", **shared), Manifest("tail", **shared)
     return Head(head, tables, TorchRunner(TorchProgram(made.head))), Tail(tail, tables, made.backend(tail))
+
+
+def _unfitted(split: str, bottlenecks: Sequence[Bottleneck]) -> str:
+    """What is missing at a split point that has no report."""
+    if all(bottleneck.calibrated for bottleneck in bottlenecks):
+        return (
+            f"the symbols at '{split}' have not been counted, so its payloads are as long as they can be; after a loop "
+            "of your own call compoff.finish(model, batches)"
+        )
+    return f"the codec at '{split}' has not been fitted, so its answers are not the model's; call compoff.fit first"
 
 
 def _call(model: nn.Module, example: ExampleInputs) -> dict[str, Any]:

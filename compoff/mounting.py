@@ -36,6 +36,7 @@ __all__ = [
     "key_of",
     "mark",
     "refuse_wrapped",
+    "require_wrapped",
     "unmark",
 ]
 
@@ -233,3 +234,24 @@ def refuse_wrapped(model: nn.Module) -> None:
         raise SplitError(
             "this model is wrapped already; give every split point to one call of compoff.wrap, or unwrap() it first"
         )
+
+
+def require_wrapped(model: object) -> None:
+    """Refuse what `compoff.wrap` did not return, such as the user's model itself.
+
+    Args:
+        model: What was given as the wrapped model.
+
+    Raises:
+        SplitError: It is not one.
+
+    Examples:
+        >>> require_wrapped(nn.Linear(2, 2))
+        Traceback (most recent call last):
+        compoff.errors.SplitError: Linear is no wrapped model; give what compoff.wrap(model, split_points) returned
+    """
+    if hasattr(model, "split_points") and hasattr(model, "bottlenecks"):  # compiled ones hand these on
+        return
+    inside = isinstance(model, nn.Module) and is_marked(model)
+    told = "is the model inside of a wrapped one" if inside else "is no wrapped model"
+    raise SplitError(f"{type(model).__name__} {told}; give what compoff.wrap(model, split_points) returned")

@@ -228,6 +228,8 @@ class Wrapped(nn.Module):
     def at(self, split: str, *, bypass: bool = False) -> Generator[Wrapped]:
         """Make this model the student: the bottlenecks at `split` are on inside the block.
 
+        In eval mode it answers as an export does at its best quality; in training mode with noise for the rounding.
+
         Args:
             split: The split point.
             bypass: Whether features are handed on as they are in place of being coded: what is different then is what

@@ -24,4 +24,7 @@ for _ in range(60):
     optimizer.step()
     losses.append(float(loss.detach()))
 
+report = compoff.finish(model, images.split(32))  # the coder's tables, and what every quality costs
+
 print(f"loss: {sum(losses[:10]) / 10:.3f} -> {sum(losses[-10:]) / 10:.3f}")
+print(report)

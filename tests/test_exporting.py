@@ -319,3 +319,14 @@ def test_pqf_resnet18(data: Path, split: str) -> None:
         for batch in batches:
             assert_equal_to_student(wrapped, split, pair, inputs[:batch])
         wrapped.unwrap()
+
+
+def test_a_codec_that_was_not_fitted_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    model = compoff.wrap(Plain(), "block2", example_input=images())
+    compoff.export(model, "block2")
+    assert "the codec at 'block2' has not been fitted, so its answers are not the model's" in caplog.text
+
+
+def test_a_model_that_is_not_wrapped_says_so() -> None:
+    with pytest.raises(SplitError, match=r"Plain is no wrapped model; give what compoff\.wrap"):
+        compoff.export(Plain(), "block2")  # type: ignore[arg-type]

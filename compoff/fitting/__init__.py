@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from compoff.fitting.calibrating import calibrate
+from compoff.fitting.finishing import finish
 from compoff.fitting.fit import fit
 from compoff.fitting.report import FitReport, SplitReport
 
-__all__ = ["FitReport", "SplitReport", "calibrate", "fit"]
+__all__ = ["FitReport", "SplitReport", "calibrate", "finish", "fit"]

@@ -20,7 +20,7 @@ from compoff.errors import FitError
 from compoff.fitting.batches import to_batch
 from compoff.hooks import uncompiled
 from compoff.losses import relative_error
-from compoff.mounting import device_of
+from compoff.mounting import device_of, require_wrapped
 from compoff.trees import tensors_of
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def calibrate(wrapped: Wrapped, batches: Iterable[Any], *, target_bytes: float |
 
     Source: this project.
     """
+    require_wrapped(wrapped)
     where = device_of(wrapped.base)
     taken: list[Batch] = []
     for item in batches:

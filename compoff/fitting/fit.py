@@ -23,11 +23,12 @@ from compoff.errors import FitError
 from compoff.fingerprint import fingerprint
 from compoff.fitting.batches import to_batch
 from compoff.fitting.calibrating import SAMPLES, calibrate
+from compoff.fitting.finishing import MEASURED, conclude, up_to
 from compoff.fitting.fitter import Fitter
-from compoff.fitting.measure import Aim, count_symbols, measure
+from compoff.fitting.measure import Aim
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.fitting.state import FitState, RandomState, load_state, save_state
-from compoff.mounting import device_of
+from compoff.mounting import device_of, require_wrapped
 from compoff.recipe import Recipe, recipe_named
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ __all__ = ["fit"]
 _log = logging.getLogger("compoff.fit")
 
 _SAVE_EVERY = 200  # steps between two states on disk
-_MEASURED = 2048  # samples that symbols are counted on and, without validation, measured on
 
 
 def _total_steps(batches: Iterable[Any], epochs: int | None, steps: int | None) -> int:
@@ -183,6 +183,7 @@ def fit(
 
     Source: DeepCOD (SenSys 2020), Sec. 3.2.2 (Eq. 10), Sec. 3.3 (Eq. 11, and why it comes second).
     """
+    require_wrapped(wrapped)
     chosen, total = (
         recipe_named(wrapped.options.codec if recipe is None else recipe),
         _total_steps(batches, epochs, steps),
@@ -324,39 +325,14 @@ def _finish(
     device: torch.device | None,
     aim: Aim,
 ) -> FitReport:
-    """Settle, count, measure, and choose the default quality."""
+    """Measure on what the loop saw, or on `validation`."""
     wrapped, state = fitter.wrapped, fitter.state
     once = iter(batches) is batches
-    counted = list(recent) if once and recent else _up_to(batches, wrapped, device, _MEASURED)
-    measured = counted if validation is None else _up_to(validation, wrapped, device, None)
-    if not (counted and measured):
-        given = "batches" if not counted else "validation batches"
-        raise FitError(f"the {given} are empty, so there is nothing to measure on; give at least one")
-    was_training, samples = wrapped.training, 0
-    wrapped.eval()
-    reports: dict[str, SplitReport] = {}
-    try:
-        for split in wrapped.split_points:
-            for layer in [layer for one in wrapped.bottlenecks_at(split) for layer in one.spectral_layers()]:
-                layer.settle()
-            count_symbols(wrapped, split, counted)
-            reports[split] = SplitReport(loss=state.loss[split], distilled_from=state.distilled_from.get(split))
-            samples = measure(wrapped, split, measured, reports[split], aim)
-            wrapped.reports[split] = reports[split].figures()
-            if not reports[split].aim_met:
-                _log.warning("no quality at '%s' keeps to %s; the default is the nearest", split, aim)
-    finally:
-        wrapped.train(was_training)
+    counted = list(recent) if once and recent else up_to(batches, wrapped, device, MEASURED)
+    measured = counted if validation is None else up_to(validation, wrapped, device, None)
+    reports = {
+        split: SplitReport(loss=state.loss[split], distilled_from=state.distilled_from.get(split))
+        for split in wrapped.split_points
+    }
+    samples = conclude(wrapped, reports, counted, measured, aim)
     return FitReport(reports, state.step, state.seconds, samples, held_out=validation is not None)
-
-
-def _up_to(batches: Iterable[Any], wrapped: Wrapped, device: torch.device | None, limit: int | None) -> list[Batch]:
-    """Batches of at least `limit` samples together, or all of them."""
-    taken: list[Batch] = []
-    samples = 0
-    for item in batches:
-        taken.append(to_batch(item, wrapped.base, device))
-        samples += taken[-1].size
-        if limit is not None and samples >= limit:
-            break
-    return taken

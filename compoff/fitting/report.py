@@ -82,7 +82,7 @@ class FitReport:
 
     Args:
         splits: What was measured, by split point.
-        steps: Number of optimizer steps.
+        steps: Number of optimizer steps; 0 where they were those of a loop of your own.
         seconds: Wall-clock time of the fit, in seconds.
         measured_on: Number of samples that bytes and agreement were measured on.
         held_out: Whether those samples came from `validation`; otherwise they are training inputs.
@@ -103,7 +103,8 @@ class FitReport:
     def __str__(self) -> str:
         origin = "held-out" if self.held_out else "training"
         measured = f"measured on {self.measured_on} {origin} samples"
-        lines = [f"compoff.fit: {self.steps} steps in {self.seconds:.0f} s, {measured}"]
+        trained = f"fit: {self.steps} steps in {self.seconds:.0f} s, " if self.steps else "finish: "
+        lines = [f"compoff.{trained}{measured}"]
         for name, split in self.splits.items():
             told = (
                 f"agreement {100 * split.agreement:.1f} %"

@@ -1,0 +1,150 @@
+"""After the last step of whichever loop: settle, count the symbols, measure, and choose the default quality.
+
+`finish` is for a loop of the user's own; `fit` comes to the same `conclude`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from compoff.errors import FitError
+from compoff.fitting.batches import to_batch
+from compoff.fitting.measure import Aim, count_symbols, measure
+from compoff.fitting.report import FitReport, SplitReport
+from compoff.mounting import device_of, require_wrapped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+
+    from compoff.distilling import Batch
+    from compoff.wrapping import Wrapped
+
+__all__ = ["MEASURED", "conclude", "finish", "up_to"]
+
+_log = logging.getLogger("compoff.fit")
+
+MEASURED = 2048
+"""Samples that symbols are counted on and, without validation, measured on."""
+
+
+def finish(
+    wrapped: Wrapped,
+    batches: Iterable[Any],
+    *,
+    target_bytes: float | None = None,
+    max_drop: float | None = None,
+    validation: Iterable[Any] | None = None,
+) -> FitReport:
+    """Make the coder's tables, measure, and choose the default quality; what a loop of your own does last.
+
+    `fit` does it by itself. Without it payloads are as long as they can be, since no symbol counts as likelier than
+    another, and the export sends the most of them.
+
+    Args:
+        wrapped: The model, its bottlenecks trained with `Wrapped.distillation_loss`.
+        batches: Batches as `fit` takes them; symbols are counted on the first 2048 samples.
+        target_bytes: The best quality within these bytes becomes the export's default; as for `fit`.
+        max_drop: The cheapest quality that changes at most this share of the answers becomes the export's default.
+        validation: Held-out batches to measure on; None for those of `batches`.
+
+    Returns:
+        Bytes and agreement of every quality; without loss curves, which are your loop's.
+
+    Raises:
+        FitError: No usable batches, an argument out of range, bottlenecks that have not been started, or a bottleneck
+            that is on.
+        SplitError: Shapes are not known yet.
+
+    Examples:
+        >>> import torch, compoff
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 256, 5))
+        >>> model, images = compoff.wrap(net, "input"), [torch.randn(16, 3, 18, 18)]
+        >>> compoff.calibrate(model, images)
+        >>> # ... your loop ...
+        >>> report = compoff.finish(model, images)
+        >>> 0 < report.splits["input"].bytes < report.splits["input"].raw_bytes
+        True
+
+    Source: this project.
+    """
+    require_wrapped(wrapped)
+    aim = Aim(target_bytes, max_drop)
+    aim.check()
+    for split in wrapped.split_points:
+        if not all(bottleneck.calibrated for bottleneck in wrapped.bottlenecks_at(split)):
+            raise FitError(
+                f"the bottleneck at '{split}' has not been started; call compoff.calibrate(model, batches), train it, "
+                "and call compoff.finish last, or let compoff.fit do all of it"
+            )
+        if wrapped.gate(split).on:
+            raise FitError(
+                "finish was called with a bottleneck on, so there is no teacher; call it outside `with model.at(…)`"
+            )
+    where = device_of(wrapped.base)
+    counted = up_to(batches, wrapped, where, MEASURED)
+    measured = counted if validation is None else up_to(validation, wrapped, where, None)
+    reports = {split: SplitReport() for split in wrapped.split_points}
+    samples = conclude(wrapped, reports, counted, measured, aim)
+    return FitReport(reports, 0, 0.0, samples, held_out=validation is not None)
+
+
+def conclude(
+    wrapped: Wrapped, reports: dict[str, SplitReport], counted: list[Batch], measured: list[Batch], aim: Aim
+) -> int:
+    """Make the tables of every split point from real symbols, and fill in its report.
+
+    Args:
+        wrapped: The model.
+        reports: A report for each split point, to be filled in.
+        counted: What symbols are counted on.
+        measured: What bytes and agreement are measured on.
+        aim: What the default quality is chosen by.
+
+    Returns:
+        Number of samples measured.
+
+    Raises:
+        FitError: There are no batches.
+    """
+    if not (counted and measured):
+        given = "batches" if not counted else "validation batches"
+        raise FitError(f"the {given} are empty, so there is nothing to measure on; give at least one")
+    was_training, samples = wrapped.training, 0
+    wrapped.eval()
+    try:
+        for split, report in reports.items():
+            for layer in [layer for one in wrapped.bottlenecks_at(split) for layer in one.spectral_layers()]:
+                layer.settle()
+            count_symbols(wrapped, split, counted)
+            samples = measure(wrapped, split, measured, report, aim)
+            wrapped.reports[split] = report.figures()
+            if not report.aim_met:
+                _log.warning("no quality at '%s' keeps to %s; the default is the nearest", split, aim)
+    finally:
+        wrapped.train(was_training)
+    return samples
+
+
+def up_to(batches: Iterable[Any], wrapped: Wrapped, device: torch.device | None, limit: int | None) -> list[Batch]:
+    """Batches of at least `limit` samples together, or all of them.
+
+    Args:
+        batches: Batches as people have them.
+        wrapped: The model that takes them.
+        device: Where to move them; None to leave them.
+        limit: Number of samples; None for all.
+
+    Returns:
+        The batches.
+    """
+    taken: list[Batch] = []
+    samples = 0
+    for item in batches:
+        taken.append(to_batch(item, wrapped.base, device))
+        samples += taken[-1].size
+        if limit is not None and samples >= limit:
+            break
+    return taken

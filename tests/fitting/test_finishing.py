@@ -1,0 +1,81 @@
+"""What a loop of one's own has to do last, against what fit does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import compoff
+from compoff.errors import FitError, SplitError
+from tests.fitting.test_fit import batches, signals, trained_net
+
+
+def started(*splits: str) -> compoff.Wrapped:
+    torch.manual_seed(3)
+    model = compoff.wrap(trained_net(), list(splits or ("body",)), example_input=signals(2), stride=4)
+    compoff.calibrate(model, batches())
+    return model
+
+
+def payload_bytes(head: compoff.Head) -> int:
+    return sum(len(head(x[None])) for x in signals(16, seed=5))
+
+
+def test_a_loop_of_ones_own_gets_the_tables_and_the_default_of_fit(caplog: pytest.LogCaptureFixture) -> None:
+    model = started()
+    optimizer = torch.optim.Adam(model.bottleneck("body").parameter_groups(lr=1e-3))
+    for x in batches():
+        optimizer.zero_grad()
+        model.distillation_loss(x).backward()
+        optimizer.step()
+    before = payload_bytes(compoff.export(model, "body")[0])
+    assert "compoff.finish" in caplog.text
+    caplog.clear()
+    report = compoff.finish(model, batches(), target_bytes=25)
+    head, split = compoff.export(model, "body")[0], report.splits["body"]
+    assert not [record for record in caplog.records if record.name == "compoff.export"]
+    assert model.training, "modes are left as they were"
+    assert report.measured_on == 64
+    assert str(report).startswith("compoff.finish: measured on 64 training samples")
+    assert split.bytes <= 1.02 * 25
+    assert head.quality == split.quality
+    assert payload_bytes(head) < before / 2
+    assert payload_bytes(head) / 16 == pytest.approx(split.bytes, rel=0.2)
+
+
+def test_what_fit_measured_stays_when_it_is_measured_again() -> None:
+    torch.manual_seed(3)
+    model = compoff.wrap(trained_net(), "body", example_input=signals(2), stride=4)
+    first = compoff.fit(model, batches(), steps=4, max_drop=0.05).splits["body"]
+    second = compoff.finish(model, batches(), max_drop=0.05).splits["body"]
+    assert (first.curve, first.quality) == (second.curve, second.quality)
+
+
+def test_inputs_that_were_held_out() -> None:
+    report = compoff.finish(started(), batches(), validation=[signals(5, seed=9)])
+    assert (report.held_out, report.measured_on) == (True, 5)
+
+
+def test_refusals() -> None:
+    model = compoff.wrap(trained_net(), "body", example_input=signals(2))
+    with pytest.raises(FitError, match=r"has not been started; call compoff\.calibrate"):
+        compoff.finish(model, batches())
+    model = started()
+    with pytest.raises(FitError, match="batches are empty"):
+        compoff.finish(model, [])
+    with pytest.raises(FitError, match="give one of them"):
+        compoff.finish(model, batches(), target_bytes=30, max_drop=0.1)
+    with model.at("body"), pytest.raises(FitError, match="with a bottleneck on"):
+        compoff.finish(model, batches())
+    assert not model.reports
+
+
+@pytest.mark.parametrize("call", ["fit", "calibrate", "finish"])
+def test_a_model_that_is_not_wrapped_says_so(call: str) -> None:
+    net = nn.Linear(32, 4)
+    with pytest.raises(SplitError, match=r"Linear is no wrapped model; give what compoff\.wrap"):
+        getattr(compoff, call)(net, [torch.zeros(2, 32)])
+    compoff.wrap(net, "input")
+    with pytest.raises(SplitError, match="Linear is the model inside of a wrapped one"):
+        getattr(compoff, call)(net, [torch.zeros(2, 32)])
