@@ -11,15 +11,13 @@ from __future__ import annotations
 import importlib
 import logging
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from compoff.errors import BackendError
 from compoff.onnx_rounding import round_weights
 from compoff.onnx_session import OnnxSession
+from compoff.onnx_steps import take_in_scales, whole_steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -64,7 +62,8 @@ def quantized(data: bytes, name: str, samples: Sequence[Sequence[NDArray[Any]]])
     onnx, quantization = _packages()
     model = onnx.load_from_string(data)
     kept = {entry.key: entry.value for entry in model.metadata_props}
-    steps = _whole_steps(model.graph)
+    take_in_scales(model.graph)
+    steps = whole_steps(model.graph)
     names = OnnxSession(data, name).names
     logger, level = logging.getLogger(), logging.getLogger().level
     with tempfile.TemporaryDirectory() as folder:
@@ -129,77 +128,3 @@ def _behind_the_last_layer(graph: Any) -> list[str]:
             found.append(node.name)
             waiting += [made_by[name] for name in node.input if name in made_by]
     return found
-
-
-@dataclass(frozen=True)
-class _WholeSteps:
-    """A layer whose values are rounded, clamped, shifted, and cast to bytes: symbols, one step apart.
-
-    Args:
-        layer: The layer.
-        rest: The nodes behind it, in their order; the last one's output are the symbols.
-        lowest: Least value after rounding.
-        highest: Greatest value after rounding.
-        shift: What is added to make symbols.
-    """
-
-    layer: Any
-    rest: tuple[Any, ...]
-    lowest: int
-    highest: int
-    shift: int
-
-    def scale(self, quant_type: Any) -> dict[str, Any]:
-        """How the layer's output is stored: one step is one, and zero is where the symbols have it."""
-        zero = np.array(self.shift, np.uint8)
-        return {"quant_type": quant_type, "scale": np.array(1, np.float32), "zero_point": zero}
-
-    def shorten(self, graph: Any) -> None:
-        """Take the quantized layer's integers for the symbols; all that is left to do is to clamp them."""
-        onnx = importlib.import_module("onnx")
-        value = self.layer.output[0]
-        integers = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == value)
-        symbols = self.rest[-1].output[0]
-        bounds = [f"{symbols}_lowest", f"{symbols}_highest"]
-        for bound, value in zip(bounds, (self.lowest, self.highest), strict=True):
-            graph.initializer.append(onnx.numpy_helper.from_array(np.array(value + self.shift, np.uint8), bound))
-        spared = {node.name for node in self.rest}
-        kept = [node for node in graph.node if node.name not in spared and integers.output[0] not in node.input]
-        del graph.node[:]
-        graph.node.extend([*kept, onnx.helper.make_node("Clip", [integers.output[0], *bounds], [symbols])])
-
-
-def _whole_steps(graph: Any) -> list[_WholeSteps]:
-    """The layers whose values become symbols by rounding alone."""
-    to_array = importlib.import_module("onnx.numpy_helper").to_array
-    constants = {one.name: to_array(one) for one in graph.initializer}
-    readers: dict[str, list[Any]] = {one.name: [one] for one in graph.output}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    found: list[_WholeSteps] = []
-    for layer in graph.node:
-        rest = _chain(layer, ("Round", "Clip", "Add", "Cast"), readers) if layer.op_type in _WEIGHTED else None
-        if rest is None:
-            continue
-        bounds = [constants.get(name) for name in (*rest[1].input[1:3], *rest[2].input[1:])]
-        if any(value is None or value.size != 1 or float(value) % 1 for value in bounds):
-            continue
-        lowest, highest, shift = (int(value) for value in bounds if value is not None)
-        if lowest + shift >= 0 and highest + shift <= np.iinfo(np.uint8).max:
-            found.append(_WholeSteps(layer, rest, lowest, highest, shift))
-    return found
-
-
-def _chain(node: Any, types: Sequence[str], readers: dict[str, list[Any]]) -> tuple[Any, ...] | None:
-    """The nodes of these types behind a node, each the only reader of the one before; None where others stand there."""
-    chain: list[Any] = []
-    for kind in types:
-        following = readers.get(node.output[0], [])
-        if len(following) != 1 or getattr(following[0], "op_type", "output") != kind:
-            return None
-        if following[0].input[0] != node.output[0]:
-            return None
-        node = following[0]
-        chain.append(node)
-    return tuple(chain)

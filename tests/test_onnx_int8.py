@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -16,22 +16,46 @@ from compoff.onnx_int8 import quantized
 from compoff.onnx_session import OnnxSession
 from compoff.programs import TorchProgram
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class Steps(nn.Module):
-    """A layer, then symbols by rounding."""
+    """A layer, then symbols by rounding; the scale of the symbols in the layer's weights, or behind it."""
 
-    def __init__(self, half: int, fine: float = 1.0) -> None:
+    gain: Tensor
+    offset: Tensor
+
+    def __init__(self, half: int, *, folded: bool) -> None:
         super().__init__()
-        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 2, stride=2)
-        self.half, self.fine = half, fine
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 2, stride=2, bias=folded)
+        self.levels, self.folded = half, folded
+        self.register_buffer("gain", torch.linspace(30, 50, 6).view(6, 1, 1))
+        self.register_buffer("offset", torch.linspace(-0.5, 0.5, 6).view(6, 1, 1))
+        if folded:
+            with torch.no_grad():
+                self.last.weight.mul_(40)
 
     def forward(self, x: Tensor) -> Tensor:
-        values = 40 * self.last(self.first(x).relu()) * self.fine
-        return (values.round().clamp(-self.half, self.half) + self.half).to(torch.uint8)
+        values = self.last(self.first(x).relu())
+        values = values if self.folded else (values - self.offset) * self.gain
+        return (values.round().clamp(-self.levels, self.levels) + self.levels).to(torch.uint8)
 
 
-def programs(model: nn.Module) -> tuple[bytes, bytes, list[np.ndarray[Any, Any]]]:
+class Nearest(nn.Module):
+    """A layer, then symbols by another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.layer(x) > 0).to(torch.uint8)
+
+
+def programs(make: Callable[[], nn.Module]) -> tuple[bytes, bytes, list[np.ndarray[Any, Any]]]:
     torch.manual_seed(0)
+    model = make()
     x = [np.random.default_rng(0).standard_normal((8, 3, 10, 10)).astype(np.float32)]
     free = {0: torch.export.Dim.DYNAMIC}
     program = TorchProgram(torch.export.export(model, (torch.from_numpy(x[0]),), dynamic_shapes=[free]))
@@ -39,22 +63,9 @@ def programs(model: nn.Module) -> tuple[bytes, bytes, list[np.ndarray[Any, Any]]
     return data, quantized(data, "steps", [x]), x
 
 
-class Folded(Steps):
-    """Steps whose gain is in the weights, as an export has it."""
-
-    def __init__(self, half: int) -> None:
-        super().__init__(half)
-        with torch.no_grad():
-            self.last.weight.mul_(40), self.last.bias.mul_(40)  # type: ignore[union-attr]
-
-    def forward(self, x: Tensor) -> Tensor:
-        values = self.last(self.first(x).relu())
-        return (values.round().clamp(-self.half, self.half) + self.half).to(torch.uint8)
-
-
-@pytest.mark.parametrize("half", [127, 9])
-def test_whole_steps_are_rounded_once(half: int) -> None:
-    data, integers, x = programs(Folded(half))
+@pytest.mark.parametrize(("half", "folded"), [(127, False), (9, True)])
+def test_whole_steps_are_rounded_once(half: int, folded: bool) -> None:
+    data, integers, x = programs(lambda: Steps(half, folded=folded))
     nodes = [node.op_type for node in onnx.load_from_string(integers).graph.node]
     assert nodes[-3:] == ["Conv", "QuantizeLinear", "Clip"]
     assert "Round" not in nodes
@@ -71,11 +82,11 @@ def test_whole_steps_are_rounded_once(half: int) -> None:
 
 
 def test_other_ways_to_symbols_stay_as_they_are() -> None:
-    data, integers, x = programs(Steps(20))
+    data, integers, x = programs(Nearest)
     nodes = [node.op_type for node in onnx.load_from_string(integers).graph.node]
-    assert "Round" in nodes
+    assert "Greater" in nodes
     expected, found = (OnnxSession(one, "steps").run(x)[0] for one in (data, integers))
-    assert (found == expected).mean() > 0.7
+    assert (found == expected).mean() > 0.9
 
 
 def test_no_layer_and_no_samples() -> None:
