@@ -120,7 +120,12 @@ def features_at(
     Returns:
         The features in half precision, where the network is.
     """
-    kept, where, before = list[Tensor](), next(net.parameters()).device, before or Before(net, split)
-    while sum(len(piece) for piece in kept) < count:
-        kept.append(before(next(images).to(where)).half())
-    return torch.cat(kept)[:count].clone()
+    where, before, done = next(net.parameters()).device, before or Before(net, split), 0
+    kept = torch.empty(0)
+    while done < count:
+        made = before(next(images).to(where))[: count - done]
+        if not done:  # one piece from the start: these may take a good part of the memory
+            kept = made.new_empty(count, *made.shape[1:], dtype=torch.half)
+        kept[done : done + len(made)] = made
+        done += len(made)
+    return kept
