@@ -72,7 +72,7 @@ def _orthogonal(self: TileMoments, channels: int) -> Directions:
     deviation = (rows @ covariance * rows).sum(1).clamp_min(0).sqrt()
     order = deviation.argsort(descending=True)
     rows, deviation = rows[order].float(), deviation[order].float()
-    return Directions(rows, rows, mean.float(), deviation)
+    return Directions(rows, rows, rows @ mean.float(), mean.float(), deviation)
 
 
 class _LearnedPoints(UniformQuantizer):

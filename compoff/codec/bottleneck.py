@@ -119,7 +119,7 @@ class Bottleneck(nn.Module):
             raise FeatureError(f"num_centers is {num_centers}; expected 2 to 256, such as 8")
         self.geometry = geometry
         self.latent_shape = (channels, *geometry.latent_space)
-        self.encoder = encoder(geometry.shape, self.latent_shape) if encoder else Encoder(geometry, channels)
+        self.encoder = encoder(geometry.shape, self.latent_shape) if encoder else self._make_encoder(channels)
         self.quantizer = self._make_quantizer(channels, num_centers)
         self.decoder = decoder(self.latent_shape, geometry.shape) if decoder else self._make_decoder(channels)
         self.prior = Prior(channels, num_centers)
@@ -129,6 +129,10 @@ class Bottleneck(nn.Module):
             _check_shape("encoder", self.encoder, geometry.shape, self.latent_shape)
         if decoder:
             _check_shape("decoder", self.decoder, self.latent_shape, geometry.shape)
+
+    def _make_encoder(self, channels: int) -> nn.Module:
+        """The encoder of this codec."""
+        return Encoder(self.geometry, channels)
 
     def _make_quantizer(self, channels: int, num_centers: int) -> Quantizer | UniformQuantizer:
         """The quantizer of this codec."""

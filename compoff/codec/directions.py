@@ -2,23 +2,26 @@
 
 The eigenvectors of S·C·S, with C the covariance of the tiles and S² that of the output's gradients at them. A uniform
 step in these directions harms the output equally in each of them, so the rate goes where it counts. No labels.
+
+A wide tile of many channels has more elements than second moments can be kept of. Its channels are mixed to fewer
+first, position by position, by the same rule on tiles of one element.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
 
+from compoff.codec.geometry import Geometry
 from compoff.errors import FeatureError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compoff.codec.geometry import Geometry
-
-__all__ = ["Directions", "TileMoments", "check_tile"]
+__all__ = ["Directions", "TileMoments", "check_tile", "mixed_channels"]
 
 _LARGEST = 4096  # tile elements up to which second moments are kept whole; the eigenvectors then take about a minute
 _RIDGE = 0.01  # share of the mean sensitivity that every direction gets: what the samples did not show may still count
@@ -30,38 +33,88 @@ class Directions:
     """A linear codec of tiles.
 
     Args:
-        analysis: Rows that turn a tile around its mean into a latent.
+        analysis: Rows that turn a tile into a latent.
         synthesis: Rows whose weighted sum turns the latent back.
+        offset: What the mean tile makes of the latent, taken away from it.
         mean: The mean tile.
         deviation: Standard deviation of each latent channel, falling.
+        mixing: Directions at single positions that make the channels of a tile fewer before; None where all stay.
 
     Shapes:
-        analysis and synthesis ``(channels, tile elements)``; mean ``(tile elements,)``; deviation ``(channels,)``.
+        analysis and synthesis ``(channels, elements)``, of a tile with mixed channels; offset and deviation
+        ``(channels,)``; mean ``(tile elements,)``.
     """
 
     analysis: Tensor
     synthesis: Tensor
+    offset: Tensor
     mean: Tensor
     deviation: Tensor
+    mixing: Directions | None = None
+
+    def measure(self, geometry: Geometry, y: Tensor) -> Tensor:
+        """The latent of a feature.
+
+        Args:
+            geometry: Layout of the feature.
+            y: The feature.
+
+        Returns:
+            One row a tile.
+
+        Shapes:
+            y ``(batch, *geometry.shape)``; result ``(batch * tiles, channels)``.
+
+        Examples:
+            >>> import torch
+            >>> geometry, y = Geometry((2, 8), stride=4), torch.randn(50, 2, 8)
+            >>> moments = TileMoments(geometry)
+            >>> moments.add(y, torch.randn(50, 2, 8))
+            >>> moments.directions(channels=3).measure(geometry, y).mean(0).abs().max() < 1e-5
+            tensor(True)
+        """
+        if self.mixing is not None:
+            y = _mix(self.mixing.analysis.to(y), y)
+        return Geometry((y.shape[1], *geometry.space), geometry.stride).tiles(y) @ self.analysis.to(
+            y
+        ).T - self.offset.to(y)
+
+
+def mixed_channels(geometry: Geometry) -> int:
+    """Number of channels that a tile is described by: all, or as many as second moments can be kept of.
+
+    Args:
+        geometry: Layout of the feature.
+
+    Returns:
+        At most the feature's channels.
+
+    Examples:
+        >>> mixed_channels(Geometry((32, 16, 16), stride=8)), mixed_channels(Geometry((1024, 14, 14), stride=7))
+        (32, 83)
+
+    Source: this project.
+    """
+    return min(geometry.channels, _LARGEST // math.prod(geometry.tile))
 
 
 def check_tile(geometry: Geometry) -> None:
-    """Refuse a tile whose second moments would be too many to keep.
+    """Refuse a feature whose second moments would be too many to keep.
 
     Args:
         geometry: Layout of the feature.
 
     Raises:
-        FeatureError: The tile has too many elements.
+        FeatureError: A position or a tile has too many elements.
 
     Examples:
-        >>> from compoff.codec import Geometry
         >>> check_tile(Geometry((256, 14, 14), stride=4))
     """
-    if geometry.tile_elements > _LARGEST:
+    if geometry.channels > _LARGEST or mixed_channels(geometry) < 1:
         raise FeatureError(
-            f"a tile of a feature of shape {geometry.shape} has {geometry.tile_elements} elements; the transform codec "
-            f'takes up to {_LARGEST}: wrap with a smaller stride, at another split point, or with codec="deepcod"'
+            f"a feature of shape {geometry.shape} has {geometry.channels} numbers at a position and tiles of "
+            f"{math.prod(geometry.tile)} positions; the transform codec takes up to {_LARGEST} of either: wrap with a "
+            'smaller stride, at another split point, or with codec="deepcod"'
         )
 
 
@@ -70,9 +123,10 @@ class TileMoments:
 
     Args:
         geometry: Layout of the feature.
+        mixing: Directions at its single positions, where its tiles are wider than second moments can be kept of.
 
     Raises:
-        FeatureError: The tile has more elements than second moments can be kept of.
+        FeatureError: The feature has more elements than second moments can be kept of.
 
     Examples:
         >>> import torch
@@ -85,10 +139,13 @@ class TileMoments:
     Source: this project (a label-free Karhunen-Loève transform in the metric of the Gauss-Newton matrix).
     """
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, mixing: Directions | None = None) -> None:
         check_tile(geometry)
-        size = geometry.tile_elements
-        self.geometry = geometry
+        self.mixing = mixing
+        channels = geometry.channels if mixing is None else len(mixing.analysis)
+        self._tiled = Geometry((channels, *geometry.space), geometry.stride)
+        self._positions = math.prod(geometry.tile)
+        size = self._tiled.tile_elements
         self._sum = torch.zeros(size, dtype=torch.float64)
         self._square = torch.zeros(size, size, dtype=torch.float64)
         self._sensitivity = torch.zeros(size, size, dtype=torch.float64)
@@ -102,7 +159,10 @@ class TileMoments:
             y: The feature.
             gradient: Gradient of some projection of the output at it.
         """
-        tiles, slopes = self.geometry.tiles(y.float()), self.geometry.tiles(gradient.float())
+        y, gradient = y.float(), gradient.float()
+        if self.mixing is not None:
+            y, gradient = _mix(self.mixing.analysis.to(y), y), _mix(self.mixing.synthesis.to(y), gradient)
+        tiles, slopes = self._tiled.tiles(y), self._tiled.tiles(gradient)
         self._sum += tiles.sum(0).cpu().double()
         self._square += (tiles.T @ tiles).cpu().double()
         # The scale of the gradients is of no consequence, but batches should count alike.
@@ -115,7 +175,7 @@ class TileMoments:
         """The directions that count most.
 
         Args:
-            channels: How many, at most the elements of a tile.
+            channels: How many, at most the elements of a tile with mixed channels.
 
         Returns:
             Analysis and synthesis in float32.
@@ -125,12 +185,27 @@ class TileMoments:
         root, inverse = _roots(self._sensitivity / self._rows)
         variances, vectors = _eigenvectors(root @ covariance @ root)
         variances, vectors = variances.flip(0)[:channels], vectors.flip(1)[:, :channels]
+        analysis = vectors.T @ root
         return Directions(
-            (vectors.T @ root).float(),
+            analysis.float(),
             (inverse @ vectors).T.float(),
-            mean.float(),
+            (analysis @ mean).float(),
+            self._unmixed(mean).float(),
             variances.clamp_min(0).sqrt().float(),
+            self.mixing,
         )
+
+    def _unmixed(self, mean: Tensor) -> Tensor:
+        """The mean tile with all the channels of the feature."""
+        if self.mixing is None:
+            return mean
+        beside = mean.view(-1, self._positions) - self.mixing.offset.double()[:, None]
+        return (self.mixing.mean.double()[:, None] + self.mixing.synthesis.double().T @ beside).flatten()
+
+
+def _mix(rows: Tensor, y: Tensor) -> Tensor:
+    """Weighted sums of channels, position by position."""
+    return torch.einsum("rc,bc...->br...", rows, y)
 
 
 def _roots(sensitivity: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from compoff.codec.directions import Directions
     from compoff.codec.geometry import Geometry
 
 __all__ = ["Encoder", "semi_orthogonality_error"]
@@ -33,6 +34,8 @@ class Encoder(nn.Module):
     Args:
         geometry: Layout of the feature.
         channels: Number of channels of the latent.
+        mixed: Number of channels that those of the feature are mixed to first, position by position: the same linear
+            map in two factors, which cost less than their product where tiles are wide. None for no such factor.
 
     Shapes:
         y ``(batch, geometry.channels, *space)``; result ``(batch, channels, *geometry.latent_space)``.
@@ -46,21 +49,25 @@ class Encoder(nn.Module):
     Source: DeepCOD (SenSys 2020), Sec. 3.2.1 and 3.2.3, Eq. 5.
     """
 
-    def __init__(self, geometry: Geometry, channels: int) -> None:
+    def __init__(self, geometry: Geometry, channels: int, mixed: int | None = None) -> None:
         super().__init__()
         self.geometry = geometry
+        self.mix = None
+        if mixed is not None and geometry.space:
+            self.mix = _CONVOLUTIONS[len(geometry.tile)](geometry.channels, mixed, 1, bias=False)
+        inner = geometry.channels if self.mix is None else self.mix.out_channels
         self.layer: nn.Module
         if geometry.space:
             tile = geometry.tile
             convolution = _CONVOLUTIONS[len(tile)]
-            self.layer = convolution(geometry.channels, channels, tile, stride=tile, bias=False)  # pyright: ignore[reportArgumentType]
+            self.layer = convolution(inner, channels, tile, stride=tile, bias=False)  # pyright: ignore[reportArgumentType]
         else:
             self.layer = nn.Linear(geometry.channels, channels, bias=False)
         nn.init.orthogonal_(self.weight)
 
     @property
     def weight(self) -> Tensor:
-        """The kernel, ``(channels, geometry.channels, *tile)``."""
+        """The kernel, ``(channels, geometry.channels, *tile)``; of the second factor where there are two."""
         weight = self.layer.weight
         assert isinstance(weight, torch.Tensor)
         return weight
@@ -68,7 +75,25 @@ class Encoder(nn.Module):
     @property
     def macs(self) -> int:
         """Multiply-accumulates that the encoder costs the device per sample."""
-        return self.weight.numel() * math.prod(self.geometry.latent_space)
+        before = 0 if self.mix is None else self.mix.weight.numel() * math.prod(self.geometry.padded)
+        return before + self.weight.numel() * math.prod(self.geometry.latent_space)
+
+    @property
+    def factors(self) -> list[Tensor]:
+        """The kernels, in the order in which they work."""
+        return [self.weight] if self.mix is None else [self.mix.weight, self.weight]
+
+    @torch.no_grad()
+    def start(self, directions: Directions, step: float) -> None:
+        """Measure in directions.
+
+        Args:
+            directions: The directions.
+            step: Unit of the latent.
+        """
+        if self.mix is not None and directions.mixing is not None:
+            self.mix.weight.copy_(directions.mixing.analysis.view_as(self.mix.weight))
+        self.weight.copy_((directions.analysis / step).view_as(self.weight))
 
     def forward(self, y: Tensor) -> Tensor:
         """Encode a feature.
@@ -79,7 +104,12 @@ class Encoder(nn.Module):
         Returns:
             The latent, ``(batch, channels, *geometry.latent_space)``.
         """
-        return self.layer(self.geometry.pad(y))
+        return self.layer(self._mixed(y))
+
+    def _mixed(self, y: Tensor) -> Tensor:
+        """The feature, padded, as it enters the layer."""
+        padded = self.geometry.pad(y)
+        return padded if self.mix is None else self.mix(padded)
 
     def scaled(self, y: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
         """Encode a feature, then multiply and shift each channel, in the one layer.
@@ -104,7 +134,7 @@ class Encoder(nn.Module):
             True
         """
         weight = self.weight * gain.view(-1, *(1,) * (self.weight.dim() - 1))
-        tile, padded = self.geometry.tile, self.geometry.pad(y)
+        tile, padded = self.geometry.tile, self._mixed(y)
         return _CONVOLVE[len(tile)](padded, weight, bias, tile) if tile else F.linear(padded, weight, bias)
 
     @torch.no_grad()

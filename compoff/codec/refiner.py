@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compoff.codec.directions import mixed_channels
+
 if TYPE_CHECKING:
     from compoff.codec.directions import Directions
     from compoff.codec.geometry import Geometry
@@ -54,7 +56,9 @@ class RefiningDecoder(nn.Module):
         super().__init__()
         self.geometry = geometry
         axes, inner = len(geometry.space), geometry.channels
-        self.inverse = _enlarge(geometry, channels, inner, bias=False)
+        mixed = mixed_channels(geometry)
+        self.inverse = _enlarge(geometry, channels, mixed, bias=False)
+        self.unmix = None if mixed == inner else _CONVOLUTIONS[axes](mixed, inner, 1, bias=False)
         self.mean = nn.Parameter(torch.zeros(inner, *geometry.tile))
         self.register_buffer("level", torch.ones(channels))
         self.register_buffer("floor", torch.tensor(torch.finfo(torch.float32).min))
@@ -84,6 +88,8 @@ class RefiningDecoder(nn.Module):
             >>> moments.add(y, torch.randn(50, 2, 8))
             >>> RefiningDecoder(geometry, 8).start(moments.directions(8), 1.0, y)
         """
+        if self.unmix is not None and directions.mixing is not None:
+            self.unmix.weight.copy_(directions.mixing.synthesis.T.view_as(self.unmix.weight))
         weight = self.inverse.weight
         assert isinstance(weight, Tensor)
         rows = directions.synthesis.to(weight) * step
@@ -95,6 +101,12 @@ class RefiningDecoder(nn.Module):
         if float((y == lowest).float().mean()) > _CLIPPED:
             self.floor.copy_(lowest)
 
+    @property
+    def started(self) -> list[Tensor]:
+        """The parameters that `start` sets."""
+        parts = [self.inverse.weight, self.mean, *([] if self.unmix is None else [self.unmix.weight])]
+        return [part for part in parts if isinstance(part, Tensor)]
+
     def forward(self, z_hat: Tensor) -> Tensor:
         """Decode.
 
@@ -104,7 +116,10 @@ class RefiningDecoder(nn.Module):
         Returns:
             The feature, ``(batch, geometry.channels, *space)``.
         """
-        linear = self.inverse(z_hat) + self.mean.repeat(1, *self.geometry.latent_space)
+        linear = self.inverse(z_hat)
+        if self.unmix is not None:
+            linear = self.unmix(linear)
+        linear = linear + self.mean.repeat(1, *self.geometry.latent_space)
         inner = self.enter(z_hat / self.level.view(-1, *(1,) * len(self.geometry.space)))
         for block in self.latent_blocks:
             inner = block(inner)

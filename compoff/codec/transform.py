@@ -6,6 +6,7 @@ One fit serves every rate: each sample of a batch is rounded to a step of its ow
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,15 +14,15 @@ from torch import Tensor, nn
 
 from compoff.codec.bottleneck import Bottleneck, BottleneckOutput, CodecFactory, Quality
 from compoff.codec.density import Density
-from compoff.codec.directions import check_tile
+from compoff.codec.directions import check_tile, mixed_channels
+from compoff.codec.encoder import Encoder
+from compoff.codec.geometry import Geometry
 from compoff.codec.refiner import RefiningDecoder
 from compoff.codec.uniform import UniformQuantizer, coarsen
 from compoff.errors import FeatureError, FitError
 
 if TYPE_CHECKING:
     from compoff.codec.directions import Directions
-    from compoff.codec.encoder import Encoder
-    from compoff.codec.geometry import Geometry
 
 __all__ = ["LADDER", "TransformBottleneck", "default_channels", "widest_stride"]
 
@@ -29,7 +30,7 @@ LADDER = (3, 5, 7, 9, 11, 15, 21)
 """The steps that one fit is for, in units of the finest; odd, since halves of even ones would all go up. It is aimed
 with the one in the middle."""
 _FORMER_LADDER = (1, 2, 3, 4, 5, 7, 9)  # of what was saved before a ladder was saved with it
-_WIDEST_TILE = 2048  # elements
+_MANY = 2048  # elements of a tile
 _SILENT = 0.05  # a channel that is zero but for this share of its values costs as many bits as it is worth
 _DEVIATIONS = 4.0  # standard deviations of a channel that its levels hold at least
 # Learning rates beside the networks', relative to the size of the weights where the start already is nearly right.
@@ -81,10 +82,11 @@ class TransformBottleneck(Bottleneck):
         decoder: CodecFactory | None = None,
     ) -> None:
         check_tile(geometry)
-        if channels > geometry.tile_elements:
+        most = _numbers(geometry)
+        if channels > most:
             raise FeatureError(
-                f"channels is {channels}, but a tile of {geometry.tile} elements of this feature only holds "
-                f"{geometry.tile_elements} numbers; give at most that many"
+                f"channels is {channels}, but a tile of {geometry.tile} elements of this feature is described by "
+                f"{most} numbers; give at most that many"
             )
         least = 2 * LADDER[-1] + 1
         if not (least <= num_centers <= 255 and num_centers % 2):
@@ -100,6 +102,10 @@ class TransformBottleneck(Bottleneck):
         self.register_buffer("reference_bits", torch.ones(()))
         self.register_buffer("ladder", torch.tensor(LADDER))
         self.register_load_state_dict_pre_hook(_take_ladder)
+
+    def _make_encoder(self, channels: int) -> Encoder:
+        mixed = mixed_channels(self.geometry)
+        return Encoder(self.geometry, channels, None if mixed == self.geometry.channels else mixed)
 
     def _make_quantizer(self, channels: int, num_centers: int) -> UniformQuantizer:
         return UniformQuantizer(channels, num_centers)
@@ -117,9 +123,9 @@ class TransformBottleneck(Bottleneck):
             Groups with ``params`` and ``lr``: what starts from the directions moves in proportion to its size.
         """
         quantizer, decoder = self.quantizer, self.decoder
-        started = [self.encoder.weight]
+        started = self.encoder.factors
         if isinstance(decoder, RefiningDecoder):
-            started += [part for part in (decoder.inverse.weight, decoder.mean) if isinstance(part, Tensor)]
+            started += decoder.started
         groups: list[dict[str, Any]] = [
             {"params": [parameter], "lr": _LINEAR_LR * lr * max(float(parameter.detach().square().mean().sqrt()), 1e-8)}
             for parameter in started
@@ -158,12 +164,10 @@ class TransformBottleneck(Bottleneck):
             step: The finest step, in the unit of the directions.
             y: Features of one batch.
         """
-        weight = self.encoder.weight
-        analysis = directions.analysis.to(weight) / step
-        weight.copy_(analysis.view_as(weight))
-        self.quantizer.offset.copy_(analysis @ directions.mean.to(weight))
+        self.encoder.start(directions, step)
+        self.quantizer.offset.copy_(directions.offset / step)
         # A channel whose values would leave the levels gets coarser steps.
-        deviation = directions.deviation.to(weight) / step
+        deviation = directions.deviation.to(self.encoder.weight) / step
         gain = (self.num_centers // 2 / (_DEVIATIONS * deviation.clamp_min(1e-12))).clamp_max(1.0)
         self.quantizer.log_gain.copy_(gain.log())
         if isinstance(self.decoder, RefiningDecoder):
@@ -326,25 +330,29 @@ def _take_ladder(module: nn.Module, state: dict[str, Any], prefix: str, *rest: A
 
 
 def widest_stride(shape: tuple[int, ...]) -> int:
-    """Side of the widest tile whose second moments are found in seconds: wide tiles need fewer bytes.
+    """Side of the widest tile that a start can be found for: wide tiles need fewer bytes.
 
     Args:
         shape: Shape of the feature without the batch axis.
 
     Returns:
-        8, 4, 2 or 1 elements for a map; up to 64 for a sequence.
+        Up to 8 elements for a map, those that leave the least over at its borders; up to 64 for a sequence.
 
     Examples:
-        >>> widest_stride((32, 16, 16)), widest_stride((256, 28, 28)), widest_stride((80, 100))
-        (8, 2, 16)
+        >>> widest_stride((32, 16, 16)), widest_stride((1024, 14, 14)), widest_stride((80, 100))
+        (8, 7, 16)
 
     Source: this project (docs/benchmarks.md, the ablations).
     """
-    widest = 64 if len(shape) == 2 else 8
-    fitting = [1]
-    while fitting[-1] < widest and shape[0] * (2 * fitting[-1]) ** (len(shape) - 1) <= _WIDEST_TILE:
-        fitting.append(2 * fitting[-1])
-    return fitting[-1]
+    channels, *space = shape
+    if len(space) < 2:
+        side = 1
+        while side < 64 and channels * (2 * side) ** len(space) <= _MANY:
+            side *= 2
+        return side
+    # A tile of many elements has to be seen in several places of a map, or too few of them would stand for it.
+    widest = max(side for side in range(1, 9) if channels * side**2 <= _MANY or 2 * side <= max(space) + 1)
+    return min(range(widest, widest // 2, -1), key=lambda side: math.prod(Geometry(shape, side).padded))
 
 
 def default_channels(geometry: Geometry) -> int:
@@ -360,6 +368,16 @@ def default_channels(geometry: Geometry) -> int:
         >>> from compoff.codec import Geometry
         >>> default_channels(Geometry((32, 16, 16), stride=8)), default_channels(Geometry((3, 224, 224), stride=8))
         (192, 160)
+
+    Source: this project.
     """
+    most, few = _numbers(geometry), 192
+    if mixed_channels(geometry) < geometry.channels:  # deep in a network, where a map has few tiles of many channels
+        few = max(few, _MANY // math.prod(geometry.latent_space))
     # The last sixth of a small tile is noise to the network; from pixels at 224 x 224 this makes 24 MMAC.
-    return min(192, max(1, geometry.tile_elements * 5 // 6))
+    return min(few, max(1, most * 5 // 6))
+
+
+def _numbers(geometry: Geometry) -> int:
+    """How many numbers a tile is described by."""
+    return mixed_channels(geometry) * math.prod(geometry.tile)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compoff.codec import TileMoments, TransformBottleneck
+from compoff.codec import Geometry, TileMoments, TransformBottleneck
+from compoff.codec.directions import mixed_channels
 from compoff.coding import Code, PayloadFormat
 from compoff.distilling import float_tensors, refusals_named, teacher_pass
 from compoff.errors import FitError
@@ -37,6 +38,7 @@ __all__ = ["SAMPLES", "calibrate", "overhead_bytes"]
 SAMPLES = 2048
 """Samples that directions are found from."""
 _SEARCHED = 256  # samples that the step is sought with
+_MIXED_FROM = 256  # samples whose single positions tell how channels are mixed; each has many
 _DRAWS = 2  # projections of the output whose gradients stand for a sample
 _BISECTIONS = 10
 # Without a number of bytes to aim at, the reference step is where the linear start puts this share of the output's
@@ -128,12 +130,12 @@ def _start(
 
     The unit of every direction is what it does to the output, so that one step serves several features alike.
     """
-    moments = [TileMoments(bottleneck.geometry) for bottleneck in bottlenecks]
+    mixings = _mixings(wrapped, split, bottlenecks, batches, generator)
+    moments = [TileMoments(one.geometry, mixing) for one, mixing in zip(bottlenecks, mixings, strict=True)]
     features: list[list[Tensor]] = []
     samples = 0
     for batch in batches:
         ys, slopes = _slopes(wrapped, split, batch, generator)
-        _check_finite(batch, ys, slopes)
         for draw in slopes:
             for moment, y, slope in zip(moments, ys, draw, strict=True):
                 moment.add(y, slope)
@@ -150,6 +152,34 @@ def _start(
         step = _step_for_bytes(bottlenecks, directions, together, target_bytes)
     for bottleneck, one, y in zip(bottlenecks, directions, together, strict=True):
         bottleneck.start(one, step / bottleneck.reference_step, y)
+
+
+def _mixings(
+    wrapped: Wrapped,
+    split: str,
+    bottlenecks: list[TransformBottleneck],
+    batches: list[Batch],
+    generator: torch.Generator,
+) -> list[Directions | None]:
+    """How the channels at single positions are mixed to fewer, where tiles are too wide to keep all of them."""
+    fewer = [mixed_channels(bottleneck.geometry) for bottleneck in bottlenecks]
+    moments = [
+        TileMoments(Geometry(one.geometry.shape, 1)) if count < one.geometry.channels else None
+        for one, count in zip(bottlenecks, fewer, strict=True)
+    ]
+    if all(moment is None for moment in moments):
+        return [None] * len(moments)
+    samples = 0
+    for batch in batches:
+        ys, slopes = _slopes(wrapped, split, batch, generator)
+        for draw in slopes:
+            for moment, y, slope in zip(moments, ys, draw, strict=True):
+                if moment is not None:
+                    moment.add(y, slope)
+        samples += len(ys[0])
+        if samples >= _MIXED_FROM:
+            break
+    return [None if moment is None else moment.directions(count) for moment, count in zip(moments, fewer, strict=True)]
 
 
 def _check_finite(batch: Batch, ys: list[Tensor], slopes: list[tuple[Tensor, ...]]) -> None:
@@ -182,7 +212,9 @@ def _slopes(
             slopes = [_gradients(projection, leaves, split) for projection in projections]
     finally:
         gate.replace = None
-    return [leaf.detach() for leaf in leaves], slopes
+    ys = [leaf.detach() for leaf in leaves]
+    _check_finite(batch, ys, slopes)
+    return ys, slopes
 
 
 def _gradients(projection: Tensor, leaves: list[Tensor], split: str) -> tuple[Tensor, ...]:
@@ -221,8 +253,7 @@ def _step_for_bytes(
         raise FitError(f"target_bytes is {target_bytes}, but header and checksum take {overhead}; ask for more")
     latents: list[NDArray[Any]] = []
     for bottleneck, one, y in zip(bottlenecks, directions, ys, strict=True):
-        tiles = bottleneck.geometry.tiles(y.float()) - one.mean.to(y.device)
-        latents.append((tiles @ one.analysis.to(y.device).T).cpu().numpy())
+        latents.append(one.measure(bottleneck.geometry, y.float()).cpu().numpy())
 
     def too_fine(step: float) -> bool:
         spent = sum(_entropy_bytes(np.round(latent / step).astype(np.int64), len(ys[0])) for latent in latents)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compoff.codec import Geometry, TileMoments
+from compoff.codec import Encoder, Geometry, TileMoments
+from compoff.codec.directions import mixed_channels
 from compoff.errors import FeatureError
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 12), (3, 7, 9), (4, 16), (10,)])
 def test_tiles_are_laid_out_as_the_kernel_is(shape: tuple[int, ...]) -> None:
-    from compoff.codec import Encoder
-
     geometry, y = Geometry(shape), torch.randn(2, *shape)
     encoder = Encoder(geometry, 3)
     by_hand = (geometry.tiles(y) @ encoder.weight.flatten(1).T).view(2, -1, 3).transpose(1, 2)
@@ -59,6 +58,36 @@ def test_batches_add_up() -> None:
     torch.testing.assert_close(whole.directions(4).deviation, parts.directions(4).deviation)
 
 
-def test_a_tile_that_is_too_large_is_refused() -> None:
-    with pytest.raises(FeatureError, match="has 5000 elements"):
-        TileMoments(Geometry((5000,)))
+def test_fewer_channels_describe_a_wide_tile_as_well_where_they_hold_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compoff.codec.directions._LARGEST", 64)
+    torch.manual_seed(0)
+    geometry = Geometry((8, 6, 8), stride=4)
+    assert mixed_channels(geometry) == 4
+    y = torch.einsum("cm,bmhw->bchw", torch.randn(8, 4), torch.randn(200, 4, 6, 8)) + torch.randn(8, 1, 1)
+    slopes = torch.randn(200, 8, 6, 8)
+    single = TileMoments(Geometry(geometry.shape, 1))
+    single.add(y, slopes)
+    moments = TileMoments(geometry, single.directions(4))
+    moments.add(y, slopes)
+    found = moments.directions(64)
+    latent = found.measure(geometry, y)
+    torch.testing.assert_close(latent.mean(0), torch.zeros(64), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latent.std(0), found.deviation, atol=1e-3, rtol=1e-2)
+
+    encoder = Encoder(geometry, 64, mixed=4)
+    encoder.start(found, step=0.5)
+    by_layers = (2 * found.measure(geometry, y)).view(200, 4, 64).transpose(1, 2)
+    moved = encoder(y).flatten(2) - 2 * found.offset[:, None]
+    torch.testing.assert_close(moved, by_layers, atol=1e-3, rtol=1e-3)
+    assert encoder.macs == 8 * 4 * 64 + 64 * 4 * 16 * 4
+
+    assert found.mixing is not None
+    positions = found.mixing.synthesis.T @ (latent @ found.synthesis).view(-1, 4, 16)
+    beside_the_mean = (geometry.tiles(y) - found.mean).view(-1, 8, 16)
+    torch.testing.assert_close(positions, beside_the_mean, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("geometry", [Geometry((5000,)), Geometry((5000, 8)), Geometry((1, 5000), stride=5000)])
+def test_what_second_moments_cannot_be_kept_of_is_refused(geometry: Geometry) -> None:
+    with pytest.raises(FeatureError, match="takes up to 4096 of either"):
+        TileMoments(geometry)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compoff.codec import Geometry, Quality, RefiningDecoder, TileMoments, TransformBottleneck
+from compoff.codec import Encoder, Geometry, Quality, RefiningDecoder, TileMoments, TransformBottleneck
 from compoff.codec.transform import LADDER, default_channels, widest_stride
 from compoff.codec.uniform import coarsen
 from compoff.codec_options import CodecOptions
@@ -181,10 +181,37 @@ def test_the_options_choose_sizes() -> None:
     bottleneck = CodecOptions(codec="transform").build((32, 16, 16))
     assert isinstance(bottleneck, TransformBottleneck)
     assert bottleneck.latent_shape == (192, 2, 2)
-    assert widest_stride((1024, 7, 7)) == 1
     assert default_channels(Geometry((3, 4, 4), stride=4)) == 40
     with pytest.raises(FeatureError, match="encoder of your own"):
         CodecOptions(codec="transform", encoder=lambda _, __: torch.nn.Identity()).build((3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("shape", "side"),
+    [
+        ((3, 224, 224), 8),
+        ((256, 56, 56), 8),
+        ((512, 28, 28), 7),  # 28 = 4 x 7, where tiles of 8 would leave 4 over
+        ((1024, 14, 14), 7),
+        ((1024, 7, 7), 4),  # one tile in a map would be seen too seldom
+        ((8, 10, 10), 5),
+        ((3, 4, 4), 8),
+        ((80, 100), 16),
+        ((5000, 1, 1), 1),
+        ((300,), 64),
+    ],
+)
+def test_tiles_are_wide_and_fit_the_map(shape: tuple[int, ...], side: int) -> None:
+    assert widest_stride(shape) == side
+
+
+def test_a_deep_feature_is_described_by_few_channels_in_two_factors() -> None:
+    bottleneck = CodecOptions(codec="transform").build((1024, 14, 14))
+    assert bottleneck.latent_shape == (512, 2, 2)
+    assert isinstance(bottleneck.encoder, Encoder)
+    assert [tuple(factor.shape) for factor in bottleneck.encoder.factors] == [(83, 1024, 1, 1), (512, 83, 7, 7)]
+    y = torch.zeros(1, 1024, 14, 14)
+    assert bottleneck.eval().decode(bottleneck.encode(y)).shape == y.shape
 
 
 def test_wide_channels_stay_within_the_levels() -> None:
