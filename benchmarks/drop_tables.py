@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.markdown import exists, result, source, system, table, whole
+from benchmarks.markdown import exists, matching, result, source, system, table, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +25,12 @@ _AIMS: list[tuple[str, str, str, int | None, int]] = [
     (_CIFAR, "layer2", "top-1", None, 1_024),
     (_CIFAR, "layer3", "top-1", None, 512),
 ]
+# The first two are tiles that the codec chose by itself when these were measured.
+_CALLED = {
+    "resnet50.layer3.cpu": "2 × 2 tile",
+    "resnet50.layer4.cpu": "1 × 1 tile",
+    "resnet50.layer4.cpu.stride2": "2 × 2 tile",
+}
 _DROPS = {"top-1": ("drop", "drop_stderr"), "top-5": ("drop_top5", "drop_top5_stderr")}
 
 
@@ -34,10 +40,14 @@ def one_fit(split: str, model: str = _CIFAR) -> str:
 
 
 def fits_at(model: str, split: str) -> dict[str, str]:
-    """The results that there are at a split point, by what to call it: with the codec's own tile, or a wider one."""
-    own = one_fit(split, model)
-    names = {split: own, **{f"{split}, stride {side}": f"{own}.stride{side}" for side in (2, 4)}}
-    return {called: name for called, name in names.items() if exists(name)}
+    """The results of one fit for every rate at a split point, by what to call them."""
+    if model == _CIFAR:
+        return {split: one_fit(split)} if exists(one_fit(split)) else {}
+    found: dict[str, str] = {}
+    for name in matching(f"rate_accuracy.{model}.{split}.*"):
+        called = _CALLED.get(name.removeprefix("rate_accuracy."), name.rpartition(f"{split}.")[2])
+        found[split if called == "cpu" else f"{split}, {called}"] = name
+    return found
 
 
 def cheapest(rows: list[dict[str, Any]], limit: float, key: str = "drop") -> dict[str, Any] | None:

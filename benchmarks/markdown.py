@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["exists", "result", "source", "system", "table", "whole"]
+__all__ = ["exists", "matching", "result", "source", "system", "table", "whole"]
 
 _RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -14,6 +14,11 @@ _RESULTS = Path(__file__).resolve().parent / "results"
 def exists(name: str) -> bool:
     """Whether there is a file of results."""
     return (_RESULTS / f"{name}.json").exists()
+
+
+def matching(pattern: str) -> list[str]:
+    """Names of the files of results that match a pattern."""
+    return sorted(path.stem for path in _RESULTS.glob(f"{pattern}.json"))
 
 
 def result(name: str) -> dict[str, Any]:
