@@ -94,8 +94,8 @@ def at_drop_table() -> str:
             for limit in (1, 2, 5)
         ]
     head = ["split point", "drop, points", "transform, bytes", "deepcod, bytes", "best without a learned codec, bytes"]
-    made = [source(name) for name in (one_fit("layer3"), f"rate_accuracy.{_CIFAR}.layer3")]
-    return f"{table(head, cells)}\n\nCIFAR-10, ResNet-56; {'; '.join(made)} (and the other split points)"
+    made = [source(name) for split in reversed(_SPLITS) for name in (one_fit(split), f"rate_accuracy.{_CIFAR}.{split}")]
+    return f"{table(head, cells)}\n\nCIFAR-10, ResNet-56; {'; '.join(made)}"
 
 
 def aims_table() -> str:
@@ -185,7 +185,7 @@ def fit_share_table() -> str:
                     _steps(content),
                     f"{rows[0]['fit_macs'] / 1e12:.1f}",
                     f"{rows[0]['training_macs'] / 1e12:,.0f}",
-                    f"{100 * rows[0]['fit_share']:.4f} %",
+                    f"{100 * rows[0]['fit_share']:.2g} %",
                     f"{statistics.median(row['fit_seconds'] for row in rows) / 60:.0f}",
                 ]
             )
