@@ -7,6 +7,7 @@ Bytes only: it knows nothing of models.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import contextlib
 import logging
@@ -78,6 +79,8 @@ class Server:
             reason = getattr(error, "strerror", None) or error
             message = f"cannot listen on {address}: {reason}; choose another port, or port 0 for any"
             raise WireError(message) from error
+        # A program that ends while a tail is at work would otherwise be aborted by the tail's runtime.
+        atexit.register(self.close)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the server is closed.
@@ -159,7 +162,11 @@ class Server:
             self._loop.call_soon_threadsafe(self._service.dismiss_all)
 
     def close(self) -> None:
-        """Stop: take no new requests, send the answers in flight (up to ``drain_timeout``), close. Again: no effect."""
+        """Stop: take no new requests, send the answers in flight (up to ``drain_timeout``), close. Again: no effect.
+
+        The end of the program does it, too.
+        """
+        atexit.unregister(self.close)
         with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped already
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(self._service.limits.drain_timeout + _HUNG)

@@ -7,6 +7,8 @@ import gc
 import logging
 import random
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -237,3 +239,31 @@ def test_who_is_accepted_in_the_moment_it_stops_is_closed_too() -> None:
             server.close()
             stop.set()
     gc.collect()  # a socket that was forgotten warns now, and a warning is an error
+
+
+ENDS = """
+import time
+from compoff.edge.server import serve
+from compoff.wire.client import open_client
+
+class Slow:
+    artifact_id = bytes(32)
+    max_payload_bytes = 100
+
+    def answer(self, payload):
+        time.sleep(0.3)
+        print("answered", flush=True)
+        return payload
+
+server = serve(Slow())
+client = open_client(server.address, [Slow.artifact_id])
+client.submit(b"x", timeout=5)
+time.sleep(0.1)
+"""
+
+
+def test_a_program_that_ends_while_a_tail_is_at_work_lets_it_end_first() -> None:
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "answered\n", "")
+    assert time.monotonic() - began < 5, "an idle connection holds nobody up"
