@@ -242,6 +242,8 @@ class Tail(Described):
     ) -> Server:
         """Serve this tail in the background; `compoff.serve` takes several tails and every option.
 
+        The server ends with the program: `Server.wait` keeps that from ending.
+
         Args:
             address: ``"host:port"``; port 0 picks a free one.
             token: Token that devices must show; None to ask for none.
