@@ -57,6 +57,9 @@ class WholeSteps:
         kept = [node for node in graph.node if node.name not in spared and integers.output[0] not in node.input]
         del graph.node[:]
         graph.node.extend([*kept, onnx.helper.make_node("Clip", [integers.output[0], *bounds], [symbols])])
+        read = {name for node in graph.node for name in node.input}
+        for one in [one for one in graph.initializer if one.name not in read]:
+            graph.initializer.remove(one)
 
 
 def take_in_scales(graph: Any) -> None:
