@@ -212,6 +212,8 @@ def _slopes(
             slopes = [_gradients(projection, leaves, split) for projection in projections]
     finally:
         gate.replace = None
+    for bottleneck, leaf in zip(gate.bottlenecks, leaves, strict=True):
+        bottleneck.geometry.check(leaf)
     ys = [leaf.detach() for leaf in leaves]
     _check_finite(batch, ys, slopes)
     return ys, slopes

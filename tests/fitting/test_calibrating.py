@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import compoff
-from compoff.errors import FitError
+from compoff.errors import FeatureError, FitError
 from compoff.fitting.measure import Aim
 from tests.fitting.test_fit import assert_same, batches, bottlenecks, signals, wrapped
 
@@ -216,3 +216,10 @@ def test_numbers_that_nothing_can_start_from_are_refused(spoilt: bool, cause: st
         next(model.base.parameters()).data.fill_(float("inf"))
     with pytest.raises(FitError, match=cause):
         compoff.fit(model, [x], steps=1)
+
+
+def test_a_batch_of_another_size_is_named() -> None:
+    net = nn.Sequential(nn.Conv1d(2, 6, 3, padding=1), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 4))
+    model = compoff.wrap(net, "1", example_input=torch.zeros(2, 2, 16))
+    with pytest.raises(FeatureError, match=r"\(6, 16\)"):
+        compoff.calibrate(model, [torch.randn(8, 2, 16), torch.randn(8, 2, 12)])
