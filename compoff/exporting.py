@@ -82,8 +82,8 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256, tail_factory: 
     """
     require_wrapped(wrapped)
     example, bottlenecks = wrapped.example_inputs(), wrapped.bottlenecks_at(split)
-    if split not in wrapped.reports:
-        _log.warning("%s", _unfitted(split, bottlenecks))
+    if split not in wrapped.reports and (missing := _missing(split, bottlenecks)):
+        _log.warning("%s", missing)
     tables = [bottleneck.prior.tables() for bottleneck in bottlenecks]
     made = _make(wrapped, split, example, tail_factory)
     shared: dict[str, Any] = {
@@ -107,14 +107,16 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256, tail_factory: 
     return Head(head, tables, TorchRunner(TorchProgram(made.head))), Tail(tail, tables, made.backend(tail))
 
 
-def _unfitted(split: str, bottlenecks: Sequence[Bottleneck]) -> str:
-    """What is missing at a split point that has no report."""
-    if all(bottleneck.calibrated for bottleneck in bottlenecks):
-        return (
-            f"the symbols at '{split}' have not been counted, so its payloads are as long as they can be; after a loop "
-            "of your own call compoff.finish(model, batches)"
-        )
-    return f"the codec at '{split}' has not been fitted, so its answers are not the model's; call compoff.fit first"
+def _missing(split: str, bottlenecks: Sequence[Bottleneck]) -> str:
+    """What was left out at a split point that has no report; nothing where all was done some other way."""
+    if not all(bottleneck.calibrated for bottleneck in bottlenecks):
+        return f"the codec at '{split}' has not been fitted, so its answers are not the model's; call compoff.fit first"
+    if all(bool(bottleneck.prior.logits.any()) for bottleneck in bottlenecks):  # zeros until they learn or are counted
+        return ""
+    return (
+        f"the symbols at '{split}' have not been counted, so its payloads are as long as they can be; after a loop "
+        "of your own call compoff.finish(model, batches)"
+    )
 
 
 def _call(model: nn.Module, example: ExampleInputs) -> dict[str, Any]:

@@ -340,7 +340,7 @@ def widest_stride(shape: tuple[int, ...]) -> int:
 
     Examples:
         >>> widest_stride((32, 16, 16)), widest_stride((1024, 14, 14)), widest_stride((80, 100))
-        (8, 7, 16)
+        (8, 4, 16)
 
     Source: this project (docs/benchmarks.md, the ablations).
     """
@@ -350,9 +350,17 @@ def widest_stride(shape: tuple[int, ...]) -> int:
         while side < 64 and channels * (2 * side) ** len(space) <= _MANY:
             side *= 2
         return side
-    # A tile of many elements has to be seen in several places of a map, or too few of them would stand for it.
-    widest = max(side for side in range(1, 9) if channels * side**2 <= _MANY or 2 * side <= max(space) + 1)
-    return min(range(widest, widest // 2, -1), key=lambda side: math.prod(Geometry(shape, side).padded))
+    # A tile of many elements has to be seen in several places of a map, or too few of them would stand for it. Where its
+    # channels are mixed to fewer than a quarter, the best rates lose by it what wide tiles gain.
+    widest = max(
+        side
+        for side in range(1, 9)
+        if channels * side**2 <= _MANY
+        or (2 * side <= max(space) + 1 and 4 * mixed_channels(Geometry(shape, side)) >= channels)
+    )
+    # What lies over the borders costs by its area; twice the width saves about a third.
+    sides = range(widest, widest // 2, -1)
+    return min(sides, key=lambda side: math.prod(Geometry(shape, side).padded) / math.sqrt(side))
 
 
 def default_channels(geometry: Geometry) -> int:
@@ -373,7 +381,7 @@ def default_channels(geometry: Geometry) -> int:
     """
     most, few = _numbers(geometry), 192
     if mixed_channels(geometry) < geometry.channels:  # deep in a network, where a map has few tiles of many channels
-        few = max(few, _MANY // math.prod(geometry.latent_space))
+        few = min(512, max(few, 4 * _MANY // math.prod(geometry.latent_space)))
     # The last sixth of a small tile is noise to the network; from pixels at 224 x 224 this makes 24 MMAC.
     return min(few, max(1, most * 5 // 6))
 

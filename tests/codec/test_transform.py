@@ -191,9 +191,10 @@ def test_the_options_choose_sizes() -> None:
     [
         ((3, 224, 224), 8),
         ((256, 56, 56), 8),
-        ((512, 28, 28), 7),  # 28 = 4 x 7, where tiles of 8 would leave 4 over
-        ((1024, 14, 14), 7),
-        ((1024, 7, 7), 4),  # one tile in a map would be seen too seldom
+        ((128, 28, 28), 7),  # 28 = 4 x 7, where tiles of 8 would leave 4 over
+        ((512, 28, 28), 4),  # and wider ones less than a quarter of the channels
+        ((1024, 14, 14), 4),
+        ((256, 7, 7), 4),  # one tile in a map would be seen too seldom
         ((8, 10, 10), 5),
         ((3, 4, 4), 8),
         ((80, 100), 16),
@@ -207,9 +208,9 @@ def test_tiles_are_wide_and_fit_the_map(shape: tuple[int, ...], side: int) -> No
 
 def test_a_deep_feature_is_described_by_few_channels_in_two_factors() -> None:
     bottleneck = CodecOptions(codec="transform").build((1024, 14, 14))
-    assert bottleneck.latent_shape == (512, 2, 2)
+    assert bottleneck.latent_shape == (512, 4, 4)
     assert isinstance(bottleneck.encoder, Encoder)
-    assert [tuple(factor.shape) for factor in bottleneck.encoder.factors] == [(83, 1024, 1, 1), (512, 83, 7, 7)]
+    assert [tuple(factor.shape) for factor in bottleneck.encoder.factors] == [(256, 1024, 1, 1), (512, 256, 4, 4)]
     y = torch.zeros(1, 1024, 14, 14)
     assert bottleneck.eval().decode(bottleneck.encode(y)).shape == y.shape
 
