@@ -350,8 +350,8 @@ def widest_stride(shape: tuple[int, ...]) -> int:
         while side < 64 and channels * (2 * side) ** len(space) <= _MANY:
             side *= 2
         return side
-    # A tile of many elements has to be seen in several places of a map, or too few of them would stand for it. Where its
-    # channels are mixed to fewer than a quarter, the best rates lose by it what wide tiles gain.
+    # A tile of many elements has to be seen in several places of a map, or too few of them would stand for it. Where
+    # its channels are mixed to fewer than a quarter, the best rates lose by it what wide tiles gain.
     widest = max(
         side
         for side in range(1, 9)
