@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -136,6 +136,7 @@ def _decoder(width: int, blocks: int) -> dict[str, Any]:
 
 
 _ONE_RATE = {"compoff.codec.transform.LADDER": (1,)}
+_FORMER_RATES = {"compoff.codec.transform.LADDER": (1, 2, 3, 4, 5, 7, 9), "compoff.codec.transform._SILENT": 1e-3}
 _SLOPES, _DIRECTIONS = "compoff.fitting.calibrating._slopes", "compoff.codec.directions.TileMoments.directions"
 _QUANTIZER = "compoff.codec.transform.TransformBottleneck._make_quantizer"
 
@@ -148,6 +149,7 @@ VARIATIONS = {
     "rates: one fit for 50 B alone": Variation("rates", patches=_ONE_RATE, target_bytes=50),
     "rates: one fit for 100 B alone": Variation("rates", patches=_ONE_RATE),
     "rates: one fit for 180 B alone": Variation("rates", patches=_ONE_RATE, target_bytes=180),
+    "rates: steps of 1, 2, 3, 4, 5, 7, 9, silent channels sent": Variation("rates", patches=_FORMER_RATES),
     "rate term: none": Variation("rate term", recipe={"rate": 0.0}),
     "quantizer: learned centers, 100 B alone": Variation(
         "quantizer", patches={**_ONE_RATE, _QUANTIZER: _learned_points}
@@ -178,6 +180,12 @@ VARIATIONS = {
 SEEDS = {
     **{f"as it is, seed {seed}": Variation("as it is", seed=seed) for seed in (1, 2)},
     **{f"tail: adapts, seed {seed}": Variation("tail", options={"strict": False}, seed=seed) for seed in (1, 2)},
+    **{
+        f"{change}, seed {seed}": replace(variation, seed=seed)
+        for seed in (1, 2)
+        for change, variation in VARIATIONS.items()
+        if variation.group == "rates"
+    },
 }
 
 
