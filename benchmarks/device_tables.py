@@ -14,10 +14,22 @@ __all__ = ["DEVICE_TABLES"]
 
 def heads_table() -> str:
     """A head in each runtime."""
-    head = ["codec", "runtime", "program, ms", "torch ÷ this", "coder and checks, ms", "codec's share", "file, KB"]
+    head = [
+        "codec",
+        "channels",
+        "payload, bytes",
+        "runtime",
+        "program, ms",
+        "torch ÷ this",
+        "coder and checks, ms",
+        "codec's share",
+        "file, KB",
+    ]
     cells = [
         [
             row["codec"],
+            str(row["channels"]),
+            whole(row["payload_bytes"]),
             row["runtime"],
             f"{row['program_ms']:.1f}",
             f"{row['times_torch']:.2f}",
@@ -35,6 +47,7 @@ def heads_task_table() -> str:
     head = [
         "runtime",
         "quality",
+        "images × views",
         "bytes",
         "symbols changed, of a million",
         "payloads equal",
@@ -46,6 +59,7 @@ def heads_task_table() -> str:
         [
             row["runtime"],
             str(row["quality"]),
+            f"{row['images']:,} × {row['views']}",
             whole(row["bytes"]),
             f"{1e6 * row['symbols_changed']:,.1f}",
             f"{100 * row['payloads_equal']:.1f} %",

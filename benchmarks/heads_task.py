@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-import compoff
-from benchmarks.heads import CALIBRATION, SPLIT, heads_of
+from benchmarks.heads import CALIBRATION, EXPORT, SPLIT, fitted, heads_of
 from benchmarks.networks import data_folder, read_imagenet_val
 from benchmarks.record import record
 from benchmarks.tasks import Task, load_task
@@ -33,9 +31,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    import compoff
+
 __all__ = ["Found", "main", "views"]
 
-_EXPORT = Path(__file__).resolve().parent / "states" / "heads.resnet50"
 _SIDE, _CROP = 227, 224
 _CORNERS = ((1, 1, False), (1, 1, True), (0, 0, False), (3, 3, True), (0, 3, True), (3, 0, False))
 """Top, left, and whether mirrored; the middle comes first."""
@@ -49,7 +48,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=4, help=f"of each image, at most {len(_CORNERS)}")
     parser.add_argument("--qualities", type=int, nargs="+", default=[4])
     parser.add_argument("--steps", type=int, default=60, help="steps of the fit")
-    parser.add_argument("--export", type=Path, default=_EXPORT, help="where the fitted export is kept")
+    parser.add_argument("--export", type=Path, default=EXPORT, help="where the fitted export is kept")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -61,18 +60,6 @@ def main() -> None:
     rows = task_rows(task, heads, tail.compile("onnx"), images, options.views, options.qualities)
     settings = f"--images {options.images} --views {options.views} --qualities {' '.join(map(str, options.qualities))}"
     record("heads.task", rows, seed=0, command=f"python -m benchmarks.heads_task {settings} --steps {options.steps}")
-
-
-def fitted(task: Task, export: Path, steps: int) -> tuple[compoff.Head, compoff.Tail]:
-    """The fitted export, made where it is not kept."""
-    if not (export / "tail" / "manifest.yaml").exists():
-        wrapped = compoff.wrap(task.net, SPLIT, example_input=task.test[:2], codec="transform")
-        compoff.fit(wrapped, task.train, steps=steps, target_bytes=4000, progress=sys.stderr.isatty())
-        head, tail = compoff.export(wrapped, SPLIT)
-        wrapped.unwrap()
-        head.save(export / "head")
-        tail.save(export / "tail")
-    return compoff.Head.load(export), compoff.Tail.load(export)
 
 
 def views(images: Tensor, count: int) -> Iterator[Tensor]:
