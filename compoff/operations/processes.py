@@ -70,10 +70,12 @@ class Processes:
             role: _Role = _same
             if settings.fronts:
                 role = self._start_keeper(settings, log)
+            # Fronts listen only when there is somebody to answer: who calls before finds nobody rather than silence.
+            served = [keeper.wait_until_ready() for keeper in self._keepers]
             for number in range(settings.fronts or settings.processes):
                 self._members.append(_Member(str(number), role, settings, self.address, log))
-            served = [member.wait_until_ready() for member in [*self._members, *self._keepers]]
-            self.served = served[-1]
+            served += [member.wait_until_ready() for member in self._members]
+            self.served = served[0]
         except BaseException:
             self.stop()
             raise
