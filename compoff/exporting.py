@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compoff import __version__
+from compoff.codec import Encoder
 from compoff.cutting.capture import capture
 from compoff.cutting.graph_flow import GraphFlow
 from compoff.cutting.prefix import Prefix, capture_prefix
@@ -102,9 +103,11 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256, tail_factory: 
     }
     shared["artifact_id"] = _identity(wrapped, Manifest("", "", **shared), tables)
     shared["report"] = {**wrapped.reports.get(split, {}), **made.macs}
+    shared["report"]["head_macs"] -= _spared(bottlenecks, shared["quality"])
     shared["versions"] = {"compoff": __version__, "torch": torch.__version__}
     head, tail = Manifest("head", **shared), Manifest("tail", **shared)
-    return Head(head, tables, TorchRunner(TorchProgram(made.head))), Tail(tail, tables, made.backend(tail))
+    runner = TorchRunner(TorchProgram(made.head), head.codes)
+    return Head(head, tables, runner), Tail(tail, tables, made.backend(tail))
 
 
 def _missing(split: str, bottlenecks: Sequence[Bottleneck]) -> str:
@@ -148,6 +151,15 @@ def _code(bottleneck: Bottleneck) -> CodeSpec:
         bottleneck.num_centers,
         tuple(quality.channels for quality in qualities),
         steps if max(steps) > 1 else (),
+    )
+
+
+def _spared(bottlenecks: Sequence[Bottleneck], quality: int) -> int:
+    """Multiply-accumulates of the channels that the default quality does not send, nor the head compute."""
+    return sum(
+        one.encoder.macs * (one.latent_shape[0] - one.qualities()[quality].channels) // one.latent_shape[0]
+        for one in bottlenecks
+        if isinstance(one.encoder, Encoder)
     )
 
 

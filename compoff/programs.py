@@ -8,10 +8,11 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
 from compoff.errors import ArtifactError, BackendError
+from compoff.narrowing import narrowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,6 +68,7 @@ class TorchProgram:
         except (RuntimeError, AssertionError, NotImplementedError) as error:  # as torch names a device that is missing
             raise BackendError(f"the program cannot run on device '{device}' ({error}); choose another") from error
         self._module = program.module(check_guards=False)
+        self._narrow: dict[tuple[int, ...], nn.Module] = {}
 
     @classmethod
     def load(cls, data: bytes, name: str, device: str = "cpu", pool: WeightPool | None = None) -> TorchProgram:
@@ -120,20 +122,29 @@ class TorchProgram:
             self._data = buffer.getvalue()
         return self._data
 
-    def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    def run(self, inputs: Sequence[NDArray[Any]], channels: tuple[int, ...] | None = None) -> list[NDArray[Any]]:
         """Run on arrays.
 
         Args:
             inputs: One array an input.
+            channels: Of how many channels the first outputs are wanted (`compoff.narrowing`); None for all. Where the
+                program cannot do with fewer, all are given.
 
         Returns:
             One array an output.
         """
+        module = self._module if channels is None else self._narrowed(channels)
         with torch.inference_mode():
             tensors = [to_tensor(array).to(self._device) for array in inputs]
-            outputs: Sequence[Tensor] | Tensor = self._module(*tensors)
+            outputs: Sequence[Tensor] | Tensor = module(*tensors)
             leaves = [outputs] if isinstance(outputs, Tensor) else outputs
             return [leaf.cpu().numpy() for leaf in leaves]
+
+    def _narrowed(self, channels: tuple[int, ...]) -> nn.Module:
+        """The program for so many channels, made once."""
+        if channels not in self._narrow:
+            self._narrow[channels] = narrowed(self._module, channels) or self._module
+        return self._narrow[channels]
 
 
 def to_tensor(array: NDArray[Any]) -> Tensor:

@@ -16,6 +16,7 @@ from compoff.errors import BackendError
 from compoff.executorch_export import to_executorch
 from compoff.onnx_export import agreement, to_onnx
 from compoff.onnx_int8 import quantized
+from compoff.onnx_narrowing import with_quality
 from compoff.programs import TorchProgram
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def _for_onnx(
     data, _ = to_onnx(program, "the head", batches, metadata={OWNER: manifest.artifact_id})
     if precision == "int8":
         data = quantized(data, "the head", samples)
+    data = with_quality(data, list(zip(*(code.qualities for code in manifest.codes), strict=True)))
     runner = OnnxRunner(data, manifest, others=files, threads=threads)
     return runner, {"onnxruntime": runner.version}
 

@@ -109,8 +109,8 @@ class Head:
             FeatureError: The model was not called so at the export, an input has another shape or dtype, the batch is
                 empty, there is no such quality, or not even header and checksum fit into `max_bytes`.
         """
-        parts = self.runner.run(self._arrays(inputs, keywords))
-        best = self.quality if quality is None else quality
+        arrays, best = self._arrays(inputs, keywords), self.quality if quality is None else quality
+        parts = self.runner.run(arrays, best)  # lower qualities send no other channels
         if max_bytes is None:
             return self._payload(parts, best, coding)
         payload = self._payload(parts, best, coding)

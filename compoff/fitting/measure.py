@@ -226,8 +226,8 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
     report.quality = (aim or Aim()).choose(report.curve)
     chosen = report.curve[report.quality]
     report.aim_met = (aim or Aim()).met(chosen)
-    report.bytes, report.agreement, report.output_error = (
-        chosen[key] for key in ("bytes", "agreement", "output_error")
+    report.bytes, report.agreement, report.output_error, report.encoder_macs = (
+        chosen[key] for key in ("bytes", "agreement", "output_error", "encoder_macs")
     )
     report.ceiling_bytes = rates[report.quality].coder.max_bytes(1)
     report.raw_bytes = wrapped.sites[split].raw_bytes
@@ -273,19 +273,27 @@ class _Rate:
             "bytes": sum(self.lengths) / len(self.lengths),
             "agreement": self.comparison.agreement,
             "output_error": self.comparison.error,
+            "encoder_macs": self._encoder_macs(),
         }
+
+    def _encoder_macs(self) -> int | None:
+        """Multiply-accumulates of the channels that are sent; None where an encoder is not ours."""
+        macs = [
+            one.encoder.macs * quality.channels // one.latent_shape[0]
+            for one, quality in zip(self.bottlenecks, self.qualities, strict=True)
+            if isinstance(one.encoder, Encoder)
+        ]
+        return sum(macs) if len(macs) == len(self.bottlenecks) else None
 
 
 def _guarantee(wrapped: Wrapped, split: str, batch: Batch, report: SplitReport) -> None:
     """The terms of the paper's recovery guarantee."""
     bottlenecks, symbols = wrapped.bottlenecks_at(split), symbols_of(wrapped, split, batch)
     bounds = [one.decoder.lipschitz_bound for one in bottlenecks if isinstance(one.decoder, Decoder)]
-    macs = [one.encoder.macs for one in bottlenecks if isinstance(one.encoder, Encoder)]
     report.semi_orthogonality_error = max(float(one.semi_orthogonality_error().detach()) for one in bottlenecks)
     report.lipschitz_bound = max(bounds) if len(bounds) == len(bottlenecks) else None
     adapter = bottlenecks[0].adapter
     report.adapter_bytes = adapter.bytes if adapter is not None else 0
-    report.encoder_macs = sum(macs) if len(macs) == len(bottlenecks) else None
     report.local_gain = max(local_gain(one, part[:4]) for one, part in zip(bottlenecks, symbols, strict=True))
 
 

@@ -21,7 +21,7 @@ class SplitReport:
         loss: Loss of every step.
         distilled_from: Step at which Eq. 11 was added, or None where it never was.
         curve: Each quality from the fewest bytes to the most: ``channels`` and ``step`` that it sends, mean ``bytes``
-            of a payload, ``agreement`` and ``output_error``.
+            of a payload, ``agreement``, ``output_error`` and ``encoder_macs``.
         quality: Index of the quality that the export sends by default; the figures below are its.
         aim_met: Whether that quality keeps to the `target_bytes` or `max_drop` of the fit; if not, it is the nearest.
         bytes: Mean length of one sample's payload, side tensors, header and checksum included, in bytes.
@@ -36,7 +36,8 @@ class SplitReport:
         lipschitz_bound: Upper bound of the decoder's gain over its convolutions (Eq. 8-9); None for a decoder of your
             own.
         local_gain: Largest gain of the whole decoder found at the measured samples.
-        encoder_macs: Multiply-accumulates that the encoder adds on the device, per sample; None for one of your own.
+        encoder_macs: Multiply-accumulates that the encoder adds on the device, per sample, for the channels that are
+            sent; None for one of your own.
         adapter_bytes: Size of the adapter of the layers behind, in bytes; 0 where they stay as they are (``strict``).
 
     Examples:

@@ -126,6 +126,7 @@ def _qualities(part: Folder) -> list[dict[str, Any]]:
                 "ceiling_bytes": format_.max_bytes(1, index),
                 "agreement": measured.get("agreement"),
                 "output_error": measured.get("output_error"),
+                "encoder_macs": measured.get("encoder_macs"),
             }
         )
     return rows

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 
 import compoff
 from compoff.errors import FeatureError, PayloadError
+from compoff.onnx_narrowing import QUALITY, with_quality
+from compoff.onnx_session import OnnxSession
 from tests.fitting.test_fit import batches, signals, trained_net
 
 if TYPE_CHECKING:
@@ -136,3 +139,49 @@ def test_a_model_that_was_saved_keeps_them_too(exported: Export, tmp_path: Path)
     again = compoff.load(tmp_path / "fitted.safetensors", trained_net()).eval()
     assert again.bottleneck("body").qualities() == model.bottleneck("body").qualities()
     assert compoff.export(again, "body")[0].quality == exported[0].quality
+
+
+@pytest.fixture(scope="module")
+def heads(exported: Export) -> dict[str, compoff.Head]:
+    head = exported[0]
+    batches = list(signals(64, seed=5).split(16))
+    return {
+        "torch": head,
+        "onnx": head.compile("onnx", threads=1),
+        "int8": head.compile("onnx", precision="int8", batches=batches, least_agreement=0.0, threads=1),
+    }
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnx", "int8"])
+def test_a_quality_computes_its_channels_and_no_others(heads: dict[str, compoff.Head], runtime: str) -> None:
+    head, x = heads[runtime], signals(3, seed=9).numpy()
+    sent = head.manifest.codes[0].qualities
+    assert len(set(sent)) > 1
+    (whole,) = head.runner.run([x])
+    assert whole.shape[1:] == head.manifest.codes[0].latent_shape
+    for quality, channels in enumerate(sent):
+        (part,) = head.runner.run([x], quality)
+        assert part.shape[1] == channels
+        assert np.array_equal(part, whole[:, :channels])
+    for unknown in (-1, len(sent)):
+        assert np.array_equal(head.runner.run([x], unknown)[0], whole)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnx", "int8"])
+def test_payloads_are_those_of_all_channels(heads: dict[str, compoff.Head], runtime: str) -> None:
+    head, x = heads[runtime], signals(1, seed=4)
+    code = head.payload_format.codes[0]
+    symbols = head.symbols(x)[0]
+    for quality in range(7):
+        expected = head.payload_format.encode([code.sent(symbols, quality)], quality=quality)
+        assert bytes(head(x, quality=quality)) == bytes(expected)
+        limited = head(x, quality=6, max_bytes=len(expected))
+        assert bytes(limited) == bytes(head(x, quality=limited.quality, max_bytes=len(expected)))
+
+
+def test_an_onnx_program_without_such_a_layer_stays_as_it_is(heads: dict[str, compoff.Head]) -> None:
+    program = heads["onnx"].runner.files["head.onnx"]
+    assert OnnxSession(program, "head").names[-1] == QUALITY
+    assert with_quality(program, [[1]]) == program, "its symbols come from a choice, which is no layer"
+    whole = heads["onnx"].manifest.codes[0].latent_shape[0]
+    assert with_quality(program, [[whole], [whole]]) == program

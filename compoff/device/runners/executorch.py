@@ -91,11 +91,12 @@ class ExecuTorchRunner:
         """The programs as files of an artifact, by name; first the one that this runs."""
         return {PROGRAM: self._data, **self._others}
 
-    def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    def run(self, inputs: Sequence[NDArray[Any]], quality: int | None = None) -> list[NDArray[Any]]:
         """Turn inputs into what crosses the cut.
 
         Args:
             inputs: One array an input, one batch.
+            quality: Index of a quality; all channels are computed for each, since a method has one size of output.
 
         Returns:
             The symbols of each code, then the side tensors.
@@ -103,6 +104,7 @@ class ExecuTorchRunner:
         Raises:
             BackendError: The program fails.
         """
+        del quality
         sizes = [len(array) for array, batched in zip(inputs, self._batched, strict=True) if batched]
         samples = [self._sample(inputs, index) for index in range(max(sizes, default=1))]
         columns = zip(*samples, strict=True)

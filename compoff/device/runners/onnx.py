@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from compoff.device.runners.tensors import from_numpy, to_numpy
 from compoff.errors import BackendError
+from compoff.onnx_narrowing import QUALITY
 from compoff.onnx_session import OnnxSession, OnnxTensor
 
 if TYPE_CHECKING:
@@ -51,6 +54,8 @@ class OnnxRunner:
         self._data, self._others = data, dict(others or {})
         self._session = OnnxSession(data, name, threads=threads)
         _check_owner(self._session, manifest, name)
+        self._by_quality = self._session.names[-1:] == (QUALITY,)
+        self._all = np.array(len(manifest.codes[0].qualities), np.int64)  # beyond the last quality
 
     @classmethod
     def load(cls, folder: Folder, threads: int | None = None) -> OnnxRunner:
@@ -81,16 +86,20 @@ class OnnxRunner:
         """The programs as files of an artifact, by name; first the one that this runs."""
         return {PROGRAM: self._data, **self._others}
 
-    def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    def run(self, inputs: Sequence[NDArray[Any]], quality: int | None = None) -> list[NDArray[Any]]:
         """Turn inputs into what crosses the cut.
 
         Args:
             inputs: One array an input, one batch.
+            quality: Index of the quality whose channels are wanted; None for all channels.
 
         Returns:
             The symbols of each code, then the side tensors.
         """
-        return self._session.run(inputs)
+        if not self._by_quality:
+            return self._session.run(inputs)
+        known = quality is not None and 0 <= quality < self._all
+        return self._session.run([*inputs, np.array(quality, np.int64) if known else self._all])
 
     def to_numpy(self, value: Any) -> NDArray[Any] | None:
         """The array behind a tensor of PyTorch, which may be loaded all the same; None if `value` is none."""
@@ -110,8 +119,9 @@ def _check_owner(session: OnnxSession, manifest: Manifest, name: str) -> None:
             "compile the head again"
         )
     crossing = [(("batch", *code.latent_shape), "uint8") for code in manifest.codes] + list(map(_form, manifest.sides))
+    taken = list(map(_form, manifest.inputs))
     for kind, expected, found in (
-        ("takes", list(map(_form, manifest.inputs)), session.inputs),
+        ("takes", [*taken, ((), "int64")] if session.names[-1:] == (QUALITY,) else taken, session.inputs),
         ("gives", crossing, session.outputs),
     ):
         if len(expected) != len(found) or not all(map(_fits, expected, found)):

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Runner"]
+    from compoff.manifest import CodeSpec
+
+__all__ = ["Runner", "channels_by_quality"]
 
 
 class Runner(Protocol):
@@ -20,8 +22,11 @@ class Runner(Protocol):
         """The program as files of an artifact, by name."""
         ...
 
-    def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        """Inputs to what crosses the cut, one batch: the symbols of each code, then the side tensors."""
+    def run(self, inputs: Sequence[NDArray[Any]], quality: int | None = None) -> list[NDArray[Any]]:
+        """Inputs to what crosses the cut, one batch: the symbols of each code, then the side tensors.
+
+        Of each code at least the channels that this quality sends; all of them without a quality.
+        """
         ...
 
     def to_numpy(self, value: Any) -> NDArray[Any] | None:
@@ -31,3 +36,24 @@ class Runner(Protocol):
     def from_numpy(self, array: NDArray[Any]) -> Any:
         """An array as the runtime's own tensor."""
         ...
+
+
+def channels_by_quality(codes: Sequence[CodeSpec]) -> dict[int, tuple[int, ...]]:
+    """The channels of each code that a quality sends, for the qualities that do not send all of them.
+
+    Args:
+        codes: What the manifest says of each code.
+
+    Returns:
+        One entry a quality that needs less than the whole latent.
+
+    Examples:
+        >>> from compoff.manifest import CodeSpec
+        >>> channels_by_quality([CodeSpec((8, 4, 4), num_centers=255, qualities=(3, 5, 8))])
+        {0: (3,), 1: (5,)}
+    """
+    if not codes:
+        return {}
+    whole = tuple(code.latent_shape[0] for code in codes)
+    sent = zip(*(code.qualities for code in codes), strict=True)
+    return {quality: channels for quality, channels in enumerate(sent) if channels != whole}

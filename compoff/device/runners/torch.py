@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from compoff.device.runners.runner import channels_by_quality
 from compoff.device.runners.tensors import from_numpy, to_numpy
 from compoff.programs import TorchProgram
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from compoff.artifact import Folder
+    from compoff.manifest import CodeSpec
 
 __all__ = ["PROGRAM", "TorchRunner"]
 
@@ -25,10 +27,12 @@ class TorchRunner:
 
     Args:
         program: The head's program.
+        codes: What it codes, as its manifest says.
     """
 
-    def __init__(self, program: TorchProgram) -> None:
+    def __init__(self, program: TorchProgram, codes: Sequence[CodeSpec] = ()) -> None:
         self._program = program
+        self._channels = channels_by_quality(codes)
 
     @classmethod
     def load(cls, folder: Folder) -> TorchRunner:
@@ -43,23 +47,24 @@ class TorchRunner:
         Raises:
             ArtifactError: The folder has no such program, or PyTorch cannot read it.
         """
-        return cls(TorchProgram.load(folder.file(PROGRAM), str(folder.path / PROGRAM)))
+        return cls(TorchProgram.load(folder.file(PROGRAM), str(folder.path / PROGRAM)), folder.manifest.codes)
 
     @property
     def files(self) -> dict[str, bytes]:
         """The program as files of an artifact, by name."""
         return {PROGRAM: self._program.to_bytes()}
 
-    def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    def run(self, inputs: Sequence[NDArray[Any]], quality: int | None = None) -> list[NDArray[Any]]:
         """Turn inputs into what crosses the cut.
 
         Args:
             inputs: One array an input, one batch.
+            quality: Index of the quality whose channels are wanted; None for all channels.
 
         Returns:
             The symbols of each code, then the side tensors.
         """
-        return self._program.run(inputs)
+        return self._program.run(inputs, None if quality is None else self._channels.get(quality))
 
     def to_numpy(self, value: Any) -> NDArray[Any] | None:
         """The array behind a tensor.
