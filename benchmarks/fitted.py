@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import compoff
 from benchmarks.plain_codecs import in_batches
+from compoff.codec import Encoder
 from compoff.coding import Code, PayloadFormat
 
 if TYPE_CHECKING:
@@ -114,6 +115,11 @@ class Fitted:
                 self.coder.encode([sent], quality=index)
                 times.append(time.perf_counter() - start)
         return 1000 * float(np.median(times))
+
+    def encoder_macs(self, quality: Quality) -> int:
+        """Multiply-accumulates of the encoder for one image: of the channels that a quality sends."""
+        encoder = self.bottleneck.encoder
+        return encoder.macs_of(quality.channels) if isinstance(encoder, Encoder) else self.macs()["encoder_macs"]
 
     def macs(self) -> dict[str, int]:
         """Multiply-accumulates of encoder and decoder for one image."""

@@ -140,7 +140,7 @@ def fitted_rows(fitted: Fitted, codec: str, teacher: Tensor, cost: dict[str, Any
             "wire_bytes": mean + OVERHEAD_BYTES,
             **paired(teacher, fitted.answers(task.test, symbols, quality), task.labels),
             **macs,
-            "encoder_macs": macs["encoder_macs"] * quality.channels // fitted.bottleneck.latent_shape[0],
+            "encoder_macs": fitted.encoder_macs(quality),
             "adapter_bytes": adapter.bytes if adapter is not None else 0,
         }
         rows.append(row)

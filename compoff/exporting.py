@@ -103,7 +103,7 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256, tail_factory: 
     }
     shared["artifact_id"] = _identity(wrapped, Manifest("", "", **shared), tables)
     shared["report"] = {**wrapped.reports.get(split, {}), **made.macs}
-    shared["report"]["head_macs"] -= _spared(bottlenecks, shared["quality"])
+    shared["report"]["head_macs"] = _macs(made.head) - _spared(bottlenecks, shared["quality"])
     shared["versions"] = {"compoff": __version__, "torch": torch.__version__}
     head, tail = Manifest("head", **shared), Manifest("tail", **shared)
     runner = TorchRunner(TorchProgram(made.head), head.codes)
@@ -157,7 +157,7 @@ def _code(bottleneck: Bottleneck) -> CodeSpec:
 def _spared(bottlenecks: Sequence[Bottleneck], quality: int) -> int:
     """Multiply-accumulates of the channels that the default quality does not send, nor the head compute."""
     return sum(
-        one.encoder.macs * (one.latent_shape[0] - one.qualities()[quality].channels) // one.latent_shape[0]
+        one.encoder.macs - one.encoder.macs_of(one.qualities()[quality].channels)
         for one in bottlenecks
         if isinstance(one.encoder, Encoder)
     )

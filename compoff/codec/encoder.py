@@ -75,8 +75,25 @@ class Encoder(nn.Module):
     @property
     def macs(self) -> int:
         """Multiply-accumulates that the encoder costs the device per sample."""
+        return self.macs_of(len(self.weight))
+
+    def macs_of(self, channels: int) -> int:
+        """Multiply-accumulates that the first channels alone cost per sample.
+
+        Args:
+            channels: Number of channels of the latent that are computed.
+
+        Returns:
+            The number.
+
+        Examples:
+            >>> from compoff.codec import Geometry
+            >>> encoder = Encoder(Geometry((2, 8), stride=4), channels=8)
+            >>> encoder.macs_of(4), encoder.macs
+            (64, 128)
+        """
         before = 0 if self.mix is None else self.mix.weight.numel() * math.prod(self.geometry.padded)
-        return before + self.weight.numel() * math.prod(self.geometry.latent_space)
+        return before + self.weight[:channels].numel() * math.prod(self.geometry.latent_space)
 
     @property
     def factors(self) -> list[Tensor]:

@@ -279,7 +279,7 @@ class _Rate:
     def _encoder_macs(self) -> int | None:
         """Multiply-accumulates of the channels that are sent; None where an encoder is not ours."""
         macs = [
-            one.encoder.macs * quality.channels // one.latent_shape[0]
+            one.encoder.macs_of(quality.channels)
             for one, quality in zip(self.bottlenecks, self.qualities, strict=True)
             if isinstance(one.encoder, Encoder)
         ]
