@@ -140,6 +140,7 @@ def encoder_table() -> str:
 
 RATE_TABLES: dict[str, Callable[[], str]] = {
     "ablations-layer3": partial(ablation_table, "ablations.cifar10-resnet56.layer3"),
+    "ablations-rates": partial(ablation_table, "ablations.cifar10-resnet56.layer3.rates"),
     "adapted-tails": partial(tail_table, "layer2", "layer3"),
     "encoder-time": encoder_table,
     **{
