@@ -301,7 +301,7 @@ def test_a_batch_limit_out_of_range_is_refused() -> None:
 def test_cifar_resnet56(data: Path, split: str) -> None:
     pictures, _ = read_cifar10("test", data)
     wrapped = compoff.wrap(load_cifar_resnet(56, data), split, example_input=pictures[:1])
-    wrapped.distillation_loss(pictures[:16], distill=False)  # calibrates on real features
+    compoff.calibrate(wrapped, [pictures[:16]])
     pair = compoff.export(wrapped, split)
     for batch in (1, 3, 64):
         assert_equal_to_student(wrapped, split, pair, pictures[100 : 100 + batch])
@@ -314,7 +314,7 @@ def test_pqf_resnet18(data: Path, split: str) -> None:
     net = load_pqf("resnet18", data)
     for batches, inputs in (((1, 3), pictures), ((64,), images(64, 64, 64))):
         wrapped = compoff.wrap(net, split, example_input=inputs[:1], channels=4)
-        wrapped.distillation_loss(inputs[:3], distill=False)
+        compoff.calibrate(wrapped, [inputs[:3]])
         pair = compoff.export(wrapped, split)
         for batch in batches:
             assert_equal_to_student(wrapped, split, pair, inputs[:batch])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,27 @@ def test_with_equal_sensitivity_they_are_the_principal_components() -> None:
     torch.testing.assert_close(found.mean, y.mean(0))
     ratio = found.deviation / y.std(0)[[0, 2, 5]]
     torch.testing.assert_close(ratio / ratio[0], torch.ones(3), atol=0.1, rtol=0.1)
+
+
+def test_they_are_the_eigenvectors_of_s_c_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    y, slopes = rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6)), rng.normal(size=(300, 6)) * [1, 2, 3, 1, 2, 3]
+    moments = TileMoments(Geometry((6,)))
+    moments.add(torch.from_numpy(y), torch.from_numpy(slopes))
+    # As a reader of the definition would write it: the symmetric root of the slopes' second moment, with the ridge.
+    scaled = slopes / np.sqrt((slopes**2).mean())
+    second = scaled.T @ scaled / 300
+    values, vectors = np.linalg.eigh(second / (np.trace(second) / 6) + 0.01 * np.eye(6))
+    root = vectors @ np.diag(np.sqrt(values)) @ vectors.T
+    variances, directions = np.linalg.eigh(root @ np.cov(y.T, bias=True) @ root)
+    for precise in (2048, 4):
+        monkeypatch.setattr("compoff.codec.directions._PRECISE", precise)
+        found = moments.directions(4)
+        np.testing.assert_allclose(found.deviation, np.sqrt(variances[::-1][:4]), rtol=1e-3)
+        expected = (directions[:, ::-1][:, :4].T @ root), (np.linalg.inv(root) @ directions[:, ::-1][:, :4]).T
+        for rows, by_hand in zip((found.analysis.numpy(), found.synthesis.numpy()), expected, strict=True):
+            signs = np.sign((rows * by_hand).sum(1, keepdims=True))
+            np.testing.assert_allclose(rows * signs, by_hand, atol=1e-3)
 
 
 def test_what_the_output_depends_on_comes_first() -> None:
