@@ -155,7 +155,7 @@ def test_the_default_codec_is_the_one_with_the_fewest_bytes() -> None:
 
 def test_a_feature_too_wide_for_the_default_codec_is_refused_before_anything_is_changed() -> None:
     net = nn.Linear(5000, 2)
-    with pytest.raises(FeatureError, match=r"shape \(5000,\) has 5000 elements.*codec=\"deepcod\""):
+    with pytest.raises(FeatureError, match=r"shape \(5000,\) has 5000 numbers at a position.*codec=\"deepcod\""):
         compoff.wrap(net, "input", example_input=torch.randn(2, 5000))
     assert net.training
     assert net.weight.requires_grad

@@ -244,4 +244,5 @@ def test_it_says_once_that_the_edge_is_gone_and_once_that_it_is_back(caplog: pyt
             time.sleep(0.01)
         with serve(Tail(), server.address):
             eventually(lambda: remote.stats.reachable)
+            eventually(lambda: len(caplog.records) > 1)  # said just after
             assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]

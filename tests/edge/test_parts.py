@@ -39,7 +39,8 @@ class Runner:
 
     files: dict[str, bytes] = {}  # noqa: RUF012
 
-    def run(self, inputs: Any) -> list[Array]:
+    def run(self, inputs: Any, quality: int | None = None) -> list[Array]:
+        del quality  # all channels do for each
         x, mask = inputs[:2]
         sides = [np.where(mask, np.float32(0), np.float32(-np.inf)), *inputs[2:]]
         return [x % 8, x.reshape(-1, 2, 2) % 8, *sides]
