@@ -107,8 +107,11 @@ class Head:
 
         Raises:
             FeatureError: The model was not called so at the export, an input has another shape or dtype, the batch is
-                empty, there is no such quality, or not even header and checksum fit into `max_bytes`.
+                empty, there is no such quality, not even header and checksum fit into `max_bytes`, or one of the two is
+                no whole number.
         """
+        for name, value in (("quality", quality), ("max_bytes", max_bytes)):
+            _check_whole(name, value)
         arrays, best = self._arrays(inputs, keywords), self.quality if quality is None else quality
         parts = self.runner.run(arrays, best)  # lower qualities send no other channels
         if max_bytes is None:
@@ -365,3 +368,8 @@ class Head:
             local=local,
             timeout=timeout,
         )
+
+
+def _check_whole(name: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
+        raise FeatureError(f"{name} is {value!r}; expected a whole number")

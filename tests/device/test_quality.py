@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -70,6 +70,13 @@ def test_a_limit_holds_for_any_input(exported: Export, limit: int) -> None:
         assert len(payload) <= limit
         assert tail(payload).shape == (1, 4)
         assert tail(bytes(payload)).shape == (1, 4)
+
+
+@pytest.mark.parametrize("wrong", [{"quality": "best"}, {"quality": 1.5}, {"quality": True}, {"max_bytes": "40"}])
+def test_what_is_no_whole_number_is_refused(exported: Export, wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(FeatureError, match=f"{name} is {value!r}; expected a whole number"):
+        exported[0](signals(1), **wrong)
 
 
 def test_a_limit_takes_the_best_quality_that_fits(exported: Export) -> None:
