@@ -133,7 +133,7 @@ def test_out_that_cannot_be_made_is_said_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.data
 def test_cifar_rows_are_those_of_the_pretrained_network(data: Path) -> None:
-    schedule = Schedule(splits=(SplitPlan("layer3", 20, 2),), batch=4, limit=20)
+    schedule = Schedule(splits=(SplitPlan("layer3", 20, 2),), batch=50, limit=20)
     results = run_demo(data, None, threads=1, console=quiet(), schedule=schedule)
     rows = {row["label"]: row for row in results["rows"]}
     assert results["task"] == "cifar10-resnet56"
