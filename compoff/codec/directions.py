@@ -76,9 +76,8 @@ class Directions:
         """
         if self.mixing is not None:
             y = _mix(self.mixing.analysis.to(y), y)
-        return Geometry((y.shape[1], *geometry.space), geometry.stride).tiles(y) @ self.analysis.to(
-            y
-        ).T - self.offset.to(y)
+        tiles = Geometry((y.shape[1], *geometry.space), geometry.stride).tiles(y)
+        return tiles @ self.analysis.to(y).T - self.offset.to(y)
 
 
 def mixed_channels(geometry: Geometry) -> int:

@@ -35,7 +35,8 @@ class Encoder(nn.Module):
         geometry: Layout of the feature.
         channels: Number of channels of the latent.
         mixed: Number of channels that those of the feature are mixed to first, position by position: the same linear
-            map in two factors, which cost less than their product where tiles are wide. None for no such factor.
+            map in two factors, which cost less than their product where tiles are wide. None, or as many as the feature
+            has, for no such factor.
 
     Shapes:
         y ``(batch, geometry.channels, *space)``; result ``(batch, channels, *geometry.latent_space)``.
@@ -52,10 +53,9 @@ class Encoder(nn.Module):
     def __init__(self, geometry: Geometry, channels: int, mixed: int | None = None) -> None:
         super().__init__()
         self.geometry = geometry
-        self.mix = None
-        if mixed is not None and geometry.space:
-            self.mix = _CONVOLUTIONS[len(geometry.tile)](geometry.channels, mixed, 1, bias=False)
-        inner = geometry.channels if self.mix is None else self.mix.out_channels
+        inner, self.mix = mixed or geometry.channels, None
+        if inner != geometry.channels:
+            self.mix = _CONVOLUTIONS[len(geometry.tile)](geometry.channels, inner, 1, bias=False)
         self.layer: nn.Module
         if geometry.space:
             tile = geometry.tile

@@ -104,8 +104,7 @@ class TransformBottleneck(Bottleneck):
         self.register_load_state_dict_pre_hook(_take_ladder)
 
     def _make_encoder(self, channels: int) -> Encoder:
-        mixed = mixed_channels(self.geometry)
-        return Encoder(self.geometry, channels, None if mixed == self.geometry.channels else mixed)
+        return Encoder(self.geometry, channels, mixed_channels(self.geometry))
 
     def _make_quantizer(self, channels: int, num_centers: int) -> UniformQuantizer:
         return UniformQuantizer(channels, num_centers)
@@ -358,7 +357,7 @@ def widest_stride(shape: tuple[int, ...]) -> int:
         if channels * side**2 <= _MANY
         or (2 * side <= max(space) + 1 and 4 * mixed_channels(Geometry(shape, side)) >= channels)
     )
-    # What lies over the borders costs by its area; twice the width saves about a third.
+    # What lies over the borders costs by its area; twice the width saves a fifth to a third.
     sides = range(widest, widest // 2, -1)
     return min(sides, key=lambda side: math.prod(Geometry(shape, side).padded) / math.sqrt(side))
 
