@@ -133,6 +133,7 @@ def rows_of(
                 else (share * statistics.median(alone) + around) / statistics.median(calls),
                 "coder_ms": 1e3 * around,
                 "layer_gops": layer_rates(profile) if profile is not None and name == "onnx fp32" else None,
+                "core_gops": core_rate() if name == "onnx fp32" else None,
                 "head_macs": one.manifest.report.get("head_macs"),
                 "file_bytes": len(next(iter(one.runner.files.values()))),
                 "payload_bytes": len(one(x, quality=quality)),
@@ -233,6 +234,32 @@ def layer_rates(profile: list[list[dict[str, Any]]]) -> list[float]:
             operations = 2 * weights * math.prod(shape[2:])
             rates.append(1e-3 * operations / statistics.median(event["dur"] for event in events))
     return [min(rates), max(rates)]
+
+
+def core_rate(size: int = 512, runs: int = 30) -> float:
+    """Billions of operations a second that one core does at best: onnxruntime's product of two square matrices in fp32.
+
+    No head that multiplies and adds what the network says can be faster than its own operations at this rate.
+    """
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    matrix = np.random.default_rng(0).random((size, size), np.float32)
+    given, made = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [size, size]) for name in "xy")
+    node, weights = helper.make_node("MatMul", ["x", "w"], ["y"]), numpy_helper.from_array(matrix, "w")
+    graph = helper.make_graph([node], "product", [given], [made], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    times: list[float] = []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        session.run(None, {"x": matrix})
+        times.append(time.perf_counter() - begin)
+    return 2e-9 * size**3 / min(times)
 
 
 if __name__ == "__main__":
