@@ -225,7 +225,7 @@ class Code:
         Source: this project.
         """
         tables = self.tables_at(quality)
-        rows = tables.checked(np.moveaxis(symbols, 1, 0).reshape(self.qualities[quality], -1))
+        rows = np.moveaxis(symbols, 1, 0).reshape(self.qualities[quality], -1)  # each coder checks what it is given
         if coding != _RAW:
             body = (range_coder if coding == _RANGE else huffman).encode(rows, tables)
             if len(body) < self.packed_bytes(len(symbols), quality):

@@ -187,7 +187,8 @@ class SymbolTables:
                 f"symbols of shape {given.shape} do not fit the tables: expected (channels, positions) "
                 f"with 1 to {self.num_channels} channels"
             )
-        if given.size and not 0 <= int(given.min()) <= int(given.max()) < self.num_symbols:
+        unsigned = given.dtype.kind == "u"
+        if given.size and not (int(given.max()) < self.num_symbols and (unsigned or int(given.min()) >= 0)):
             raise FeatureError(
                 f"symbols reach from {given.min()} to {given.max()}, but the tables know 0 to {self.num_symbols - 1}"
             )

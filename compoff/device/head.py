@@ -191,14 +191,15 @@ class Head:
         if array is None:
             given = type(cast("object", value)).__name__
             raise FeatureError(f"input {index} is a {given}; expected a tensor or a numpy array")
-        shape = spec.sized("batch")
-        if str(array.dtype) != spec.dtype:
+        if array.dtype != spec.dtype:
             raise FeatureError(
-                f"input {index} is {array.dtype}; expected {spec.dtype} of shape {shape}: convert it as you do for the "
-                "model"
+                f"input {index} is {array.dtype}; expected {spec.dtype} of shape {spec.sized('batch')}: convert it as "
+                "you do for the model"
             )
-        if tuple(array.shape[1:] if spec.batched else array.shape) != spec.shape or (spec.batched and array.ndim == 0):
-            raise FeatureError(f"input {index} has shape {array.shape}; expected {spec.dtype} of shape {shape}")
+        if (array.shape[1:] if spec.batched else array.shape) != spec.shape or (spec.batched and array.ndim == 0):
+            raise FeatureError(
+                f"input {index} has shape {array.shape}; expected {spec.dtype} of shape {spec.sized('batch')}"
+            )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             # The nearest center of NaN is some center: the edge would answer, plausibly and wrongly.
             raise FeatureError(
