@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONSTANTS",
+    "LABELS",
     "entry_of",
     "flatten",
     "importable",
@@ -35,6 +36,9 @@ __all__ = [
 
 CONSTANTS = (bool, int, float, str, type(None))
 """What a description holds as it is."""
+
+LABELS = frozenset({"label", "labels", "target", "targets"})
+"""Names under which loaders give what a model is not called with here, though it may have parameters of these names."""
 
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 

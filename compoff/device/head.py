@@ -15,7 +15,7 @@ from compoff.device.binding import CallForm
 from compoff.device.c_header import c_header
 from compoff.device.runners.choice import load_runner
 from compoff.errors import FeatureError
-from compoff.structure import input_leaves
+from compoff.structure import LABELS, input_leaves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -316,8 +316,11 @@ class Head:
             inputs = cast("Any", batch[0] if isinstance(batch, (tuple, list)) and batch else batch)
             args = cast("tuple[Any, ...]", inputs if isinstance(inputs, tuple) else (inputs,))
             if isinstance(inputs, Mapping):
-                named = cast("Mapping[str, Any]", inputs).items()
-                known = {name: value for name, value in named if self._call is None or name in self._call.names}
+                named, names = (
+                    cast("Mapping[str, Any]", inputs),
+                    None if self._call is None else self._call.names - LABELS,
+                )
+                known = {name: value for name, value in named.items() if names is None or name in names}
                 taken.append(self._arrays((), known))
             else:
                 taken.append(self._arrays(args, {}))

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from compoff.distilling import Batch
 from compoff.errors import FitError
+from compoff.structure import LABELS
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["to_batch"]
-
-_LABELS = {"label", "labels", "target", "targets"}
 
 
 def to_batch(item: Any, model: nn.Module, device: torch.device | None = None) -> Batch:
@@ -74,7 +73,7 @@ def _arguments(item: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """The entries of a dict that the model takes, without labels."""
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return {key: value for key, value in item.items() if (takes_any or key in parameters) and key not in _LABELS}
+    return {key: value for key, value in item.items() if (takes_any or key in parameters) and key not in LABELS}
 
 
 def _described(inputs: Any) -> str:

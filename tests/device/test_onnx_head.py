@@ -135,7 +135,8 @@ def test_int8_needs_batches_and_agreement(plain: compoff.Head) -> None:
 
 
 def test_batches_of_every_form_and_no_more_than_enough(plain: compoff.Head) -> None:
-    call = {"parameters": ["x"], "call": {"list": [{"list": [{"leaf": 0}]}, {"dict": []}]}}
+    positional = {"list": [{"leaf": 0}, {"value": None}]}  # as transformers have it: forward(x, labels=None)
+    call = {"parameters": ["x", "labels"], "call": {"list": [positional, {"dict": []}]}}
     named = compoff.Head(replace(plain.manifest, call=call, max_batch=512), plain.tables, plain.runner)
     some, labels = torch.from_numpy(golden_inputs(50)), torch.zeros(50)
     forms: list[Any] = [some, some.numpy(), (some, labels), ((some,), labels), {"x": some, "labels": labels}]
