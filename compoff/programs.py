@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TorchProgram", "to_tensor"]
 
-_LOADING = threading.Lock()  # torch.export.load notes in a global of the process what it is at
+# torch.export.load notes in a global of the process what it is at; what warns is a global, too.
+_LOADING = threading.Lock()
 
 
 class TorchProgram:
@@ -143,7 +144,9 @@ class TorchProgram:
     def _narrowed(self, channels: tuple[int, ...]) -> nn.Module:
         """The program for so many channels, made once."""
         if channels not in self._narrow:
-            self._narrow[channels] = narrowed(self._module, channels) or self._module
+            with _LOADING, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # deprecations inside copies of a graph
+                self._narrow[channels] = narrowed(self._module, channels) or self._module
         return self._narrow[channels]
 
 

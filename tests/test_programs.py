@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -43,6 +44,25 @@ def test_one_output_is_a_list_of_one() -> None:
     program = TorchProgram(torch.export.export(nn.ReLU(), (torch.zeros(3),)))
     (only,) = program.run([np.array([-1, 0, 1], np.float32)])
     assert only.tolist() == [0.0, 0.0, 1.0]
+
+
+class Code(nn.Module):
+    """Symbols with a layer of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv1d(2, 8, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        return (self.layer(x).round().clamp(-3, 3) + 3).to(torch.uint8)
+
+
+def test_running_fewer_channels_says_nothing_of_pytorchs_own_deprecations() -> None:
+    program = TorchProgram(torch.export.export(Code(), (torch.zeros(2, 2, 4),)).run_decompositions({}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (part,) = program.run([np.ones((2, 2, 4), np.float32)], (3,))
+    assert part.shape == (2, 3, 4)
 
 
 def test_arrays_that_cannot_be_written_to_are_taken_and_left_alone() -> None:
