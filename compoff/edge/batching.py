@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from compoff.edge.servable import Batchable
 from compoff.edge.stats import TailCounters
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Sized
 
-    from compoff.edge.jobs import Outcome
     from compoff.edge.servable import Servable
+    from compoff.wire.messages import ErrorCode
     from compoff.wire.replies import ReplyForm
 
-__all__ = ["Asker", "FairQueue", "Job", "Lane", "Pace"]
+__all__ = ["Asker", "FairQueue", "Job", "Lane", "Outcome", "Pace"]
 
 _PROMPT = 60e-6  # seconds; a hand-over to another thread and back costs about as much
 _STREAK = 32  # answers in a row that have to be prompt before a tail is taken for a prompt one
@@ -29,6 +29,14 @@ _SLOW = 5e-3  # seconds; a prompt tail that once takes this long has to show twi
 _LONGEST_STREAK = 2**20
 _WAIT_SHARE = 0.25  # of the time that the last batch took
 _SMOOTHING = 0.1  # weight of the newest measurement in a running mean
+
+
+class Outcome(NamedTuple):
+    """What became of a job: a body, or an error code with words."""
+
+    body: bytes
+    code: ErrorCode | None = None
+    text: str = ""
 
 
 class Asker(Protocol):

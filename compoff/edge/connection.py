@@ -18,8 +18,7 @@ from compoff.wire.server_protocol import ServerProtocol
 from compoff.wire.tls import common_name
 
 if TYPE_CHECKING:
-    from compoff.edge.batching import Job
-    from compoff.edge.jobs import Outcome
+    from compoff.edge.batching import Job, Outcome
     from compoff.edge.service import Service
 
 __all__ = ["Connection"]

@@ -9,8 +9,9 @@ import logging
 import re
 import time
 import traceback
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from compoff.edge.batching import Outcome
 from compoff.errors import FeatureError, PayloadError
 from compoff.wire.messages import ErrorCode, one_line
 from compoff.wire.replies import reduce_reply
@@ -24,20 +25,12 @@ if TYPE_CHECKING:
     from compoff.edge.batching import Job
     from compoff.edge.servable import Batchable
 
-__all__ = ["Outcome", "answer_now", "describe_error", "run_jobs"]
+__all__ = ["answer_now", "describe_error", "run_jobs"]
 
 _logger = logging.getLogger("compoff.serve")
 # A word with a separator at its start, after a drive, or after a dot or tilde; "16/3" and "n/a" are none.
 _PATH = re.compile(r"(?<![\w/\\.~])(?:[A-Za-z]:|~\w*|\.{1,2})?[/\\][^\s'\"`,;:)\]}>]+")
 _MAX_WORDS = 300
-
-
-class Outcome(NamedTuple):
-    """What became of a job: a body, or an error code with words."""
-
-    body: bytes
-    code: ErrorCode | None = None
-    text: str = ""
 
 
 _TOO_LATE = Outcome(b"", ErrorCode.DEADLINE, "its deadline had passed before its turn came")

@@ -12,8 +12,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from compoff.edge.batching import Job, Lane
-from compoff.edge.jobs import Outcome, answer_now
+from compoff.edge.batching import Job, Lane, Outcome
+from compoff.edge.jobs import answer_now
 from compoff.edge.stats import ServerStats
 from compoff.edge.workers import Workers
 from compoff.errors import LocalProtocolError

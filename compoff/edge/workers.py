@@ -17,8 +17,7 @@ from compoff.edge.jobs import run_jobs
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from compoff.edge.batching import Asker, Job, Lane
-    from compoff.edge.jobs import Outcome
+    from compoff.edge.batching import Asker, Job, Lane, Outcome
     from compoff.edge.servable import Batchable
 
 __all__ = ["Workers"]

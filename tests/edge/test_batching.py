@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from compoff.edge.batching import FairQueue, Job, Lane, Pace
+from compoff.edge.batching import FairQueue, Job, Lane, Outcome, Pace
 from compoff.edge.servable import Batchable
 from compoff.edge.server import serve
 from compoff.errors import FeatureError, LocalProtocolError, PayloadError, ReadTimeout, RemoteError, ServerBusy
@@ -25,7 +25,6 @@ from tests.edge.peers import ID, Echo, Peer, content, eventually, request
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from compoff.edge.jobs import Outcome
     from compoff.edge.server import Server
 
 

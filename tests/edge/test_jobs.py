@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from compoff.edge.batching import Job, Lane
-from compoff.edge.jobs import Outcome, describe_error, run_jobs
+from compoff.edge.batching import Job, Lane, Outcome
+from compoff.edge.jobs import describe_error, run_jobs
 from compoff.edge.workers import Workers
 from compoff.errors import PayloadError
 from compoff.wire.messages import ErrorCode

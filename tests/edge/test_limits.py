@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from compoff.edge.batching import Job, Lane
-from compoff.edge.jobs import Outcome
+from compoff.edge.batching import Job, Lane, Outcome
 from compoff.edge.server import Server, serve
 from compoff.errors import ReadTimeout, RemoteError, ServerBusy
 from compoff.wire.client import open_client

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from compoff.edge.batching import Job, Lane
+from compoff.edge.batching import Job, Lane, Outcome
 from compoff.edge.workers import Workers
 from compoff.manifest import TensorSpec
 from compoff.wire.replies import FULL
@@ -20,8 +20,6 @@ from compoff.wire.tensors import unpack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from compoff.edge.jobs import Outcome
 
 
 class One:
