@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from compoff.errors import SplitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from torch import Tensor
 
     from compoff.codec import Bottleneck
     from compoff.codec.layout import Layout
 
-__all__ = ["Gate", "Work"]
+__all__ = ["Gate", "Work", "only_at"]
 
 
 class Work:
@@ -168,6 +168,20 @@ class Gate:
         finally:
             self.replace, self._restoring = None, False
 
+    @contextlib.contextmanager
+    def bypassing(self) -> Generator[None]:
+        """Hand features on as they are while the block runs, as new tensors that take the way of decoded ones.
+
+        Yields:
+            Nothing.
+        """
+        before = self.replace
+        self.replace, self.bypassed = _copies, True
+        try:
+            yield
+        finally:
+            self.replace, self.bypassed = before, False
+
     def sides(self, count: int) -> list[Tensor]:
         """Side tensors that were caught in this pass.
 
@@ -228,3 +242,28 @@ class Gate:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to one running pass."""
         return {**self.__dict__, "_replace": None, "active": self._on, "_restoring": False, "_caught": {}}
+
+
+def _copies(features: list[Tensor]) -> list[Tensor]:
+    return [feature.clone() for feature in features]
+
+
+@contextlib.contextmanager
+def only_at(gates: Mapping[str, Gate], split: str | None) -> Generator[None]:
+    """Turn one gate of a model on and the others off while the block runs.
+
+    Args:
+        gates: The gates of the model, by split point.
+        split: Which one is on; None for none.
+
+    Yields:
+        Nothing.
+    """
+    before = {path: gate.on for path, gate in gates.items()}
+    for path, gate in gates.items():
+        gate.on = path == split
+    try:
+        yield
+    finally:
+        for path, gate in gates.items():
+            gate.on = before[path]

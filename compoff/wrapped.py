@@ -20,7 +20,7 @@ from compoff.cutting.sites import Site, Skips, check_names, locate
 from compoff.distilling import Batch, student_pass, teacher_pass
 from compoff.errors import SplitError
 from compoff.frozen import Frozen
-from compoff.gates import Gate, Work
+from compoff.gates import Gate, Work, only_at
 from compoff.mounting import (
     Flags,
     attach,
@@ -242,27 +242,9 @@ class Wrapped(nn.Module):
             SplitError: `split` is not one of this model's split points, or shapes are not known yet.
         """
         self._check(split)
-        with self._switched(split):
-            gate = self._gates()[split]
-            before = gate.replace
-            gate.replace, gate.bypassed = _copies if bypass else before, bypass
-            try:
-                yield self
-            finally:
-                gate.replace, gate.bypassed = before, False
-
-    @contextlib.contextmanager
-    def _switched(self, split: str | None) -> Generator[None]:
-        """Turn one gate on and the others off, or all off, while the block runs."""
         gates = self._gates()
-        before = {path: gate.on for path, gate in gates.items()}
-        for path, gate in gates.items():
-            gate.on = path == split
-        try:
-            yield
-        finally:
-            for path, gate in gates.items():
-                gate.on = before[path]
+        with only_at(gates, split), gates[split].bypassing() if bypass else contextlib.nullcontext():
+            yield self
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
         """Run the model: the teacher, or the student inside `at`.
@@ -362,7 +344,7 @@ class Wrapped(nn.Module):
         gates = {split: self.gate(split)}
         self.freeze()
         batch = Batch(inputs, keywords or {})
-        with self._switched(None):  # inside `at`, the teacher must still be the model without bottlenecks
+        with only_at(self._gates(), None):  # inside `at`, the teacher must still be the model without bottlenecks
             record = teacher_pass(self.base, gates, self.sites, batch, blocks=distill)
             terms = student_pass(
                 self.base, gates[split], self.sites[split], record, batch, distill=distill, average=chosen.average
@@ -390,13 +372,8 @@ class Wrapped(nn.Module):
         """
         self._check(self.split_points[0])
         shapes = {split: [list(one.shape) for one in site.features] for split, site in self.sites.items()}
-        description = {
-            "options": self.options.describe(),
-            "shapes": shapes,
-            "skips": self.skips,
-            "reports": self.reports,
-        }
-        save_bottlenecks(path, self.base, self.bottlenecks, {**description, **self._example.describe()})
+        fitted = {"options": self.options.describe(), "shapes": shapes, "skips": self.skips, "reports": self.reports}
+        save_bottlenecks(path, self.base, self.bottlenecks, {**fitted, **self._example.describe()})
 
     def unwrap(self) -> nn.Module:
         """Take the hooks out again and hand the model back, bit for bit and with its flags as they were.
@@ -414,11 +391,6 @@ class Wrapped(nn.Module):
         unmark(self.base)
         self._flags.restore(self.base)
         return self.base
-
-
-def _copies(features: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The same features as new tensors, which take the way of decoded ones."""
-    return [feature.clone() for feature in features]
 
 
 def _check_wrapped(base: nn.Module) -> None:
