@@ -7,6 +7,7 @@ gradients of the model's own output there. Knows no optimizer and no loop.
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,12 +34,15 @@ if TYPE_CHECKING:
     from compoff.distilling import Batch
     from compoff.wrapping import Wrapped
 
+    _Slopes = tuple[list[Tensor], list[tuple[Tensor, ...]]]  # features, and gradients at them, draw by draw
+
 __all__ = ["SAMPLES", "calibrate", "overhead_bytes"]
 
 SAMPLES = 2048
 """Samples that directions are found from."""
 _SEARCHED = 256  # samples that the step is sought with
 _MIXED_FROM = 256  # samples whose single positions tell how channels are mixed; each has many
+_KEPT = 2**27  # numbers of features and gradients that are kept from the look at positions for the one at tiles
 _DRAWS = 2  # projections of the output whose gradients stand for a sample
 _BISECTIONS = 10
 # Without a number of bytes to aim at, the reference step is where the linear start puts this share of the output's
@@ -130,12 +134,12 @@ def _start(
 
     The unit of every direction is what it does to the output, so that one step serves several features alike.
     """
-    mixings = _mixings(wrapped, split, bottlenecks, batches, generator)
+    mixings, seen = _mixings(wrapped, split, bottlenecks, batches, generator)
     moments = [TileMoments(one.geometry, mixing) for one, mixing in zip(bottlenecks, mixings, strict=True)]
     features: list[list[Tensor]] = []
     samples = 0
     for batch in batches:
-        ys, slopes = _slopes(wrapped, split, batch, generator)
+        ys, slopes = seen.popleft() if seen else _slopes(wrapped, split, batch, generator)
         for draw in slopes:
             for moment, y, slope in zip(moments, ys, draw, strict=True):
                 moment.add(y, slope)
@@ -160,18 +164,25 @@ def _mixings(
     bottlenecks: list[TransformBottleneck],
     batches: list[Batch],
     generator: torch.Generator,
-) -> list[Directions | None]:
-    """How the channels at single positions are mixed to fewer, where tiles are too wide to keep all of them."""
+) -> tuple[list[Directions | None], deque[_Slopes]]:
+    """How the channels at single positions are mixed to fewer, where tiles are too wide to keep all of them.
+
+    Returns also what was computed of the first batches, as far as there is room for it.
+    """
     fewer = [mixed_channels(bottleneck.geometry) for bottleneck in bottlenecks]
     moments = [
         TileMoments(Geometry(one.geometry.shape, 1)) if count < one.geometry.channels else None
         for one, count in zip(bottlenecks, fewer, strict=True)
     ]
     if all(moment is None for moment in moments):
-        return [None] * len(moments)
-    samples = 0
+        return [None] * len(moments), deque()
+    seen: deque[_Slopes] = deque()
+    room, samples = _KEPT, 0
     for batch in batches:
         ys, slopes = _slopes(wrapped, split, batch, generator)
+        room -= sum(y.numel() for y in ys) * (1 + len(slopes))
+        if room >= 0:  # which it will not be again: what is kept are the first ones
+            seen.append((ys, slopes))
         for draw in slopes:
             for moment, y, slope in zip(moments, ys, draw, strict=True):
                 if moment is not None:
@@ -179,7 +190,10 @@ def _mixings(
         samples += len(ys[0])
         if samples >= _MIXED_FROM:
             break
-    return [None if moment is None else moment.directions(count) for moment, count in zip(moments, fewer, strict=True)]
+    mixings = [
+        None if moment is None else moment.directions(count) for moment, count in zip(moments, fewer, strict=True)
+    ]
+    return mixings, seen
 
 
 def _check_finite(batch: Batch, ys: list[Tensor], slopes: list[tuple[Tensor, ...]]) -> None:
@@ -191,9 +205,7 @@ def _check_finite(batch: Batch, ys: list[Tensor], slopes: list[tuple[Tensor, ...
     raise FitError("the model itself computes NaN or infinity from a batch, or gradients of it; check its weights")
 
 
-def _slopes(
-    wrapped: Wrapped, split: str, batch: Batch, generator: torch.Generator
-) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
+def _slopes(wrapped: Wrapped, split: str, batch: Batch, generator: torch.Generator) -> _Slopes:
     """The features, and gradients of random projections of the output at them, draw by draw."""
     gate, leaves = wrapped.gate(split), list[Tensor]()
 

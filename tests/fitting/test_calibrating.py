@@ -10,6 +10,7 @@ from torch import nn
 
 import compoff
 from compoff.errors import FeatureError, FitError
+from compoff.fitting import calibrating
 from compoff.fitting.measure import Aim
 from tests.fitting.test_fit import assert_same, batches, bottlenecks, signals, wrapped
 
@@ -30,6 +31,23 @@ def test_a_calibrated_model_works_before_the_first_step() -> None:
         with torch.no_grad(), model.at(split):
             error = (model(x) - teacher).square().mean() / teacher.var()
         assert float(error) < 0.2  # aimed at 0.1, on other samples
+
+
+@pytest.mark.parametrize(("kept", "passes"), [(2**27, 4), (0, 8), (3 * 32 * 6 * 16, 7)])
+def test_gradients_for_mixing_channels_are_kept_for_the_tiles_as_far_as_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, kept: int, passes: int
+) -> None:
+    monkeypatch.setattr("compoff.codec.directions._LARGEST", 16)  # 4 of the 6 channels of a tile of 4 positions
+    monkeypatch.setattr(calibrating, "_KEPT", kept)
+    looked, slopes = list[object](), calibrating._slopes
+    monkeypatch.setattr(calibrating, "_slopes", lambda *given: looked.append(given) or slopes(*given))
+    model = transform("body")
+    compoff.calibrate(model, batches(4, 32))
+    assert len(looked) == passes
+    x = signals(100, seed=9)
+    teacher = model(x)
+    with torch.no_grad(), model.at("body"):
+        assert float((model(x) - teacher).square().mean() / teacher.var()) < 0.5
 
 
 def test_few_directions_are_not_measured_needlessly_finely() -> None:
