@@ -72,7 +72,8 @@ def _orthogonal(self: TileMoments, channels: int) -> Directions:
     deviation = (rows @ covariance * rows).sum(1).clamp_min(0).sqrt()
     order = deviation.argsort(descending=True)
     rows, deviation = rows[order].float(), deviation[order].float()
-    return Directions(rows, rows, rows @ mean.float(), mean.float(), deviation)
+    unmixed = self._unmixed(mean).float()  # of the tile with all its channels
+    return Directions(rows, rows, rows @ mean.float(), unmixed, deviation, self.mixing)
 
 
 class _LearnedPoints(UniformQuantizer):
