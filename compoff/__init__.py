@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from compoff.exporting import export
     from compoff.fitting import FitReport, SplitReport, calibrate, finish, fit
     from compoff.objective import DistillationLoss
+    from compoff.pixels import Pixels
     from compoff.recipe import Recipe
     from compoff.record import Record
     from compoff.weights import WeightPool
@@ -75,6 +76,7 @@ _HOMES = {
     "Payload": "compoff.coding",
     "PayloadError": "compoff.errors",
     "PayloadFormat": "compoff.coding",
+    "Pixels": "compoff.pixels",
     "ReadTimeout": "compoff.errors",
     "Recipe": "compoff.recipe",
     "Record": "compoff.record",
@@ -134,6 +136,7 @@ __all__ = [  # noqa: RUF022 - ruff takes TLS for a constant
     "Payload",
     "PayloadError",
     "PayloadFormat",
+    "Pixels",
     "ReadTimeout",
     "Recipe",
     "Record",

@@ -202,7 +202,7 @@ def call(
     from compoff.device.remote import connect
 
     head = Head.load(folder)
-    arrays = [_input(path, len(spec.shape)) for path, spec in zip(inputs, head.manifest.inputs, strict=False)]
+    arrays = [_input(path, len(spec.shape)) for path, spec in zip(inputs, head.manifest.taken, strict=False)]
     tls = _tls(certificate, key, ca)
     with connect(head, address, token=_token(token_file), tls=tls, insecure=insecure, timeout=timeout) as remote:
         answer = remote(*arrays, *inputs[len(arrays) :])

@@ -8,7 +8,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -18,6 +18,7 @@ from compoff import __version__
 from compoff.codec import Encoder
 from compoff.cutting.capture import capture
 from compoff.cutting.graph_flow import GraphFlow
+from compoff.cutting.pixels import from_pixels, require_picture
 from compoff.cutting.prefix import Prefix, capture_prefix
 from compoff.device.head import Head
 from compoff.device.runners.torch import TorchRunner
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from compoff.cutting.inputs import ExampleInputs
     from compoff.edge.backends.backend import Backend
     from compoff.gates import Gate
+    from compoff.pixels import Pixels
     from compoff.wrapping import Wrapped
 
 __all__ = ["export"]
@@ -49,7 +51,14 @@ Crossing: TypeAlias = Sequence[tuple[Tensor, bool]]
 """Tensors, and for each whether its first axis is the batch."""
 
 
-def export(wrapped: Wrapped, split: str, *, max_batch: int = 256, tail_factory: str | None = None) -> tuple[Head, Tail]:
+def export(
+    wrapped: Wrapped,
+    split: str,
+    *,
+    max_batch: int = 256,
+    tail_factory: str | None = None,
+    pixels: Pixels | None = None,
+) -> tuple[Head, Tail]:
     """Cut a wrapped model at a split point into the part for the device and the part for the edge.
 
     The bottlenecks are taken as they are: fit them first; the log says so where that was not done. The wrapped model
@@ -62,12 +71,15 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256, tail_factory: 
         tail_factory: ``"package.module:function"`` that makes the model with its weights, for a model whose part behind
             the split point cannot become a program (control flow that depends on values, such as NMS): its tail runs
             the model itself, in PyTorch, on the edge. Not used where a program can be made.
+        pixels: How pixels become what the model takes: the head then takes a batch of 8-bit pictures and normalizes
+            them itself.
 
     Returns:
         Head and tail.
 
     Raises:
         SplitError: `split` is unknown, the model cannot be exported, or something crosses that cannot.
+        FeatureError: The model takes no picture of such `pixels`.
         ArtifactError: The model returns something that cannot be described, `tail_factory` makes another model, or
             `max_batch` is out of range.
 
@@ -83,10 +95,14 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256, tail_factory: 
     """
     require_wrapped(wrapped)
     example, bottlenecks = wrapped.example_inputs(), wrapped.bottlenecks_at(split)
+    if pixels is not None:
+        require_picture(pixels, example)
     if split not in wrapped.reports and (missing := _missing(split, bottlenecks)):
         _log.warning("%s", missing)
     tables = [bottleneck.prior.tables() for bottleneck in bottlenecks]
     made = _make(wrapped, split, example, tail_factory)
+    if pixels is not None:
+        made = replace(made, head=from_pixels(made.head, pixels, example, split))
     shared: dict[str, Any] = {
         "split": split,
         "model": type(wrapped.base).__name__,
@@ -98,6 +114,7 @@ def export(wrapped: Wrapped, split: str, *, max_batch: int = 256, tail_factory: 
         "sides": _specs(made.sides, "computes"),
         "max_batch": max_batch,
         "call": _call(wrapped.base, example),
+        "pixels": pixels,
         "factory": made.factory,
         "base": fingerprint(wrapped.base.state_dict()),
     }

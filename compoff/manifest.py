@@ -15,7 +15,8 @@ import yaml
 
 from compoff.coding import Code, PayloadFormat, Side
 from compoff.coding.side import DTYPES
-from compoff.errors import ArtifactError
+from compoff.errors import ArtifactError, FeatureError
+from compoff.pixels import Pixels
 from compoff.structure import leaf_places, unflatten
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ __all__ = [
     "sha256",
 ]
 
-FORMAT = 2
-"""Version of the folder's format that is written; counted apart from the package's. Format 1 is read, too."""
+FORMAT = 3
+"""Version of the folder's format that is written; counted apart from the package's. Formats 1 and 2 are read, too."""
 
 MANIFEST_LIMIT = 1 << 18
 """Bytes that no manifest exceeds; it has about 2 KB."""
@@ -115,6 +116,7 @@ class Manifest:
         max_batch: Largest number of samples in one payload.
         call: How the model was called: names of its positional ``parameters``, and under ``call`` how the inputs are
             nested in ``[args, keywords]``. Empty where that is not known: inputs are given in order.
+        pixels: How the head makes one of the inputs from 8-bit pixels; None where it takes them as the model does.
         factory: ``"package.module:function"`` that makes the user's own model, which the tail then runs as it is; empty
             where the tail is a program.
         base: 64 hexadecimal digits that name the model's weights; empty where they are not known.
@@ -135,6 +137,7 @@ class Manifest:
     sides: tuple[TensorSpec, ...]
     max_batch: int
     call: dict[str, Any] = field(default_factory=dict[str, Any])
+    pixels: Pixels | None = None
     factory: str = ""
     base: str = ""
     quality: int = -1
@@ -146,6 +149,15 @@ class Manifest:
     def identity(self) -> bytes:
         """The artifact id as the 32 bytes that payload and wire use."""
         return bytes.fromhex(self.artifact_id)
+
+    @property
+    def taken(self) -> tuple[TensorSpec, ...]:
+        """What the head takes: the model's inputs, with pixels in the place of the one that it makes from them."""
+        if self.pixels is None:
+            return self.inputs
+        specs = [*self.inputs]
+        specs[self.pixels.input] = TensorSpec(self.pixels.shape(specs[self.pixels.input].shape), "uint8")
+        return tuple(specs)
 
     def payload_format(self, tables: Sequence[SymbolTables]) -> PayloadFormat:
         """How payloads of this export are written and read.
@@ -246,6 +258,8 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
     """The keys of this format, from those of any format that is read."""
+    if content.get("format") in (1, 2):
+        content = {"pixels": None, **content}
     if content.get("format") != 1:
         return content
     code = {key: content.pop(key) for key in ("latent_shape", "num_centers", "qualities") if key in content}
@@ -294,12 +308,28 @@ def _manifest_from(path: Path, content: dict[str, Any]) -> Manifest:
         sides=specs("sides"),
         max_batch=value("max_batch", int),
         call=nested("call", lambda call: _check_call(call, inputs)),
+        pixels=_pixels(path, content["pixels"], inputs),
         factory=value("factory", str, lambda name: not name or _FACTORY.fullmatch(name) is not None),
         base=value("base", str, lambda digits: not digits or _DIGITS.fullmatch(digits) is not None),
         max_reply_bytes=value("max_reply_bytes", int, lambda size: 0 < size <= _MOST_REPLY_BYTES),
         report=value("report", dict),
         versions=value("versions", dict),
     )
+
+
+def _pixels(path: Path, entry: Any, inputs: tuple[TensorSpec, ...]) -> Pixels | None:
+    """How pixels become one of the inputs; an input that is no picture is refused."""
+    if entry is None:
+        return None
+    try:
+        found = Pixels(**entry)
+        spec = inputs[found.input]
+        found.shape(spec.shape)
+    except (FeatureError, TypeError, IndexError) as error:
+        raise ArtifactError(f"{path}: pixels is damaged ({error}); export again") from error
+    if not (spec.batched and spec.dtype.startswith("float")):
+        raise ArtifactError(f"{path}: pixels is damaged (tensor {found.input} is {spec.dtype}); export again")
+    return found
 
 
 def _check_structure(structure: dict[str, Any], outputs: tuple[TensorSpec, ...]) -> None:

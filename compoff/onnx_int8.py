@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compoff.errors import BackendError
+from compoff.onnx_pixels import whole_pixels
 from compoff.onnx_rounding import round_weights
 from compoff.onnx_session import OnnxSession
 from compoff.onnx_steps import take_in_scales, whole_steps
@@ -63,7 +64,7 @@ def quantized(data: bytes, name: str, samples: Sequence[Sequence[NDArray[Any]]])
     model = onnx.load_from_string(data)
     kept = {entry.key: entry.value for entry in model.metadata_props}
     take_in_scales(model.graph)
-    steps = whole_steps(model.graph)
+    steps, pixels = whole_steps(model.graph), whole_pixels(model.graph)
     names = OnnxSession(data, name).names
     logger, level = logging.getLogger(), logging.getLogger().level
     with tempfile.TemporaryDirectory() as folder:
@@ -72,6 +73,7 @@ def quantized(data: bytes, name: str, samples: Sequence[Sequence[NDArray[Any]]])
             logger.setLevel(logging.ERROR)  # it says on the root logger what else one might do
             integers = round_weights(model, samples, _LARGEST_WEIGHT, quantization.QuantType.QInt8)
             whole = {one.layer.output[0]: [one.scale(quantization.QuantType.QUInt8)] for one in steps}
+            whole |= {one.name: [one.scale(quantization.QuantType.QUInt8)] for one in pixels}
             quantization.quantize_static(
                 model,
                 path,
@@ -92,7 +94,7 @@ def quantized(data: bytes, name: str, samples: Sequence[Sequence[NDArray[Any]]])
         made = onnx.load(str(path))
     if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
         raise BackendError(f"{name} has no layer that can be quantized; use fp32")
-    for one in steps:
+    for one in (*steps, *pixels):
         one.shorten(made.graph)
     del made.metadata_props[:]
     for key, value in kept.items():

@@ -23,6 +23,7 @@ QUALITY = "compoff_quality"
 _LAYERS = ("Conv", "Gemm")
 _VALUE_BY_VALUE = ("Add", "Cast", "Clip", "QuantizeLinear", "Round")
 _INTEGERS = "DequantizeLinear"
+_ORDER = "Transpose"
 
 
 def with_quality(data: bytes, channels: Sequence[Sequence[int]]) -> bytes:
@@ -120,6 +121,9 @@ class _Branches:
         self.chain = chain
         self.output = output
         self.integers = integers
+        made_by = {name: node for node in graph.node for name in node.output}
+        given = (node.input[0] for node in integers.values())
+        self.orders = {name: made_by[name] for name in given if name in made_by and made_by[name].op_type == _ORDER}
         layer = chain[0]
         transposed = any(entry.name == "transB" and entry.i for entry in layer.attribute)
         self.axis = 0 if layer.op_type == "Conv" or transposed else 1
@@ -143,10 +147,11 @@ class _Branches:
 
     def _tidy(self) -> None:
         """Leave out what stood before the layer and is in the branches now."""
-        read = {name for node in _everywhere(self.graph) for name in node.input}
-        for value, node in self.integers.items():
-            if value not in read:
-                self.graph.node.remove(node)
+        for before in (self.integers, self.orders):
+            read = {name for node in _everywhere(self.graph) for name in node.input}
+            for value, node in before.items():
+                if value not in read:
+                    self.graph.node.remove(node)
 
     def _choice(self, ways: list[tuple[int, int]], result: str) -> list[Any]:
         """Nodes that compute the chain of the way that the quality is in: a way goes from its first quality on."""
@@ -180,6 +185,10 @@ class _Branches:
         if name in self.integers:
             node = self.integers[name]
             inputs = [self._first(one, result, nodes, count, axis) for one in node.input]
+            if inputs[0] in self.orders:  # onnxruntime takes it away beside its layer, and nowhere else
+                order = self.orders[inputs[0]]
+                nodes.append(_copied(order, order.input, f"{result}_{inputs[0]}"))
+                inputs[0] = nodes[-1].output[0]
             nodes.append(_copied(node, inputs, f"{result}_{name}"))
             return nodes[-1].output[0]
         return self._first(name, result, nodes, count, axis)

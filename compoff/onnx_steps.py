@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["WholeSteps", "take_in_scales", "whole_steps"]
+__all__ = ["WholeSteps", "chain_behind", "constants_of", "readers_of", "take_in_scales", "whole_steps"]
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -69,7 +69,7 @@ def take_in_scales(graph: Any) -> None:
         graph: The program's graph, an ``onnx.GraphProto``.
     """
     from_array = importlib.import_module("onnx.numpy_helper").from_array
-    constants, readers = _constants(graph), _readers(graph)
+    constants, readers = constants_of(graph), readers_of(graph)
     for layer in [node for node in graph.node if node.op_type == "Conv"]:
         weight = constants.get(layer.input[1])
         bias = constants.get(layer.input[2]) if len(layer.input) > 2 else np.zeros(1, np.float32)
@@ -106,10 +106,10 @@ def whole_steps(graph: Any) -> list[WholeSteps]:
     Returns:
         One entry a layer.
     """
-    constants, readers = _constants(graph), _readers(graph)
+    constants, readers = constants_of(graph), readers_of(graph)
     found: list[WholeSteps] = []
     for layer in graph.node:
-        rest = _chain(layer, ("Round", "Clip", "Add", "Cast"), readers) if layer.op_type in _LAYERS else None
+        rest = chain_behind(layer, ("Round", "Clip", "Add", "Cast"), readers) if layer.op_type in _LAYERS else None
         if rest is None:
             continue
         bounds = [constants.get(name) for name in (*rest[1].input[1:3], *rest[2].input[1:])]
@@ -121,12 +121,13 @@ def whole_steps(graph: Any) -> list[WholeSteps]:
     return found
 
 
-def _constants(graph: Any) -> dict[str, NDArray[Any]]:
+def constants_of(graph: Any) -> dict[str, NDArray[Any]]:
+    """The values that a program holds, by name."""
     to_array = importlib.import_module("onnx.numpy_helper").to_array
     return {one.name: to_array(one) for one in graph.initializer}
 
 
-def _readers(graph: Any) -> dict[str, list[Any]]:
+def readers_of(graph: Any) -> dict[str, list[Any]]:
     """The nodes that read a value, and the outputs of the program among them."""
     readers: dict[str, list[Any]] = {one.name: [one] for one in graph.output}
     for node in graph.node:
@@ -135,7 +136,7 @@ def _readers(graph: Any) -> dict[str, list[Any]]:
     return readers
 
 
-def _chain(node: Any, types: Sequence[str], readers: dict[str, list[Any]]) -> tuple[Any, ...] | None:
+def chain_behind(node: Any, types: Sequence[str], readers: dict[str, list[Any]]) -> tuple[Any, ...] | None:
     """The nodes of these types behind a node, each the only reader of the one before; None where others stand there."""
     chain: list[Any] = []
     for kind in types:

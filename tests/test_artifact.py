@@ -10,13 +10,15 @@ import pytest
 
 from compoff.artifact import find_part, read_folder, write_folder
 from compoff.errors import ArtifactError
+from compoff.manifest import TensorSpec
+from compoff.pixels import Pixels
 from tests.small_artifacts import MANIFEST, PROGRAM, TABLES, checked, refused
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 GOLDEN_MANIFEST = """\
-format: 2
+format: 3
 kind: head
 artifact_id: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
 split: layer1.0
@@ -79,6 +81,7 @@ call:
     - dict:
       - - sizes
         - leaf: 1
+pixels: null
 factory: shop.models:make
 base: fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210
 quality: -1
@@ -202,6 +205,36 @@ def test_a_golden_folder_of_this_format_is_still_read(tmp_path: Path) -> None:
     (tmp_path / "tables.safetensors").write_bytes(bytes.fromhex(GOLDEN_TABLES))
     (tmp_path / "head.pt2").write_bytes(PROGRAM)
     assert read_folder(tmp_path, "head").manifest == MANIFEST
+
+
+def test_a_golden_folder_of_format_2_is_still_read(tmp_path: Path) -> None:
+    text = GOLDEN_MANIFEST.replace("format: 3\n", "format: 2\n").replace("pixels: null\n", "")
+    (tmp_path / "manifest.yaml").write_bytes(checked(text))
+    (tmp_path / "tables.safetensors").write_bytes(bytes.fromhex(GOLDEN_TABLES))
+    (tmp_path / "head.pt2").write_bytes(PROGRAM)
+    assert read_folder(tmp_path, "head").manifest == MANIFEST
+
+
+def test_pixels_are_golden_and_come_back(tmp_path: Path) -> None:
+    with_pixels = replace(MANIFEST, pixels=Pixels((0.5, 0.25, 0.125), (0.5, 0.25, 1)))
+    write_folder(tmp_path, with_pixels, TABLES, {"head.pt2": PROGRAM})
+    text = """\
+pixels:
+  mean:
+  - 0.5
+  - 0.25
+  - 0.125
+  std:
+  - 0.5
+  - 0.25
+  - 1.0
+  layout: hwc
+  input: 0
+"""
+    assert (tmp_path / "manifest.yaml").read_bytes() == checked(GOLDEN_MANIFEST.replace("pixels: null\n", text))
+    found = read_folder(tmp_path, "head").manifest
+    assert found == with_pixels
+    assert found.taken == (TensorSpec((8, 8, 3), "uint8"), MANIFEST.inputs[1])
 
 
 def test_a_golden_folder_of_format_1_is_still_read(tmp_path: Path) -> None:
@@ -340,7 +373,7 @@ def test_the_other_kind_is_named(folder: Path) -> None:
     assert "manifest.yaml: kind is 'head', expected 'tail'; load it as what it is" in refused(folder, "tail")
 
 
-@pytest.mark.parametrize("number", [0, 3, 99])
+@pytest.mark.parametrize("number", [0, 4, 99])
 def test_another_format_is_named_even_if_all_else_is_unknown(folder: Path, number: int) -> None:
     (folder / "manifest.yaml").write_bytes(f"format: {number}\nsomething: new\n".encode())
-    assert f"manifest.yaml: format is {number}, this compoff reads formats 1 to 2" in refused(folder)
+    assert f"manifest.yaml: format is {number}, this compoff reads formats 1 to 3" in refused(folder)

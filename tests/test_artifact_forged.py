@@ -146,13 +146,15 @@ def test_unknown_keys_are_named(folder: Path, key: Any) -> None:
 SPEC = {"shape": [3], "dtype": "float32", "batched": True}
 CODE = {"latent_shape": [2, 4, 4], "num_centers": 4, "qualities": [1, 2], "steps": []}
 SECOND = {"latent_shape": [1, 9], "num_centers": 2, "qualities": [1, 1], "steps": []}
+PIXELS = {"mean": [0.5, 0.5, 0.5], "std": [1, 1, 1], "layout": "hwc", "input": 0}
 CALL = {"parameters": ["x"], "call": {"list": [{"list": [{"leaf": 0}]}, {"dict": [["y", {"leaf": 1}]]}]}}
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *((key, wrong) for key in MANIFEST.__dataclass_fields__ for wrong in (None, 3.5)),
+        *((key, 3.5) for key in MANIFEST.__dataclass_fields__),
+        *((key, None) for key in MANIFEST.__dataclass_fields__ if key != "pixels"),
         ("kind", "body"),
         ("artifact_id", "0" * 63),
         ("artifact_id", "0" * 62 + "  "),
@@ -188,6 +190,19 @@ CALL = {"parameters": ["x"], "call": {"list": [{"list": [{"leaf": 0}]}, {"dict":
         ("sides", [{**SPEC, "dtype": "uint16"}]),
         ("sides", {}),
         ("max_batch", "64"),
+        ("pixels", {}),
+        ("pixels", [PIXELS]),
+        ("pixels", {**PIXELS, "more": 1}),
+        ("pixels", {**PIXELS, 3: 1}),
+        ("pixels", {**PIXELS, "mean": 0.5}),
+        ("pixels", {**PIXELS, "mean": [0.5, 0.5]}),
+        ("pixels", {**PIXELS, "mean": [0.5, 0.5, 10**400]}),
+        ("pixels", {**PIXELS, "std": [1, 1, 0]}),
+        ("pixels", {**PIXELS, "layout": ["hwc"]}),
+        ("pixels", {**PIXELS, "input": 2}),
+        ("pixels", {**PIXELS, "input": 1, "mean": [0.5], "std": [1]}),
+        ("pixels", {**PIXELS, "input": -1}),
+        ("pixels", {**PIXELS, "input": True}),
         ("call", {"parameters": []}),
         ("call", {**CALL, "more": 1}),
         ("call", {**CALL, "parameters": "x"}),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
@@ -225,7 +225,8 @@ class Code:
         Source: this project.
         """
         tables = self.tables_at(quality)
-        rows = np.moveaxis(symbols, 1, 0).reshape(self.qualities[quality], -1)  # each coder checks what it is given
+        # Each coder checks what it is given.
+        rows = cast("NDArray[np.generic]", symbols.swapaxes(0, 1).reshape(self.qualities[quality], -1))
         if coding != _RAW:
             body = (range_coder if coding == _RANGE else huffman).encode(rows, tables)
             if len(body) < self.packed_bytes(len(symbols), quality):

@@ -17,6 +17,7 @@ from compoff.executorch_export import to_executorch
 from compoff.onnx_export import agreement, to_onnx
 from compoff.onnx_int8 import quantized
 from compoff.onnx_narrowing import with_quality
+from compoff.onnx_pixels import take_in_normalization
 from compoff.programs import TorchProgram
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def compiled_head(
             cannot be translated or quantized, or what comes out does not agree with it.
     """
     _check_choice(runtime, precision, threads)
-    program, batches = _torch_program(files), samples or _made_up(manifest.inputs)
+    program, batches = _torch_program(files), samples or _made_up(manifest)
     if runtime == "executorch":
         runner, version = _for_executorch(program, manifest, files, batches[0])
     else:
@@ -106,8 +107,10 @@ def _for_onnx(
     precision: Precision,
     threads: int | None,
 ) -> tuple[Runner, dict[str, str]]:
-    batches = samples or _made_up(manifest.inputs)
+    batches = samples or _made_up(manifest)
     data, _ = to_onnx(program, "the head", batches, metadata={OWNER: manifest.artifact_id})
+    if manifest.pixels is not None:
+        data = take_in_normalization(data)
     if precision == "int8":
         data = quantized(data, "the head", samples)
     data = with_quality(data, list(zip(*(code.qualities for code in manifest.codes), strict=True)))
@@ -118,7 +121,7 @@ def _for_onnx(
 def _for_executorch(
     program: TorchProgram, manifest: Manifest, files: Mapping[str, bytes], batch: _Arrays
 ) -> tuple[Runner, dict[str, str]]:
-    sample = [array[:1] if spec.batched else array for array, spec in zip(batch, manifest.inputs, strict=True)]
+    sample = [array[:1] if spec.batched else array for array, spec in zip(batch, manifest.taken, strict=True)]
     data = to_executorch(program, "the head", sample, {PTE_OWNER: manifest.identity})
     runner = ExecuTorchRunner(data, manifest, others=files)
     return runner, {"executorch": importlib.metadata.version("executorch")}
@@ -132,14 +135,17 @@ def _torch_program(files: Mapping[str, bytes]) -> TorchProgram:
     return TorchProgram.load(files[TORCH_PROGRAM], TORCH_PROGRAM)
 
 
-def _made_up(specs: Sequence[TensorSpec]) -> list[_Arrays]:
+def _made_up(manifest: Manifest) -> list[_Arrays]:
     """Inputs of one and of three samples: noise, index 0, masks that hide nothing."""
+    picture = -1 if manifest.pixels is None else manifest.pixels.input
     rng = np.random.default_rng(0)
 
-    def array(spec: TensorSpec, batch: int) -> NDArray[Any]:
+    def array(index: int, spec: TensorSpec, batch: int) -> NDArray[Any]:
         shape = spec.sized(batch)
+        if index == picture:
+            return rng.integers(0, 256, shape, np.uint8)
         if np.dtype(spec.dtype).kind == "f":
             return rng.standard_normal(shape).astype(spec.dtype)
         return np.full(shape, spec.dtype == "bool", spec.dtype)
 
-    return [[array(spec, batch) for spec in specs] for batch in (1, 3)]
+    return [[array(index, spec, batch) for index, spec in enumerate(manifest.taken)] for batch in (1, 3)]

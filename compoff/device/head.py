@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from compoff.device.runners.choice import Runtime
     from compoff.device.runners.runner import Runner
     from compoff.manifest import Manifest, TensorSpec
+    from compoff.pixels import Pixels
     from compoff.wire.replies import Reply
     from compoff.wire.tls import TLS
 
@@ -67,7 +68,8 @@ class Head:
         self.tables = tuple(tables)
         self.runner = runner
         self.payload_format = manifest.payload_format(tables)
-        self._call = CallForm(manifest.call, manifest.inputs) if manifest.call else None
+        self._taken = manifest.taken
+        self._call = CallForm(manifest.call, manifest.taken) if manifest.call else None
 
     @property
     def split(self) -> str:
@@ -160,10 +162,13 @@ class Head:
         parts = self.runner.run(self._arrays(inputs, keywords))
         return tuple(part.astype(np.uint8, copy=False) for part in parts[: len(self.manifest.codes)])
 
-    def _arrays(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> list[NDArray[Any]]:
-        """The inputs as arrays, checked against what the head was exported for."""
-        specs = self.manifest.inputs
+    def _arrays(self, inputs: tuple[Any, ...], keywords: dict[str, Any], *, fitted: bool = False) -> list[NDArray[Any]]:
+        """The inputs as arrays, checked against what the head was exported for; or `fit`'s, which are normalized."""
+        specs = self._taken
         values = self._in_order(inputs, keywords) if self._call is None else self._call.bind(inputs, keywords)
+        if fitted and self.manifest.pixels is not None:
+            place = self.manifest.pixels.input
+            values[place] = self._restored(values[place], self.manifest.pixels, place)
         arrays = [
             self._array(value, spec, index) for index, (value, spec) in enumerate(zip(values, specs, strict=True))
         ]
@@ -175,9 +180,16 @@ class Head:
             )
         return arrays
 
+    def _restored(self, value: Any, pixels: Pixels, index: int) -> Any:
+        """The pixels of a normalized picture; anything else as it is."""
+        array = cast("NDArray[Any]", value) if isinstance(value, np.ndarray) else self.runner.to_numpy(value)
+        if array is None or array.dtype.kind != "f":
+            return cast("object", value)
+        return pixels.restored(self._array(array, self.manifest.inputs[index], index))
+
     def _in_order(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> list[Any]:
         """The tensors of a call of which no more is known than their number."""
-        values, number = list(input_leaves(inputs)), len(self.manifest.inputs)
+        values, number = list(input_leaves(inputs)), len(self._taken)
         if len(values) != number or keywords:
             raise FeatureError(
                 f"{len(values)} inputs were given, and by name {', '.join(keywords) or 'none'}; {self!r} takes "
@@ -321,9 +333,9 @@ class Head:
                     None if self._call is None else self._call.names - LABELS,
                 )
                 known = {name: value for name, value in named.items() if names is None or name in names}
-                taken.append(self._arrays((), known))
+                taken.append(self._arrays((), known, fitted=True))
             else:
-                taken.append(self._arrays(args, {}))
+                taken.append(self._arrays(args, {}, fitted=True))
             count += max(len(array) for array in taken[-1])
             if count >= _MOST_SAMPLES:
                 break

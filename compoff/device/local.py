@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import numpy as np
 
 from compoff.device.answers import all_numpy
+from compoff.device.binding import CallForm
 from compoff.errors import BackendError, FeatureError
 from compoff.structure import CONSTANTS, flatten, importable, input_leaves, unflatten
 from compoff.wire.replies import FULL, ReplyForm, ReplyKind, reduce_reply, restore_leaves
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from compoff.device.sender import Sender
+    from compoff.pixels import Pixels
 
 __all__ = ["LocalModel", "OnnxModel", "whole_model"]
 
@@ -32,7 +34,7 @@ def whole_model(local: LocalModel, head: Sender, form: ReplyForm = FULL) -> Call
     """The whole model as something to call with a remote's inputs.
 
     Args:
-        local: A callable, or the path of an ONNX file.
+        local: A callable, or the path of an ONNX file; it takes what the model takes, also where the head takes pixels.
         head: A head of the same model, which knows how its outputs are nested.
         form: The form in which the edge's answers come, and so these.
 
@@ -43,6 +45,8 @@ def whole_model(local: LocalModel, head: Sender, form: ReplyForm = FULL) -> Call
         BackendError: The file cannot be read, or onnxruntime is not installed.
     """
     model = OnnxModel(Path(local), head) if isinstance(local, (str, Path)) else _callable(local)
+    if head.manifest.pixels is not None:
+        model = _given_pixels(model, head, head.manifest.pixels)
     if form.kind in (ReplyKind.FULL, ReplyKind.FP32, ReplyKind.FP16):  # these come back in the model's own dtypes
         return model
     return lambda *inputs, **keywords: _reduced(model(*inputs, **keywords), (inputs, keywords), head, form)
@@ -54,6 +58,34 @@ def _callable(local: Callable[..., Any]) -> Callable[..., Any]:
     if torch is not None and isinstance(local, torch.nn.Module):
         return torch.no_grad()(local.__call__)
     return local
+
+
+def _given_pixels(model: Callable[..., Any], head: Sender, pixels: Pixels) -> Callable[..., Any]:
+    """A model to call with pixels, which it then gets normalized."""
+    form = CallForm(head.manifest.call, head.manifest.taken) if head.manifest.call else None
+
+    def call(*inputs: Any, **keywords: Any) -> Any:
+        values = list(input_leaves(inputs)) if form is None else form.bind(inputs, keywords)
+        picture = values[pixels.input]
+        plain = isinstance(picture, np.ndarray)
+        array: Any = cast("object", picture) if plain else head.runner.to_numpy(picture)
+        normalized: Any = pixels.normalized(array).astype(head.manifest.inputs[pixels.input].dtype, copy=False)
+        found = normalized if plain else head.runner.from_numpy(normalized)
+        return model(*_replaced(inputs, picture, found), **_replaced(keywords, picture, found))
+
+    return call
+
+
+def _replaced(value: Any, old: Any, new: Any) -> Any:
+    """The same nesting, with another leaf in the place of one."""
+    if value is old:
+        return new
+    if isinstance(value, (tuple, list)):
+        entries = [_replaced(entry, old, new) for entry in cast("Sequence[Any]", value)]
+        return tuple(entries) if isinstance(value, tuple) else entries
+    if isinstance(value, dict):
+        return {key: _replaced(entry, old, new) for key, entry in cast("dict[Any, Any]", value).items()}
+    return value
 
 
 def _reduced(output: Any, inputs: Any, head: Sender, form: ReplyForm) -> Any:

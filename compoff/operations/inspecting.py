@@ -94,6 +94,8 @@ def _described(part: Folder) -> dict[str, Any]:
         "ceiling_bytes": manifest.payload_format(part.tables).max_bytes(1),
         "raw_bytes": report.get("raw_bytes"),
         "inputs": [asdict(spec) for spec in manifest.inputs],
+        "pixels": None if manifest.pixels is None else asdict(manifest.pixels),
+        "taken": [asdict(spec) for spec in manifest.taken],
         "outputs": [asdict(spec) for spec in manifest.outputs],
         "codes": [asdict(code) for code in manifest.codes],
         "sides": [asdict(spec) for spec in manifest.sides],
@@ -168,6 +170,9 @@ def _tables(part: dict[str, Any]) -> list[Table]:
     """Tables of one part: what it is, its qualities, its files."""
     facts = {name: part[name] for name in _PLAIN if part[name] not in ("", None)}
     facts |= {name: ", ".join(map(_tensor, part[name])) for name in ("inputs", "outputs", "sides") if part[name]}
+    if part["pixels"] is not None:
+        facts["the head takes"] = ", ".join(map(_tensor, part["taken"]))
+        facts |= {f"{name} of pixels": ", ".join(map(_number, part["pixels"][name])) for name in ("mean", "std")}
     facts["symbols"] = ", ".join(f"{code['num_centers']} × {_shape(code['latent_shape'])}" for code in part["codes"])
     facts["MACs per sample"] = ", ".join(f"{key} {_count(value)}" for key, value in part["macs"].items())
     known = {key: value for key, value in part["guarantee"].items() if value is not None}

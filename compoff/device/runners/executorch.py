@@ -50,7 +50,7 @@ class ExecuTorchRunner:
         self, data: bytes, manifest: Manifest, *, others: Mapping[str, bytes] | None = None, name: str = PROGRAM
     ) -> None:
         self._data, self._others, self._name = data, dict(others or {}), name
-        self._batched = [spec.batched for spec in manifest.inputs]
+        self._batched = [spec.batched for spec in manifest.taken]
         self._joined = [True] * len(manifest.codes) + [spec.batched for spec in manifest.sides]
         self._lock = threading.Lock()  # a method has one set of inputs and outputs
         try:

@@ -119,7 +119,7 @@ def _check_owner(session: OnnxSession, manifest: Manifest, name: str) -> None:
             "compile the head again"
         )
     crossing = [(("batch", *code.latent_shape), "uint8") for code in manifest.codes] + list(map(_form, manifest.sides))
-    taken = list(map(_form, manifest.inputs))
+    taken = list(map(_form, manifest.taken))
     for kind, expected, found in (
         ("takes", [*taken, ((), "int64")] if session.names[-1:] == (QUALITY,) else taken, session.inputs),
         ("gives", crossing, session.outputs),
