@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from compoff.errors import CompoffError, FeatureError, FitError, SplitError
 from compoff.hooks import uncompiled
@@ -20,7 +19,7 @@ from compoff.losses import distillation, relative_error
 from compoff.trees import tensors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator, Mapping, Sequence
 
     from compoff.codec import Bottleneck, BottleneckOutput
     from compoff.cutting.sites import Site
@@ -31,6 +30,7 @@ __all__ = [
     "Batch",
     "DistillationTerms",
     "TeacherRecord",
+    "answers",
     "float_tensors",
     "refusals_named",
     "student_pass",
@@ -134,7 +134,7 @@ def float_tensors(value: Any) -> list[Tensor]:
     """The floating-point tensors of a nested output that hold something for each sample, in order.
 
     Args:
-        value: Any nesting of containers that PyTorch knows.
+        value: Any nesting of containers that PyTorch knows, and of dataclasses.
 
     Returns:
         The tensors; scalars, such as a loss that the model computes itself, are left out.
@@ -144,8 +144,59 @@ def float_tensors(value: Any) -> list[Tensor]:
         >>> len(float_tensors({"logits": torch.zeros(1), "ids": torch.zeros(1, dtype=torch.long)}))
         1
     """
-    leaves = pytree.tree_leaves(value)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 0]
+    return [tensor for tensor in tensors_of(value) if tensor.is_floating_point() and tensor.dim() > 0]
+
+
+def _comparable(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of tensors, where both passes give the same shapes: a detector may find another number of boxes."""
+    if [one.shape for one in teacher] != [other.shape for other in student]:
+        return []
+    return [(one, other) for one, other in zip(teacher, student, strict=True) if one.numel()]
+
+
+def answers(
+    base: nn.Module, gate: Gate, site: Site, batch: Batch, restored: list[Tensor], teacher: list[Tensor]
+) -> tuple[str, Tensor, Tensor]:
+    """What stands for the model's answer with and without restored features.
+
+    That is the first tensor of its output; where restored features give that another shape, such as another number of
+    boxes, what the last block gives whose shape stays.
+
+    Args:
+        base: The model.
+        gate: The split point's gate.
+        site: The split point's site.
+        batch: The batch.
+        restored: The restored features.
+        teacher: Floating-point tensors of the model's output for the batch.
+
+    Returns:
+        The path of the block, empty for the output; the teacher's tensor; the student's.
+
+    Raises:
+        FeatureError: The model refused the batch.
+        FitError: All shapes behind the split point depend on the feature.
+    """
+    with gate.replacing([y_hat.clone() for y_hat in restored]), refusals_named(batch):  # it may change them in place
+        output = float_tensors(base(*batch.args, **batch.kwargs))
+    if pairs := _comparable(teacher, output):
+        return ("", *pairs[0])
+    blocks: dict[str, list[Tensor]] = {}
+    record = teacher_pass(base, {site.path: gate}, {site.path: site}, batch, blocks=True)
+    with gate.replacing(restored), _tapped(base, site.later, blocks), refusals_named(batch):
+        base(*batch.args, **batch.kwargs)
+    for path in reversed(site.later):
+        if pairs := _comparable(record.blocks.get(path, []), blocks.get(path, [])):
+            return (path, *pairs[-1])
+    raise _incomparable(site.path)
+
+
+def _incomparable(split: str) -> FitError:
+    return FitError(
+        f"whatever the model computes behind '{split}' is empty or has another shape when the feature there is "
+        "restored, so there is nothing to compare; take a split point before a block whose shapes do not depend on "
+        "values, or wrap the part of the model that returns scores"
+    )
 
 
 @contextlib.contextmanager
@@ -267,8 +318,9 @@ def student_pass(
 
     Raises:
         FeatureError: The feature has another shape or dtype than the bottleneck was made for.
-        FitError: The model's output holds no floating-point tensor to compare, or no gradient of it reaches the
-            bottleneck; or several processes train together and have not been calibrated.
+        FitError: The model's output holds no floating-point tensor to compare, no gradient of it reaches the
+            bottleneck, or nothing behind the split point keeps its shape; or several processes train together and have
+            not been calibrated.
 
     Examples:
         >>> import torch, compoff
@@ -354,10 +406,9 @@ def _over_blocks(
     site: Site, record: TeacherRecord, blocks: dict[str, list[Tensor]], result: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """What Eq. 11 compares: later blocks and output; where the last block's tensor is the output, it counts once."""
-    teacher = [tensor for path in site.later for tensor in record.blocks[path]]
-    student = [tensor for path in site.later for tensor in blocks[path]]
-    for theirs, ours in zip(record.output, result, strict=True):
-        if not any(theirs is tensor for tensor in teacher):
-            teacher.append(theirs)
-            student.append(ours)
-    return teacher, student
+    pairs = [pair for path in site.later for pair in _comparable(record.blocks.get(path, []), blocks.get(path, []))]
+    seen = [teacher for teacher, _ in pairs]
+    pairs += [pair for pair in _comparable(record.output, result) if not any(pair[0] is tensor for tensor in seen)]
+    if not pairs:
+        raise _incomparable(site.path)
+    return [teacher for teacher, _ in pairs], [student for _, student in pairs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -158,6 +159,19 @@ def test_only_what_holds_something_for_each_sample_is_compared() -> None:
     logits = torch.zeros(2, 3)
     output = {"loss": torch.tensor(1.0), "nested": [logits, (torch.ones(2, dtype=torch.int64), None, "text")]}
     assert [tensor is logits for tensor in float_tensors(output)] == [True]
+
+
+@dataclass
+class Parts:
+    """An output that PyTorch does not know as a container."""
+
+    mask: Tensor
+    name: str = "mask"
+
+
+def test_dataclasses_are_looked_into() -> None:
+    mask = torch.zeros(2, 3)
+    assert [tensor is mask for tensor in float_tensors([Parts(mask)])] == [True]
 
 
 class Classes(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor
 from compoff.codec import Geometry, TileMoments, TransformBottleneck
 from compoff.codec.directions import mixed_channels
 from compoff.coding import Code, PayloadFormat
-from compoff.distilling import float_tensors, refusals_named, teacher_pass
+from compoff.distilling import answers, float_tensors, refusals_named, teacher_pass
 from compoff.errors import FitError
 from compoff.fitting.batches import to_batch
 from compoff.hooks import uncompiled
@@ -220,6 +220,12 @@ def _slopes(wrapped: Wrapped, split: str, batch: Batch, generator: torch.Generat
             outputs = float_tensors(wrapped.base(*batch.args, **batch.kwargs))
             if not outputs:
                 raise FitError("the model returns no floating-point tensor, so there is nothing to distil")
+            outputs = [output for output in outputs if output.numel()]
+            if not outputs:
+                raise FitError(
+                    "the model finds nothing in a batch: what it returns is empty, and says nothing of what the answer "
+                    "depends on; fit with a lower threshold, or wrap the part of the model that returns scores"
+                )
             projections = [_projection(outputs, generator) for _ in range(_DRAWS)]
             slopes = [_gradients(projection, leaves, split) for projection in projections]
     finally:
@@ -311,9 +317,8 @@ def _step_for_error(
         errors: list[float] = []
         for batch, ys, expected in zip(batches, features, teacher, strict=True):
             restored = [one.decode_at(y, one.reference_step) for one, y in zip(bottlenecks, ys, strict=True)]
-            with gate.replacing(restored):
-                output = float_tensors(wrapped.base(*batch.args, **batch.kwargs))
-            errors.append(float(relative_error(expected[0], output[0])))
+            _, ours, theirs = answers(wrapped.base, gate, wrapped.sites[split], batch, restored, expected)
+            errors.append(float(relative_error(ours, theirs)))
         return sum(errors) / len(errors)
 
     deviation = _largest_deviation(directions)

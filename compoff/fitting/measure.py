@@ -12,7 +12,7 @@ from torch import Tensor
 from compoff.codec import Decoder, Encoder, TransformBottleneck
 from compoff.coding import Code, PayloadFormat, Side, SymbolTables
 from compoff.coding.levels import coarse_tables, coarsen
-from compoff.distilling import float_tensors, teacher_pass
+from compoff.distilling import answers, float_tensors, teacher_pass
 from compoff.errors import FitError
 
 if TYPE_CHECKING:
@@ -96,28 +96,32 @@ class _Comparison:
     """Teacher against student over many batches."""
 
     def __init__(self) -> None:
-        self._sums = torch.zeros(3, dtype=torch.float64)  # of the teacher, of its square, of the squared difference
-        self._elements = 0
+        # By block: sums of the teacher, of its square, of the squared difference; number of elements.
+        self._sums: dict[str, Tensor] = {}
         self._agreed: list[Tensor] = []
 
-    def add(self, teacher: Tensor, student: Tensor) -> None:
-        """Compare the outputs for one batch."""
+    def add(self, block: str, teacher: Tensor, student: Tensor) -> None:
+        """Compare what a block, or with an empty name the model, gives for one batch."""
         ours, theirs = teacher.detach().cpu().double(), student.detach().cpu().double()
-        self._sums += torch.stack([ours.sum(), ours.square().sum(), (ours - theirs).square().sum()])
-        self._elements += ours.numel()
-        if teacher.dim() == 2 and teacher.shape[1] > 1:
+        sums = torch.stack([ours.sum(), ours.square().sum(), (ours - theirs).square().sum()])
+        self._sums[block] = self._sums.get(block, 0) + torch.cat([sums, sums.new_tensor([ours.numel()])])
+        if not block and teacher.dim() == 2 and teacher.shape[1] > 1:
             self._agreed.append(ours.argmax(1) == theirs.argmax(1))
 
     @property
     def agreement(self) -> float | None:
-        """Share of samples with the same class; None where the output is no table of scores."""
-        return float(torch.cat(self._agreed).double().mean()) if self._agreed else None
+        """Share of samples with the same class; None where the output is no table of scores, or not always."""
+        scores = bool(self._agreed) and list(self._sums) == [""]
+        return float(torch.cat(self._agreed).double().mean()) if scores else None
 
     @property
     def error(self) -> float:
-        """Squared distance in units of the teacher's variance over all samples."""
-        mean, square, distance = (float(value) / self._elements for value in self._sums)
-        return distance / max(square - mean * mean, 1e-12)
+        """Squared distance in units of the teacher's variance over all samples; the mean over what was compared."""
+        errors: list[float] = []
+        for sums in self._sums.values():
+            mean, square, distance = (float(value) / float(sums[3]) for value in sums[:3])
+            errors.append(distance / max(square - mean * mean, 1e-12))
+        return sum(errors) / len(errors)
 
 
 @dataclass(frozen=True)
@@ -218,9 +222,8 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
             if not teacher:
                 raise FitError("the model returns no floating-point tensor, so there is nothing to compare")
             for rate in rates:
-                with gate.replacing(rate.add(symbols, sides)):
-                    student = float_tensors(wrapped.base(*batch.args, **batch.kwargs))
-                rate.comparison.add(teacher[0], student[0])
+                restored = rate.add(symbols, sides)
+                rate.comparison.add(*answers(wrapped.base, gate, wrapped.sites[split], batch, restored, teacher))
             samples += len(symbols[0])
     report.curve = [rate.point() for rate in rates]
     report.quality = (aim or Aim()).choose(report.curve)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import pytest
@@ -185,6 +186,17 @@ class NoGradients(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return self.body(x).relu()
+
+
+def test_a_detector_that_finds_nothing_is_refused() -> None:
+    class Nothing(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            scores = super().forward(input)
+            return scores[scores > math.inf]
+
+    model = compoff.wrap(Nothing(40, 3), "input", example_input=torch.zeros(2, 40))
+    with pytest.raises(FitError, match="finds nothing in a batch"):
+        compoff.calibrate(model, [torch.randn(16, 40)])
 
 
 def test_an_output_without_gradients_is_refused() -> None:

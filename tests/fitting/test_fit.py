@@ -67,6 +67,16 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         assert torch.equal(tensor, second[name]), name
 
 
+class Finder(Net):
+    """A detector: as many peaks as there are above a threshold, image by image."""
+
+    threshold = 0.0
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.body(self.stem(x))
+        return [{"peaks": one[:, one[0] > self.threshold].T} for one in y]
+
+
 # -- what it learns --------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +115,16 @@ def test_a_model_with_one_number_a_sample() -> None:
     report = compoff.fit(wrapped("input", net=net), batches(), steps=30)
     assert report.splits["input"].agreement is None
     assert math.isfinite(report.splits["input"].output_error)
+
+
+@pytest.mark.parametrize("codec", ["transform", "deepcod"])
+def test_a_detector_that_finds_another_number_of_boxes_is_compared_block_by_block(codec: str) -> None:
+    torch.manual_seed(11)
+    model = wrapped("stem", net=Finder().eval(), codec=codec)
+    report = compoff.fit(model, batches(2), steps=2).splits["stem"]
+    assert report.agreement is None
+    assert report.output_error is not None
+    assert 0 < report.output_error < math.inf
 
 
 # -- what it leaves alone --------------------------------------------------------------------------------------------
