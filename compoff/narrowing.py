@@ -32,6 +32,7 @@ _VALUE_BY_VALUE = {
     _ATEN._to_copy.default,
     _ATEN.to.dtype,
 }
+_SUM = _ATEN.sum.dim_IntList  # says whether all values are finite; channels that are not sent need not be
 
 
 def narrowed(program: nn.Module, channels: Sequence[int]) -> nn.Module | None:
@@ -78,7 +79,11 @@ def _narrow(module: GraphModule, symbols: Node, channels: int) -> bool:
     while layer.target in _VALUE_BY_VALUE and len(layer.all_input_nodes) == 1 and _used_once(layer):
         layer = layer.all_input_nodes[0]
     tensors = [argument for argument in layer.args[1:3] if isinstance(argument, Node)]
-    if layer.target not in _LAYERS or not _used_once(layer) or any(node.op != "get_attr" for node in tensors):
+    if (
+        layer.target not in _LAYERS
+        or not _used_once(layer, but_for=_SUM)
+        or any(node.op != "get_attr" for node in tensors)
+    ):
         return False
     for node in tensors:
         name = f"{node.name}_first_{channels}"
@@ -88,9 +93,10 @@ def _narrow(module: GraphModule, symbols: Node, channels: int) -> bool:
     return True
 
 
-def _used_once(node: Node) -> bool:
+def _used_once(node: Node, but_for: object = None) -> bool:
     # A check of its own makes nothing that another node reads.
-    return sum(1 for user in node.users if user.op == "output" or user.users) == 1
+    users = [user for user in node.users if user.op == "output" or user.users]
+    return sum(1 for user in users if user.target is not but_for) == 1
 
 
 def _attribute(module: nn.Module, path: str) -> Tensor:

@@ -32,13 +32,16 @@ _LARGEST_WEIGHT = 64
 _QUANTIZED = (*_WEIGHTED, "Add", "AveragePool", "Concat", "GlobalAveragePool", "MaxPool", "Pad", "Relu")
 
 
-def quantized(data: bytes, name: str, samples: Sequence[Sequence[NDArray[Any]]]) -> bytes:
+def quantized(
+    data: bytes, name: str, samples: Sequence[Sequence[NDArray[Any]]], *, outputs: int | None = None
+) -> bytes:
     """Turn the layers of a program into 8-bit integers.
 
     Args:
         data: The bytes of the ONNX program in floating point.
         name: What to call it in messages.
         samples: Inputs to calibrate on, one sequence of arrays a batch.
+        outputs: Number of the outputs to keep, the first ones; None for all.
 
     Returns:
         The bytes of the program in integers, with the metadata of `data`.
@@ -63,6 +66,7 @@ def quantized(data: bytes, name: str, samples: Sequence[Sequence[NDArray[Any]]])
     onnx, quantization = _packages()
     model = onnx.load_from_string(data)
     kept = {entry.key: entry.value for entry in model.metadata_props}
+    _leave_out(model.graph, list(model.graph.output)[outputs:] if outputs is not None else [])
     take_in_scales(model.graph)
     steps, pixels = whole_steps(model.graph), whole_pixels(model.graph)
     names = OnnxSession(data, name).names
@@ -117,6 +121,31 @@ def _reader(quantization: Any, names: Sequence[str], samples: Sequence[Sequence[
         return next(feeds, None)
 
     return type("Reader", (quantization.CalibrationDataReader,), {"get_next": get_next})()
+
+
+def _leave_out(graph: Any, outputs: Sequence[Any]) -> None:
+    """Take outputs out of a graph, with what is computed for them alone."""
+    for output in outputs:
+        graph.output.remove(output)
+    while outputs:
+        read = set(_read(graph))
+        idle = [node for node in graph.node if read.isdisjoint(node.output)]
+        for node in idle:
+            graph.node.remove(node)
+        if not idle:
+            for tensor in [one for one in graph.initializer if one.name not in read]:
+                graph.initializer.remove(tensor)
+            return
+
+
+def _read(graph: Any) -> Iterator[str]:
+    """What is read in a graph and in those inside its nodes."""
+    yield from (value.name for value in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for entry in node.attribute:
+            if entry.HasField("g"):
+                yield from _read(entry.g)
 
 
 def _behind_the_last_layer(graph: Any) -> list[str]:

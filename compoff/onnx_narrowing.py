@@ -24,6 +24,7 @@ _LAYERS = ("Conv", "Gemm")
 _VALUE_BY_VALUE = ("Add", "Cast", "Clip", "QuantizeLinear", "Round")
 _INTEGERS = "DequantizeLinear"
 _ORDER = "Transpose"
+_FINITE = ("ReduceSum", "Abs", "Less")
 
 
 def with_quality(data: bytes, channels: Sequence[Sequence[int]]) -> bytes:
@@ -85,6 +86,7 @@ def _branches(onnx: Any, graph: Any, output: Any) -> _Branches | None:
     """What an output is computed by from its layer on; None where that is no layer with nothing but rounding behind."""
     made_by = {name: node for node in graph.node for name in node.output}
     readers = Counter(name for node in graph.node for name in node.input)
+    finite: list[Any] = []
     fixed = {tensor.name: tensor for tensor in graph.initializer}
     chain: list[Any] = []
     value = output.name
@@ -94,13 +96,27 @@ def _branches(onnx: Any, graph: Any, output: Any) -> _Branches | None:
             break
         scalars = all(name in fixed and len(fixed[name].dims) == 0 for name in node.input[1:])
         value = node.input[0]
-        if node.op_type not in _VALUE_BY_VALUE or not scalars or readers[value] != 1:
+        finite = _finite(graph, value)
+        if node.op_type not in _VALUE_BY_VALUE or not scalars or readers[value] != 1 + bool(finite):
             return None
     if node is None:
         return None
     integers = {name: made_by[name] for name in node.input if name in made_by and made_by[name].op_type == _INTEGERS}
     weights = [name for one in node.input[1:] for name in (integers[one].input if one in integers else [one])]
-    return _Branches(onnx, graph, chain, output, integers) if all(name in fixed for name in weights) else None
+    constant = all(name in fixed for name in (*weights, *(name for one in finite for name in one.input[1:])))
+    return _Branches(onnx, graph, chain, finite, output, integers) if constant else None
+
+
+def _finite(graph: Any, value: str) -> list[Any]:
+    """The nodes that say of which samples all values are finite, up to an output; none where no such nodes stand."""
+    nodes: list[Any] = []
+    for kind in _FINITE:
+        following = [node for node in graph.node if node.op_type == kind and node.input[0] == value]
+        if len(following) != 1:
+            return []
+        nodes += following
+        value = following[0].output[0]
+    return nodes if any(output.name == value for output in graph.output) else []
 
 
 class _Branches:
@@ -110,16 +126,23 @@ class _Branches:
         onnx: The package.
         graph: The graph that they stand in.
         chain: The nodes, the layer first.
+        finite: The nodes that say which samples are finite, from the layer's values to an output; may be none.
         output: The symbols.
         integers: The nodes before the layer that turn integers into its inputs, by what they give.
     """
 
-    def __init__(self, onnx: Any, graph: Any, chain: list[Any], output: Any, integers: dict[str, Any]) -> None:
+    def __init__(
+        self, onnx: Any, graph: Any, chain: list[Any], finite: list[Any], output: Any, integers: dict[str, Any]
+    ) -> None:
         self.onnx = onnx
         self.helper = onnx.helper
         self.graph = graph
         self.chain = chain
+        self.finite = finite
         self.output = output
+        others = [one for one in graph.output if finite and one.name == finite[-1].output[0]]
+        self.kinds = [one.type.tensor_type.elem_type for one in (output, *others)]
+        self.results = [one.name for one in (output, *others)]
         self.integers = integers
         made_by = {name: node for node in graph.node for name in node.output}
         given = (node.input[0] for node in integers.values())
@@ -136,9 +159,9 @@ class _Branches:
         wanted = [*counts, self.channels]
         starts = [index for index, count in enumerate(wanted) if index == 0 or count != wanted[index - 1]]
         place = list(self.graph.node).index(self.chain[0])
-        for node in self.chain:
+        for node in (*self.chain, *self.finite):
             self.graph.node.remove(node)
-        for node in reversed(self._choice([(start, wanted[start]) for start in starts], self.output.name)):
+        for node in reversed(self._choice([(start, wanted[start]) for start in starts], self.results)):
             self.graph.node.insert(place, node)
         self._tidy()
         size = self.output.type.tensor_type.shape.dim[1]
@@ -153,31 +176,35 @@ class _Branches:
                 if value not in read:
                     self.graph.node.remove(node)
 
-    def _choice(self, ways: list[tuple[int, int]], result: str) -> list[Any]:
+    def _choice(self, ways: list[tuple[int, int]], results: list[str]) -> list[Any]:
         """Nodes that compute the chain of the way that the quality is in: a way goes from its first quality on."""
         if len(ways) == 1:
-            return self._way(ways[0][1], result)
+            return self._way(ways[0][1], results)
         middle = len(ways) // 2
         start, parts = ways[middle][0], (ways[:middle], ways[middle:])
-        names = [f"{self.output.name}_{part[0][0]}_{part[-1][0]}" for part in parts]
-        below, above = (self._graph(self._choice(part, name), name) for part, name in zip(parts, names, strict=True))
-        condition = f"{result}_below"
+        names = [[f"{name}_{part[0][0]}_{part[-1][0]}" for name in self.results] for part in parts]
+        below, above = (self._graph(self._choice(part, made), made) for part, made in zip(parts, names, strict=True))
+        condition = f"{results[0]}_below"
         return [
             self.helper.make_node("Less", [QUALITY, self._number(start, scalar=True)], [condition]),
-            self.helper.make_node("If", [condition], [result], then_branch=below, else_branch=above),
+            self.helper.make_node("If", [condition], results, then_branch=below, else_branch=above),
         ]
 
-    def _way(self, count: int, result: str) -> list[Any]:
+    def _way(self, count: int, results: list[str]) -> list[Any]:
         """The chain with so many channels."""
-        layer = self.chain[0]
+        layer, result = self.chain[0], results[0]
         nodes: list[Any] = []
         inputs = [self._given(layer.input[0], result, nodes)]
         for name, axis in zip(layer.input[1:], (self.axis, 0), strict=False):
             inputs.append(self._given(name, result, nodes, count, axis))
-        for node in self.chain:
-            made = f"{result}_{node.output[0]}"
-            nodes.append(_copied(node, inputs if node is layer else [nodes[-1].output[0], *node.input[1:]], made))
-        nodes[-1].output[0] = result
+        nodes.append(_copied(layer, inputs, f"{result}_{layer.output[0]}"))
+        values = nodes[-1].output[0]
+        for made, rest in zip(results, (self.chain[1:], self.finite), strict=False):
+            given = values
+            for node in rest:
+                nodes.append(_copied(node, [given, *node.input[1:]], f"{made}_{node.output[0]}"))
+                given = nodes[-1].output[0]
+            nodes[-1].output[0] = made
         return nodes
 
     def _given(self, name: str, result: str, nodes: list[Any], count: int = 0, axis: int = 0) -> str:
@@ -202,10 +229,11 @@ class _Branches:
         nodes.append(self.helper.make_node("Slice", [name, *limits], [f"{result}_{name}"]))
         return nodes[-1].output[0]
 
-    def _graph(self, nodes: list[Any], result: str) -> Any:
-        value = self.helper.make_empty_tensor_value_info(result)
-        value.type.tensor_type.elem_type = self.output.type.tensor_type.elem_type
-        return self.helper.make_graph(nodes, result, [], [value])
+    def _graph(self, nodes: list[Any], results: list[str]) -> Any:
+        values = [self.helper.make_empty_tensor_value_info(result) for result in results]
+        for value, kind in zip(values, self.kinds, strict=True):
+            value.type.tensor_type.elem_type = kind
+        return self.helper.make_graph(nodes, results[0], [], values)
 
     def _number(self, value: int, *, scalar: bool = False) -> str:
         """Name of a whole number that nodes may read."""

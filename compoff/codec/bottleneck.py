@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from compoff.codec.geometry import Geometry
     from compoff.codec.uniform import UniformQuantizer
 
-__all__ = ["Bottleneck", "BottleneckOutput", "CodecFactory", "CodecName", "Quality"]
+__all__ = ["Bottleneck", "BottleneckOutput", "CodecFactory", "CodecName", "Quality", "where_finite"]
 
 CodecFactory: TypeAlias = Callable[[tuple[int, ...], tuple[int, ...]], nn.Module]
 """Makes the user's own encoder or decoder from ``(input shape, output shape)``, both without the batch axis."""
@@ -209,7 +209,28 @@ class Bottleneck(nn.Module):
         Returns:
             The symbols.
         """
-        return self.quantizer.symbols(self.encoder(y))
+        return self.quantizer.nearest(self._scaled(y))
+
+    def encode_checked(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What the device does, and whether symbols can stand for it: NaN has a nearest center, too, but means none.
+
+        Args:
+            y: The feature.
+
+        Returns:
+            The symbols, and for each sample whether all values that became symbols are finite.
+
+        Shapes:
+            Results ``(batch, *latent_shape)`` and ``(batch,)``.
+        """
+        scaled = self._scaled(y)
+        # NaN and infinity survive a sum; what is behind it costs one number a sample.
+        finite = scaled.sum(tuple(range(1, scaled.dim()))).abs() < math.inf
+        return self.quantizer.nearest(scaled), finite
+
+    def _scaled(self, y: Tensor) -> Tensor:
+        """What is only rounded to symbols."""
+        return self.quantizer.scaled(self.encoder(y))
 
     def decode(self, symbols: Tensor) -> Tensor:
         """What the edge does: symbols to feature.
@@ -244,7 +265,7 @@ class Bottleneck(nn.Module):
             y: The feature.
 
         Returns:
-            The restored feature, in the dtype of `y`.
+            The restored feature, in the dtype of `y`; in eval mode NaN for a sample that no symbols stand for.
 
         Raises:
             FeatureError: `y` has another shape than this bottleneck was made for.
@@ -252,7 +273,8 @@ class Bottleneck(nn.Module):
         self.geometry.check(y)
         weight = self.quantizer.centers
         if not self.training:
-            return self.decode(self.encode(y.to(weight.dtype))).to(y.dtype)
+            symbols, finite = self.encode_checked(y.to(weight.dtype))
+            return where_finite(finite, self.decode(symbols)).to(y.dtype)
         return self.run(y.to(weight.dtype)).y_hat.to(y.dtype)
 
     def semi_orthogonality_error(self) -> Tensor:
@@ -277,6 +299,26 @@ class Bottleneck(nn.Module):
             The layers, in order.
         """
         return [module for module in self.modules() if isinstance(module, SpectralConv)]
+
+
+def where_finite(finite: Tensor, y_hat: Tensor) -> Tensor:
+    """A restored feature with NaN in the samples that no symbols stand for, as the model itself would go on.
+
+    Args:
+        finite: For each sample, whether symbols stand for it.
+        y_hat: The restored feature.
+
+    Returns:
+        The feature; not a bit of the other samples is changed.
+
+    Shapes:
+        finite ``(batch,)``; y_hat and result ``(batch, *shape)``.
+
+    Examples:
+        >>> where_finite(torch.tensor([True, False]), torch.ones(2, 1)).tolist()
+        [[1.0], [nan]]
+    """
+    return torch.where(finite.view(-1, *(1,) * (y_hat.dim() - 1)), y_hat, math.nan)
 
 
 def _check_shape(role: str, module: nn.Module, given: tuple[int, ...], expected: tuple[int, ...]) -> None:

@@ -155,6 +155,17 @@ class Quantizer(nn.Module):
         centers = torch.linspace(-_SPAN, _SPAN, self.num_centers, device=latent.device) * _LATENT_DEVIATION
         self.centers.copy_(centers + latent.float().mean() * self.gain)
 
+    def scaled(self, latent: Tensor) -> Tensor:
+        """The latent in units of the centers.
+
+        Args:
+            latent: Encoder output.
+
+        Returns:
+            The same, scaled.
+        """
+        return latent * self.gain
+
     def symbols(self, latent: Tensor) -> Tensor:
         """Index of the nearest center, uint8; see `hard_assign`.
 
@@ -164,7 +175,18 @@ class Quantizer(nn.Module):
         Returns:
             The symbols.
         """
-        return hard_assign(latent * self.gain, self.centers)
+        return self.nearest(self.scaled(latent))
+
+    def nearest(self, scaled: Tensor) -> Tensor:
+        """Index of the nearest center of what is scaled already, uint8.
+
+        Args:
+            scaled: As `scaled` gives it.
+
+        Returns:
+            The symbols.
+        """
+        return hard_assign(scaled, self.centers)
 
     def dequantize(self, symbols: Tensor) -> Tensor:
         """Center of every symbol; see `look_up`.
@@ -187,7 +209,7 @@ class Quantizer(nn.Module):
             The quantized latent (the hard value, with the soft value's gradient) and the weight of each center for
             each value: soft with a straight-through hard value while training, one-hot otherwise.
         """
-        scaled = latent * self.gain
+        scaled = self.scaled(latent)
         symbols = hard_assign(scaled, self.centers)
         hard = torch.nn.functional.one_hot(symbols.long(), self.num_centers).to(scaled.dtype)
         if not self.training:

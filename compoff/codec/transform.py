@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from compoff.codec.bottleneck import Bottleneck, BottleneckOutput, CodecFactory, Quality
+from compoff.codec.bottleneck import Bottleneck, BottleneckOutput, CodecFactory, Quality, where_finite
 from compoff.codec.density import Density
 from compoff.codec.directions import check_tile, mixed_channels
 from compoff.codec.encoder import Encoder
@@ -205,7 +205,7 @@ class TransformBottleneck(Bottleneck):
             y: The feature.
 
         Returns:
-            The restored feature, in the dtype of `y`.
+            The restored feature, in the dtype of `y`; in eval mode NaN for a sample that no symbols stand for.
 
         Raises:
             FeatureError: `y` has another shape than this bottleneck was made for.
@@ -213,23 +213,16 @@ class TransformBottleneck(Bottleneck):
         if self.training:
             return super().forward(y)
         self.geometry.check(y)
-        symbols = self.encode(y.to(self.quantizer.centers.dtype))
+        symbols, finite = self.encode_checked(y.to(self.quantizer.centers.dtype))
         values = self._coarse(symbols, self.ladder[0])
         sent = self._sent(self.ladder[0]).view(-1, *(1,) * (len(self.latent_shape) - 1))
-        return self.decoder(self.quantizer.restored(values * sent)).to(y.dtype)
+        return where_finite(finite, self.decoder(self.quantizer.restored(values * sent))).to(y.dtype)
 
-    def encode(self, y: Tensor) -> Tensor:
-        """What the device does: feature to symbols, by the encoder's layer and rounding.
-
-        Args:
-            y: The feature.
-
-        Returns:
-            The symbols.
-        """
+    def _scaled(self, y: Tensor) -> Tensor:
+        """What is only rounded to symbols: the encoder's layer scales, too."""
         if self.folded:
-            return self.quantizer.nearest(self.encoder(y))
-        return self.quantizer.nearest(self.encoder.scaled(y, self.quantizer.gain, self.quantizer.bias))
+            return self.encoder(y)
+        return self.encoder.scaled(y, self.quantizer.gain, self.quantizer.bias)
 
     def fold(self) -> None:
         """Settle for inference, in place: gain and offset of the quantizer become the encoder's."""

@@ -42,22 +42,24 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @torch.library.custom_op("compoff::cut", mutates_args=())
-def marker(symbols: Tensor, index: int = 0) -> Tensor:
+def marker(symbols: Tensor, index: int = 0, finite: Tensor | None = None) -> Tensor:
     """Mark where the symbols cross from the device to the edge; gives them back unchanged.
 
     Args:
         symbols: The symbols.
         index: Which code they are.
+        finite: For each sample, whether they stand for finite values; stays on the device.
 
     Returns:
         The same symbols.
     """
+    del index, finite
     return symbols.clone()
 
 
 @marker.register_fake
-def _marker_fake(symbols: Tensor, index: int = 0) -> Tensor:
-    del index
+def _marker_fake(symbols: Tensor, index: int = 0, finite: Tensor | None = None) -> Tensor:
+    del index, finite
     return torch.empty_like(symbols)
 
 
@@ -66,8 +68,8 @@ class Programs:
     """The two halves of a model.
 
     Args:
-        head: Inputs to the symbols of each code, then the side tensors.
-        tail: These to the tensors of the output.
+        head: Inputs to the symbols of each code, then the side tensors, then for each code which samples are finite.
+        tail: Symbols and side tensors to the tensors of the output.
         sides: The side tensors at the example inputs, and for each whether its first axis is the batch.
         leaves: Tensors of the model's output at the example inputs, and for each whether its first axis is the batch.
         structure: How they are nested; see `compoff.structure`.
@@ -108,9 +110,10 @@ def capture(base: nn.Module, gate: Gate, split: str, example: ExampleInputs, *, 
         halves = cut_at(graph, torch.ops.compoff.cut.default, split, count=count, send=send)
         parts: tuple[Tensor, ...] = halves.head(*example.tensors)
         head = program_of(halves.head, example, split)
-        given = ExampleInputs(parts, batched=(True,) * count + halves.crossing)
+        crossing = parts[: count + len(halves.crossing)]
+        given = ExampleInputs(crossing, batched=(True,) * count + halves.crossing)
         tail = program_of(halves.tail, given, split)
-        sides = tuple(zip(parts[count:], halves.crossing, strict=True))
+        sides = tuple(zip(crossing[count:], halves.crossing, strict=True))
         return Programs(head, tail, sides, tuple(zip(leaves, halves.batched, strict=True)), structure)
 
 
@@ -160,8 +163,8 @@ def _marked(base: nn.Module, gate: Gate) -> Generator[None]:
     def through_markers(features: list[Tensor]) -> list[Tensor]:
         restored: list[Tensor] = []
         for index, (bottleneck, y) in enumerate(zip(_bottlenecks(bottlenecks), features, strict=True)):
-            symbols = marker(bottleneck.encode(y.to(bottleneck.quantizer.centers.dtype)), index)
-            restored.append(bottleneck.decode(symbols).to(y.dtype))
+            symbols, finite = bottleneck.encode_checked(y.to(bottleneck.quantizer.centers.dtype))
+            restored.append(bottleneck.decode(marker(symbols, index, finite)).to(y.dtype))
         return restored
 
     before, host = (gate.replace, gate.bottlenecks), _host(base)

@@ -40,8 +40,9 @@ class Halves:
     """A graph in two.
 
     Args:
-        head: From the tensors among the inputs to the symbols of each code, then the side tensors.
-        tail: From these to the tensors of the output.
+        head: From the tensors among the inputs to the symbols of each code, then the side tensors, then what the
+            markers say of each code beside its symbols.
+        tail: From symbols and side tensors to the tensors of the output.
         crossing: For each side tensor, whether its first axis is the batch.
         batched: For each tensor of the output, whether its first axis is the batch.
     """
@@ -57,7 +58,7 @@ def cut_at(source: GraphModule, target: Any, split: str, *, count: int = 1, send
 
     Args:
         source: A functional graph; copies in it are taken out.
-        target: The marker operator, whose second argument says which code it marks.
+        target: The marker operator, whose second argument says which code it marks; a third is for the head alone.
         split: Name of the split point, for messages.
         count: Number of codes.
         send: Whether floating-point tensors of any size may cross as they are.
@@ -76,7 +77,8 @@ def cut_at(source: GraphModule, target: Any, split: str, *, count: int = 1, send
     for mark in marks:
         _check_batch(source, mark, split)
     plan = _Plan(source, marks, split, send=send)
-    head = head_of(source, [mark.all_input_nodes[0] for mark in marks] + plan.sides)
+    beside = [argument for mark in marks for argument in mark.args[2:] if isinstance(argument, Node)]
+    head = head_of(source, [mark.all_input_nodes[0] for mark in marks] + plan.sides + beside)
     tail, batched = _tail(source, plan)
     return Halves(head, tail, tuple(has_batch(side) for side in plan.sides), batched)
 

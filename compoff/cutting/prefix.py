@@ -41,7 +41,7 @@ class Prefix:
     """The part before the cut as a program, and the decoders that stand behind it.
 
     Args:
-        head: Inputs to the symbols of each code, then the side tensors.
+        head: Inputs to the symbols of each code, then the side tensors, then for each code which samples are finite.
         decoders: Symbols of each code to the features as the model has them.
         sides: The side tensors at the example inputs, and for each whether its first axis is the batch.
     """
@@ -71,10 +71,11 @@ class _UpToCut(nn.Module):
         base, gate, coders, sides = (self.__dict__[name] for name in ("base", "gate", "coders", "sides"))
 
         def leave(features: list[Tensor]) -> list[Tensor]:
-            symbols = [
-                coder.encode(y.to(coder.quantizer.centers.dtype)) for coder, y in zip(coders, features, strict=True)
+            coded = [
+                coder.encode_checked(y.to(coder.quantizer.centers.dtype))
+                for coder, y in zip(coders, features, strict=True)
             ]
-            raise _AtCut(symbols + gate.sides(sides))
+            raise _AtCut([one for one, _ in coded] + gate.sides(sides) + [finite for _, finite in coded])
 
         before = gate.replace
         gate.replace = leave
@@ -141,7 +142,7 @@ def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInpu
         half = head_of(graph, results)
         parts: tuple[Tensor, ...] = half(*example.tensors)
         count = len(bottlenecks)
-        flags = tuple(has_batch(result) for result in results[count:])
+        flags = tuple(has_batch(result) for result in results[count:-count])
         head = program_of(half, example, site.path)
         shapes = [feature.shape for feature in site.features]
         dtypes = [feature.dtype for feature in site.features]
@@ -150,4 +151,4 @@ def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInpu
             ExampleInputs(parts[:count], batched=(True,) * count),
             site.path,
         )
-    return Prefix(head, decoders, tuple(zip(parts[count:], flags, strict=True)))
+    return Prefix(head, decoders, tuple(zip(parts[count:-count], flags, strict=True)))

@@ -112,7 +112,8 @@ def _for_onnx(
     if manifest.pixels is not None:
         data = take_in_normalization(data)
     if precision == "int8":
-        data = quantized(data, "the head", samples)
+        # Integers are always finite, so there is nothing to say of them.
+        data = quantized(data, "the head", samples, outputs=len(manifest.codes) + len(manifest.sides))
     data = with_quality(data, list(zip(*(code.qualities for code in manifest.codes), strict=True)))
     runner = OnnxRunner(data, manifest, others=files, threads=threads)
     return runner, {"onnxruntime": runner.version}

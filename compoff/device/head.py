@@ -108,14 +108,14 @@ class Head:
             The payload; ``bytes(payload)`` is what travels.
 
         Raises:
-            FeatureError: The model was not called so at the export, an input has another shape or dtype, the batch is
-                empty, there is no such quality, not even header and checksum fit into `max_bytes`, or one of the two is
-                no whole number.
+            FeatureError: The model was not called so at the export, an input has another shape or dtype, an input or
+                what becomes symbols is not finite, the batch is empty, there is no such quality, not even header and
+                checksum fit into `max_bytes`, or one of the two is no whole number.
         """
         for name, value in (("quality", quality), ("max_bytes", max_bytes)):
             _check_whole(name, value)
         arrays, best = self._arrays(inputs, keywords), self.quality if quality is None else quality
-        parts = self.runner.run(arrays, best)  # lower qualities send no other channels
+        parts = self._run(arrays, best)  # lower qualities send no other channels
         if max_bytes is None:
             return self._payload(parts, best, coding)
         payload = self._payload(parts, best, coding)
@@ -141,7 +141,26 @@ class Head:
         codes, symbols = self.payload_format.codes, parts[: len(self.payload_format.codes)]
         if 0 <= quality < self.payload_format.num_qualities:  # else the format says what there is
             symbols = [code.sent(part, quality) for part, code in zip(symbols, codes, strict=True)]
-        return [*symbols, *parts[len(codes) :]]
+        return [*symbols, *parts[len(codes) : self._crossing]]
+
+    @property
+    def _crossing(self) -> int:
+        """Number of tensors that cross the cut."""
+        return len(self.manifest.codes) + len(self.manifest.sides)
+
+    def _run(self, arrays: list[NDArray[Any]], quality: int | None = None) -> list[NDArray[Any]]:
+        """What crosses the cut, if there are symbols for it."""
+        parts = self.runner.run(arrays, quality)
+        for finite in parts[self._crossing :]:  # programs of older exports, and those in integers, say nothing of it
+            samples = finite.tolist()
+            if not all(samples):
+                # The nearest center of NaN is some center: the edge would answer, plausibly and wrongly.
+                raise FeatureError(
+                    f"sample {samples.index(False)} of this batch is finite, but becomes NaN or infinity on its way to "
+                    f"'{self.split}', which no symbol stands for; look for a number far out of the usual range, a mask "
+                    "that hides everything or an overflow in half precision, and at what the model itself gives for it"
+                )
+        return parts[: self._crossing]
 
     def symbols(self, *inputs: Any, **keywords: Any) -> tuple[NDArray[np.uint8], ...]:
         """Turn inputs into symbols, uncoded.
@@ -159,7 +178,7 @@ class Head:
         Raises:
             FeatureError: As for a call.
         """
-        parts = self.runner.run(self._arrays(inputs, keywords))
+        parts = self._run(self._arrays(inputs, keywords))
         return tuple(part.astype(np.uint8, copy=False) for part in parts[: len(self.manifest.codes)])
 
     def _arrays(self, inputs: tuple[Any, ...], keywords: dict[str, Any], *, fitted: bool = False) -> list[NDArray[Any]]:
@@ -213,7 +232,6 @@ class Head:
                 f"input {index} has shape {array.shape}; expected {spec.dtype} of shape {spec.sized('batch')}"
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            # The nearest center of NaN is some center: the edge would answer, plausibly and wrongly.
             raise FeatureError(
                 f"input {index} holds NaN or infinity, which no symbol stands for; clean the input "
                 "(in a mask, the dtype's lowest number does what -infinity does)"

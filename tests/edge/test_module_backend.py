@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import compoff
-from compoff.errors import ArtifactError, BackendError, SplitError
+from compoff.errors import ArtifactError, BackendError, FeatureError, SplitError
 from tests.eager_models import make_picker
 from tests.small_networks import assert_close, tiny_decoder, tiny_encoder
 
@@ -70,6 +70,8 @@ def test_the_answer_is_the_students_whatever_its_length(
     both = tail([head(first), head(second)])
     assert_close(both[0], student(model, split, first))
     assert_close(both[1], student(model, split, second))
+    with pytest.raises(FeatureError, match=f"becomes NaN or infinity on its way to '{split}'"):
+        head(torch.full((2, 3, 8, 8), 3e38))
 
 
 def test_over_the_wire_it_is_what_the_model_returns() -> None:

@@ -51,7 +51,8 @@ class ExecuTorchRunner:
     ) -> None:
         self._data, self._others, self._name = data, dict(others or {}), name
         self._batched = [spec.batched for spec in manifest.taken]
-        self._joined = [True] * len(manifest.codes) + [spec.batched for spec in manifest.sides]
+        codes = [True] * len(manifest.codes)
+        self._joined = [*codes, *(spec.batched for spec in manifest.sides), *codes]
         self._lock = threading.Lock()  # a method has one set of inputs and outputs
         try:
             self._program = _loaded(data)  # the method reads from it
@@ -99,7 +100,7 @@ class ExecuTorchRunner:
             quality: Index of a quality; all channels are computed for each, since a method has one size of output.
 
         Returns:
-            The symbols of each code, then the side tensors.
+            The symbols of each code, then the side tensors, then what the program says of the samples; see `Runner`.
 
         Raises:
             BackendError: The program fails.
@@ -110,7 +111,7 @@ class ExecuTorchRunner:
         columns = zip(*samples, strict=True)
         return [
             np.concatenate(column) if joined else column[0]
-            for column, joined in zip(columns, self._joined, strict=True)
+            for column, joined in zip(columns, self._joined, strict=False)  # older programs give less
         ]
 
     def _sample(self, inputs: Sequence[NDArray[Any]], index: int) -> list[NDArray[Any]]:

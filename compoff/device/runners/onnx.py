@@ -94,7 +94,7 @@ class OnnxRunner:
             quality: Index of the quality whose channels are wanted; None for all channels.
 
         Returns:
-            The symbols of each code, then the side tensors.
+            The symbols of each code, then the side tensors, then what the program says of the samples; see `Runner`.
         """
         if not self._by_quality:
             return self._session.run(inputs)
@@ -119,6 +119,9 @@ def _check_owner(session: OnnxSession, manifest: Manifest, name: str) -> None:
             "compile the head again"
         )
     crossing = [(("batch", *code.latent_shape), "uint8") for code in manifest.codes] + list(map(_form, manifest.sides))
+    finite = [(("batch",), "bool")] * len(manifest.codes)  # older programs do not give it, nor those in integers
+    if len(session.outputs) > len(crossing):
+        crossing += finite
     taken = list(map(_form, manifest.taken))
     for kind, expected, found in (
         ("takes", [*taken, ((), "int64")] if session.names[-1:] == (QUALITY,) else taken, session.inputs),

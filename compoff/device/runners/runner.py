@@ -25,6 +25,7 @@ class Runner(Protocol):
     def run(self, inputs: Sequence[NDArray[Any]], quality: int | None = None) -> list[NDArray[Any]]:
         """Inputs to what crosses the cut, one batch: the symbols of each code, then the side tensors.
 
+        Behind these, for each code, which samples its symbols stand for, where the program says it: ``(batch,)``, bool.
         Of each code at least the channels that this quality sends; all of them without a quality.
         """
         ...

@@ -62,7 +62,7 @@ class TorchRunner:
             quality: Index of the quality whose channels are wanted; None for all channels.
 
         Returns:
-            The symbols of each code, then the side tensors.
+            The symbols of each code, then the side tensors, then what the program says of the samples; see `Runner`.
         """
         return self._program.run(inputs, None if quality is None else self._channels.get(quality))
 
