@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compoff.checks import check_whole
 from compoff.coding.body import CODINGS, CUT, Code, Coding
 from compoff.coding.message import Decoded, Payload
 from compoff.coding.numbers import leb128, read_leb128
@@ -123,9 +124,7 @@ class PayloadFormat:
 
         Source: this project.
         """
-        quality = self._checked_quality(quality)
-        if coding not in CODINGS:
-            raise FeatureError(f"there is no coding {coding!r}; choose one of {', '.join(map(repr, CODINGS))}")
+        quality = self.check_choice(quality, coding)
         latents, others = self._checked_tensors(symbols, sides, quality)
         (first, body), *more = [
             code.encode(latent, quality, CODINGS[coding]) for code, latent in zip(self.codes, latents, strict=True)
@@ -136,6 +135,23 @@ class PayloadFormat:
         framed = b"".join(piece for pair in zip([*lengths, b""], parts, strict=True) for piece in pair)
         covered = bytes((_VERSION << 4 | first, quality)) + leb128(batch) + framed
         return Payload(covered + self._crc(covered), self.artifact_id, quality, batch)
+
+    def check_choice(self, quality: int | None = None, coding: Coding = "range") -> int:
+        """Refuse a quality or a coding that there is not.
+
+        Args:
+            quality: index of the quality; the last by default.
+            coding: how the symbols are to be coded.
+
+        Returns:
+            The index of the quality.
+
+        Raises:
+            FeatureError: there is no such quality or coding.
+        """
+        if not (isinstance(coding, str) and coding in CODINGS):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise FeatureError(f"there is no coding {coding!r}; choose one of {', '.join(map(repr, CODINGS))}")
+        return self._checked_quality(quality)
 
     def decode(self, data: bytes | bytearray | memoryview | Payload) -> Decoded:
         """Decode a payload, after checking every byte of it.
@@ -281,6 +297,7 @@ class PayloadFormat:
     def _checked_quality(self, quality: int | None) -> int:
         if quality is None:
             return self.num_qualities - 1
+        check_whole("quality", quality)
         if not 0 <= quality < self.num_qualities:
             raise FeatureError(f"there is no quality {quality}; this export has 0 to {self.num_qualities - 1}")
         return quality

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from compoff.coding import Coding
     from compoff.device.fallback import OnFailure
     from compoff.device.local import LocalModel
     from compoff.device.sender import Sender
@@ -102,6 +103,7 @@ class AsyncRemote:
         split: str | None = None,
         quality: int | None = None,
         max_bytes: int | None = None,
+        coding: Coding | None = None,
         timeout: float | None = None,
         **keywords: Any,
     ) -> Any:
@@ -112,6 +114,7 @@ class AsyncRemote:
             split: As for `Remote`.
             quality: As for `Remote`.
             max_bytes: As for `Remote`.
+            coding: As for `Remote`.
             timeout: As for `Remote`.
             **keywords: As for `Remote`.
 
@@ -125,7 +128,7 @@ class AsyncRemote:
         route, head = self._heads.choose(split)
         if self._link.closed:
             raise LocalProtocolError("this AsyncRemote was closed; connect again")
-        call = Call(head, route, inputs, keywords, quality, max_bytes, timeout, self._heads.form)
+        call = Call(head, route, inputs, keywords, quality, max_bytes, coding, timeout, self._heads.form)
         try:
             output, report = await self._answer(call)
         except (WireError, PayloadError):
@@ -201,6 +204,7 @@ class AsyncRemote:
     async def _on_device(self, call: Call, reason: str) -> tuple[Any, CallReport]:
         if self._whole is None:
             raise RuntimeError("there is no whole model on this device")
+        call.check()
         started = time.monotonic()
         output = await asyncio.to_thread(self._whole, *call.inputs, **call.keywords)
         ended = time.monotonic()

@@ -9,7 +9,7 @@ from compoff.device.answers import CallReport, restore
 from compoff.errors import ReadTimeout
 
 if TYPE_CHECKING:
-    from compoff.coding import Payload
+    from compoff.coding import Coding, Payload
     from compoff.device.sender import Sender
     from compoff.wire.replies import ReplyForm
 
@@ -26,12 +26,14 @@ class Call:
         keywords: What it takes by name.
         quality: Index of the quality; None for the export's default.
         max_bytes: Most bytes that the payload may have; None for no limit.
+        coding: How the payload is coded; None for the head's default.
         timeout: Seconds that the caller gave it.
         form: The form in which its answer comes.
     """
 
     __slots__ = (
         "begin",
+        "coding",
         "deadline",
         "encoded",
         "form",
@@ -55,6 +57,7 @@ class Call:
         keywords: dict[str, Any],
         quality: int | None,
         max_bytes: int | None,
+        coding: Coding | None,
         timeout: float,
         form: ReplyForm,
     ) -> None:
@@ -66,6 +69,7 @@ class Call:
         self.keywords = keywords
         self.quality = quality
         self.max_bytes = max_bytes
+        self.coding: Coding | None = coding
         self.timeout = timeout
         self.form = form
         self.deadline = self.begin + timeout
@@ -93,8 +97,21 @@ class Call:
         Raises:
             FeatureError: The head cannot take the inputs.
         """
-        limit = {} if self.max_bytes is None else {"max_bytes": self.max_bytes}
-        return self.head(*self.inputs, quality=self.quality, **limit, **self.keywords)
+        return self.head(*self.inputs, **self._options, **self.keywords)
+
+    def check(self) -> None:
+        """Refuse what the head would refuse, before the whole model answers in its place.
+
+        Raises:
+            FeatureError: The head cannot take the inputs.
+        """
+        if self.payload is None:  # else it has taken them
+            self.head.check(*self.inputs, **self._options, **self.keywords)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        given = {"max_bytes": self.max_bytes, "coding": self.coding}
+        return {"quality": self.quality, **{name: value for name, value in given.items() if value is not None}}
 
     def take(self, payload: Payload) -> None:
         """Note what the head made, and when."""

@@ -92,6 +92,7 @@ class Fallback:
         return call.deadline - reserve(self._seconds, call.timeout)
 
     def _on_device(self, call: Call, reason: str) -> tuple[Any, CallReport]:
+        call.check()
         started = time.monotonic()
         output = self._whole(*call.inputs, **call.keywords)
         ended = time.monotonic()
@@ -164,6 +165,7 @@ class Hedge(Fallback):
 
     def _race(self, call: Call, edge: tuple[Client, PendingReply] | None, reason: str) -> tuple[Any, CallReport]:
         """Run the whole model beside what may still come from the edge, and take what is first."""
+        call.check()
         started = time.monotonic()
         local: concurrent.futures.Future[Any] | None = self._pool.submit(self._timed, call)
         while local is not None or edge is not None:

@@ -5,17 +5,19 @@ Checks what it is given, runs the program of its runtime, codes the symbols. Kno
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from compoff.artifact import find_part, read_folder, write_folder
+from compoff.checks import check_whole
 from compoff.device.binding import CallForm
 from compoff.device.c_header import c_header
 from compoff.device.runners.choice import load_runner
+from compoff.device.samples import first_samples
 from compoff.errors import FeatureError
-from compoff.structure import LABELS, input_leaves
+from compoff.structure import input_leaves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     from compoff.wire.tls import TLS
 
 __all__ = ["Head"]
-
-_MOST_SAMPLES = 512
 
 
 class Head:
@@ -112,9 +112,7 @@ class Head:
                 what becomes symbols is not finite, the batch is empty, there is no such quality, not even header and
                 checksum fit into `max_bytes`, or one of the two is no whole number.
         """
-        for name, value in (("quality", quality), ("max_bytes", max_bytes)):
-            _check_whole(name, value)
-        arrays, best = self._arrays(inputs, keywords), self.quality if quality is None else quality
+        arrays, best = self._checked(inputs, keywords, quality, max_bytes, coding)
         parts = self._run(arrays, best)  # lower qualities send no other channels
         if max_bytes is None:
             return self._payload(parts, best, coding)
@@ -124,6 +122,38 @@ class Head:
                 break
             payload = self._payload(parts, lower, coding)
         return self.payload_format.shortened(payload, max_bytes)
+
+    def check(
+        self,
+        *inputs: Any,
+        quality: int | None = None,
+        max_bytes: int | None = None,
+        coding: Coding = "range",
+        **keywords: Any,
+    ) -> None:
+        """Refuse what a call would refuse before it computes anything; what a remote asks before a local answer.
+
+        Args:
+            *inputs: As for a call.
+            quality: As for a call.
+            max_bytes: As for a call.
+            coding: As for a call.
+            **keywords: As for a call.
+
+        Raises:
+            FeatureError: As for a call.
+        """
+        self._checked(inputs, keywords, quality, max_bytes, coding)
+
+    def _checked(
+        self, inputs: tuple[Any, ...], keywords: dict[str, Any], quality: Any, max_bytes: Any, coding: Coding
+    ) -> tuple[list[NDArray[Any]], int]:
+        """The inputs as arrays, and the best quality that may be sent."""
+        check_whole("quality", quality)
+        check_whole("max_bytes", max_bytes)
+        best = self.quality if quality is None else quality
+        self.payload_format.check_choice(best, coding)
+        return self._arrays(inputs, keywords), best
 
     @property
     def quality(self) -> int:
@@ -138,9 +168,8 @@ class Head:
 
     def _sent(self, parts: Sequence[NDArray[Any]], quality: int) -> list[NDArray[Any]]:
         """What the program gave, as it is at one quality."""
-        codes, symbols = self.payload_format.codes, parts[: len(self.payload_format.codes)]
-        if 0 <= quality < self.payload_format.num_qualities:  # else the format says what there is
-            symbols = [code.sent(part, quality) for part, code in zip(symbols, codes, strict=True)]
+        codes = self.payload_format.codes
+        symbols = [code.sent(part, quality) for part, code in zip(parts, codes, strict=False)]
         return [*symbols, *parts[len(codes) : self._crossing]]
 
     @property
@@ -314,7 +343,9 @@ class Head:
         manifest, runner = compiled_head(
             self.manifest,
             self.runner.files,
-            self._samples(batches),
+            first_samples(
+                batches, partial(self._arrays, fitted=True), None if self._call is None else self._call.names
+            ),
             lambda parts: self._sent(parts, self.quality),
             runtime=runtime,
             precision=precision,
@@ -337,27 +368,6 @@ class Head:
             FeatureError: There is no such quality.
         """
         return c_header(self.manifest, self.payload_format, self.quality if quality is None else quality)
-
-    def _samples(self, batches: Iterable[Any] | None) -> list[list[NDArray[Any]]]:
-        """The first few hundred samples of batches as `fit` takes them: inputs, or inputs with labels behind them."""
-        taken: list[list[NDArray[Any]]] = []
-        count = 0
-        for batch in batches or ():
-            inputs = cast("Any", batch[0] if isinstance(batch, (tuple, list)) and batch else batch)
-            args = cast("tuple[Any, ...]", inputs if isinstance(inputs, tuple) else (inputs,))
-            if isinstance(inputs, Mapping):
-                named, names = (
-                    cast("Mapping[str, Any]", inputs),
-                    None if self._call is None else self._call.names - LABELS,
-                )
-                known = {name: value for name, value in named.items() if names is None or name in names}
-                taken.append(self._arrays((), known, fitted=True))
-            else:
-                taken.append(self._arrays(args, {}, fitted=True))
-            count += max(len(array) for array in taken[-1])
-            if count >= _MOST_SAMPLES:
-                break
-        return taken
 
     def connect(
         self,
@@ -402,8 +412,3 @@ class Head:
             local=local,
             timeout=timeout,
         )
-
-
-def _check_whole(name: str, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
-        raise FeatureError(f"{name} is {value!r}; expected a whole number")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from compoff.coding import Coding
     from compoff.device.sender import Sender
     from compoff.wire.replies import Reply
     from compoff.wire.tls import TLS
@@ -93,6 +94,7 @@ class Remote:
         split: str | None = None,
         quality: int | None = None,
         max_bytes: int | None = None,
+        coding: Coding | None = None,
         timeout: float | None = None,
         **keywords: Any,
     ) -> Any:
@@ -103,6 +105,7 @@ class Remote:
             split: Where to split; None for the first head that was connected.
             quality: Index of the quality; None for the export's default.
             max_bytes: Most bytes that the payload may have, as for `Head`.
+            coding: How the payload is coded, as for `Head`; None for the shortest.
             timeout: Deadline of this call, in seconds; None for the remote's own. The head, which nothing can
                 interrupt, counts; where it takes longer, nothing is sent.
             **keywords: What the model takes by name; a parameter called as one of the above is given by position.
@@ -121,7 +124,7 @@ class Remote:
         route, head = self._heads.choose(split)
         if self._link.closed:
             raise LocalProtocolError("this Remote was closed; connect again")
-        call = Call(head, route, inputs, keywords, quality, max_bytes, timeout, self._heads.form)
+        call = Call(head, route, inputs, keywords, quality, max_bytes, coding, timeout, self._heads.form)
         fallback = self._fallback
         try:
             output, report = self._edge.answer(call, call.deadline) if fallback is None else fallback.answer(call)

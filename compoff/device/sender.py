@@ -41,3 +41,7 @@ class Sender(Protocol):
     def __call__(self, *inputs: Any, quality: int | None = None, **keywords: Any) -> Payload:
         """Turn inputs into the bytes to send."""
         ...
+
+    def check(self, *inputs: Any, quality: int | None = None, **keywords: Any) -> None:
+        """Refuse what a call would refuse, without computing anything."""
+        ...

@@ -31,6 +31,9 @@ class StandIn:
         time.sleep(self.seconds)
         return Payload(word.tobytes(), ID, 0, 1)
 
+    def check(self, word: np.ndarray[Any, Any], quality: int | None = None, **keywords: Any) -> None:
+        """Takes everything."""
+
 
 class Tail:
     """Answers after as many milliseconds as the payload's first byte says, times ten."""

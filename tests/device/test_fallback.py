@@ -17,11 +17,12 @@ from compoff.device.fallback import reserve
 from compoff.device.remote import connect
 from compoff.device.timing import Estimate
 from compoff.edge.server import Server, serve
-from compoff.errors import ArtifactMismatch, AuthenticationError, LocalProtocolError, ReadTimeout
+from compoff.errors import ArtifactMismatch, AuthenticationError, FeatureError, LocalProtocolError, ReadTimeout
 from compoff.operations.certificates import Authority
 from compoff.wire.tls import TLS
 from tests.device.stand_in import StandIn, Tail, after
 from tests.edge.peers import eventually
+from tests.golden_head import golden_head, golden_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -338,6 +339,40 @@ def test_a_wrong_input_is_nothing_to_answer_locally(kind: Any, server: Server) -
     with remote, pytest.raises(ValueError, match="no such input"):
         remote(after(0))
     assert whole.calls == 0
+
+
+class Refusing(StandIn):
+    """A head that takes no zeros."""
+
+    def check(self, word: np.ndarray[Any, Any], quality: int | None = None, **keywords: Any) -> None:
+        if not word.any():
+            raise FeatureError(f"zeros cannot be sent as {keywords}")
+
+
+@pytest.mark.parametrize("policy", ["local", "hedge"])
+def test_what_the_head_refuses_is_refused_without_an_edge_too(kind: Any, policy: str) -> None:
+    server = serve(Tail())
+    whole = Whole()
+    remote = kind(server.address, Refusing(), on_failure=policy, local=whole)
+    server.close()
+    eventually(lambda: not remote.stats.reachable)
+    with pytest.raises(FeatureError, match=r"zeros cannot be sent as \{'coding': 'raw'\}"):
+        remote(after(0), coding="raw")
+    assert whole.calls == 0
+    assert remote(after(1), coding="raw", max_bytes=4) == LOCAL
+    remote.close()
+
+
+def test_a_local_answer_takes_what_its_head_takes(kind: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nobody = f"127.0.0.1:{free.getsockname()[1]}"
+    remote = kind(nobody, golden_head(), on_failure="local", local=lambda x: x.sum((1, 2, 3)))
+    x = golden_inputs(2)
+    assert len(remote(x, coding="huffman")) == 2
+    for wrong, options in ((x[:, :, :4], {}), (x.astype(np.float64), {}), (x, {"quality": 9}), (x, {"coding": "zip"})):
+        with pytest.raises(FeatureError):
+            remote(wrong, **options)
+    remote.close()
 
 
 def test_threads_share_a_remote_while_the_edge_comes_and_goes() -> None:

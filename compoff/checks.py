@@ -1,0 +1,88 @@
+"""What a user gives for a number or a path, refused by its name where it is of another kind.
+
+Knows no ranges but a least one; what a number is for says more.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compoff.errors import CompoffError, FeatureError
+
+__all__ = ["check_number", "check_path", "check_whole", "is_number"]
+
+
+def is_number(value: Any) -> bool:
+    """Whether something is a real number; a truth value is none.
+
+    Args:
+        value: Anything.
+
+    Examples:
+        >>> [is_number(value) for value in (1, 0.5, np.float32(2), True, "1", None)]
+        [True, True, True, False, False, False]
+    """
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def check_number(name: str, value: Any, error: type[CompoffError], expected: str = "a number") -> None:
+    """Refuse what is no number.
+
+    Args:
+        name: Name of the argument.
+        value: What was given; None passes, for an argument that may be left out.
+        error: What to raise.
+        expected: What it should have been.
+
+    Examples:
+        >>> check_number("lr", "0.1", FeatureError)
+        Traceback (most recent call last):
+        compoff.errors.FeatureError: lr is '0.1'; expected a number
+    """
+    if value is not None and not is_number(value):
+        raise error(f"{name} is {value!r:.80}; expected {expected}")
+
+
+def check_whole(name: str, value: Any, error: type[CompoffError] = FeatureError, least: int | None = None) -> None:
+    """Refuse what is no whole number, or too small.
+
+    Args:
+        name: Name of the argument.
+        value: What was given; None passes, for an argument that may be left out.
+        error: What to raise.
+        least: The smallest that is right; None for no such bound.
+
+    Examples:
+        >>> check_whole("epochs", 1.5, FeatureError)
+        Traceback (most recent call last):
+        compoff.errors.FeatureError: epochs is 1.5; expected a whole number
+    """
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if value is not None and not (whole and (least is None or value >= least)):
+        bound = "" if least is None else f" of at least {least}"
+        raise error(f"{name} is {value!r:.80}; expected a whole number{bound}")
+
+
+def check_path(name: str, value: Any, error: type[CompoffError]) -> Path:
+    """A path, from what was given for one.
+
+    Args:
+        name: Name of the argument.
+        value: What was given.
+        error: What to raise.
+
+    Returns:
+        The path.
+
+    Examples:
+        >>> check_path("path", 3, FeatureError)
+        Traceback (most recent call last):
+        compoff.errors.FeatureError: path is 3; expected a path, as text or pathlib.Path
+    """
+    try:
+        return Path(value)
+    except TypeError:
+        raise error(f"{name} is {value!r:.80}; expected a path, as text or pathlib.Path") from None

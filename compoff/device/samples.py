@@ -1,0 +1,59 @@
+"""The samples that a head is compared and calibrated on, out of batches as `fit` takes them. Knows no head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from compoff.errors import FeatureError
+from compoff.structure import LABELS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from numpy.typing import NDArray
+
+__all__ = ["first_samples"]
+
+_MOST = 512
+
+
+def first_samples(
+    batches: Iterable[Any] | None,
+    arrays: Callable[[tuple[Any, ...], dict[str, Any]], list[NDArray[Any]]],
+    names: frozenset[str] | None,
+) -> list[list[NDArray[Any]]]:
+    """The first few hundred samples.
+
+    Args:
+        batches: Inputs, or inputs with labels behind them; None for none.
+        arrays: Makes the arrays of a call.
+        names: Names that an input may be given by; None where that is not known.
+
+    Returns:
+        The inputs of each batch.
+
+    Raises:
+        FeatureError: A batch is not what the model takes, or there is no way through the batches.
+    """
+    try:
+        iterator = iter(() if batches is None else batches)
+    except TypeError:
+        given = type(batches).__name__
+        raise FeatureError(
+            f"batches is a {given}; expected batches to go through, such as a list or a loader"
+        ) from None
+    taken: list[list[NDArray[Any]]] = []
+    count = 0
+    for batch in iterator:
+        inputs = cast("Any", batch[0] if isinstance(batch, (tuple, list)) and batch else batch)
+        if isinstance(inputs, Mapping):
+            named = cast("Mapping[str, Any]", inputs).items()
+            known = {name: value for name, value in named if names is None or name in names - LABELS}
+            taken.append(arrays((), known))
+        else:
+            taken.append(arrays(cast("tuple[Any, ...]", inputs if isinstance(inputs, tuple) else (inputs,)), {}))
+        count += max(len(array) for array in taken[-1])
+        if count >= _MOST:
+            break
+    return taken
