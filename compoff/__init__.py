@@ -177,7 +177,17 @@ __all__ = [  # noqa: RUF022 - ruff takes TLS for a constant
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'compoff' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("torch", "tqdm"):
+            raise
+        from compoff.errors import BackendError  # only here: nothing else is loaded beforehand
+
+        raise BackendError(
+            f"compoff.{name} needs {error.name}, which is not installed: pip install compoff. A device does without: "
+            "compoff.Head and compoff.connect run a head that was compiled for onnx"
+        ) from error
 
 
 def __dir__() -> list[str]:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from compoff.checks import check_path
 from compoff.coding import SymbolTables
 from compoff.errors import ArtifactError, BackendError, CompoffError
 from compoff.manifest import MANIFEST_LIMIT, Manifest, manifest_bytes, parse_manifest, sha256
@@ -136,7 +137,8 @@ def write_folder(
         ...     read_folder(folder, "head").manifest.split
         'layer1'
     """
-    folder = Path(path)
+    folder = check_path("path", path, ArtifactError)
+    weights = None if weights is None else check_path("weights", weights, ArtifactError)
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"'{folder}' is a file; give a folder to save the {manifest.kind} in")
     arrays = {f"weights.{index}": np.ascontiguousarray(table.weights) for index, table in enumerate(tables)}
@@ -217,7 +219,7 @@ def read_folder(path: str | Path, kind: str) -> Folder:
     Raises:
         ArtifactError: Anything is not as it was saved; the message names the file and the key.
     """
-    folder = Path(path)
+    folder = check_path("path", path, ArtifactError)
     if not folder.is_dir():
         raise ArtifactError(f"'{folder}' is not a folder; expected one that {kind.capitalize()}.save wrote")
     manifest, listed = _read_manifest(folder)
@@ -245,7 +247,7 @@ def find_part(path: str | Path, kind: str) -> Path:
     Returns:
         The folder to read.
     """
-    folder = Path(path)
+    folder = check_path("path", path, ArtifactError)
     return folder if (folder / _MANIFEST).exists() or not (folder / kind).is_dir() else folder / kind
 
 
@@ -261,7 +263,7 @@ def kinds_in(path: str | Path) -> list[str]:
     Raises:
         ArtifactError: It holds neither, or its manifest is damaged.
     """
-    folder = Path(path)
+    folder = check_path("path", path, ArtifactError)
     if (folder / _MANIFEST).exists():
         return [_read_manifest(folder)[0].kind]
     found = [kind for kind in ("head", "tail") if (folder / kind).is_dir()]

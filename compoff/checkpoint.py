@@ -8,16 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 
+from compoff.checks import check_path
 from compoff.errors import ArtifactError
 from compoff.fingerprint import fingerprint
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, nn
 
 __all__ = ["read_bottlenecks", "save_bottlenecks"]
@@ -36,7 +38,7 @@ def save_bottlenecks(path: str | Path, base: nn.Module, bottlenecks: nn.Module, 
         bottlenecks: The bottlenecks.
         description: How to make them again, as JSON can hold it.
     """
-    target = Path(path)
+    target = check_path("path", path, ArtifactError)
     target.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in bottlenecks.state_dict().items()}
     text = json.dumps(description)
@@ -60,6 +62,7 @@ def read_bottlenecks(path: str | Path, base: nn.Module) -> tuple[dict[str, Any],
     Raises:
         ArtifactError: The file is damaged or foreign, or was fitted for a model with other weights.
     """
+    path = check_path("path", path, ArtifactError)
     try:
         with cast("Any", safe_open)(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}

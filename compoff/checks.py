@@ -6,7 +6,7 @@ Knows no ranges but a least one; what a number is for says more.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -28,32 +28,43 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
-def check_number(name: str, value: Any, error: type[CompoffError], expected: str = "a number") -> None:
+def check_number(
+    name: str, value: Any, error: type[CompoffError], expected: str = "a number", *, or_none: bool = False
+) -> None:
     """Refuse what is no number.
 
     Args:
         name: Name of the argument.
-        value: What was given; None passes, for an argument that may be left out.
+        value: What was given.
         error: What to raise.
         expected: What it should have been.
+        or_none: Whether None passes, too.
 
     Examples:
         >>> check_number("lr", "0.1", FeatureError)
         Traceback (most recent call last):
         compoff.errors.FeatureError: lr is '0.1'; expected a number
     """
-    if value is not None and not is_number(value):
+    if not (is_number(value) or (or_none and value is None)):
         raise error(f"{name} is {value!r:.80}; expected {expected}")
 
 
-def check_whole(name: str, value: Any, error: type[CompoffError] = FeatureError, least: int | None = None) -> None:
+def check_whole(
+    name: str,
+    value: Any,
+    error: type[CompoffError] = FeatureError,
+    least: int | None = None,
+    *,
+    or_none: bool = False,
+) -> None:
     """Refuse what is no whole number, or too small.
 
     Args:
         name: Name of the argument.
-        value: What was given; None passes, for an argument that may be left out.
+        value: What was given.
         error: What to raise.
         least: The smallest that is right; None for no such bound.
+        or_none: Whether None passes, too.
 
     Examples:
         >>> check_whole("epochs", 1.5, FeatureError)
@@ -61,7 +72,8 @@ def check_whole(name: str, value: Any, error: type[CompoffError] = FeatureError,
         compoff.errors.FeatureError: epochs is 1.5; expected a whole number
     """
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if value is not None and not (whole and (least is None or value >= least)):
+    right = whole and (least is None or cast("int", value) >= least)
+    if not right and not (or_none and value is None):
         bound = "" if least is None else f" of at least {least}"
         raise error(f"{name} is {value!r:.80}; expected a whole number{bound}")
 

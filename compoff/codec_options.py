@@ -6,10 +6,11 @@ Knows the codec, not the model that it goes into.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from compoff.checks import check_whole
 from compoff.codec import Bottleneck, CodecFactory, CodecName, Geometry, TransformBottleneck
 from compoff.codec.transform import default_channels, widest_stride
 from compoff.errors import FeatureError, SplitError
@@ -42,6 +43,22 @@ class CodecOptions:
     decoder: CodecFactory | None = None
     codec: CodecName = "transform"
     strict: bool = True
+
+    def __post_init__(self) -> None:
+        if self.codec not in get_args(CodecName):
+            raise FeatureError(
+                f"there is no codec {self.codec!r}; expected {' or '.join(map(repr, get_args(CodecName)))}"
+            )
+        for name in ("channels", "num_centers", "stride"):
+            check_whole(name, getattr(self, name), or_none=True)
+        for name in ("encoder", "decoder"):
+            factory = getattr(self, name)
+            if factory is not None and not callable(factory):
+                raise FeatureError(
+                    f"{name} is {factory!r:.80}; expected a function from (input shape, output shape) to a module"
+                )
+        if not isinstance(self.strict, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's mistake all the same
+            raise FeatureError(f"strict is {self.strict!r:.80}; expected True or False")
 
     def describe(self) -> dict[str, Any]:
         """These options as JSON can hold them.

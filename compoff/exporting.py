@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compoff import __version__
+from compoff.checks import check_whole
 from compoff.codec import Encoder
 from compoff.cutting.capture import capture
 from compoff.cutting.graph_flow import GraphFlow
@@ -94,6 +95,9 @@ def export(
     Source: DeepCOD (SenSys 2020), Sec. 4.1.
     """
     require_wrapped(wrapped)
+    check_whole("max_batch", max_batch, ArtifactError, least=1)
+    if tail_factory is not None and not isinstance(tail_factory, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArtifactError(f"tail_factory is {tail_factory!r:.80}; expected the text 'package.module:function'")
     example, bottlenecks = wrapped.example_inputs(), wrapped.bottlenecks_at(split)
     if pixels is not None:
         require_picture(pixels, example)

@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from compoff.checks import check_number
+from compoff.errors import FitError
+from compoff.mounting import require_wrapped
+
 if TYPE_CHECKING:
     from compoff.recipe import Recipe
     from compoff.wrapped import Wrapped
@@ -53,6 +57,8 @@ class DistillationLoss(nn.Module):
         rate: float | None = None,
     ) -> None:
         super().__init__()
+        require_wrapped(model)
+        check_number("rate", rate, FitError, or_none=True)
         self.splits = model.split_points if split is None else (split,)
         for name in self.splits:
             model.bottleneck(name)

@@ -66,7 +66,7 @@ class TorchProgram:
                 self._kept, self._data = pool.keep(self.to_bytes()), None
                 pool.share_program(program)
                 pool.share_program(self._program)  # on the CPU, where that is another
-        except (RuntimeError, AssertionError, NotImplementedError) as error:  # as torch names a device that is missing
+        except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # as torch says it is missing
             raise BackendError(f"the program cannot run on device '{device}' ({error}); choose another") from error
         self._module = program.module(check_guards=False)
         self._narrow: dict[tuple[int, ...], nn.Module] = {}

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from compoff.checks import check_number, check_whole, is_number
 from compoff.errors import FitError
 
 if TYPE_CHECKING:
@@ -61,6 +62,13 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
+        if self.codec not in ("deepcod", "transform"):
+            raise FitError(f"the recipe's codec is {self.codec!r:.80}; expected 'deepcod' or 'transform'")
+        for name in ("lr", "rate", "orthogonality", "reconstruction", "distillation", "prior", "reconstruction_share"):
+            check_number(f"the recipe's {name}", getattr(self, name), FitError)
+        check_whole("the recipe's patience", self.patience, FitError)
+        if not (isinstance(self.betas, (tuple, list)) and len(self.betas) == 2 and all(map(is_number, self.betas))):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise FitError(f"the recipe's betas are {self.betas!r:.80}; expected two numbers from 0 to below 1")
         for name in ("rate", "orthogonality", "reconstruction", "distillation", "prior"):
             weight = getattr(self, name)
             if not (math.isfinite(weight) and weight >= 0):
@@ -108,7 +116,7 @@ def recipe_named(recipe: str | Recipe) -> Recipe:
     """
     if isinstance(recipe, Recipe):
         return recipe
-    if recipe not in _RECIPES:
+    if not isinstance(recipe, str) or recipe not in _RECIPES:  # pyright: ignore[reportUnnecessaryIsInstance]
         known = sorted(_RECIPES)
         raise FitError(f"'{recipe}' is not a recipe; expected one of {known}, or a compoff.Recipe of your own")
     return _RECIPES[recipe]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from compoff.errors import BackendError
 from compoff.pieces import put_back, take_out
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class WeightPool:
         Returns:
             One of the same values, shape, dtype and device; the given one where its layout is unusual.
         """
+        if not isinstance(tensor, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's mistake all the same
+            raise BackendError(f"a {type(tensor).__name__} was given; expected a tensor")
         if tensor.layout is not torch.strided or not tensor.is_contiguous() or not tensor.numel():
             return tensor
         plain = tensor.detach().reshape(-1).view(torch.uint8)

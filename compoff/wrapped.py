@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from compoff.checkpoint import save_bottlenecks
+from compoff.checks import check_number
 from compoff.codec import Bottleneck
 from compoff.codec_options import CodecOptions
 from compoff.cutting.inputs import ExampleInputs
 from compoff.cutting.sites import Site, Skips, check_names, locate
 from compoff.distilling import Batch, student_pass, teacher_pass
-from compoff.errors import SplitError
+from compoff.errors import FitError, SplitError
 from compoff.frozen import Frozen
 from compoff.gates import Gate, Work, only_at
 from compoff.mounting import (
@@ -340,6 +341,7 @@ class Wrapped(nn.Module):
         """
         if not self.built:
             self.build(*inputs, **(keywords or {}))
+        check_number("rate", rate, FitError, or_none=True)
         split, chosen = split or self._the_split(), recipe_named(self.options.codec if recipe is None else recipe)
         gates = {split: self.gate(split)}
         self.freeze()

@@ -11,7 +11,7 @@ from torch import nn
 
 from compoff.checkpoint import read_bottlenecks
 from compoff.codec_options import CodecOptions
-from compoff.cutting.inputs import ExampleInputs, as_call
+from compoff.cutting.inputs import ExampleInputs, example_call
 from compoff.cutting.sites import Site, Skips, locate
 from compoff.errors import ArtifactError, FeatureError, SplitError
 from compoff.mounting import build_bottlenecks, device_of, key_of, refuse_wrapped
@@ -93,7 +93,7 @@ def wrap(
 
     Source: DeepCOD (SenSys 2020), Sec. 3.2.
     """
-    paths = [split_points] if isinstance(split_points, str) else list(split_points)
+    paths = _paths(split_points)
     chosen: CodecName = codec or ("deepcod" if encoder else "transform")
     options = CodecOptions(channels, num_centers, stride, encoder, decoder, chosen, strict)
     if skips not in ("encode", "send", "forbid"):
@@ -101,10 +101,21 @@ def wrap(
     refuse_wrapped(model)
     if example_input is None:
         return Wrapped(model, paths, options, skips)
-    args, keywords = as_call(example_input)
+    args, keywords = example_call(example_input)
     sites = locate(model, paths, args, keywords, skips=skips)
     made = build_bottlenecks(options, sites)
     return _wrapped(model, options, skips, sites, made, ExampleInputs.of_call(model, args, keywords))
+
+
+def _paths(split_points: str | Sequence[str]) -> list[str]:
+    if isinstance(split_points, str):
+        return [split_points]
+    try:
+        return list(split_points)
+    except TypeError:
+        raise SplitError(
+            f'split_points is {split_points!r:.80}; expected module paths such as ["layer1", "layer2"]'
+        ) from None
 
 
 def load(path: str | Path, model: nn.Module) -> Wrapped:

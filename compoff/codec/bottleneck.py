@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from compoff.checks import check_whole
 from compoff.codec.decoder import Decoder
 from compoff.codec.encoder import Encoder, semi_orthogonality_error
 from compoff.codec.prior import Prior
@@ -113,6 +114,8 @@ class Bottleneck(nn.Module):
         decoder: CodecFactory | None = None,
     ) -> None:
         super().__init__()
+        check_whole("channels", channels)
+        check_whole("num_centers", num_centers)
         if channels < 1:
             raise FeatureError(f"channels is {channels}; expected at least 1 channel in the latent, such as 8")
         if not 2 <= num_centers <= 256:

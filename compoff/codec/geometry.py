@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 
+from compoff.checks import check_whole
 from compoff.errors import FeatureError
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ class Geometry:
     stride: int = 4
 
     def __post_init__(self) -> None:
+        check_whole("stride", self.stride)
+        if not isinstance(self.shape, (tuple, list)) or not all(isinstance(size, int) for size in self.shape):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise FeatureError(f"the shape is {self.shape!r:.80}; expected whole numbers, such as (64, 56, 56)")
         if not 1 <= len(self.shape) <= 3 or min(self.shape) < 1:
             raise FeatureError(
                 f"a feature of shape {self.shape} (without the batch) cannot be encoded; expected (channels, height, "

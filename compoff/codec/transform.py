@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from compoff.checks import check_whole
 from compoff.codec.bottleneck import Bottleneck, BottleneckOutput, CodecFactory, Quality, where_finite
 from compoff.codec.density import Density
 from compoff.codec.directions import check_tile, mixed_channels
@@ -81,6 +82,8 @@ class TransformBottleneck(Bottleneck):
         *,
         decoder: CodecFactory | None = None,
     ) -> None:
+        check_whole("channels", channels)
+        check_whole("num_centers", num_centers)
         check_tile(geometry)
         most = _numbers(geometry)
         if channels > most:

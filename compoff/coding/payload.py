@@ -173,6 +173,8 @@ class PayloadFormat:
 
         Source: this project.
         """
+        if not isinstance(data, (Payload, bytes, bytearray, memoryview)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise PayloadError(f"a {type(data).__name__} was given; expected a payload, or its bytes")
         if isinstance(data, Payload) and data.artifact_id != self.artifact_id:
             raise PayloadError(
                 f"this payload was made by export {data.artifact_id.hex()[:12]}, not {self.artifact_id.hex()[:12]}; "
@@ -218,6 +220,7 @@ class PayloadFormat:
 
         Source: this project.
         """
+        check_whole("max_bytes", max_bytes)
         if len(payload) <= max_bytes:
             return payload
         start = 2 + len(leb128(payload.batch_size))
@@ -278,6 +281,7 @@ class PayloadFormat:
 
         Source: this project.
         """
+        check_whole("batch", batch)
         quality = self._checked_quality(quality)
         bodies = [code.packed_bytes(batch, quality) for code in self.codes]
         parts = [bodies[0], *(1 + body for body in bodies[1:])]
@@ -306,6 +310,9 @@ class PayloadFormat:
         self, symbols: Sequence[ArrayLike], sides: Sequence[ArrayLike], quality: int
     ) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
         """The tensors as arrays, once they are as many, and of the shapes and dtypes, that this export has."""
+        for given in (symbols, sides):
+            if not isinstance(given, (list, tuple, np.ndarray)):
+                raise FeatureError(f"a {type(given).__name__} was given; expected a list of arrays")
         if isinstance(symbols, np.ndarray) or (len(symbols), len(sides)) != (len(self.codes), len(self.sides)):
             raise FeatureError(
                 f"expected a list of {len(self.codes)} arrays of symbols, one a code, and {len(self.sides)} side "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from compoff.errors import SplitError
 from compoff.structure import flatten, unflatten
 from compoff.trees import tensors_of
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["ExampleInputs", "as_call"]
+__all__ = ["ExampleInputs", "as_call", "example_call"]
 
 
 def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -46,6 +47,27 @@ def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if len(parts) == 2 and isinstance(parts[0], tuple) and isinstance(parts[1], dict):
         return cast("tuple[Any, ...]", parts[0]), cast("dict[str, Any]", parts[1])
     return parts, {}
+
+
+def example_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An example input of the user's as positional and keyword inputs.
+
+    Args:
+        example: As for `as_call`.
+
+    Returns:
+        Positional and keyword inputs.
+
+    Raises:
+        SplitError: There is no tensor in it.
+    """
+    args, keywords = as_call(example)
+    if not tensors_of((args, keywords)):
+        raise SplitError(
+            f"example_input is {example!r:.80}, which holds no tensor; expected one batch: a tensor, a tuple of "
+            "positional inputs, a dict of keyword inputs, or (tuple, dict) of both"
+        )
+    return args, keywords
 
 
 @dataclass(frozen=True)

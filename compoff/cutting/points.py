@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
+from torch import nn
+
 from compoff.cutting.flow import bytes_per_sample
-from compoff.cutting.inputs import as_call
+from compoff.cutting.inputs import example_call
 from compoff.cutting.moment import Cut, cut_at_call
 from compoff.cutting.trace import Trace, watch
 from compoff.errors import BackendError, SplitError
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from matplotlib.figure import Figure
-    from torch import nn
 
     from compoff.cutting.trace import ModuleCall
 
@@ -172,7 +173,9 @@ def list_split_points(model: nn.Module, example_input: Any, *, clean: bool = Tru
 
     Source: this project.
     """
-    args, keywords = as_call(example_input)
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's mistake all the same
+        raise SplitError(f"the model is a {type(model).__name__}; expected a torch.nn.Module")
+    args, keywords = example_call(example_input)
     trace = watch(model, args, keywords)
     points = points_of(trace, clean=clean)
     total = round(trace.flow.macs(0) / max(trace.batch, 1))

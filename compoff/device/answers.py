@@ -85,6 +85,11 @@ class Heads:
     def __init__(self, heads: Sender | Sequence[Sender], reply: Reply = "full") -> None:
         self.form = reply_form(reply)
         self.all: list[Sender] = [*heads] if isinstance(heads, (list, tuple)) else [heads]  # pyright: ignore[reportAttributeAccessIssue]
+        for head in self.all:
+            if not hasattr(head, "artifact_id") or not hasattr(head, "runner"):
+                raise SplitError(
+                    f"a {type(head).__name__} was given as a head; expected what compoff.Head.load returns"
+                )
         splits = [head.split for head in self.all]
         if not splits or len(set(splits)) != len(splits):
             raise SplitError(

@@ -72,6 +72,7 @@ class CallForm:
         if flat and not keywords:
             return list(inputs)
         found: dict[int, Any] = {}
+        self._refuse_dict(inputs, keywords)
         given = self._by_name(inputs, keywords)
         missing: list[str] = []
         for name, description in {**self._positional, **self._keywords}.items():
@@ -82,6 +83,14 @@ class CallForm:
         if missing:
             raise self._refusal(f"{' and '.join(missing)} must be given")
         return [found[index] for index in range(len(self._inputs))]
+
+    def _refuse_dict(self, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+        """A dict of inputs by name, which a loader gives and `fit` takes, is no input of the model."""
+        named = len(inputs) == 1 and not keywords and isinstance(inputs[0], Mapping)
+        names = set(cast("Sequence[Mapping[Any, Any]]", inputs)[0] if named else ())
+        first = next(iter(self._positional.values()), {})  # pyright: ignore[reportUnknownArgumentType]
+        if names and names <= self.names and not ("dict" in first or "object" in first):
+            raise self._refusal("these inputs by name were given in one dict: call it with two stars, head(**inputs)")
 
     def _by_name(self, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
         if len(inputs) > len(self._positional):

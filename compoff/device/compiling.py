@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from compoff.checks import check_number, check_whole
 from compoff.device.runners.executorch import OWNER as PTE_OWNER
 from compoff.device.runners.executorch import ExecuTorchRunner
 from compoff.device.runners.onnx import OWNER, OnnxRunner
@@ -71,6 +72,7 @@ def compiled_head(
             cannot be translated or quantized, or what comes out does not agree with it.
     """
     _check_choice(runtime, precision, threads)
+    check_number("least_agreement", least_agreement, BackendError, "a share from 0 to 1")
     program, batches = _torch_program(files), samples or _made_up(manifest)
     if runtime == "executorch":
         runner, version = _for_executorch(program, manifest, files, batches[0])
@@ -90,6 +92,7 @@ def compiled_head(
 
 
 def _check_choice(runtime: CompiledRuntime, precision: Precision, threads: int | None) -> None:
+    check_whole("threads", threads, BackendError, least=0, or_none=True)
     if runtime not in get_args(CompiledRuntime):
         told = ", ".join(get_args(CompiledRuntime))
         raise BackendError(f"there is no runtime {runtime!r} to compile for; expected {told}")

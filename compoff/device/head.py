@@ -149,8 +149,8 @@ class Head:
         self, inputs: tuple[Any, ...], keywords: dict[str, Any], quality: Any, max_bytes: Any, coding: Coding
     ) -> tuple[list[NDArray[Any]], int]:
         """The inputs as arrays, and the best quality that may be sent."""
-        check_whole("quality", quality)
-        check_whole("max_bytes", max_bytes)
+        check_whole("quality", quality, or_none=True)
+        check_whole("max_bytes", max_bytes, or_none=True)
         best = self.quality if quality is None else quality
         self.payload_format.check_choice(best, coding)
         return self._arrays(inputs, keywords), best

@@ -14,7 +14,7 @@ import numpy as np
 
 from compoff.device.answers import all_numpy
 from compoff.device.binding import CallForm
-from compoff.errors import BackendError, FeatureError
+from compoff.errors import BackendError, FeatureError, LocalProtocolError
 from compoff.structure import CONSTANTS, flatten, importable, input_leaves, unflatten
 from compoff.wire.replies import FULL, ReplyForm, ReplyKind, reduce_reply, restore_leaves
 
@@ -44,6 +44,9 @@ def whole_model(local: LocalModel, head: Sender, form: ReplyForm = FULL) -> Call
     Raises:
         BackendError: The file cannot be read, or onnxruntime is not installed.
     """
+    if not callable(local) and not isinstance(local, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        given = type(local).__name__
+        raise LocalProtocolError(f"local is a {given}; expected something to call, or the path of an ONNX file")
     model = OnnxModel(Path(local), head) if isinstance(local, (str, Path)) else _callable(local)
     if head.manifest.pixels is not None:
         model = _given_pixels(model, head, head.manifest.pixels)

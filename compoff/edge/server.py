@@ -15,6 +15,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from compoff.checks import check_number
 from compoff.edge.connection import Connection
 from compoff.edge.door import Door
 from compoff.edge.servable import Servable
@@ -90,7 +91,11 @@ class Server:
 
         Returns:
             Whether it is closed.
+
+        Raises:
+            LocalProtocolError: `timeout` is no number.
         """
+        check_number("timeout", timeout, LocalProtocolError, "seconds, or None to wait without end", or_none=True)
         return self._stopped.wait(timeout)
 
     def reload_certificates(self) -> None:

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from compoff.checks import check_whole, is_number
 from compoff.edge.batching import Job, Lane, Outcome
 from compoff.edge.jobs import answer_now
 from compoff.edge.stats import ServerStats
@@ -61,7 +62,9 @@ class Limits:
             LocalProtocolError: A limit is not positive and finite.
         """
         for name, value in vars(self).items():
-            if not 0 < value < math.inf:
+            if name.startswith(("max_", "window")):
+                check_whole(name, value, LocalProtocolError)
+            if not (is_number(value) and 0 < value < math.inf):
                 message = f"{name}={value} was given; expected a positive number"
                 raise LocalProtocolError(message)
 
@@ -135,10 +138,9 @@ class Service:
     ) -> None:
         """Check everything, then start the workers."""
         limits.check()
-        if workers < 1 or decoders < 0:
-            message = f"workers={workers}, decoders={decoders} was given; expected at least 1 and 0"
-            raise LocalProtocolError(message)
-        if not 0 <= max_wait < math.inf:
+        for name, value, least in (("workers", workers, 1), ("decoders", decoders, 0)):
+            check_whole(name, value, LocalProtocolError, least)
+        if not is_number(max_wait) or not 0 <= max_wait < math.inf:
             message = f"max_wait={max_wait} was given; expected seconds, 0 or more"
             raise LocalProtocolError(message)
         self.token = token  # read anew by every connection
@@ -160,6 +162,10 @@ class Service:
         self._open(tails)
 
     def _check(self, tails: Sequence[Servable]) -> None:
+        for tail in tails:
+            if not (hasattr(tail, "artifact_id") and hasattr(tail, "max_payload_bytes") and hasattr(tail, "answer")):
+                given = type(tail).__name__
+                raise LocalProtocolError(f"a {given} was given as a tail; expected what compoff.Tail.load returns")
         artifacts = {tail.artifact_id: tail.max_payload_bytes for tail in tails}
         if len(artifacts) != len(tails):
             message = "two of the tails are of the same artifact; serve each once"

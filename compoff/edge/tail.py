@@ -20,6 +20,7 @@ from compoff.edge.described import Described
 from compoff.errors import ArtifactMismatch, BackendError, PayloadError
 from compoff.manifest import DTYPES
 from compoff.structure import flatten, importable, unflatten
+from compoff.weights import WeightPool
 from compoff.wire.nested import nested_arrays, restore_nested
 from compoff.wire.tensors import pack
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from compoff.edge.backends.module import Factory
     from compoff.edge.server import Server
     from compoff.manifest import Manifest
-    from compoff.weights import WeightPool
     from compoff.wire.tls import TLS
 
 __all__ = ["Tail"]
@@ -226,6 +226,8 @@ class Tail(Described):
 
         Source: this project.
         """
+        if like is not None and not isinstance(like, Tail):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise BackendError(f"like is a {type(like).__name__}; expected another compoff.Tail")
         where = device or ("cuda" if backend == "tensorrt" else self.choice.device)
         source, previous = self.backend.files.get(PROGRAM), None if like is None else like.backend
         if source is None:
@@ -303,6 +305,8 @@ class Tail(Described):
             BackendError: There is no such device or backend here, an engine's bytes are not those that the manifest
                 lists, or the tail needs a factory and none was given.
         """
+        if pool is not None and not isinstance(pool, WeightPool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise BackendError(f"pool is a {type(pool).__name__}; expected a compoff.WeightPool")
         folder = read_folder(find_part(path, "tail"), "tail")
         if not folder.manifest.factory:
             return cls(folder.manifest, folder.tables, *load_backend(folder, backend, device, pool))

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from compoff.distilling import Batch
-from compoff.errors import FitError
+from compoff.errors import BackendError, FitError
 from compoff.structure import LABELS
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["to_batch"]
+__all__ = ["require_batches", "require_device", "to_batch"]
 
 
 def to_batch(item: Any, model: nn.Module, device: torch.device | None = None) -> Batch:
@@ -62,6 +62,41 @@ def to_batch(item: Any, model: nn.Module, device: torch.device | None = None) ->
     if any(tensor.dim() == 0 or tensor.shape[0] == 0 for tensor in tensors):
         raise FitError("a batch is empty (no samples in its first axis); drop empty batches from the loader")
     return Batch(tuple(_move(value, device) for value in args), {k: _move(v, device) for k, v in kwargs.items()})
+
+
+def require_batches(name: str, batches: Any) -> None:
+    """Refuse what holds no batches to go through.
+
+    Args:
+        name: Name of the argument.
+        batches: What was given; None passes for ``"validation"``, which may be left out.
+
+    Raises:
+        FitError: It cannot be gone through.
+    """
+    if batches is None and name == "validation":
+        return
+    if isinstance(batches, (str, Mapping)) or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
+        given = type(cast("object", batches)).__name__
+        raise FitError(f"{name} is a {given}; expected a loader, a list, or anything else that gives batches")
+
+
+def require_device(device: Any) -> None:
+    """Refuse a device that is not here, before anything is moved.
+
+    Args:
+        device: What was given.
+
+    Raises:
+        BackendError: There is none of this name, or PyTorch cannot use it.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # as torch names what is missing
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BackendError(
+            f"device is {device!r:.80}, which cannot be used here ({reason:.200}); choose another"
+        ) from error
 
 
 def _names(model: nn.Module) -> list[str]:

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compoff.checks import check_whole
 from compoff.codec import Geometry, TileMoments, TransformBottleneck
 from compoff.codec.directions import mixed_channels
 from compoff.coding import Code, PayloadFormat
 from compoff.distilling import answers, float_tensors, refusals_named, teacher_pass
 from compoff.errors import FitError
-from compoff.fitting.batches import to_batch
+from compoff.fitting.batches import require_batches, to_batch
+from compoff.fitting.measure import Aim
 from compoff.hooks import uncompiled
 from compoff.losses import relative_error
 from compoff.mounting import device_of, require_wrapped
@@ -80,6 +82,9 @@ def calibrate(wrapped: Wrapped, batches: Iterable[Any], *, target_bytes: float |
     Source: this project.
     """
     require_wrapped(wrapped)
+    require_batches("batches", batches)
+    Aim(target_bytes).check()
+    check_whole("seed", seed, FitError)
     where = device_of(wrapped.base)
     taken: list[Batch] = []
     for item in batches:

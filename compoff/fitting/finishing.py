@@ -9,7 +9,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from compoff.errors import FitError
-from compoff.fitting.batches import to_batch
+from compoff.fitting.batches import require_batches, to_batch
 from compoff.fitting.measure import Aim, count_symbols, measure
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.mounting import device_of, require_wrapped
@@ -71,6 +71,8 @@ def finish(
     Source: this project.
     """
     require_wrapped(wrapped)
+    require_batches("batches", batches)
+    require_batches("validation", validation)
     aim = Aim(target_bytes, max_drop)
     aim.check()
     for split in wrapped.split_points:

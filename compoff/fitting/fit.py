@@ -12,16 +12,16 @@ import math
 import sys
 import time
 from collections import deque
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
+from compoff.checks import check_path, check_whole, is_number
 from compoff.distilling import Batch, refusals_named
 from compoff.errors import FitError
 from compoff.fingerprint import fingerprint
-from compoff.fitting.batches import to_batch
+from compoff.fitting.batches import require_batches, require_device, to_batch
 from compoff.fitting.calibrating import SAMPLES, calibrate
 from compoff.fitting.finishing import MEASURED, conclude, up_to
 from compoff.fitting.fitter import Fitter
@@ -33,6 +33,7 @@ from compoff.recipe import Recipe, recipe_named
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sized
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -50,8 +51,7 @@ def _total_steps(batches: Iterable[Any], epochs: int | None, steps: int | None) 
     if steps is not None and epochs is not None:
         raise FitError(f"epochs is {epochs} and steps is {steps}; give one of them")
     for name, asked in (("steps", steps), ("epochs", epochs)):
-        if asked is not None and asked < 1:
-            raise FitError(f"{name} is {asked}; expected at least 1")
+        check_whole(name, asked, FitError, least=1, or_none=True)
     if steps is not None:
         return steps
     if not hasattr(batches, "__len__"):
@@ -64,10 +64,10 @@ def _total_steps(batches: Iterable[Any], epochs: int | None, steps: int | None) 
 
 def _check_weights(lr: float, rate: float) -> None:
     """Refuse a learning rate or a weight that cannot be meant."""
-    if not (math.isfinite(lr) and lr > 0):
-        raise FitError(f"lr is {lr}; expected a learning rate above 0, such as 3e-3")
-    if not (math.isfinite(rate) and rate >= 0):
-        raise FitError(f"rate is {rate}; expected a weight of 0 or more")
+    if not (is_number(lr) and math.isfinite(lr) and lr > 0):
+        raise FitError(f"lr is {lr!r:.80}; expected a learning rate above 0, such as 3e-3")
+    if not (is_number(rate) and math.isfinite(rate) and rate >= 0):
+        raise FitError(f"rate is {rate!r:.80}; expected a weight of 0 or more")
 
 
 def _check_codec(wrapped: Wrapped, recipe: Recipe, aim: Aim) -> None:
@@ -168,6 +168,7 @@ def fit(
         Loss curves, bytes, agreement.
 
     Raises:
+        BackendError: There is no such `device` here.
         FitError: No usable batches, an argument out of range, a loss that is not finite (the last good state is kept),
             or a foreign or damaged `resume`.
         SplitError: Shapes were not known before and a split point turns out to be unusable.
@@ -184,6 +185,10 @@ def fit(
     Source: DeepCOD (SenSys 2020), Sec. 3.2.2 (Eq. 10), Sec. 3.3 (Eq. 11, and why it comes second).
     """
     require_wrapped(wrapped)
+    require_batches("batches", batches)
+    require_batches("validation", validation)
+    check_whole("seed", seed, FitError)
+    state = None if resume is None else check_path("resume", resume, FitError)
     chosen, total = (
         recipe_named(wrapped.options.codec if recipe is None else recipe),
         _total_steps(batches, epochs, steps),
@@ -193,18 +198,19 @@ def fit(
     aim = Aim(target_bytes, max_drop)
     _check_codec(wrapped, chosen, aim)
     if device is not None:
+        require_device(device)
         wrapped.to(device)
     where = device_of(wrapped.base)
     with _own_random_numbers(seed, where), torch.enable_grad():
         batches = _build(wrapped, batches, where)
-        if resume is None or not Path(resume).exists():
+        if state is None or not state.exists():
             batches = _calibrated(wrapped, batches, target_bytes, seed)
         fitter = Fitter(wrapped, chosen, lr=lr, rate=rate, total=total, target_bytes=target_bytes)
         if any(gate.on for gate in fitter.gates.values()):
             raise FitError(
                 "fit was called with a bottleneck on, so there is no teacher; call it outside `with model.at(…)`"
             )
-        keeper = _Keeper(Path(resume), seed, fitter) if resume is not None else None
+        keeper = _Keeper(state, seed, fitter) if state is not None else None
         recent = _train(fitter, batches, where, keeper, progress=progress)
         return _finish(fitter, recent, batches, validation, where, aim)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from compoff.checks import check_number
 from compoff.codec import Decoder, Encoder, TransformBottleneck
 from compoff.coding import Code, PayloadFormat, Side, SymbolTables
 from compoff.coding.levels import coarse_tables, coarsen
@@ -148,6 +149,8 @@ class Aim:
         """
         if self.target_bytes is not None and self.max_drop is not None:
             raise FitError(f"target_bytes is {self.target_bytes} and max_drop is {self.max_drop}; give one of them")
+        check_number("target_bytes", self.target_bytes, FitError, "a number of bytes above 0", or_none=True)
+        check_number("max_drop", self.max_drop, FitError, "a share between 0 and 1, such as 0.01", or_none=True)
         if self.target_bytes is not None and not (math.isfinite(self.target_bytes) and self.target_bytes > 0):
             raise FitError(f"target_bytes is {self.target_bytes}; expected a number of bytes above 0")
         if self.max_drop is not None and not 0 < self.max_drop < 1:

@@ -30,6 +30,8 @@ def parse_address(address: str) -> tuple[str, int]:
 
     Source: this project.
     """
+    if not isinstance(address, str):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's mistake all the same
+        raise LocalProtocolError(f"{address!r:.80} is not an address; expected text, such as 'edge:7878'")
     host, colon, port = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     if bracketed:

@@ -155,7 +155,7 @@ FULL = ReplyForm()
 
 
 def _is_dim(dim: int) -> bool:
-    return dim != 0 and -_MAX_DIM <= dim <= _MAX_DIM
+    return _is_whole(dim) and dim != 0 and -_MAX_DIM <= dim <= _MAX_DIM
 
 
 def reply_form(reply: Reply) -> ReplyForm:
@@ -180,13 +180,21 @@ def reply_form(reply: Reply) -> ReplyForm:
         reply = ArgMax()
     if isinstance(reply, ArgMax) and _is_dim(reply.dim):
         return ReplyForm(ReplyKind.ARGMAX, reply.dim)
-    if isinstance(reply, TopK) and _is_dim(reply.dim) and 1 <= reply.k <= _MAX_K:
+    if isinstance(reply, TopK) and _is_dim(reply.dim) and _is_count(reply.k):
         return ReplyForm(ReplyKind.TOP_K, reply.dim, reply.k)
     message = (
         f"reply={reply!r} was given; expected 'full', 'fp32', 'fp16', 'argmax', ArgMax(dim) or TopK(k, dim) with k "
         f"from 1 to {_MAX_K} and a dim from -{_MAX_DIM} to {_MAX_DIM} that is not 0, the batch"
     )
     raise LocalProtocolError(message)
+
+
+def _is_count(k: int) -> bool:
+    return _is_whole(k) and 1 <= k <= _MAX_K
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def reply_specs(form: ReplyForm, outputs: Sequence[TensorSpec]) -> list[TensorSpec]:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import TYPE_CHECKING, TypeAlias
+import ssl
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from compoff.errors import LocalProtocolError
 from compoff.wire.address import is_loopback, parse_address
 from compoff.wire.tls import TLS
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Sequence
 
 __all__ = [
@@ -53,7 +53,7 @@ def device_tls(address: str, tls: TLS | ssl.SSLContext | None, insecure: bool) -
 
     Source: this project.
     """
-    _check_not_both(tls, insecure)
+    _check_tls(tls, insecure)
     if tls is not None or insecure or is_loopback(parse_address(address)[0]):
         return tls
     return TLS()
@@ -78,7 +78,7 @@ def server_tls(address: str, tls: TLS | ssl.SSLContext | None, insecure: bool) -
 
     Source: this project.
     """
-    _check_not_both(tls, insecure)
+    _check_tls(tls, insecure)
     if tls is None and not insecure and not is_loopback(parse_address(address)[0]):
         raise LocalProtocolError(
             f"other machines can connect to {address}, so it needs tls=TLS(certificate=..., key=..., ca=...), which "
@@ -87,7 +87,9 @@ def server_tls(address: str, tls: TLS | ssl.SSLContext | None, insecure: bool) -
     return tls
 
 
-def _check_not_both(tls: TLS | ssl.SSLContext | None, insecure: bool) -> None:
+def _check_tls(tls: TLS | ssl.SSLContext | None, insecure: bool) -> None:
+    if tls is not None and not isinstance(tls, (TLS, ssl.SSLContext)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise LocalProtocolError(f"tls is a {type(tls).__name__}; expected compoff.TLS(...) or an ssl.SSLContext")
     if tls is not None and insecure:
         raise LocalProtocolError("tls and insecure=True were both given; give one of them")
 
@@ -106,8 +108,8 @@ def check_tokens(tokens: Tokens) -> None:
 
     Source: this project.
     """
-    if tokens is None or isinstance(tokens, str):
-        check_token_form(tokens)
+    if tokens is None or isinstance(tokens, (str, bytes)) or not hasattr(tokens, "__iter__"):
+        check_token_form(cast("str | None", tokens))
         return
     if not tokens:
         raise LocalProtocolError("an empty list of tokens was given; give at least one, or None to let everyone in")
@@ -126,6 +128,8 @@ def check_token_form(token: str | None) -> None:
     """
     if token is None:
         return
+    if not isinstance(token, str):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's mistake all the same
+        raise LocalProtocolError(f"the token is a {type(token).__name__}; expected text, or None for no token")
     try:
         length = len(token.encode())
     except UnicodeEncodeError:

@@ -16,6 +16,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from compoff.checks import is_number
 from compoff.errors import (
     AuthenticationError,
     ConnectionLost,
@@ -62,8 +63,10 @@ def check_timeout(timeout: float) -> float:
 
     Source: this project.
     """
-    if not 0 < timeout < math.inf:
-        message = f"a timeout of {timeout} seconds was given; expected a positive number: every call ends some time"
+    if not (is_number(timeout) and 0 < timeout < math.inf):
+        message = (
+            f"a timeout of {timeout!r:.80} seconds was given; expected a positive number: every call ends some time"
+        )
         raise LocalProtocolError(message)
     return timeout
 

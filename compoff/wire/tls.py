@@ -6,13 +6,14 @@ Knows nothing of frames or sockets. Which addresses need TLS at all is decided i
 from __future__ import annotations
 
 import ssl
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from compoff.checks import check_path
 from compoff.errors import LocalProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 __all__ = ["TLS", "ReloadableContext", "client_context", "common_name", "server_context"]
 
@@ -57,10 +58,10 @@ class TLS:
             raise LocalProtocolError(f"{given} without {lacking} was given; give certificate and key together")
         if revoked is not None and ca is None:
             raise LocalProtocolError("a list of revoked certificates was given without ca, the authority that signs it")
-        self.certificate = None if certificate is None else Path(certificate)
-        self.key = None if key is None else Path(key)
-        self.ca = None if ca is None else Path(ca)
-        self.revoked = None if revoked is None else Path(revoked)
+        self.certificate = _path("certificate", certificate)
+        self.key = _path("key", key)
+        self.ca = _path("ca", ca)
+        self.revoked = _path("revoked", revoked)
         self._client: tuple[_Stamp, ssl.SSLContext] | None = None
         for path in self._files():
             _check_readable(path)
@@ -210,6 +211,10 @@ def common_name(certificate: Mapping[str, Any] | None) -> str | None:
             if key == "commonName":
                 return "".join(char if char.isprintable() else "?" for char in value)
     return None
+
+
+def _path(name: str, path: str | Path | None) -> Path | None:
+    return None if path is None else check_path(name, path, LocalProtocolError)
 
 
 def _check_readable(path: Path) -> Path:

@@ -168,7 +168,7 @@ def test_ipv6() -> None:
         ({"tails": Echo(), "address": "edge"}, "not an address"),
         ({"tails": Echo(), "token": ""}, "token of 0 bytes"),
         ({"tails": Echo(), "window": 0}, "window=0"),
-        ({"tails": Echo(), "workers": 0}, "workers=0"),
+        ({"tails": Echo(), "workers": 0}, "workers is 0; expected a whole number of at least 1"),
         ({"tails": Echo(), "max_connections": 0}, "max_connections=0"),
         ({"tails": Echo(), "idle_timeout": float("nan")}, "idle_timeout=nan"),
         ({"tails": Echo(), "max_held_bytes": 100}, "raise max_held_bytes"),

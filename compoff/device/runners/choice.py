@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
+from compoff.checks import check_whole
 from compoff.errors import BackendError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def load_runner(folder: Folder, runtime: Runtime | None = None, threads: int | N
             is damaged or another head's.
         ArtifactError: PyTorch cannot read its program.
     """
+    check_whole("threads", threads, BackendError, least=0, or_none=True)
     there: list[Runtime] = [_PROGRAMS[name] for name in folder.files if name in _PROGRAMS]
     chosen = _asked_for(folder, there, runtime) if runtime else _installed(folder, there)
     if chosen == "onnx":

@@ -84,7 +84,7 @@ def check_backend(name: str, device: str) -> None:
         raise BackendError(f"there is no backend '{name}'; choose one of {known}")
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # as torch names a device that is missing
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # as torch says it is missing
         reason = str(error).partition("\n")[0]
         raise BackendError(f"the program cannot run on device '{device}' ({reason}); choose another") from error
 

@@ -100,7 +100,7 @@ class ModuleBackend:
         self._manifest = manifest
         try:
             self._model = model.to(device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:  # as torch names a device that is missing
+        except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # as torch says it is missing
             raise BackendError(f"the model cannot run on device '{device}' ({error}); choose another") from error
         self._device = device
         self._decoders = decoders

@@ -1,0 +1,222 @@
+"""Every public function with an argument of another kind: an error of ours that names it, before anything is done."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+import compoff
+from compoff.checks import check_number, check_path, check_whole
+from compoff.errors import (
+    ArtifactError,
+    BackendError,
+    FeatureError,
+    FitError,
+    LocalProtocolError,
+    PayloadError,
+    SplitError,
+)
+from tests.golden_head import golden_head, golden_inputs, golden_tail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+c: Any = compoff  # what is called wrongly here is none of the type checker's business
+x = torch.randn(4, 3, 8, 8)
+HEAD, TAIL = golden_head(), golden_tail()
+NAN = float("nan")
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(256, 3))
+
+
+def wrap(split: Any = "1", **options: Any) -> Any:
+    return c.wrap(net(), split, **{"example_input": x, **options})
+
+
+def fit(**options: Any) -> Any:
+    return c.fit(wrap(), **{"batches": [x], "steps": 1, **options})
+
+
+def calibrate(**options: Any) -> Any:
+    return c.calibrate(wrap(), **{"batches": [x], **options})
+
+
+def connect(**options: Any) -> Any:
+    return c.connect(**{"heads": HEAD, "address": "127.0.0.1:9", **options})
+
+
+def connect_async(**options: Any) -> Any:
+    return asyncio.run(c.connect_async(**{"heads": HEAD, "address": "127.0.0.1:9", **options}))
+
+
+def serve(**options: Any) -> Any:
+    return c.serve(**{"tails": TAIL, **options})
+
+
+Case = tuple["Callable[..., Any]", dict[str, Any], type[Exception], str]
+
+CASES: list[Case] = [
+    (lambda: c.wrap(None, "1"), {}, SplitError, "model is a NoneType; expected a torch.nn.Module"),
+    (wrap, {"split": None}, SplitError, "split_points is None; expected module paths"),
+    (wrap, {"split": 3}, SplitError, "split_points is 3"),
+    (wrap, {"example_input": "x"}, SplitError, "example_input is 'x', which holds no tensor"),
+    (wrap, {"channels": "8"}, FeatureError, "channels is '8'; expected a whole number"),
+    (wrap, {"channels": True, "codec": "deepcod"}, FeatureError, "channels is True"),
+    (wrap, {"channels": "8", "example_input": None}, FeatureError, "channels is '8'"),
+    (wrap, {"num_centers": 255.0}, FeatureError, "num_centers is 255.0"),
+    (wrap, {"stride": 2.5}, FeatureError, "stride is 2.5"),
+    (wrap, {"codec": "jpeg"}, FeatureError, "there is no codec 'jpeg'; expected 'deepcod' or 'transform'"),
+    (wrap, {"strict": "no"}, FeatureError, "strict is 'no'; expected True or False"),
+    (wrap, {"encoder": "mine"}, FeatureError, "encoder is 'mine'; expected a function"),
+    (lambda: c.load(3, net()), {}, ArtifactError, "path is 3; expected a path"),
+    (lambda: wrap().save(3), {}, ArtifactError, "path is 3"),
+    (lambda: c.list_split_points(None, x), {}, SplitError, "model is a NoneType"),
+    (lambda: c.list_split_points(net(), "x"), {}, SplitError, "holds no tensor"),
+    (fit, {"lr": "x"}, FitError, "lr is 'x'; expected a learning rate above 0"),
+    (fit, {"rate": "x"}, FitError, "rate is 'x'; expected a weight"),
+    (fit, {"steps": None, "epochs": 1.5}, FitError, "epochs is 1.5; expected a whole number of at least 1"),
+    (fit, {"steps": True}, FitError, "steps is True"),
+    (fit, {"recipe": 3}, FitError, "'3' is not a recipe"),
+    (fit, {"target_bytes": "400"}, FitError, "target_bytes is '400'; expected a number of bytes above 0"),
+    (fit, {"max_drop": "0.1"}, FitError, "max_drop is '0.1'; expected a share"),
+    (fit, {"device": "gpu"}, BackendError, "device is 'gpu', which cannot be used here"),
+    (fit, {"seed": None}, FitError, "seed is None; expected a whole number"),
+    (fit, {"resume": 3}, FitError, "resume is 3; expected a path"),
+    (fit, {"batches": None}, FitError, "batches is a NoneType; expected a loader"),
+    (fit, {"validation": 3}, FitError, "validation is a int; expected a loader"),
+    (calibrate, {"target_bytes": NAN}, FitError, "target_bytes is nan"),
+    (calibrate, {"seed": "x"}, FitError, "seed is 'x'"),
+    (calibrate, {"batches": {"x": x}}, FitError, "batches is a dict"),
+    (lambda: c.finish(wrap(), 3), {}, FitError, "batches is a int"),
+    (lambda: wrap().distillation_loss(x, rate="x"), {}, FitError, "rate is 'x'"),
+    (lambda: c.DistillationLoss(None), {}, SplitError, "NoneType is no wrapped model"),
+    (lambda: c.Recipe(lr="x"), {}, FitError, "the recipe's lr is 'x'"),
+    (lambda: c.Recipe(patience=1.5), {}, FitError, "the recipe's patience is 1.5"),
+    (lambda: c.Recipe(betas=0.9), {}, FitError, "the recipe's betas are 0.9; expected two numbers"),
+    (lambda: c.Recipe(codec="x"), {}, FitError, "the recipe's codec is 'x'"),
+    (lambda: c.export(wrap(), "1", max_batch=3.5), {}, ArtifactError, "max_batch is 3.5"),
+    (lambda: c.export(wrap(), "1", tail_factory=3), {}, ArtifactError, "tail_factory is 3"),
+    (c.Head.load, {"path": 3}, ArtifactError, "path is 3; expected a path"),
+    (c.Tail.load, {"path": None}, ArtifactError, "path is None"),
+    (c.Tail.load, {"path": "x", "pool": 3}, BackendError, "pool is a int; expected a compoff.WeightPool"),
+    (HEAD.save, {"path": 3}, ArtifactError, "path is 3"),
+    (TAIL.save, {"path": "x", "weights": 3}, ArtifactError, "weights is 3"),
+    (HEAD.compile, {"runtime": "onnx", "threads": "x"}, BackendError, "threads is 'x'; expected a whole number"),
+    (HEAD.compile, {"runtime": "onnx", "least_agreement": "x"}, BackendError, "least_agreement is 'x'"),
+    (HEAD.compile, {"runtime": "onnx", "batches": 3}, FeatureError, "batches is a int"),
+    (HEAD.c_header, {"quality": 0.5}, FeatureError, "quality is 0.5"),
+    (lambda: HEAD(golden_inputs(1), coding=3), {}, FeatureError, "there is no coding 3"),
+    (lambda: HEAD.check(golden_inputs(1), quality="x"), {}, FeatureError, "quality is 'x'"),
+    (TAIL.compile, {"backend": "eager", "like": 3}, BackendError, "like is a int"),
+    (TAIL.compile, {"backend": "eager", "device": 3.5}, BackendError, "cannot run on device '3.5'"),
+    (lambda: TAIL("x"), {}, PayloadError, "a str was given"),
+    (lambda: HEAD.payload_format.decode("x"), {}, PayloadError, "a str was given"),
+    (lambda: HEAD.payload_format.encode(3), {}, FeatureError, "a int was given; expected a list of arrays"),
+    (HEAD.payload_format.max_bytes, {"batch": "x"}, FeatureError, "batch is 'x'"),
+    (c.Geometry, {"shape": "x"}, FeatureError, "the shape is 'x'"),
+    (c.Geometry, {"shape": (3, 8, 8), "stride": "x"}, FeatureError, "stride is 'x'"),
+    (c.Bottleneck, {"geometry": c.Geometry((3, 8, 8)), "channels": 1.5}, FeatureError, "channels is 1.5"),
+    (c.WeightPool().share, {"tensor": 3}, BackendError, "a int was given; expected a tensor"),
+    (c.TLS, {"ca": 3}, LocalProtocolError, "ca is 3; expected a path"),
+    (serve, {"tails": None}, LocalProtocolError, "a NoneType was given as a tail"),
+    (serve, {"tails": HEAD}, LocalProtocolError, "a Head was given as a tail"),
+    (serve, {"address": 3}, LocalProtocolError, "3 is not an address"),
+    (serve, {"max_batch": 1.5}, LocalProtocolError, "max_batch is 1.5; expected a whole number"),
+    (serve, {"window": True}, LocalProtocolError, "window is True"),
+    (serve, {"workers": None}, LocalProtocolError, "workers is None"),
+    (serve, {"max_wait": "1"}, LocalProtocolError, "max_wait=1 was given"),
+    (serve, {"idle_timeout": None}, LocalProtocolError, "idle_timeout=None was given; expected a positive number"),
+    (serve, {"token": 3}, LocalProtocolError, "the token is a int; expected text"),
+    (serve, {"token": [3]}, LocalProtocolError, "the token is a int"),
+    (serve, {"tls": "x"}, LocalProtocolError, "tls is a str; expected compoff.TLS"),
+]
+for one in (connect, connect_async):
+    CASES += [
+        (one, {"heads": None}, SplitError, "a NoneType was given as a head; expected what compoff.Head.load returns"),
+        (one, {"address": None}, LocalProtocolError, "None is not an address"),
+        (one, {"timeout": "1"}, LocalProtocolError, "a timeout of '1' seconds was given; expected a positive number"),
+        (one, {"timeout": True}, LocalProtocolError, "a timeout of True seconds"),
+        (one, {"heartbeat": "1"}, LocalProtocolError, "a timeout of '1' seconds"),
+        (one, {"token": b"x"}, LocalProtocolError, "the token is a bytes; expected text"),
+        (one, {"tls": True}, LocalProtocolError, "tls is a bool"),
+        (one, {"reply": c.TopK(1.5)}, LocalProtocolError, "reply=TopK(k=1.5, dim=1) was given"),
+        (one, {"reply": c.ArgMax("x")}, LocalProtocolError, "reply=ArgMax(dim='x') was given"),
+        (one, {"on_failure": "local", "local": 3}, LocalProtocolError, "local is a int; expected something to call"),
+    ]
+
+
+@pytest.mark.parametrize(("function", "arguments", "error", "words"), CASES, ids=[case[3][:40] for case in CASES])
+def test_an_argument_of_another_kind_is_named(
+    function: Callable[..., Any], arguments: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error) as caught:
+        function(**arguments)
+    assert words in str(caught.value)
+
+
+def test_a_call_of_a_remote_too() -> None:
+    with c.serve(TAIL) as server, c.connect(HEAD, server.address) as remote:
+        for wrong, error in (
+            ({"timeout": "1"}, LocalProtocolError),
+            ({"quality": "1"}, FeatureError),
+            ({"max_bytes": 1.5}, FeatureError),
+            ({"coding": 3}, FeatureError),
+            ({"split": 3}, SplitError),
+        ):
+            with pytest.raises(error):
+                remote(golden_inputs(1), **wrong)
+        with pytest.raises(LocalProtocolError, match="timeout is 'x'"):
+            server.wait("x")
+        with pytest.raises(LocalProtocolError, match="a NoneType was given as a tail"):
+            server.swap(None)
+
+
+def test_inputs_by_name_in_one_dict_are_told_to_be_spread() -> None:
+    model = wrap(codec="deepcod", channels=1)
+    model.eval()
+    head, _ = c.export(model, "1")
+    named = {"input": x}
+    with pytest.raises(FeatureError, match=r"given in one dict: call it with two stars, head\(\*\*inputs\)"):
+        head(named)
+    assert head(**named) == head(x)
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    import numpy as np
+
+    check_whole("quality", np.int64(3), least=3)
+    check_number("lr", np.float32(0.5), FitError)
+    assert check_path("path", "a/b", FitError) == Path("a/b")
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+import compoff
+from compoff.errors import BackendError
+assert compoff.Head
+try:
+    compoff.Tail
+except BackendError as error:
+    print(error)
+"""
+
+
+def test_without_torch_what_needs_it_says_so() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("compoff.Tail needs torch, which is not installed")
