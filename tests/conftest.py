@@ -1,7 +1,8 @@
-"""What every test shares: repeatable random numbers, and the real data where it is there."""
+"""What every test shares: repeatable random numbers, an order that ends soon, and the real data where it is there."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,37 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A deadline for an example would measure how busy the machine is; on a build server the examples are always the same.
 hypothesis.settings.register_profile("compoff", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("compoff")
+
+# Files that take longest, though some have few tests. They go first: begun last, one would end long after the others.
+_LONG = (
+    "test_examples.py",
+    "operations/test_run.py",
+    "zoo/test_shipping.py",
+    "edge/test_engines.py",
+    "test_cli.py",
+    "demo/test_run.py",
+    "edge/test_tensorrt.py",
+    "device/test_remote.py",
+    "demo/test_edge.py",
+    "zoo/test_architectures.py",
+    "training/test_compile.py",
+    "edge/test_module_backend.py",
+    "benchmarks/test_faults.py",
+    "device/test_head.py",
+    "fitting/test_fit.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {f"tests/{name}": index for index, name in enumerate(_LONG)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(_LONG)))
+
+
+def pytest_collection_finish() -> None:
+    # A million objects of torch and of pytest live to the end; to look through them again and again takes an export a
+    # seventh longer.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import compoff
+from compoff.artifact import read_folder, write_folder
 from compoff.errors import ArtifactError, BackendError, FeatureError, SplitError
 from tests.eager_models import make_picker
 from tests.small_networks import assert_close, tiny_decoder, tiny_encoder
@@ -36,6 +37,27 @@ def wrapped_at(split: str, **options: Any) -> compoff.Wrapped:
 def student(model: compoff.Wrapped, split: str, x: Tensor) -> Any:
     with model.at(split), torch.no_grad():
         return model(x)
+
+
+Pair = tuple[compoff.Head, compoff.Tail]
+
+
+@pytest.fixture(scope="module")
+def picker() -> compoff.Wrapped:
+    torch.manual_seed(0)
+    return wrapped_at("head")
+
+
+@pytest.fixture(scope="module")
+def pair(picker: compoff.Wrapped) -> Pair:
+    return compoff.export(picker, "head", tail_factory=FACTORY)
+
+
+@pytest.fixture(scope="module")
+def folder(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("picker") / "tail"
+    pair[1].save(path)
+    return path
 
 
 def test_without_a_factory_the_error_says_where_and_what_to_do() -> None:
@@ -74,39 +96,34 @@ def test_the_answer_is_the_students_whatever_its_length(
         head(torch.full((2, 3, 8, 8), 3e38))
 
 
-def test_over_the_wire_it_is_what_the_model_returns() -> None:
-    model = wrapped_at("head")
-    head, tail = compoff.export(model, "head", tail_factory=FACTORY)
+def test_over_the_wire_it_is_what_the_model_returns(picker: compoff.Wrapped, pair: Pair) -> None:
+    head, tail = pair
     with tail.serve("127.0.0.1:0") as server, head.connect(server.address) as remote:
         for batch in (1, 4):
             x = images(batch)
-            assert_close(remote(x), student(model, "head", x))
+            assert_close(remote(x), student(picker, "head", x))
 
 
-def test_it_is_served_by_the_command_in_a_process_of_its_own(tmp_path: Path) -> None:
-    model = wrapped_at("head")
-    head, tail = compoff.export(model, "head", tail_factory=FACTORY)
-    tail.save(tmp_path)
-    command = [sys.executable, "-m", "compoff", "serve", str(tmp_path), "--address", "127.0.0.1:0"]
+def test_it_is_served_by_the_command_in_a_process_of_its_own(picker: compoff.Wrapped, pair: Pair, folder: Path) -> None:
+    command = [sys.executable, "-m", "compoff", "serve", str(folder), "--address", "127.0.0.1:0"]
     refused = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100, check=False)
     assert refused.returncode == 1
     assert f"load it with factory='{FACTORY}'" in refused.stderr
     with subprocess.Popen([*command, "--factory", FACTORY], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         x = images(3)
-        with head.connect(process.stdout.readline().split()[-1]) as remote:
-            assert_close(remote(x), student(model, "head", x))
+        with pair[0].connect(process.stdout.readline().split()[-1]) as remote:
+            assert_close(remote(x), student(picker, "head", x))
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
 
 
-def test_a_folder_never_chooses_the_code_that_runs(tmp_path: Path) -> None:
-    head, tail = compoff.export(wrapped_at("head"), "head", tail_factory=FACTORY)
-    tail.save(tmp_path)
+def test_a_folder_never_chooses_the_code_that_runs(pair: Pair, folder: Path) -> None:
+    head, tail = pair
     with pytest.raises(BackendError, match=f"made by '{FACTORY}'; if you trust that code, load it with factory="):
-        compoff.Tail.load(tmp_path)
+        compoff.Tail.load(folder)
     x = images()
-    assert_close(compoff.Tail.load(tmp_path, factory=make_picker)(head(x)), tail(head(x)))
+    assert_close(compoff.Tail.load(folder, factory=make_picker)(head(x)), tail(head(x)))
 
 
 @pytest.mark.parametrize(
@@ -120,11 +137,9 @@ def test_a_folder_never_chooses_the_code_that_runs(tmp_path: Path) -> None:
         (lambda: 3, "makes a int; expected a torch.nn.Module"),
     ],
 )
-def test_a_factory_that_makes_something_else_is_refused(factory: Any, reason: str, tmp_path: Path) -> None:
-    _, tail = compoff.export(wrapped_at("head"), "head", tail_factory=FACTORY)
-    tail.save(tmp_path)
+def test_a_factory_that_makes_something_else_is_refused(factory: Any, reason: str, folder: Path) -> None:
     with pytest.raises(ArtifactError, match=reason):
-        compoff.Tail.load(tmp_path, factory=factory)
+        compoff.Tail.load(folder, factory=factory)
 
 
 def test_a_prefix_that_cannot_be_exported_is_named_by_its_line() -> None:
@@ -151,13 +166,9 @@ def test_a_factory_that_is_not_needed_is_not_used() -> None:
     assert tail.manifest.factory == ""
 
 
-def test_damaged_places_are_refused(tmp_path: Path) -> None:
-    from compoff.artifact import read_folder, write_folder
-
-    _, tail = compoff.export(wrapped_at("head"), "head", tail_factory=FACTORY)
-    tail.save(tmp_path / "a")
-    folder = read_folder(tmp_path / "a", "tail")
+def test_damaged_places_are_refused(folder: Path, tmp_path: Path) -> None:
+    whole = read_folder(folder, "tail")
     for damaged in (b"{", b"[3]", b'[{"tap": {"kind": "output"}, "own": true}]', b'[{"own": true}]'):
-        write_folder(tmp_path / "b", folder.manifest, folder.tables, {**folder.files, "places.json": damaged})
+        write_folder(tmp_path / "b", whole.manifest, whole.tables, {**whole.files, "places.json": damaged})
         with pytest.raises(ArtifactError, match=r"places.json: is damaged"):
             compoff.Tail.load(tmp_path / "b", factory=FACTORY)
