@@ -22,8 +22,8 @@ import compoff
 from benchmarks.networks import data_folder
 from benchmarks.record import record
 from benchmarks.tasks import load_task
+from compoff.batch import Batch
 from compoff.coding import Code, PayloadFormat
-from compoff.distilling import Batch
 from compoff.fitting.measure import count_symbols
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from compoff.errors import CompoffError, FeatureError, FitError, SplitError
+from compoff.batch import refusals_named
+from compoff.errors import FitError, SplitError
 from compoff.hooks import uncompiled
 from compoff.losses import distillation, relative_error
 from compoff.trees import tensors_of
@@ -21,39 +22,20 @@ from compoff.trees import tensors_of
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
+    from compoff.batch import Batch
     from compoff.codec import Bottleneck, BottleneckOutput
     from compoff.cutting.sites import Site
     from compoff.gates import Gate
     from compoff.recipe import Recipe
 
 __all__ = [
-    "Batch",
     "DistillationTerms",
     "TeacherRecord",
     "answers",
     "float_tensors",
-    "refusals_named",
     "student_pass",
     "teacher_pass",
 ]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What the model is called with.
-
-    Args:
-        args: Positional inputs.
-        kwargs: Keyword inputs.
-    """
-
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
-
-    @property
-    def size(self) -> int:
-        """Number of samples."""
-        return next(len(value) for value in tensors_of((self.args, self.kwargs)) if value.dim())
 
 
 class _Enough(Exception):
@@ -199,39 +181,6 @@ def _incomparable(split: str) -> FitError:
     )
 
 
-@contextlib.contextmanager
-def refusals_named(batch: Batch) -> Generator[None]:
-    """Turn what a model raises at inputs that it was not made for into an error that says so.
-
-    Args:
-        batch: What the model is called with inside the block.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        FeatureError: The model refused the batch; its own error is the cause.
-
-    Examples:
-        >>> import torch
-        >>> with refusals_named(Batch((torch.zeros(2, 3, dtype=torch.uint8),))):
-        ...     raise RuntimeError("expected Float, found Byte")
-        Traceback (most recent call last):
-        compoff.errors.FeatureError: the model refuses a batch of uint8 (2, 3): expected Float, found Byte. ...
-    """
-    try:
-        yield
-    except (CompoffError, torch.OutOfMemoryError):
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        tensors = tensors_of((batch.args, batch.kwargs))
-        given = ", ".join(f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}" for tensor in tensors)
-        raise FeatureError(
-            f"the model refuses a batch of {given}: {error}. Give the batches that the model itself takes: the same "
-            "shapes, floating-point where it expects them, inputs before labels"
-        ) from error
-
-
 def teacher_pass(
     base: nn.Module, gates: Mapping[str, Gate], sites: Mapping[str, Site], batch: Batch, *, blocks: bool
 ) -> TeacherRecord:
@@ -253,6 +202,7 @@ def teacher_pass(
 
     Examples:
         >>> import torch, compoff
+        >>> from compoff.batch import Batch
         >>> x = torch.randn(4, 32)
         >>> model = compoff.wrap(torch.nn.Sequential(torch.nn.Linear(32, 8), torch.nn.ReLU()), "input", example_input=x)
         >>> gates = {"input": model.gate("input")}
@@ -324,6 +274,7 @@ def student_pass(
 
     Examples:
         >>> import torch, compoff
+        >>> from compoff.batch import Batch
         >>> x, net = torch.randn(4, 32), torch.nn.Sequential(torch.nn.Linear(32, 8), torch.nn.ReLU())
         >>> model = compoff.wrap(net, "input", example_input=x, codec="deepcod")
         >>> gate, site, batch = model.gate("input"), model.sites["input"], Batch((x,))

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from compoff.batch import Batch
 from compoff.checkpoint import save_bottlenecks
 from compoff.checks import check_number
 from compoff.codec import Bottleneck
 from compoff.codec_options import CodecOptions
 from compoff.cutting.inputs import ExampleInputs
 from compoff.cutting.sites import Site, Skips, check_names, locate
-from compoff.distilling import Batch, student_pass, teacher_pass
+from compoff.distilling import student_pass, teacher_pass
 from compoff.errors import FitError, SplitError
 from compoff.frozen import Frozen
 from compoff.gates import Gate, Work, only_at

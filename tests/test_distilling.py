@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import compoff
-from compoff.distilling import Batch, DistillationTerms, TeacherRecord, float_tensors, student_pass, teacher_pass
+from compoff.batch import Batch
+from compoff.distilling import DistillationTerms, TeacherRecord, float_tensors, student_pass, teacher_pass
 from compoff.errors import FeatureError, FitError, SplitError
 from compoff.recipe import Recipe
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from compoff.distilling import Batch
+from compoff.batch import Batch
 from compoff.errors import BackendError, FitError
 from compoff.structure import LABELS
 

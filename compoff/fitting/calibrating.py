@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compoff.batch import refusals_named
 from compoff.checks import check_whole
 from compoff.codec import Geometry, TileMoments, TransformBottleneck
 from compoff.codec.directions import mixed_channels
 from compoff.coding import Code, PayloadFormat
-from compoff.distilling import answers, float_tensors, refusals_named, teacher_pass
+from compoff.distilling import answers, float_tensors, teacher_pass
 from compoff.errors import FitError
 from compoff.fitting.batches import require_batches, to_batch
 from compoff.fitting.measure import Aim
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from compoff.batch import Batch
     from compoff.codec import Directions
-    from compoff.distilling import Batch
     from compoff.wrapping import Wrapped
 
     _Slopes = tuple[list[Tensor], list[tuple[Tensor, ...]]]  # features, and gradients at them, draw by draw

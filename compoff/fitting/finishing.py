@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from compoff.distilling import Batch
+    from compoff.batch import Batch
     from compoff.wrapping import Wrapped
 
 __all__ = ["MEASURED", "conclude", "finish", "up_to"]

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from compoff.batch import Batch, refusals_named
 from compoff.checks import check_path, check_whole, is_number
-from compoff.distilling import Batch, refusals_named
 from compoff.errors import FitError
 from compoff.fingerprint import fingerprint
 from compoff.fitting.batches import require_batches, require_device, to_batch

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compoff.codec import TransformBottleneck
-from compoff.distilling import Batch, TeacherRecord, student_pass, teacher_pass
+from compoff.distilling import TeacherRecord, student_pass, teacher_pass
 from compoff.errors import FitError
 from compoff.fitting.calibrating import overhead_bytes
 from compoff.fitting.state import FitState
 
 if TYPE_CHECKING:
+    from compoff.batch import Batch
     from compoff.codec import Bottleneck
     from compoff.recipe import Recipe
     from compoff.wrapping import Wrapped
@@ -43,7 +44,7 @@ class Fitter:
 
     Examples:
         >>> import torch, compoff
-        >>> from compoff.distilling import Batch
+        >>> from compoff.batch import Batch
         >>> x = torch.randn(8, 32)
         >>> net = torch.nn.Sequential(torch.nn.Linear(32, 4))
         >>> model = compoff.wrap(net, "input", example_input=x, codec="deepcod").train()

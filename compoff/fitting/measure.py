@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from compoff.batch import Batch
     from compoff.codec import Bottleneck, Quality
-    from compoff.distilling import Batch
     from compoff.fitting.report import SplitReport
     from compoff.wrapping import Wrapped
 
@@ -40,7 +40,7 @@ def count_symbols(wrapped: Wrapped, split: str, batches: Iterable[Batch]) -> Non
 
     Examples:
         >>> import torch, compoff
-        >>> from compoff.distilling import Batch
+        >>> from compoff.batch import Batch
         >>> net, x = torch.nn.Linear(32, 4), torch.zeros(2, 32)
         >>> model = compoff.wrap(net, "input", example_input=x, codec="deepcod").eval()
         >>> count_symbols(model, "input", [Batch((torch.zeros(6, 32),))])
@@ -79,7 +79,7 @@ def symbols_of(wrapped: Wrapped, split: str, batch: Batch) -> list[Tensor]:
 
     Examples:
         >>> import torch, compoff
-        >>> from compoff.distilling import Batch
+        >>> from compoff.batch import Batch
         >>> model = compoff.wrap(torch.nn.Linear(32, 4), "input", example_input=torch.zeros(2, 32)).eval()
         >>> symbols_of(model, "input", Batch((torch.randn(5, 32),)))[0].shape
         torch.Size([5, 26])
@@ -205,7 +205,7 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
 
     Examples:
         >>> import torch, compoff
-        >>> from compoff.distilling import Batch
+        >>> from compoff.batch import Batch
         >>> model = compoff.wrap(torch.nn.Linear(32, 4), "input", example_input=torch.zeros(2, 32)).eval()
         >>> report = compoff.SplitReport()
         >>> measure(model, "input", [Batch((torch.randn(6, 32),))], report), report.raw_bytes

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import compoff
 from compoff import PayloadFormat, SplitReport
+from compoff.batch import Batch
 from compoff.codec import Bottleneck, Geometry
 from compoff.coding import Code
 from compoff.coding.tables import PRECISION
-from compoff.distilling import Batch
 from compoff.errors import FitError
 from compoff.fitting.measure import count_symbols, local_gain, measure, symbols_of
 
