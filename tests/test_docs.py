@@ -5,8 +5,10 @@ The examples in the docstrings run as doctests in the same pytest call.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,11 @@ CLASSES = [
     for name in compoff.__all__
     if inspect.isclass(getattr(compoff, name)) and not issubclass(getattr(compoff, name), Exception)
 ]
+
+
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
+# What the pages call by a name of their own: a head, a tail and so on.
+METHODS = (compoff.Head, compoff.Tail, compoff.Wrapped, compoff.Remote, compoff.Server, compoff.Bottleneck)
 
 
 def sections(docstring: str) -> set[str]:
@@ -83,3 +90,41 @@ def test_every_page_is_in_the_navigation() -> None:
     pages = [page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")]
     assert pages
     assert [page for page in pages if page not in navigation] == []
+
+
+def snippets(page: Path) -> list[ast.Module]:
+    """The Python of a page; of a diff, what stands after it."""
+    found = re.findall(r"```(python|diff)\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    after = [
+        "\n".join(line[2:] for line in code.splitlines() if line[:1] != "-") if kind == "diff" else code
+        for kind, code in found
+    ]
+    return [ast.parse(textwrap.dedent(code)) for code in after]
+
+
+def named(node: ast.expr) -> object:
+    """What an expression such as ``compoff.Head.load`` is; None for names of the reader's own."""
+    if isinstance(node, ast.Name):
+        return compoff if node.id == "compoff" else None
+    owner = named(node.value) if isinstance(node, ast.Attribute) else None
+    return getattr(owner, node.attr) if owner is not None and isinstance(node, ast.Attribute) else None
+
+
+def takes(function: object, keywords: list[str]) -> bool:
+    parameters = inspect.signature(function).parameters  # pyright: ignore[reportArgumentType]
+    return all(word in parameters or "keywords" in parameters for word in keywords)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_snippets_use_names_and_arguments_that_there_are(page: Path) -> None:
+    for snippet in snippets(page):
+        for node in ast.walk(snippet):
+            if isinstance(node, ast.Attribute):
+                named(node)  # raises where compoff has no such name
+            if isinstance(node, ast.Call):
+                keywords = [one.arg for one in node.keywords if one.arg]
+                function = named(node.func)
+                method = node.func.attr if function is None and isinstance(node.func, ast.Attribute) else ""
+                called = [function] if function is not None else [getattr(one, method, None) for one in METHODS]
+                ours = [one for one in called if callable(one)]
+                assert not ours or any(takes(one, keywords) for one in ours), ast.unparse(node)
