@@ -133,9 +133,15 @@ def imagenet_table(name: str) -> str:
 def encoder_table() -> str:
     """The device's work at the input beside an image codec's."""
     rows = result("encoder_time")["rows"]
-    quickest = min(row["ms"] for row in rows if row["way"].startswith("Pillow"))
-    cells = [[row["way"], f"{row['ms']:.2f}", f"{row['ms'] / quickest:.1f}", whole(row["bytes"])] for row in rows]
-    return f"{table(['way', 'ms', '÷ the quickest JPEG', 'bytes'], cells)}\n\n{source('encoder_time')}"
+    keys = ("ms", "first_ms")
+    quickest = {key: min(row[key] for row in rows if row["way"].startswith("Pillow")) for key in keys}
+    cells = [
+        [row["way"], *(text for key in keys for text in (f"{row[key]:.2f}", f"{row[key] / quickest[key]:.1f}"))]
+        + [whole(row["bytes"])]
+        for row in rows
+    ]
+    head = ["way", "ms", "÷ the quickest JPEG", "after other work, ms", "÷ the quickest JPEG", "bytes"]
+    return f"{table(head, cells)}\n\n{source('encoder_time')}"
 
 
 RATE_TABLES: dict[str, Callable[[], str]] = {
