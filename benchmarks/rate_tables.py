@@ -136,12 +136,14 @@ def encoder_table() -> str:
     keys = ("ms", "first_ms")
     quickest = {key: min(row[key] for row in rows if row["way"].startswith("Pillow")) for key in keys}
     cells = [
-        [row["way"], *(text for key in keys for text in (f"{row[key]:.2f}", f"{row[key] / quickest[key]:.1f}"))]
-        + [whole(row["bytes"])]
+        [row["way"], *(f"{number:.2f}" for key in keys for number in (row[key], row[key] / quickest[key]))]
         for row in rows
     ]
+    sizes = [whole(row["bytes"]) for row in rows]
     head = ["way", "ms", "÷ the quickest JPEG", "after other work, ms", "÷ the quickest JPEG", "bytes"]
-    return f"{table(head, cells)}\n\n{source('encoder_time')}"
+    return (
+        f"{table(head, [[*cell, size] for cell, size in zip(cells, sizes, strict=True)])}\n\n{source('encoder_time')}"
+    )
 
 
 RATE_TABLES: dict[str, Callable[[], str]] = {
