@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compoff.errors import BackendError
-from compoff.onnx_pixels import whole_pixels
+from compoff.onnx_pixels import normalizing_nodes, whole_pixels
 from compoff.onnx_rounding import round_weights
 from compoff.onnx_session import OnnxSession
 from compoff.onnx_steps import take_in_scales, whole_steps
@@ -83,7 +83,7 @@ def quantized(
                 path,
                 _reader(quantization, names, samples),
                 op_types_to_quantize=list(_QUANTIZED),
-                nodes_to_exclude=_behind_the_last_layer(model.graph),
+                nodes_to_exclude=_behind_the_last_layer(model.graph) + normalizing_nodes(model.graph),
                 per_channel=True,
                 reduce_range=True,
                 activation_type=quantization.QuantType.QUInt8,

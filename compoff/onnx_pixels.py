@@ -16,7 +16,7 @@ from compoff.onnx_steps import chain_behind, constants_of, readers_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["WholePixels", "take_in_normalization", "whole_pixels"]
+__all__ = ["WholePixels", "normalizing_nodes", "take_in_normalization", "whole_pixels"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,24 @@ def whole_pixels(graph: Any) -> list[WholePixels]:
     ]
 
 
+def normalizing_nodes(graph: Any) -> list[str]:
+    """Names of the nodes that scale and shift pixels.
+
+    Args:
+        graph: The program's graph, an ``onnx.GraphProto``.
+
+    Returns:
+        The names; those of nodes whose integers would be a second rounding, and slower than their numbers.
+    """
+    values = {cast.output[0] for cast in _casts(graph)}
+    found: list[str] = []
+    for node in graph.node:
+        if node.op_type in ("Mul", "Add") and node.input[0] in values:
+            found.append(node.name)
+            values.add(node.output[0])
+    return found
+
+
 def _take_in(graph: Any) -> None:
     from_array = importlib.import_module("onnx.numpy_helper").from_array
     constants, readers = constants_of(graph), readers_of(graph)
@@ -121,7 +139,9 @@ def _take_in(graph: Any) -> None:
         layer.input[1] = names[0]
         graph.node.remove(multiply)
         if _has_edges(layer):
-            graph.initializer.append(from_array((shift / scale).astype(shift.dtype), names[2]))
+            # For a whole row: onnxruntime may put the channels last, and is slow where it adds three numbers at a time.
+            row = np.broadcast_to((shift / scale).astype(shift.dtype), (1, scale.size, 1, _width(graph, cast)))
+            graph.initializer.append(from_array(np.ascontiguousarray(row), names[2]))
             add.input[:] = [cast.output[0], names[2]]
             continue
         black = weight.astype(np.float64).reshape(*weight.shape[:2], -1).sum(2) @ shift.reshape(-1)
@@ -139,6 +159,19 @@ def _casts(graph: Any) -> list[Any]:
     pixels = {one.name for one in graph.input if one.type.tensor_type.elem_type == kind}
     pixels |= {node.output[0] for node in graph.node if node.op_type == "Transpose" and node.input[0] in pixels}
     return [node for node in graph.node if node.op_type == "Cast" and node.input[0] in pixels]
+
+
+def _width(graph: Any, cast: Any) -> int:
+    """Pixels in a row of what a node makes; 1 where it is not known."""
+    made_by = {node.output[0]: node for node in graph.node}
+    before = made_by.get(cast.input[0])
+    name, axis = (cast.input[0], 3) if before is None else (before.input[0], _order(before)[3])
+    sizes = next((one.type.tensor_type.shape.dim for one in graph.input if one.name == name), [])
+    return sizes[axis].dim_value or 1 if len(sizes) == 4 else 1
+
+
+def _order(transpose: Any) -> list[int]:
+    return list(transpose.attribute[0].ints)
 
 
 def _has_edges(layer: Any) -> bool:
