@@ -166,8 +166,8 @@ def _width(graph: Any, cast: Any) -> int:
     made_by = {node.output[0]: node for node in graph.node}
     before = made_by.get(cast.input[0])
     name, axis = (cast.input[0], 3) if before is None else (before.input[0], _order(before)[3])
-    sizes = next((one.type.tensor_type.shape.dim for one in graph.input if one.name == name), [])
-    return sizes[axis].dim_value or 1 if len(sizes) == 4 else 1
+    sizes: list[Any] = [size for one in graph.input if one.name == name for size in one.type.tensor_type.shape.dim]
+    return int(sizes[axis].dim_value or 1) if len(sizes) == 4 else 1
 
 
 def _order(transpose: Any) -> list[int]:
