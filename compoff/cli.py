@@ -275,6 +275,11 @@ def _input(path: Path, axes: int) -> NDArray[Any]:
         with path.open("rb") as file:
             array = np.load(file, allow_pickle=False)
     except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        if "allow_pickle" in str(error):  # numpy's advice, which would run what is in the file
+            raise FeatureError(
+                f"'{path}' holds Python objects, or is no .npy file; a pickle is never read: write an array of numbers "
+                "with numpy.save"
+            ) from error
         raise FeatureError(f"'{path}' is not a .npy file of numbers ({error}); write it with numpy.save") from error
     if isinstance(array, np.lib.npyio.NpzFile):
         raise FeatureError(f"'{path}' holds several arrays (.npz); write each with numpy.save and give it by itself")

@@ -191,8 +191,9 @@ class AsyncLink:
             self._retired.add(client)
 
     def _failed(self, error: CompoffError) -> None:
-        if self.breaker.failed(str(error)):
-            _logger.log(self._level, "the edge gives no answer: %s", error)
+        reason = str(error).removesuffix("; ask again")  # as this does
+        if self.breaker.failed(reason):
+            _logger.log(self._level, "the edge gives no answer, and is asked again until it does: %s", reason)
 
     def _succeeded(self) -> None:
         if self.breaker.succeeded():

@@ -200,7 +200,7 @@ def fit(
     if device is not None:
         require_device(device)
         wrapped.to(device)
-    where = device_of(wrapped.base)
+    where, began = device_of(wrapped.base), time.monotonic()
     with _own_random_numbers(seed, where), torch.enable_grad():
         batches = _build(wrapped, batches, where)
         if state is None or not state.exists():
@@ -210,6 +210,7 @@ def fit(
             raise FitError(
                 "fit was called with a bottleneck on, so there is no teacher; call it outside `with model.at(…)`"
             )
+        fitter.state.seconds = time.monotonic() - began  # what finding the directions took
         keeper = _Keeper(state, seed, fitter) if state is not None else None
         recent = _train(fitter, batches, where, keeper, progress=progress)
         return _finish(fitter, recent, batches, validation, where, aim)

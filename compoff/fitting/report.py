@@ -84,7 +84,7 @@ class FitReport:
     Args:
         splits: What was measured, by split point.
         steps: Number of optimizer steps; 0 where they were those of a loop of your own.
-        seconds: Wall-clock time of the fit, in seconds.
+        seconds: Wall-clock time of the steps and of finding where they start, in seconds.
         measured_on: Number of samples that bytes and agreement were measured on.
         held_out: Whether those samples came from `validation`; otherwise they are training inputs.
 

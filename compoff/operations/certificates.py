@@ -160,7 +160,8 @@ class Authority:
         paths = [self.folder / f"{_check_name(name)}{suffix}" for suffix in (".pem", ".key")]
         there = [path for path in paths if path.exists()]
         if there and not renew:
-            raise LocalProtocolError(f"'{there[0]}' is there already; choose another name, or ask to renew it")
+            told = f"'{there[0]}' is there already"
+            raise LocalProtocolError(f"{told}; choose another name, or replace it with --renew (renew=True)")
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = _builder(subject, self._certificate.subject, key.public_key(), days)

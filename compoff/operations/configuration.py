@@ -184,6 +184,8 @@ def _problem(path: Path, root: yaml.Node | None, problem: Any) -> str:
         return f"{path}, line {line}: there is no setting {name}; is it misspelled?"
     if problem["type"] == "missing":
         return f"{path}, line {line}: {name} is missing"
+    if problem["type"] == "too_short":
+        return f"{path}, line {line}: {name} is an empty list; expected at least one entry, or leave it out"
     given = problem["input"]
     shown = given if isinstance(given, (str, int, float, type(None))) else type(given).__name__
     return f"{path}, line {line}: {name} is {shown!r}: {words}"

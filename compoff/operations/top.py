@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from rich.live import Live as LiveView
 from rich.table import Table
 
-from compoff.errors import RemoteProtocolError, WireError
+from compoff.errors import ConnectionLost, RemoteProtocolError, WireError
 from compoff.wire.sockets import connect_error, parse_target
 
 if TYPE_CHECKING:
@@ -66,6 +66,11 @@ def fetch(address: str) -> Figures:
         ) from error
     except WireError:
         raise
+    except ConnectionRefusedError as error:
+        raise ConnectionLost(
+            f"nobody shows figures at {address}: {error.strerror}; start the server with --metrics {address}, or give "
+            "the address that it says"
+        ) from error
     except OSError as error:
         raise connect_error(address, error) from error
     finally:

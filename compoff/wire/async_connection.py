@@ -78,7 +78,7 @@ class AsyncConnection(Receiver):
         """Whatever still waits gets the reason."""
         if isinstance(exc, ssl.SSLError):  # in TLS 1.3 a server refuses a certificate after the handshake
             self.fail(tls_error(self.address, exc))
-        message = f"the connection to {self.address} broke: {exc or 'it was closed'}; open a new one"
+        message = f"the connection to {self.address} broke: {exc or 'it was closed'}; ask again"
         greeting = not self.protocol.opened
         self.fail(RemoteProtocolError(message) if greeting else ConnectionLost(message))
         self.gone.set()

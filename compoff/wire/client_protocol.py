@@ -194,7 +194,7 @@ class ClientProtocol(Conversation):
             message = "the peer closed the connection before it answered; is a compoff server listening there?"
             raise RemoteProtocolError(message)
         middle = " in the middle of a message" if self.buffered else ""
-        message = f"the server closed the connection{middle}; open a new one"
+        message = f"the server closed the connection{middle}; ask again"
         raise ConnectionLost(message)
 
     def _max_body_bytes(self, frame_type: FrameType, route: int) -> int:
@@ -227,7 +227,7 @@ class ClientProtocol(Conversation):
             return Closing()
         if frame.type is FrameType.ERROR and frame.request_id == 0:
             code, text = decode_error(frame.body)
-            message = f"the server closed the connection ({code.name.lower()}): {text}; open a new one"
+            message = f"the server closed the connection ({code.name.lower()}): {text}; ask again"
             raise ConnectionLost(message)
         expected = self._expected.pop(frame.request_id, None)
         if expected is FrameType.PONG:

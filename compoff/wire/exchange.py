@@ -355,9 +355,7 @@ class Exchange:
             how = "" if self._stream.encrypted else ", and in plain TCP"
             message = f"{self.address} hung up before it answered HELLO: {reason}; is a compoff server there{how}?"
             return RemoteProtocolError(message)
-        return ConnectionLost(
-            f"the connection to {self.address} broke before the answer came: {reason}; open a new one"
-        )
+        return ConnectionLost(f"the connection to {self.address} broke before the answer came: {reason}; ask again")
 
     def _fail(self, error: CompoffError) -> None:
         """Give every unanswered request the error; the first error is the connection's."""

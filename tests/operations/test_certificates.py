@@ -49,7 +49,7 @@ def test_the_authority_is_the_same_the_next_time(tmp_path: Path) -> None:
 def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     before = authority.issue_device("camera-1")[0].read_bytes()
-    with pytest.raises(LocalProtocolError, match="is there already"):
+    with pytest.raises(LocalProtocolError, match="is there already; choose another name, or replace it with --renew"):
         authority.issue_device("camera-1")
     assert (tmp_path / "camera-1.pem").read_bytes() == before
     assert authority.issue_device("camera-1", renew=True)[0].read_bytes() != before

@@ -66,7 +66,7 @@ log: {format: json, level: warning}
     [
         ("adress: edge:1\ntails: [x]\n", 1, "no setting adress"),
         ("address: 127.0.0.1:1\n", 1, "tails is missing"),
-        ("tails: []\n", 1, "at least 1 item"),
+        ("tails: []\n", 1, "tails is an empty list; expected at least one entry"),
         ("tails: [x]\naddress: 127.0.0.1\n", 2, "not an address"),
         ("tails: [x]\nlimits:\n  window: 16\n  workers: none\n", 4, "limits.workers is 'none'"),
         ("tails: [x]\nlimits:\n  idle_timeout: .nan\n", 3, "idle_timeout"),

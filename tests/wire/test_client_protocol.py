@@ -280,7 +280,7 @@ def test_it_says_goodbye_once() -> None:
 def test_the_end_of_the_stream() -> None:
     with pytest.raises(RemoteProtocolError, match="before it answered"):
         ClientProtocol([ID]).receive_eof()
-    with pytest.raises(ConnectionLost, match="closed the connection; open"):
+    with pytest.raises(ConnectionLost, match="closed the connection; ask again"):
         opened().receive_eof()
     client = opened()
     client.send_request(b"x")
