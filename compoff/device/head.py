@@ -6,18 +6,17 @@ Checks what it is given, runs the program of its runtime, codes the symbols. Kno
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compoff.artifact import find_part, read_folder, write_folder
 from compoff.checks import check_whole
-from compoff.device.binding import CallForm
 from compoff.device.c_header import c_header
+from compoff.device.inputs import Inputs
 from compoff.device.runners.choice import load_runner
 from compoff.device.samples import first_samples
 from compoff.errors import FeatureError
-from compoff.structure import input_leaves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,8 +31,7 @@ if TYPE_CHECKING:
     from compoff.device.remote import Remote
     from compoff.device.runners.choice import Runtime
     from compoff.device.runners.runner import Runner
-    from compoff.manifest import Manifest, TensorSpec
-    from compoff.pixels import Pixels
+    from compoff.manifest import Manifest
     from compoff.wire.replies import Reply
     from compoff.wire.tls import TLS
 
@@ -68,8 +66,7 @@ class Head:
         self.tables = tuple(tables)
         self.runner = runner
         self.payload_format = manifest.payload_format(tables)
-        self._taken = manifest.taken
-        self._call = CallForm(manifest.call, manifest.taken) if manifest.call else None
+        self._inputs = Inputs(manifest, lambda value: self.runner.to_numpy(value))
 
     @property
     def split(self) -> str:
@@ -153,7 +150,7 @@ class Head:
         check_whole("max_bytes", max_bytes, or_none=True)
         best = self.quality if quality is None else quality
         self.payload_format.check_choice(best, coding)
-        return self._arrays(inputs, keywords), best
+        return self._inputs.arrays(inputs, keywords), best
 
     @property
     def quality(self) -> int:
@@ -207,65 +204,8 @@ class Head:
         Raises:
             FeatureError: As for a call.
         """
-        parts = self._run(self._arrays(inputs, keywords))
+        parts = self._run(self._inputs.arrays(inputs, keywords))
         return tuple(part.astype(np.uint8, copy=False) for part in parts[: len(self.manifest.codes)])
-
-    def _arrays(self, inputs: tuple[Any, ...], keywords: dict[str, Any], *, fitted: bool = False) -> list[NDArray[Any]]:
-        """The inputs as arrays, checked against what the head was exported for; or `fit`'s, which are normalized."""
-        specs = self._taken
-        values = self._in_order(inputs, keywords) if self._call is None else self._call.bind(inputs, keywords)
-        if fitted and self.manifest.pixels is not None:
-            place = self.manifest.pixels.input
-            values[place] = self._restored(values[place], self.manifest.pixels, place)
-        arrays = [
-            self._array(value, spec, index) for index, (value, spec) in enumerate(zip(values, specs, strict=True))
-        ]
-        sizes = {len(array) for array, spec in zip(arrays, specs, strict=True) if spec.batched}
-        if len(sizes) > 1 or not 1 <= max(sizes, default=1) <= self.manifest.max_batch:
-            raise FeatureError(
-                f"the batch holds {sorted(sizes)} samples; expected the same number in every input, from 1 to "
-                f"{self.manifest.max_batch}"
-            )
-        return arrays
-
-    def _restored(self, value: Any, pixels: Pixels, index: int) -> Any:
-        """The pixels of a normalized picture; anything else as it is."""
-        array = cast("NDArray[Any]", value) if isinstance(value, np.ndarray) else self.runner.to_numpy(value)
-        if array is None or array.dtype.kind != "f":
-            return cast("object", value)
-        return pixels.restored(self._array(array, self.manifest.inputs[index], index))
-
-    def _in_order(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> list[Any]:
-        """The tensors of a call of which no more is known than their number."""
-        values, number = list(input_leaves(inputs)), len(self._taken)
-        if len(values) != number or keywords:
-            raise FeatureError(
-                f"{len(values)} inputs were given, and by name {', '.join(keywords) or 'none'}; {self!r} takes "
-                f"{number}: the tensors that the model takes, in its own order, none by name"
-            )
-        return values
-
-    def _array(self, value: Any, spec: TensorSpec, index: int) -> NDArray[Any]:
-        """One input as a contiguous array."""
-        array = cast("NDArray[Any]", value) if isinstance(value, np.ndarray) else self.runner.to_numpy(value)
-        if array is None:
-            given = type(cast("object", value)).__name__
-            raise FeatureError(f"input {index} is a {given}; expected a tensor or a numpy array")
-        if array.dtype != spec.dtype:
-            raise FeatureError(
-                f"input {index} is {array.dtype}; expected {spec.dtype} of shape {spec.sized('batch')}: convert it as "
-                "you do for the model"
-            )
-        if (array.shape[1:] if spec.batched else array.shape) != spec.shape or (spec.batched and array.ndim == 0):
-            raise FeatureError(
-                f"input {index} has shape {array.shape}; expected {spec.dtype} of shape {spec.sized('batch')}"
-            )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise FeatureError(
-                f"input {index} holds NaN or infinity, which no symbol stands for; clean the input "
-                "(in a mask, the dtype's lowest number does what -infinity does)"
-            )
-        return np.asarray(array, order="C")
 
     def save(self, path: str | Path) -> None:
         """Write this head to a folder.
@@ -343,9 +283,7 @@ class Head:
         manifest, runner = compiled_head(
             self.manifest,
             self.runner.files,
-            first_samples(
-                batches, partial(self._arrays, fitted=True), None if self._call is None else self._call.names
-            ),
+            first_samples(batches, partial(self._inputs.arrays, normalized=True), self._inputs.names),
             lambda parts: self._sent(parts, self.quality),
             runtime=runtime,
             precision=precision,
