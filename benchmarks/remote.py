@@ -68,6 +68,9 @@ class ReadyHead:
         """The payload, whatever is given."""
         return self._payload
 
+    def check(self, *inputs: Any, quality: int | None = None, **keywords: Any) -> None:
+        """Takes everything."""
+
 
 class ReadyTail:
     """Answers at once with as many numbers as it was made for."""

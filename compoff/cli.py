@@ -9,7 +9,7 @@ import zipfile
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import numpy as np
 import typer
@@ -70,8 +70,16 @@ def run() -> None:
     try:
         app()
     except (CompoffError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"compoff: {error}", style="red", markup=False, highlight=False)
-        sys.exit(1)
+        _refuse(str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "compoff").partition(".")[0] == "compoff":
+            raise
+        _refuse(f"this command needs {error.name}, which is not installed; install it, or the extra that brings it")
+
+
+def _refuse(message: str) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(f"compoff: {message}", style="red", markup=False, highlight=False)
+    sys.exit(1)
 
 
 @app.command()
