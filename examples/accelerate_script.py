@@ -1,6 +1,8 @@
 """An ordinary Accelerate script with three lines added (marked), and two at its end that show what they did.
 
 accelerate launch examples/accelerate_script.py     (or: python examples/accelerate_script.py)
+
+It needs accelerate and scikit-learn.
 """
 
 import torch

@@ -1,6 +1,8 @@
 """An ordinary Lightning script with three lines added (marked), and two at its end that show what they did.
 
 python examples/lightning_script.py
+
+It needs lightning and scikit-learn.
 """
 
 import logging

@@ -1,6 +1,8 @@
 """An ordinary training script with three lines added: digits, a small residual network, a codec at each block start.
 
 python examples/training_script.py
+
+It needs scikit-learn.
 """
 
 import torch
