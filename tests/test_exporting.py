@@ -289,7 +289,7 @@ def test_unknown_shapes_and_names_are_refused() -> None:
 
 def test_a_batch_limit_out_of_range_is_refused() -> None:
     wrapped = tiny(Plain(), "block1")
-    with pytest.raises(ArtifactError, match="max_batch must be between 1 and"):
+    with pytest.raises(ArtifactError, match="max_batch is 0; expected a whole number of at least 1"):
         compoff.export(wrapped, "block1", max_batch=0)
 
 
