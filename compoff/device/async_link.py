@@ -60,7 +60,20 @@ class AsyncLink:
         self._retired: set[AsyncClient] = set()
         self._wake = asyncio.Event()
         self._attempted = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._keep(), name="compoff-link")
+
+    def check_loop(self) -> None:
+        """Refuse another event loop than the one whose task reads the answers: none would arrive.
+
+        Raises:
+            LocalProtocolError: The running loop is another one.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            raise LocalProtocolError(
+                "this AsyncRemote belongs to another event loop, such as that of an earlier asyncio.run; call "
+                "connect_async in the loop that uses it"
+            )
 
     async def connection(self, deadline: float, attempts: int = 1) -> AsyncClient:
         """The connection that stands; where there is none, what the next attempts bring.

@@ -128,6 +128,7 @@ class AsyncRemote:
         route, head = self._heads.choose(split)
         if self._link.closed:
             raise LocalProtocolError("this AsyncRemote was closed; connect again")
+        self._link.check_loop()
         call = Call(head, route, inputs, keywords, quality, max_bytes, coding, timeout, self._heads.form)
         try:
             output, report = await self._answer(call)

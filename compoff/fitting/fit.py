@@ -44,6 +44,7 @@ __all__ = ["fit"]
 _log = logging.getLogger("compoff.fit")
 
 _SAVE_EVERY = 200  # steps between two states on disk
+_SAVE_SECONDS = 60.0  # no more than that is lost to a kill where steps are slow
 
 
 def _total_steps(batches: Iterable[Any], epochs: int | None, steps: int | None) -> int:
@@ -236,6 +237,7 @@ class _Keeper:
     def __init__(self, path: Path, seed: int, fitter: Fitter) -> None:
         self.path = path
         self.fitter = fitter
+        self._saved = -math.inf  # the first step is worth a file: looking at the data may have taken longer than it
         self.settings: dict[str, Any] = {
             "model": fingerprint(fitter.wrapped.base.state_dict()),
             "split_points": list(fitter.wrapped.split_points),
@@ -258,8 +260,16 @@ class _Keeper:
         _log.info("going on from step %d of %s", fitter.state.step, self.path)
         return rng
 
+    @property
+    def due(self) -> bool:
+        """Whether a kill would lose too much."""
+        step = self.fitter.state.step
+        enough = step % _SAVE_EVERY == 0 or step == self.fitter.total
+        return enough or time.monotonic() - self._saved >= _SAVE_SECONDS
+
     def save(self, began: Tensor) -> None:
         """Write the file; `began` is the random state at the start of the round."""
+        self._saved = time.monotonic()
         fitter, rng = self.fitter, RandomState(began, torch.get_rng_state())
         save_state(self.path, fitter.state, self.settings, fitter.wrapped.bottlenecks, fitter.optimizer, rng)
 
@@ -292,7 +302,7 @@ def _train(
                     state.seconds = time.monotonic() - start
                     bar.update()
                     bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-                    if keeper and (state.step % _SAVE_EVERY == 0 or state.step == fitter.total):
+                    if keeper and keeper.due:
                         keeper.save(began)
                     if state.step == fitter.total:
                         break

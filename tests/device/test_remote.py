@@ -158,6 +158,20 @@ def test_async_remote_has_many_in_flight(wrapped: compoff.Wrapped, parts: Parts,
         torch.testing.assert_close(answer, right, atol=1e-5, rtol=0)
 
 
+def test_an_async_remote_says_that_it_belongs_to_another_loop(parts: Parts, server: compoff.Server) -> None:
+    loop = asyncio.new_event_loop()
+    remote = loop.run_until_complete(compoff.connect_async(parts[0], server.address))
+
+    async def elsewhere() -> None:
+        await remote(torch.zeros(1, 3, 12, 12))
+
+    with pytest.raises(compoff.LocalProtocolError, match="belongs to another event loop"):
+        asyncio.run(elsewhere())
+    loop.run_until_complete(remote(torch.zeros(1, 3, 12, 12)))
+    loop.run_until_complete(remote.close())
+    loop.close()
+
+
 def test_wrong_inputs_never_reach_the_wire(parts: Parts, server: compoff.Server) -> None:
     with compoff.connect(parts[0], server.address) as remote:
         for wrong in (torch.zeros(1, 3, 12, 13), torch.zeros(1, 3, 12, 12).double(), torch.zeros(0, 3, 12, 12), "x"):
