@@ -124,7 +124,8 @@ def conclude(
             samples = measure(wrapped, split, measured, report, aim)
             wrapped.reports[split] = report.figures()
             if not report.aim_met:
-                _log.warning("no quality at '%s' keeps to %s; the default is the nearest", split, aim)
+                asked = f"target_bytes={aim.target_bytes}" if aim.max_drop is None else f"max_drop={aim.max_drop}"
+                _log.warning("no quality at '%s' keeps to %s; the default is the nearest", split, asked)
     finally:
         wrapped.train(was_training)
     return samples
