@@ -107,6 +107,13 @@ def test_onnxruntime_gives_the_same_and_int8_nearly(split: str, layout: PixelLay
     assert again.manifest.pixels == Pixels(MEAN, STD, layout)
 
 
+def test_executorch_gives_the_same() -> None:
+    pytest.importorskip("executorch", reason="needs the extra executorch")
+    head, _, _, expected = exported("body", "hwc")
+    quick = head.compile("executorch")
+    assert (quick.symbols(pictures("hwc")[0], GAIN)[0] == expected).mean() > 0.995
+
+
 def test_over_a_connection_and_by_the_whole_model_where_there_is_none() -> None:
     head, tail, net, _ = exported("input", "hwc")
     pixels, x = pictures("hwc")
