@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # One thread a process, set before torch is loaded: the tests' tensors are small, the workers of pytest-xdist share the
 # cores already, and threads of OpenMP that wait for a busy core spin and make everything many times slower.
@@ -55,6 +60,16 @@ def _same_random_numbers() -> None:
     torch = sys.modules.get("torch")  # a test that needs no torch does not pay for it
     if torch is not None:
         torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    # A command that runs in this process sends its logs elsewhere for good; the tests behind it look for theirs.
+    logger = logging.getLogger("compoff")
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
