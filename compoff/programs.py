@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
     from compoff.weights import WeightPool
 
-__all__ = ["TorchProgram", "to_tensor"]
+__all__ = ["DEVICE_ERRORS", "TorchProgram", "to_tensor"]
+
+DEVICE_ERRORS = (RuntimeError, AssertionError, NotImplementedError, TypeError)
+"""What PyTorch raises, by the kind of the device, where there is no such one or it cannot be used."""
 
 # torch.export.load notes in a global of the process what it is at; what warns is a global, too.
 _LOADING = threading.Lock()
@@ -66,7 +69,7 @@ class TorchProgram:
                 self._kept, self._data = pool.keep(self.to_bytes()), None
                 pool.share_program(program)
                 pool.share_program(self._program)  # on the CPU, where that is another
-        except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # as torch says it is missing
+        except DEVICE_ERRORS as error:
             raise BackendError(f"the program cannot run on device '{device}' ({error}); choose another") from error
         self._module = program.module(check_guards=False)
         self._narrow: dict[tuple[int, ...], nn.Module] = {}

@@ -40,7 +40,7 @@ class Breaker:
     def failed(self, reason: str) -> bool:
         """Count a failure; True where the breaker opens with it."""
         opens, self.closed = self.closed, False
-        self.reason, self._signs = reason, 0
+        self.reason, self._signs = reason.removesuffix("; ask again"), 0  # as the link does
         return opens
 
     def succeeded(self) -> bool:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compoff.checks import check_whole
-from compoff.errors import BackendError, FeatureError
+from compoff.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,9 +53,7 @@ def c_header(manifest: Manifest, payloads: PayloadFormat, quality: int) -> str:
             f"at '{manifest.split}' {len(payloads.codes)} coded features and {len(payloads.sides)} side tensors cross; "
             "the C header is for one feature and no side tensor: choose a split point where nothing else crosses"
         )
-    check_whole("quality", quality)
-    if not 0 <= quality < payloads.num_qualities:
-        raise FeatureError(f"there is no quality {quality}; this export has 0 to {payloads.num_qualities - 1}")
+    quality = payloads.check_choice(quality)
     (code,) = payloads.codes
     channels, tables = code.qualities[quality], code.tables_at(quality)
     latent_symbols, symbols = code.tables.num_symbols, tables.num_symbols

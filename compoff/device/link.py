@@ -226,9 +226,9 @@ class Link:
             self._retired.add(client)
 
     def _failed(self, error: CompoffError) -> None:
-        reason = str(error).removesuffix("; ask again")  # as this does
-        if self.breaker.failed(reason):
-            _logger.log(self._level, "the edge gives no answer, and is asked again until it does: %s", reason)
+        if self.breaker.failed(str(error)):
+            told = self.breaker.reason
+            _logger.log(self._level, "the edge gives no answer, and is asked again until it does: %s", told)
 
     def _succeeded(self) -> None:
         if self.breaker.succeeded():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compoff.batch import Batch
 from compoff.errors import BackendError, FitError
+from compoff.programs import DEVICE_ERRORS
 from compoff.structure import LABELS
 
 if TYPE_CHECKING:
@@ -64,17 +65,18 @@ def to_batch(item: Any, model: nn.Module, device: torch.device | None = None) ->
     return Batch(tuple(_move(value, device) for value in args), {k: _move(v, device) for k, v in kwargs.items()})
 
 
-def require_batches(name: str, batches: Any) -> None:
+def require_batches(name: str, batches: Any, *, or_none: bool = False) -> None:
     """Refuse what holds no batches to go through.
 
     Args:
         name: Name of the argument.
-        batches: What was given; None passes for ``"validation"``, which may be left out.
+        batches: What was given.
+        or_none: Whether None passes, too.
 
     Raises:
         FitError: It cannot be gone through.
     """
-    if batches is None and name == "validation":
+    if or_none and batches is None:
         return
     if isinstance(batches, (str, Mapping)) or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
         given = type(cast("object", batches)).__name__
@@ -92,7 +94,7 @@ def require_device(device: Any) -> None:
     """
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # as torch names what is missing
+    except DEVICE_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BackendError(
             f"device is {device!r:.80}, which cannot be used here ({reason:.200}); choose another"

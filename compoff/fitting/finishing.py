@@ -72,7 +72,7 @@ def finish(
     """
     require_wrapped(wrapped)
     require_batches("batches", batches)
-    require_batches("validation", validation)
+    require_batches("validation", validation, or_none=True)
     aim = Aim(target_bytes, max_drop)
     aim.check()
     for split in wrapped.split_points:

@@ -187,7 +187,7 @@ def fit(
     """
     require_wrapped(wrapped)
     require_batches("batches", batches)
-    require_batches("validation", validation)
+    require_batches("validation", validation, or_none=True)
     check_whole("seed", seed, FitError)
     state = None if resume is None else check_path("resume", resume, FitError)
     chosen, total = (

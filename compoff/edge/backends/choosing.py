@@ -18,7 +18,7 @@ from compoff.edge.backends.onnx import OnnxBackend
 from compoff.edge.backends.samples import check_agreement
 from compoff.edge.backends.tensorrt import TensorrtBackend
 from compoff.errors import BackendError
-from compoff.programs import TorchProgram
+from compoff.programs import DEVICE_ERRORS, TorchProgram
 
 if TYPE_CHECKING:
     from compoff.artifact import Folder
@@ -84,7 +84,7 @@ def check_backend(name: str, device: str) -> None:
         raise BackendError(f"there is no backend '{name}'; choose one of {known}")
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # as torch says it is missing
+    except DEVICE_ERRORS as error:
         reason = str(error).partition("\n")[0]
         raise BackendError(f"the program cannot run on device '{device}' ({reason}); choose another") from error
 

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from compoff.errors import ArtifactError, BackendError
 from compoff.fingerprint import fingerprint
 from compoff.hooks import Tap, hang
-from compoff.programs import TorchProgram
+from compoff.programs import DEVICE_ERRORS, TorchProgram
 from compoff.structure import unflatten
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class ModuleBackend:
         self._manifest = manifest
         try:
             self._model = model.to(device)
-        except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # as torch says it is missing
+        except DEVICE_ERRORS as error:
             raise BackendError(f"the model cannot run on device '{device}' ({error}); choose another") from error
         self._device = device
         self._decoders = decoders
