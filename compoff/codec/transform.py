@@ -304,9 +304,13 @@ class TransformBottleneck(Bottleneck):
         with torch.no_grad():
             reference = self.reference_step
             self.last_bits = self.density.bits(self._at_step(scaled, reference), float(reference)).mean()
-        noisy = scaled + (torch.rand_like(scaled) - 0.5) * wide
+        # A value that the levels clip carries no gradient of its own: that would say that a larger gain mends what a
+        # larger gain clips, and the loss would rise.
+        half = self.num_centers // 2
+        within = scaled.clamp(-half, half)
+        noisy = within + (torch.rand_like(scaled) - 0.5) * wide
         # The value is the rounded one to the last bit: x - x.detach() is zero and carries the gradient (STE).
-        return self._output(y, values + (scaled - scaled.detach()), noisy, steps)
+        return self._output(y, values + (within - within.detach()), noisy, steps)
 
     def _output(self, y: Tensor, values: Tensor, noisy: Tensor, steps: Tensor) -> BottleneckOutput:
         share = steps / self.reference_step

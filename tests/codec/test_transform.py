@@ -77,6 +77,28 @@ def test_training_at_one_step_is_what_the_edge_restores() -> None:
             assert float(differing) < 0.02
 
 
+def test_values_beyond_the_levels_ask_for_a_smaller_gain() -> None:
+    bottleneck, y = started((3, 8, 12), 4)
+    bottleneck.ladder = torch.ones(1)
+    log_gain = bottleneck.train().quantizer.log_gain
+    far = 400 * y  # nearly all of it is clipped
+    assert float((bottleneck.quantizer.scaled(bottleneck.encoder(far)).abs() > 127).float().mean()) > 0.9
+
+    def error() -> torch.Tensor:
+        output = bottleneck.run(far)
+        return (output.y - output.y_hat).square().mean()
+
+    (slope,) = torch.autograd.grad(error(), log_gain)
+    with torch.no_grad():
+        log_gain += 0.01
+        above = error()
+        log_gain -= 0.02
+        below = error()
+    measured = float(above - below) / 0.02
+    assert measured > 0
+    assert float(slope.sum()) == pytest.approx(measured, rel=0.05)
+
+
 def test_qualities_rise_and_leave_silent_channels_out() -> None:
     bottleneck, y = started((3, 8, 12), 8, step=0.02)
     with torch.no_grad():
