@@ -18,6 +18,7 @@ from compoff.errors import BackendError
 from compoff.onnx_pixels import normalizing_nodes, whole_pixels
 from compoff.onnx_rounding import round_weights
 from compoff.onnx_session import OnnxSession
+from compoff.onnx_stem import fold_stems
 from compoff.onnx_steps import take_in_scales, whole_steps
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def quantized(
     kept = {entry.key: entry.value for entry in model.metadata_props}
     _leave_out(model.graph, list(model.graph.output)[outputs:] if outputs is not None else [])
     take_in_scales(model.graph)
+    fold_stems(model)
     steps, pixels = whole_steps(model.graph), whole_pixels(model.graph)
     names = OnnxSession(data, name).names
     logger, level = logging.getLogger(), logging.getLogger().level

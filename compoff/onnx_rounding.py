@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from compoff.onnx_session import OnnxSession
+from compoff.onnx_steps import attributes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,7 +43,7 @@ class _Layer:
 
     @property
     def groups(self) -> int:
-        return _attributes(self.node).get("group", 1)
+        return attributes_of(self.node).get("group", 1)
 
     def rows(self) -> Floats:
         """The weights of each output in a row, by groups."""
@@ -140,7 +141,7 @@ def _layers(graph: Any, values: dict[str, NDArray[Any]]) -> Iterator[_Layer]:
         weight = values.get(node.input[1]) if len(node.input) > 1 else None
         if weight is None or weight.dtype != np.float32 or used.count(node.input[1]) > 1:
             continue
-        attributes = _attributes(node)
+        attributes = attributes_of(node)
         if node.op_type == "Conv" and attributes.get("auto_pad", b"NOTSET") == b"NOTSET":
             layer = _Layer(node, weight, 0)
         elif node.op_type == "MatMul" and weight.ndim == 2:
@@ -195,7 +196,7 @@ def _input_rows(layer: _Layer, values: NDArray[Any], rng: np.random.Generator) -
     if layer.node.op_type != "Conv":
         rows = values.reshape(1, -1, values.shape[-1])
         return rows[:, rng.choice(rows.shape[1], min(most, rows.shape[1]), replace=False)]
-    attributes, space = _attributes(layer.node), layer.weight.ndim - 2
+    attributes, space = attributes_of(layer.node), layer.weight.ndim - 2
     dilations, strides = attributes.get("dilations", [1] * space), attributes.get("strides", [1] * space)
     pads = attributes.get("pads", [0] * 2 * space)
     padded = np.pad(values, [(0, 0), (0, 0), *zip(pads[:space], pads[space:], strict=True)])
@@ -206,8 +207,3 @@ def _input_rows(layer: _Layer, values: NDArray[Any], rng: np.random.Generator) -
     places = [rng.integers(0, size, most) for size in windows.shape[: 1 + space]]
     rows: Any = windows[tuple(places)]
     return rows.reshape(most, layer.groups, -1).swapaxes(0, 1)
-
-
-def _attributes(node: Any) -> dict[str, Any]:
-    value = importlib.import_module("onnx.helper").get_attribute_value
-    return {one.name: value(one) for one in node.attribute}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["WholeSteps", "chain_behind", "constants_of", "readers_of", "take_in_scales", "whole_steps"]
+__all__ = ["WholeSteps", "attributes_of", "chain_behind", "constants_of", "readers_of", "take_in_scales", "whole_steps"]
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -125,6 +125,12 @@ def constants_of(graph: Any) -> dict[str, NDArray[Any]]:
     """The values that a program holds, by name."""
     to_array = importlib.import_module("onnx.numpy_helper").to_array
     return {one.name: to_array(one) for one in graph.initializer}
+
+
+def attributes_of(node: Any) -> dict[str, Any]:
+    """What a node is told, by name."""
+    value = importlib.import_module("onnx.helper").get_attribute_value
+    return {one.name: value(one) for one in node.attribute}
 
 
 def readers_of(graph: Any) -> dict[str, list[Any]]:
