@@ -101,9 +101,9 @@ def _fold(graph: Any, layer: Any, weight: NDArray[Any], given: Sequence[int], ma
     outputs, channels = weight.shape[:2]
     whole = np.zeros((outputs, channels, 2 * sides[0], 2 * sides[1]), np.float32)
     whole[:, :, before[0] : before[0] + weight.shape[2], before[1] : before[1] + weight.shape[3]] = weight
-    blocks = whole.reshape(outputs, channels, sides[0], 2, sides[1], 2)
+    blocks: NDArray[Any] = whole.reshape(outputs, channels, sides[0], 2, sides[1], 2)
     # SpaceToDepth puts the place within a block before the channel.
-    folded = blocks.transpose(0, 3, 5, 1, 2, 4).reshape(outputs, 4 * channels, *sides)
+    folded: NDArray[Any] = np.moveaxis(blocks, (3, 5), (1, 2)).reshape(outputs, 4 * channels, *sides)
     first = [(pad + more) // 2 for pad, more in zip(pads, before, strict=True)]
     last = [out + side - 1 - size // 2 - pad for out, side, size, pad in zip(made, sides, given, first, strict=True)]
     names = [f"{layer.output[0]}_stem_{name}" for name in ("input", "weight")]

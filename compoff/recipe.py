@@ -37,6 +37,7 @@ class Recipe:
         reconstruction_share: Largest share of all steps that the first phase may take.
         patience: The first phase has converged when its loss, averaged over this many steps, has improved by less than
             one percent over the same number of steps before.
+        warmup: Steps in which the learning rate rises to its full, at most a tenth of all.
         betas: Adam's decay rates.
 
     Raises:
@@ -59,6 +60,7 @@ class Recipe:
     prior: float = 0.01
     reconstruction_share: float = 0.4
     patience: int = 100
+    warmup: int = 0
     betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
@@ -67,6 +69,7 @@ class Recipe:
         for name in ("lr", "rate", "orthogonality", "reconstruction", "distillation", "prior", "reconstruction_share"):
             check_number(f"the recipe's {name}", getattr(self, name), FitError)
         check_whole("the recipe's patience", self.patience, FitError)
+        check_whole("the recipe's warmup", self.warmup, FitError, least=0)
         if not (isinstance(self.betas, (tuple, list)) and len(self.betas) == 2 and all(map(is_number, self.betas))):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise FitError(f"the recipe's betas are {self.betas!r:.80}; expected two numbers from 0 to below 1")
         for name in ("rate", "orthogonality", "reconstruction", "distillation", "prior"):
@@ -94,6 +97,7 @@ _RECIPES = {
         reconstruction=0.1,
         prior=0.0,  # the rate term fits the density by itself
         reconstruction_share=0.0,  # the linear start has converged before the first step
+        warmup=20,  # Adam's first steps are as large where it knows nothing yet, and would undo a good start
     ),
 }
 

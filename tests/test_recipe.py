@@ -45,5 +45,7 @@ def test_a_share_out_of_range_is_refused(share: float) -> None:
 def test_patience_and_betas_out_of_range_are_refused() -> None:
     with pytest.raises(FitError, match="patience is 0"):
         Recipe(patience=0)
+    with pytest.raises(FitError, match="warmup is -1"):
+        Recipe(warmup=-1)
     with pytest.raises(FitError, match="betas"):
         Recipe(betas=(0.9, 1.0))

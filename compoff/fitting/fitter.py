@@ -124,9 +124,11 @@ class Fitter:
             self.state.distilled_from[split] = self.state.step
 
     def _schedule(self) -> None:
-        """Cosine from the full learning rate to a small share of it."""
+        """A straight rise to the full learning rate, if any, and a cosine down to a small share of it."""
         done = min(1.0, self.state.step / max(1, self.total))
         share = _FINAL_LR + (1 - _FINAL_LR) * 0.5 * (1 + math.cos(math.pi * done))
+        warmup = min(self.recipe.warmup, self.total // 10)
+        share *= min(1.0, (self.state.step + 1) / (warmup + 1))
         for group, lr in zip(self.optimizer.param_groups, self.state.lrs, strict=True):
             group["lr"] = lr * share
 

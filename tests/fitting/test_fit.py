@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import compoff
+from compoff.batch import Batch
 from compoff.errors import FeatureError, FitError
-from compoff.recipe import Recipe
+from compoff.fitting.fitter import Fitter
+from compoff.recipe import Recipe, recipe_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,6 +80,21 @@ class Finder(Net):
 
 
 # -- what it learns --------------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_rises_before_it_falls() -> None:
+    x = torch.randn(4, 32)
+    model = compoff.wrap(nn.Linear(32, 4), "input", example_input=x)
+    compoff.calibrate(model, [x])
+    fitter = Fitter(model.train(), recipe_named("transform"), lr=1e-3, rate=0.1, total=100)
+    full, seen = fitter.state.lrs[-1], list[float]()
+    for _ in range(100):
+        fitter.step(Batch((x,)))
+        seen.append(fitter.optimizer.param_groups[-1]["lr"] / full)
+    assert seen[0] == pytest.approx(1 / 11, rel=0.01)
+    assert seen[10] == pytest.approx(0.976, abs=0.01)
+    assert seen[:10] == sorted(seen[:10])
+    assert seen[10:] == sorted(seen[10:], reverse=True)
 
 
 def test_a_fit_learns() -> None:
