@@ -10,7 +10,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, cast
 
-from compoff.errors import LocalProtocolError, WireError
+from compoff.errors import WireError
+from compoff.wire.frames import MAX_BODY_BYTES
 from compoff.wire.messages import ErrorCode
 from compoff.wire.protocol import Canceled, Request
 from compoff.wire.receiver import Receiver
@@ -20,6 +21,7 @@ from compoff.wire.tls import common_name
 if TYPE_CHECKING:
     from compoff.edge.batching import Job, Outcome
     from compoff.edge.service import Service
+    from compoff.wire.messages import Offer
 
 __all__ = ["Connection"]
 
@@ -52,6 +54,7 @@ class Connection(Receiver):
         )
         self._transport: asyncio.Transport | None = None
         self._gone = False
+        self._left = False  # the client's side is closed, and ours may not be yet
         self._draining = False
         self._paused = False
         self._since = time.monotonic()  # when the handshake, the half message or the quiet began
@@ -68,9 +71,9 @@ class Connection(Receiver):
         return self._protocol.opened
 
     @property
-    def artifact_ids(self) -> frozenset[bytes]:
-        """The artifacts that the client has asked for."""
-        return self._protocol.artifact_ids
+    def offers(self) -> tuple[Offer, ...]:
+        """The artifacts that the client has asked for, each with the form of its replies."""
+        return self._protocol.offers
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet, or refuse where there is no room."""
@@ -92,7 +95,7 @@ class Connection(Receiver):
         for event in events:
             if isinstance(event, Request):
                 self._service.take(event, self)
-            elif isinstance(event, Canceled):
+            elif isinstance(event, Canceled) and self._protocol.awaits(event.request_id):  # not answered meanwhile
                 self._canceled.add(event.request_id)
         self._account()
         self._flush()
@@ -100,11 +103,13 @@ class Connection(Receiver):
             self._finish_if_drained()
 
     def eof_received(self) -> bool:
-        """The client has gone: nobody waits for its answers."""
+        """The client has gone: nobody waits for its answers, and what it does not take at once it will not take."""
+        self._left = True
         try:
             self._protocol.receive_eof()
         except WireError as error:
             _logger.debug("%s: %s", self._name(), error)
+        self._abort_later()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -178,13 +183,13 @@ class Connection(Receiver):
 
     def wants(self, request_id: int) -> bool:
         """Whether the client is there and still waits; any thread may ask."""
-        return not self._gone and request_id not in self._canceled
+        return not (self._gone or self._left) and request_id not in self._canceled
 
     def deliver(self, job: Job, outcome: Outcome | None) -> None:
         """Queue the answer to a request; ``settle`` sends it."""
         request_id = job.request_id
         self._canceled.discard(request_id)
-        if self._gone or self._transport is None or self._transport.is_closing():
+        if self._gone or self._left or self._transport is None or self._transport.is_closing():
             return
         if outcome is None:
             self._protocol.send_error(request_id, ErrorCode.CANCELED, "nobody waited for the answer any more")
@@ -202,13 +207,11 @@ class Connection(Receiver):
             self._finish_if_drained()
 
     def _reply(self, request_id: int, body: bytes, seconds: float) -> None:
-        try:
-            if len(body) >= self._service.limits.max_held_bytes:
-                raise LocalProtocolError("too long")
+        if len(body) < self._service.limits.max_held_bytes and len(body) <= MAX_BODY_BYTES:
             self._protocol.send_reply(request_id, body, seconds)
-        except LocalProtocolError:
-            text = f"an answer of {len(body)} bytes is too long to send; the server's max_held_bytes is one limit"
-            self._protocol.send_error(request_id, ErrorCode.TAIL, text)
+            return
+        text = f"an answer of {len(body)} bytes is too long to send; the server's max_held_bytes is one limit"
+        self._protocol.send_error(request_id, ErrorCode.TAIL, text)
 
     def _account(self) -> None:
         """Restart the clock unless the same message is still half received; keep the count of bytes held."""
@@ -254,6 +257,11 @@ class Connection(Receiver):
         self._flush()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.close()
+            self._abort_later()
+
+    def _abort_later(self) -> None:
+        """Give a closing connection a moment for what is still written, and no more."""
+        if self._transport is not None and self._abort_timer is None:
             self._abort_timer = asyncio.get_running_loop().call_later(_LAST_WORDS, self._transport.abort)
 
     def _flush(self) -> None:

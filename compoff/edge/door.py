@@ -26,7 +26,8 @@ _logger = logging.getLogger("compoff.serve")
 _BACKLOG = 256
 _ACCEPTS = 64  # connections taken before other events have their turn
 _PAUSE = 0.5  # seconds without new connections after one could not be taken: there are no descriptors left
-_PATIENCE = 0.05  # seconds until a first record that was half there is looked at again
+# Seconds until a first record that was half there is looked at again: soon, then at twice the time each.
+_PATIENCE, _LEAST_OFTEN = 0.05, 1.0
 _HANDSHAKES = 64  # at a time; one more ends the oldest, which an honest client would have finished
 _RECORD_HEADER_BYTES = 5
 _LONGEST_RECORD = 2**14 + 256
@@ -94,7 +95,7 @@ class Door:
         self._outside[sock] = self._loop.call_later(timeout, self._send_away, sock)
         self._loop.add_reader(sock.fileno(), self._look, sock)
 
-    def _look(self, sock: socket.socket) -> None:
+    def _look(self, sock: socket.socket, pause: float = _PATIENCE) -> None:
         """Let in whose first record is there, send away who speaks something else, let the others wait."""
         try:
             header = sock.recv(_RECORD_HEADER_BYTES, socket.MSG_PEEK)
@@ -113,11 +114,11 @@ class Door:
         if complete:
             self._let_in(sock)
         else:  # what is there stays there, and would call again at once
-            self._loop.call_later(_PATIENCE, self._watch_again, sock)
+            self._loop.call_later(pause, self._watch_again, sock, min(2 * pause, _LEAST_OFTEN))
 
-    def _watch_again(self, sock: socket.socket) -> None:
+    def _watch_again(self, sock: socket.socket, pause: float) -> None:
         if sock in self._outside:
-            self._loop.add_reader(sock.fileno(), self._look, sock)
+            self._loop.add_reader(sock.fileno(), self._look, sock, pause)
 
     def _send_away(self, sock: socket.socket) -> None:
         timer = self._outside.pop(sock, None)

@@ -313,4 +313,8 @@ def serve(
     every_tail = list(tails) if isinstance(tails, Sequence) else [tails]
     limits = Limits(*how_much, *how_long)
     service = Service(every_tail, token, limits, workers=workers, decoders=decoders, max_wait=max_wait)
-    return Server(service, address, tls, reuse_port)
+    try:
+        return Server(service, address, tls, reuse_port)
+    except BaseException:
+        service.stop()
+        raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from compoff.edge.batching import Job, Lane, Outcome
 from compoff.edge.jobs import answer_now
 from compoff.edge.stats import ServerStats
 from compoff.edge.workers import Workers
-from compoff.errors import LocalProtocolError
+from compoff.errors import FeatureError, LocalProtocolError
 from compoff.wire.messages import ErrorCode
 from compoff.wire.receiver import new_buffer
 from compoff.wire.replies import reply_specs
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
 
     from compoff.edge.batching import Asker
     from compoff.edge.servable import Servable
+    from compoff.wire.messages import Offer
     from compoff.wire.protocol import Request
     from compoff.wire.replies import ReplyForm
     from compoff.wire.security import Tokens
 
 __all__ = ["Limits", "Peer", "Service"]
 
+_logger = logging.getLogger("compoff.serve")
 _BUFFER_BYTES = 2**18
 
 
@@ -88,8 +91,8 @@ class Peer(Protocol):
         ...
 
     @property
-    def artifact_ids(self) -> frozenset[bytes]:
-        """The artifacts that the client has asked for."""
+    def offers(self) -> tuple[Offer, ...]:
+        """The artifacts that the client has asked for, each with the form of its replies."""
         ...
 
     def count_unread(self) -> None:
@@ -181,7 +184,7 @@ class Service:
             if lane is not None and lane.servable is tail:
                 continue
             if lane is not None:
-                lane.closed = True
+                self._workers.close(lane)
             self._lanes[tail.artifact_id] = lane = Lane(tail, self.limits.max_batch)
             self.artifacts[tail.artifact_id] = tail.max_payload_bytes
             self._workers.open(lane)
@@ -190,7 +193,8 @@ class Service:
         """Serve other tails from now on; requests that were taken are still answered by the tail they came for.
 
         Args:
-            tails: All that is to be served. Clients of an artifact that is not among them are asked to connect again.
+            tails: All that is to be served. Clients of an artifact that is not among them, or not in the form in which
+                they take its replies, are asked to connect again.
 
         Raises:
             LocalProtocolError: The tails cannot be served; nothing has changed then.
@@ -199,11 +203,20 @@ class Service:
         gone = self._lanes.keys() - {tail.artifact_id for tail in tails}
         self._open(tails)
         for artifact_id in gone:
-            self._lanes.pop(artifact_id).closed = True
+            self._workers.close(self._lanes.pop(artifact_id))
             del self.artifacts[artifact_id]
         for peer in tuple(self.peers):
-            if peer.artifact_ids & gone:
+            if not all(map(self._is_served, peer.offers)):
                 peer.drain()
+
+    def _is_served(self, offer: Offer) -> bool:
+        if offer.artifact_id not in self.artifacts:
+            return False
+        try:
+            self.check_reply(*offer)
+        except FeatureError:
+            return False
+        return True
 
     def check_reply(self, artifact_id: bytes, reply: ReplyForm) -> None:
         """Refuse a form of reply that a tail cannot give.
@@ -323,11 +336,16 @@ class Service:
         lane.pace.clock(seconds)
         lane.counters.batch_sizes[len(jobs)] += 1
         lane.counters.busy_seconds += seconds
-        askers: dict[Asker, None] = {}
         for job, outcome in zip(jobs, outcomes, strict=True):
             self._let_go(job)
             self._count(job, outcome)
-            job.asker.deliver(job, outcome)
+        askers: dict[Asker, None] = {}
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            # Whatever is wrong with one connection, the others of the batch get their answers.
+            try:
+                job.asker.deliver(job, outcome)
+            except Exception:
+                _logger.exception("an answer could not be handed over")
             askers[job.asker] = None
         for asker in askers:
             asker.settle()

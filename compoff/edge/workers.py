@@ -63,6 +63,13 @@ class Workers:
         with self._lock:
             self._lanes.append(lane)
 
+    def close(self, lane: Lane) -> None:
+        """Serve a lane no longer: the jobs that wait are done, and then nothing here holds its tail."""
+        with self._lock:
+            lane.closed = True
+            if not lane.waiting and lane in self._lanes:
+                self._lanes.remove(lane)
+
     def submit(self, job: Job) -> None:
         """Have a job done."""
         lane = job.lane

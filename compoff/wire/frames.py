@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHECKSUM_BYTES",
     "HEADER_BYTES",
+    "MAX_BODY_BYTES",
     "MAX_DEADLINE_MS",
     "MAX_MICROSECONDS",
     "MAX_REQUEST_ID",
@@ -41,6 +42,7 @@ HEADER_BYTES = _HEADER.size
 CHECKSUM_BYTES = 4
 OVERHEAD_BYTES = HEADER_BYTES + CHECKSUM_BYTES
 MAX_REQUEST_ID = 2**32 - 1
+MAX_BODY_BYTES = 2**32 - 1
 MAX_DEADLINE_MS = 2**16 - 1
 MAX_MICROSECONDS = 2**24 - 1
 _SMALL = 16384  # bytes; up to here copying a frame once more costs less than a view of it

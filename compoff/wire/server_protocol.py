@@ -131,9 +131,13 @@ class ServerProtocol(Conversation):
         return len(self._in_flight)
 
     @property
-    def artifact_ids(self) -> frozenset[bytes]:
-        """The artifacts that this client has asked for."""
-        return frozenset(offer.artifact_id for offer in self._offers)
+    def offers(self) -> tuple[Offer, ...]:
+        """The artifacts that this client has asked for, each with the form of its replies."""
+        return self._offers
+
+    def awaits(self, request_id: int) -> bool:
+        """Whether a request was taken and not yet answered."""
+        return request_id in self._in_flight
 
     def send_reply(self, request_id: int, body: bytes, seconds: float = 0.0) -> None:
         """Queue the answer to a request.

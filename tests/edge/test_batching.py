@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +19,8 @@ from compoff.edge.server import serve
 from compoff.errors import FeatureError, LocalProtocolError, PayloadError, ReadTimeout, RemoteError, ServerBusy
 from compoff.manifest import TensorSpec
 from compoff.wire.client import Client, open_client
-from compoff.wire.messages import Offer
+from compoff.wire.frames import Frame, FrameType, serialize
+from compoff.wire.messages import Hello, Offer
 from compoff.wire.replies import FULL, TopK, reply_form
 from compoff.wire.tensors import unpack
 from tests.edge.peers import ID, Echo, Peer, content, eventually, request
@@ -361,6 +364,27 @@ def test_another_tail_takes_over_with_requests_in_flight() -> None:
         assert [stats.artifact_id for stats in server.stats().tails] == [bytes(32)]
     with pytest.raises(LocalProtocolError, match="closed"):
         server.swap(other)
+
+
+def test_a_tail_that_was_swapped_away_is_let_go_at_once() -> None:
+    old = Squares()
+    with serve(old) as server:
+        alive = weakref.ref(old)
+        server.swap(Squares())
+        del old
+        gc.collect()
+        assert alive() is None
+
+
+def test_who_takes_replies_in_a_form_that_the_next_tail_lacks_connects_again() -> None:
+    halves = serialize(Frame(FrameType.HELLO, Hello((Offer(ID, reply_form("fp16")),)).encode()))
+    with serve(Squares()) as server, Peer(server, halves) as peer, Peer(server) as other:
+        assert peer.read() is not None
+        assert other.read() is not None
+        server.swap(Echo())
+        assert peer.read() == Frame(FrameType.GOODBYE)
+        other.send(request(1, b"x"))
+        assert content(other.read()) == (FrameType.REPLY, b"x", 1)
 
 
 def test_a_place_held_in_silence_goes_to_who_speaks() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from compoff.edge.batching import Job, Lane, Outcome
 from compoff.edge.server import Server, serve
 from compoff.errors import ReadTimeout, RemoteError, ServerBusy
 from compoff.wire.client import open_client
-from compoff.wire.frames import Frame, FrameType
+from compoff.wire.frames import Frame, FrameType, serialize
 from compoff.wire.messages import ErrorCode, decode_error
 from compoff.wire.replies import FULL
 
@@ -184,6 +185,78 @@ def test_a_client_that_does_not_read_is_not_read_from_and_then_closed() -> None:
         assert server._service.held_bytes == 0
         with open_client(server.address, [ID]) as client:
             assert client.request(b"good", timeout=5).strip() == b"good"
+
+
+def test_who_leaves_its_answers_and_closes_its_side_holds_no_place() -> None:
+    class Big(Echo):
+        def answer(self, payload: bytes) -> bytes:
+            return super().answer(payload).ljust(2**16)
+
+    limits = {"max_connections": 1, "message_timeout": 60.0, "idle_timeout": 60.0}
+    with serve(Big(), **limits) as server, Peer(server, receive_buffer=4096) as peer:
+        peer.read()
+        for number in range(
+            1, 500
+        ):  # until the system takes no more of them, but so few that the server goes on reading
+            peer.send(request(number, b"x"))
+            eventually(lambda count=number: server.stats().tails[0].replies == count)
+            if server._service.unread_bytes:
+                break
+        [connection] = server._service.peers
+        assert server._service.unread_bytes
+        assert not connection._paused
+        peer.socket.shutdown(socket.SHUT_WR)
+        eventually(lambda: not server._service.peers)
+        assert server._service.unread_bytes == 0
+        with open_client(server.address, [ID]) as client:
+            assert client.request(b"good", timeout=5).strip() == b"good"
+
+
+def test_whoever_has_left_takes_no_answer_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    with serve(Echo()) as server, Peer(server) as gone, Peer(server) as here:
+        for peer in (gone, here):
+            peer.read()
+            peer.send(request(1, b"0200"))
+        eventually(lambda: server.stats().pending == 2)
+        connection = next(iter(server._service.peers))
+        # As over TLS, where some time passes between the end of what comes in and that of the connection.
+        server._loop.call_soon_threadsafe(connection.eof_received)
+        assert content(here.read()) == (FrameType.REPLY, b"0200", 1)
+        eventually(lambda: server.stats().pending == 0)
+        assert server._service.held_bytes == 0
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_an_answer_that_cannot_be_handed_over_is_its_own_only(caplog: pytest.LogCaptureFixture) -> None:
+    with serve(Echo()) as server, Peer(server) as one, Peer(server) as other:
+        for peer in (one, other):
+            peer.read()
+        first, second = server._service.peers
+        lane = next(iter(server._service._lanes.values()))
+        jobs = [Job(lane, b"x", FULL, 0.0, peer, 1, 0.0) for peer in (first, second)]
+        lane.entrusted, server._service._pending, server._service.held_bytes = 2, 2, 2
+        second._protocol._in_flight.add(1)  # the first one awaits nothing, which is an error
+        outcomes = [Outcome(b"a"), Outcome(b"b")]
+        server._loop.call_soon_threadsafe(server._service._finish, jobs, outcomes, 0.0)
+        assert content(other.read()) == (FrameType.REPLY, b"b", 1)
+        assert (lane.entrusted, server.stats().pending, server._service.held_bytes) == (0, 0, 0)
+    assert "could not be handed over" in caplog.text
+
+
+def test_a_cancelled_id_is_forgotten_with_its_answer() -> None:
+    with serve(Echo()) as server, Peer(server) as peer:
+        peer.read()
+        [lane] = server._service._lanes.values()
+        for number in range(1, 200):
+            peer.send(request(number, b"x"))
+            assert peer.read() is not None
+            if lane.pace.prompt:
+                break
+        assert lane.pace.prompt, "the tail answers at once"
+        peer.send(request(1, b"x") + serialize(Frame(FrameType.CANCEL, b"", 1)))
+        assert content(peer.read()) == (FrameType.REPLY, b"x", 1)
+        [connection] = server._service.peers
+        eventually(lambda: not connection._canceled)
 
 
 def test_a_slow_reader_is_not_cut_off() -> None:

@@ -144,6 +144,13 @@ def test_it_leaves_no_thread_and_no_port_behind() -> None:
         still_right(server)
 
 
+def test_an_address_that_is_none_leaves_no_thread_behind() -> None:
+    before = set(threading.enumerate())
+    with pytest.raises(LocalProtocolError, match="'nonsense' is not an address"):
+        serve(Echo(), "nonsense", insecure=True)
+    assert set(threading.enumerate()) <= before
+
+
 def test_a_port_that_is_taken() -> None:
     before = set(threading.enumerate())
     with serve(Echo()) as server, pytest.raises(WireError, match=r"cannot listen on .* choose another port"):

@@ -180,7 +180,7 @@ def test_a_form_of_reply_that_a_tail_cannot_give_is_refused_in_words() -> None:
         Request(1, ID, b"payload", 0, ReplyForm(ReplyKind.FP16)),
         Request(2, ID, b"payload", 0),
     ]
-    assert server.artifact_ids == {ID}
+    assert server.offers == (offer, Offer(ID))
 
 
 def test_times_at_the_server_are_told() -> None:
