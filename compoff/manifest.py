@@ -289,7 +289,7 @@ def _manifest_from(path: Path, content: dict[str, Any]) -> Manifest:
         return content[key]
 
     inputs, outputs = specs("inputs"), specs("outputs")
-    value("codes", list, lambda entries: all(map(_is_code, entries)))
+    value("codes", list, lambda entries: bool(entries) and all(map(_is_code, entries)))
     return Manifest(
         kind=value("kind", str, lambda kind: kind in ("head", "tail")),
         artifact_id=value("artifact_id", str, lambda digits: _DIGITS.fullmatch(digits) is not None),

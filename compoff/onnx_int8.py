@@ -19,7 +19,7 @@ from compoff.onnx_pixels import normalizing_nodes, whole_pixels
 from compoff.onnx_rounding import round_weights
 from compoff.onnx_session import OnnxSession
 from compoff.onnx_stem import fold_stems
-from compoff.onnx_steps import take_in_scales, whole_steps
+from compoff.onnx_steps import names_read, remove_unread, take_in_scales, whole_steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -130,24 +130,13 @@ def _leave_out(graph: Any, outputs: Sequence[Any]) -> None:
     for output in outputs:
         graph.output.remove(output)
     while outputs:
-        read = set(_read(graph))
+        read = set(names_read(graph))
         idle = [node for node in graph.node if read.isdisjoint(node.output)]
         for node in idle:
             graph.node.remove(node)
         if not idle:
-            for tensor in [one for one in graph.initializer if one.name not in read]:
-                graph.initializer.remove(tensor)
+            remove_unread(graph)
             return
-
-
-def _read(graph: Any) -> Iterator[str]:
-    """What is read in a graph and in those inside its nodes."""
-    yield from (value.name for value in graph.output)
-    for node in graph.node:
-        yield from node.input
-        for entry in node.attribute:
-            if entry.HasField("g"):
-                yield from _read(entry.g)
 
 
 def _behind_the_last_layer(graph: Any) -> list[str]:

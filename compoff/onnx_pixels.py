@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compoff.onnx_steps import chain_behind, constants_of, readers_of
+from compoff.onnx_steps import chain_behind, constants_of, readers_of, remove_unread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -148,9 +148,7 @@ def _take_in(graph: Any) -> None:
         graph.initializer.append(from_array((bias + black).astype(weight.dtype), names[1]))
         layer.input[:] = [cast.output[0], *names[:2]]
         graph.node.remove(add)
-    read = {name for node in graph.node for name in node.input}
-    for one in [one for one in graph.initializer if one.name not in read]:
-        graph.initializer.remove(one)
+    remove_unread(graph)
 
 
 def _casts(graph: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compoff.onnx_steps import attributes_of, constants_of
+from compoff.onnx_steps import attributes_of, constants_of, remove_unread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,9 +65,7 @@ def fold_stems(model: Any) -> None:
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
-    read = {name for node in graph.node for name in node.input}
-    for one in [one for one in graph.initializer if one.name not in read]:
-        graph.initializer.remove(one)
+    remove_unread(graph)
 
 
 def _wanted(node: Any, constants: dict[str, NDArray[Any]]) -> bool:

@@ -12,11 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["WholeSteps", "attributes_of", "chain_behind", "constants_of", "readers_of", "take_in_scales", "whole_steps"]
+__all__ = [
+    "WholeSteps",
+    "attributes_of",
+    "chain_behind",
+    "constants_of",
+    "names_read",
+    "readers_of",
+    "remove_unread",
+    "take_in_scales",
+    "whole_steps",
+]
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -57,9 +67,7 @@ class WholeSteps:
         kept = [node for node in graph.node if node.name not in spared and integers.output[0] not in node.input]
         del graph.node[:]
         graph.node.extend([*kept, onnx.helper.make_node("Clip", [integers.output[0], *bounds], [symbols])])
-        read = {name for node in graph.node for name in node.input}
-        for one in [one for one in graph.initializer if one.name not in read]:
-            graph.initializer.remove(one)
+        remove_unread(graph)
 
 
 def take_in_scales(graph: Any) -> None:
@@ -107,10 +115,12 @@ def whole_steps(graph: Any) -> list[WholeSteps]:
         One entry a layer.
     """
     constants, readers = constants_of(graph), readers_of(graph)
+    symbols, byte = {one.name for one in graph.output}, importlib.import_module("onnx").TensorProto.UINT8
     found: list[WholeSteps] = []
     for layer in graph.node:
         rest = chain_behind(layer, ("Round", "Clip", "Add", "Cast"), readers) if layer.op_type in _LAYERS else None
-        if rest is None:
+        # A model may round by itself on the way: those are numbers for its next layer, not symbols.
+        if rest is None or rest[-1].output[0] not in symbols or attributes_of(rest[-1])["to"] != byte:
             continue
         bounds = [constants.get(name) for name in (*rest[1].input[1:3], *rest[2].input[1:])]
         if any(value is None or value.size != 1 or float(value) % 1 for value in bounds):
@@ -131,6 +141,23 @@ def attributes_of(node: Any) -> dict[str, Any]:
     """What a node is told, by name."""
     value = importlib.import_module("onnx.helper").get_attribute_value
     return {one.name: value(one) for one in node.attribute}
+
+
+def names_read(graph: Any) -> Iterator[str]:
+    """What is read in a graph and in those inside its nodes."""
+    yield from (value.name for value in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for entry in node.attribute:
+            if entry.HasField("g"):
+                yield from names_read(entry.g)
+
+
+def remove_unread(graph: Any) -> None:
+    """Take out of a program the values that nothing reads any more."""
+    read = set(names_read(graph))
+    for tensor in [one for one in graph.initializer if one.name not in read]:
+        graph.initializer.remove(tensor)
 
 
 def readers_of(graph: Any) -> dict[str, list[Any]]:

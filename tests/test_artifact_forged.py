@@ -174,6 +174,7 @@ CALL = {"parameters": ["x"], "call": {"list": [{"list": [{"leaf": 0}]}, {"dict":
         ("structure", {"leaf": 1}),
         ("structure", {"dict": [["a"]]}),
         ("structure", {}),
+        ("codes", []),
         ("codes", [3]),
         ("codes", [CODE, {}]),
         ("codes", [{**CODE, "more": 1}]),
@@ -241,7 +242,6 @@ def test_values_of_the_wrong_form_are_named(folder: Path, key: str, value: Any) 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("codes", []),
         ("codes", [CODE]),
         ("codes", [CODE, SECOND, copy.deepcopy(SECOND)]),
         ("quality", 2),

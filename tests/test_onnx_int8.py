@@ -96,3 +96,22 @@ def test_no_layer_and_no_samples() -> None:
         quantized(data, "tanh", [[np.ones((2, 3), np.float32)]])
     with pytest.raises(BackendError, match="calibrated on inputs as the device will see them"):
         quantized(data, "tanh", [])
+
+
+class RoundsItself(nn.Module):
+    """Rounds on its way, as models that were trained for integers do, and goes on from there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = ((self.first(x) * 10).round().clamp(-8, 8) + 8).to(torch.int64)
+        return self.second(whole.to(torch.float32) - 8)
+
+
+def test_rounding_on_the_way_is_the_models_own() -> None:
+    data, integers, x = programs(RoundsItself)
+    expected, found = (OnnxSession(one, "rounds").run(x)[0] for one in (data, integers))
+    # A value near the middle of two whole numbers may fall to either side, and counts whole.
+    assert np.corrcoef(expected.ravel(), found.ravel())[0, 1] > 0.95

@@ -55,3 +55,20 @@ def test_other_convolutions_stay(model: onnx.ModelProto) -> None:
     before = model.SerializeToString(deterministic=True)
     fold_stems(model)
     assert model.SerializeToString(deterministic=True) == before
+
+
+def test_what_only_a_choice_reads_stays() -> None:
+    model, helper = convolution((7, 7), [3, 3, 3, 3]), onnx.helper
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node("Identity", [value], [name])], name, [], [helper.make_tensor_value_info(name, 1, [1])]
+        )
+        for name, value in (("then", "one"), ("else", "two"))
+    }
+    model.graph.node.append(helper.make_node("If", ["which"], ["chosen"], **branches))
+    model.graph.output.append(helper.make_tensor_value_info("chosen", 1, [1]))
+    for name, value in (("one", np.ones(1, np.float32)), ("two", np.zeros(1, np.float32)), ("which", np.array(True))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    fold_stems(model)
+    x = [np.ones((1, 3, 20, 14), np.float32)]
+    assert OnnxSession(model.SerializeToString(), "folded").run(x)[1].tolist() == [1.0]

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from compoff.batch import Batch
+from compoff.checks import check_whole
 from compoff.errors import BackendError, FitError
 from compoff.programs import DEVICE_ERRORS
 from compoff.structure import LABELS
+from compoff.trees import tensors_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["require_batches", "require_device", "to_batch"]
+__all__ = ["check_seed", "not_finite", "require_batches", "require_device", "to_batch"]
 
 
 def to_batch(item: Any, model: nn.Module, device: torch.device | None = None) -> Batch:
@@ -63,6 +65,34 @@ def to_batch(item: Any, model: nn.Module, device: torch.device | None = None) ->
     if any(tensor.dim() == 0 or tensor.shape[0] == 0 for tensor in tensors):
         raise FitError("a batch is empty (no samples in its first axis); drop empty batches from the loader")
     return Batch(tuple(_move(value, device) for value in args), {k: _move(v, device) for k, v in kwargs.items()})
+
+
+def not_finite(batch: Batch) -> FitError:
+    """Why nothing can be learned or measured from a batch whose features are not all finite.
+
+    Args:
+        batch: The batch.
+
+    Returns:
+        The error to raise.
+    """
+    if not all(bool(torch.isfinite(value).all()) for value in tensors_of((batch.args, batch.kwargs))):
+        return FitError("a batch holds NaN or infinity, for which there are no symbols; clean the inputs")
+    return FitError("the model itself computes NaN or infinity from a batch, or gradients of it; check its weights")
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what PyTorch's generators do not take.
+
+    Args:
+        seed: What was given.
+
+    Raises:
+        FitError: It is no whole number of 64 bits.
+    """
+    check_whole("seed", seed, FitError)
+    if not -(2**63) <= seed < 2**64:
+        raise FitError(f"seed is {seed}; expected a whole number of at most 64 bits")
 
 
 def require_batches(name: str, batches: Any, *, or_none: bool = False) -> None:

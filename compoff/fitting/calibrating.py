@@ -15,18 +15,17 @@ import torch
 from torch import Tensor
 
 from compoff.batch import refusals_named
-from compoff.checks import check_whole
 from compoff.codec import Geometry, TileMoments, TransformBottleneck
 from compoff.codec.directions import mixed_channels
-from compoff.coding import Code, PayloadFormat
 from compoff.distilling import answers, float_tensors, teacher_pass
 from compoff.errors import FitError
-from compoff.fitting.batches import require_batches, to_batch
+from compoff.fitting.batches import check_seed, not_finite, require_batches
+from compoff.fitting.finishing import up_to
 from compoff.fitting.measure import Aim
+from compoff.fitting.overhead import overhead_bytes
 from compoff.hooks import uncompiled
 from compoff.losses import relative_error
 from compoff.mounting import device_of, require_wrapped
-from compoff.trees import tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
     _Slopes = tuple[list[Tensor], list[tuple[Tensor, ...]]]  # features, and gradients at them, draw by draw
 
-__all__ = ["SAMPLES", "calibrate", "overhead_bytes"]
+__all__ = ["SAMPLES", "calibrate"]
 
 SAMPLES = 2048
 """Samples that directions are found from."""
@@ -85,13 +84,9 @@ def calibrate(wrapped: Wrapped, batches: Iterable[Any], *, target_bytes: float |
     require_wrapped(wrapped)
     require_batches("batches", batches)
     Aim(target_bytes).check()
-    check_whole("seed", seed, FitError)
+    check_seed(seed)
     where = device_of(wrapped.base)
-    taken: list[Batch] = []
-    for item in batches:
-        taken.append(to_batch(item, wrapped.base, where))
-        if sum(batch.size for batch in taken) >= SAMPLES:
-            break
+    taken = up_to(batches, wrapped, where, SAMPLES)
     if not taken:
         raise FitError("the batches are empty, so there is nothing to start from; give at least one")
     if not wrapped.built:
@@ -108,24 +103,6 @@ def calibrate(wrapped: Wrapped, batches: Iterable[Any], *, target_bytes: float |
             record = teacher_pass(wrapped.base, {split: wrapped.gate(split)}, wrapped.sites, taken[0], blocks=False)
             for bottleneck, y in zip(found, record.features[split], strict=True):
                 bottleneck.calibrate(y.to(bottleneck.quantizer.centers.dtype))
-
-
-def overhead_bytes(bottleneck: TransformBottleneck) -> int:
-    """Bytes of a payload of one sample that are not symbols.
-
-    Args:
-        bottleneck: The bottleneck.
-
-    Returns:
-        Bytes of header and checksum.
-
-    Examples:
-        >>> from compoff.codec import Geometry
-        >>> overhead_bytes(TransformBottleneck(Geometry((4, 8, 8)), 8))
-        7
-    """
-    coder = PayloadFormat(bytes(32), [Code(bottleneck.prior.tables(), bottleneck.latent_shape)])
-    return coder.max_bytes(1) - coder.packed_bytes(1)
 
 
 def _start(
@@ -159,7 +136,13 @@ def _start(
     if target_bytes is None:
         step = _step_for_error(wrapped, split, bottlenecks, directions, batches[: len(features)], features)
     else:
-        step = _step_for_bytes(bottlenecks, directions, together, target_bytes)
+        left = target_bytes - overhead_bytes(wrapped, split)
+        if left < 1:
+            raise FitError(
+                f"target_bytes is {target_bytes}, but {target_bytes - left:.0f} bytes of a payload at '{split}' are no "
+                "symbols: header, checksum, and what crosses the cut as it is; ask for more"
+            )
+        step = _step_for_bytes(bottlenecks, directions, together, left)
     for bottleneck, one, y in zip(bottlenecks, directions, together, strict=True):
         bottleneck.start(one, step / bottleneck.reference_step, y)
 
@@ -204,11 +187,8 @@ def _mixings(
 
 def _check_finite(batch: Batch, ys: list[Tensor], slopes: list[tuple[Tensor, ...]]) -> None:
     """Refuse numbers that no directions can be found from."""
-    if all(bool(torch.isfinite(value).all()) for value in (*ys, *(slope for draw in slopes for slope in draw))):
-        return
-    if not all(bool(torch.isfinite(value).all()) for value in tensors_of((batch.args, batch.kwargs))):
-        raise FitError("a batch holds NaN or infinity, so nothing can start from it; clean the inputs")
-    raise FitError("the model itself computes NaN or infinity from a batch, or gradients of it; check its weights")
+    if not all(bool(torch.isfinite(value).all()) for value in (*ys, *(slope for draw in slopes for slope in draw))):
+        raise not_finite(batch)
 
 
 def _slopes(wrapped: Wrapped, split: str, batch: Batch, generator: torch.Generator) -> _Slopes:
@@ -273,17 +253,14 @@ def _projection(outputs: list[Tensor], generator: torch.Generator) -> Tensor:
 def _step_for_bytes(
     bottlenecks: list[TransformBottleneck], directions: list[Directions], ys: list[Tensor], target_bytes: float
 ) -> float:
-    """The step at which the symbols' entropy is that of the bytes asked for."""
-    overhead = sum(overhead_bytes(bottleneck) for bottleneck in bottlenecks)
-    if target_bytes - overhead < 1:
-        raise FitError(f"target_bytes is {target_bytes}, but header and checksum take {overhead}; ask for more")
+    """The step at which the symbols' entropy is so many bytes."""
     latents: list[NDArray[Any]] = []
     for bottleneck, one, y in zip(bottlenecks, directions, ys, strict=True):
         latents.append(one.measure(bottleneck.geometry, y.float()).cpu().numpy())
 
     def too_fine(step: float) -> bool:
         spent = sum(_entropy_bytes(np.round(latent / step).astype(np.int64), len(ys[0])) for latent in latents)
-        return spent > target_bytes - overhead
+        return spent > target_bytes
 
     return _bisect(too_fine, _largest_deviation(directions))
 

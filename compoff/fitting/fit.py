@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import logging
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -21,7 +22,7 @@ from compoff.batch import Batch, refusals_named
 from compoff.checks import check_path, check_whole, is_number
 from compoff.errors import FitError
 from compoff.fingerprint import fingerprint
-from compoff.fitting.batches import require_batches, require_device, to_batch
+from compoff.fitting.batches import check_seed, require_batches, require_device, to_batch
 from compoff.fitting.calibrating import SAMPLES, calibrate
 from compoff.fitting.finishing import MEASURED, conclude, up_to
 from compoff.fitting.fitter import Fitter
@@ -71,6 +72,18 @@ def _check_weights(lr: float, rate: float) -> None:
         raise FitError(f"rate is {rate!r:.80}; expected a weight of 0 or more")
 
 
+def _state_file(resume: str | Path) -> Path:
+    """Where the state is kept, with a folder that it can be written to."""
+    path = check_path("resume", resume, FitError)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FitError(f"resume is '{path}', whose folder cannot be made ({error.strerror}); choose another") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise FitError(f"resume is '{path}', which cannot be written; give the path of a file in a folder of yours")
+    return path
+
+
 def _check_codec(wrapped: Wrapped, recipe: Recipe, aim: Aim) -> None:
     """Refuse a recipe or an aim of another codec than the one the model was wrapped with."""
     codec = wrapped.options.codec
@@ -99,9 +112,11 @@ def _calibrated(wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | 
         calibrate(wrapped, batches, target_bytes=target_bytes, seed=seed)
         return batches
     peeked: list[Any] = []
+    samples = 0
     for item in iterator:
         peeked.append(item)
-        if sum(to_batch(seen, wrapped.base, None).size for seen in peeked) >= SAMPLES:
+        samples += to_batch(item, wrapped.base, None).size
+        if samples >= SAMPLES:
             break
     calibrate(wrapped, peeked, target_bytes=target_bytes, seed=seed)
     return itertools.chain(peeked, iterator)
@@ -188,8 +203,8 @@ def fit(
     require_wrapped(wrapped)
     require_batches("batches", batches)
     require_batches("validation", validation, or_none=True)
-    check_whole("seed", seed, FitError)
-    state = None if resume is None else check_path("resume", resume, FitError)
+    check_seed(seed)
+    state = None if resume is None else _state_file(resume)
     chosen, total = (
         recipe_named(wrapped.options.codec if recipe is None else recipe),
         _total_steps(batches, epochs, steps),

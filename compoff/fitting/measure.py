@@ -15,6 +15,8 @@ from compoff.coding import Code, PayloadFormat, Side, SymbolTables
 from compoff.coding.levels import coarse_tables, coarsen
 from compoff.distilling import answers, float_tensors, teacher_pass
 from compoff.errors import FitError
+from compoff.fitting.batches import not_finite
+from compoff.fitting.overhead import sides_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -74,6 +76,9 @@ def symbols_of(wrapped: Wrapped, split: str, batch: Batch) -> list[Tensor]:
     Returns:
         Symbols of each code, uint8.
 
+    Raises:
+        FitError: A value is not finite, so that no symbol stands for it.
+
     Shapes:
         Each ``(batch, channels, *latent space)``.
 
@@ -89,7 +94,10 @@ def symbols_of(wrapped: Wrapped, split: str, batch: Batch) -> list[Tensor]:
     symbols: list[Tensor] = []
     for bottleneck, y in zip(gate.bottlenecks, record.features[split], strict=True):
         bottleneck.geometry.check(y)
-        symbols.append(bottleneck.encode(y.to(bottleneck.quantizer.centers.dtype)))
+        found, finite = bottleneck.encode_checked(y.to(bottleneck.quantizer.centers.dtype))
+        if not bool(finite.all()):
+            raise not_finite(batch)
+        symbols.append(found)
     return symbols
 
 
@@ -212,9 +220,7 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
         (6, 128)
     """
     bottlenecks, gate = wrapped.bottlenecks_at(split), wrapped.gate(split)
-    kept = [
-        Side(side.shape, str(side.dtype).removeprefix("torch."), side.batched) for side in wrapped.sites[split].sides
-    ]
+    kept = sides_of(wrapped, split)
     ladders = zip(*(bottleneck.qualities() for bottleneck in bottlenecks), strict=True)
     rates, samples = [_Rate(bottlenecks, qualities, kept) for qualities in ladders], 0
     with torch.no_grad():

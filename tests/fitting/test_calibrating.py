@@ -146,7 +146,7 @@ def test_callers_random_numbers_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target_bytes": 5}, "header and checksum take"),
+        ({"target_bytes": 5}, "bytes of a payload at .* are no symbols: header, checksum"),
         ({"target_bytes": -1}, "target_bytes is -1"),
         ({"max_drop": 2}, "max_drop is 2"),
         ({"max_drop": 0.1, "target_bytes": 50}, "give one of them"),
@@ -253,3 +253,38 @@ def test_a_batch_of_another_size_is_named() -> None:
     model = compoff.wrap(net, "1", example_input=torch.zeros(2, 2, 16))
     with pytest.raises(FeatureError, match=r"\(6, 16\)"):
         compoff.calibrate(model, [torch.randn(8, 2, 16), torch.randn(8, 2, 12)])
+
+
+class Ids(nn.Module):
+    """Looks up ids behind the cut, which cross it as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.body = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.names, self.score = nn.Embedding(30_000, 16), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        h = self.body(torch.relu(self.before(x)))
+        return self.score((h + self.names(ids)).mean(1))
+
+
+def test_bytes_that_are_no_symbols_count_within_the_target() -> None:
+    torch.manual_seed(0)
+    data = [(torch.randn(32, 64, 16), torch.randint(0, 30_000, (32, 64))) for _ in range(4)]
+    model = compoff.wrap(Ids().eval(), "body", example_input=data[0])
+    with pytest.raises(FitError, match=r"target_bytes is 100, but 13\d bytes of a payload at 'body' are no symbols"):
+        compoff.calibrate(model, [(one,) for one in data], target_bytes=100)
+    report = compoff.fit(model, [(one,) for one in data], steps=30, target_bytes=170).splits["body"]
+    assert report.aim_met
+    assert 140 < report.bytes < 175
+
+
+def test_samples_that_no_symbols_stand_for_are_not_counted() -> None:
+    x = batches()[0]
+    bad = x.clone()
+    bad[3, 0, 0] = torch.nan
+    model = transform("input")
+    compoff.calibrate(model, [x])
+    for given in (([bad],), ([x], [bad])):
+        with pytest.raises(FitError, match="a batch holds NaN or infinity, for which there are no symbols"):
+            compoff.finish(model, given[0], validation=given[1] if len(given) > 1 else None)

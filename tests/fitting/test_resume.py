@@ -268,8 +268,14 @@ def test_a_damaged_file_is_refused(damage: str, path: Path) -> None:
 
 def test_a_folder_in_the_place_of_the_file_is_refused(path: Path) -> None:
     path.mkdir(parents=True)
-    with pytest.raises(FitError, match="is not the state of a fit"):
+    with pytest.raises(FitError, match=r"resume is '.*', which cannot be written; give the path of a file"):
         fit(wrapped(), Loader(), path)
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FitError, match="whose folder cannot be made"):
+        compoff.fit(wrapped(), [], steps=1, resume=tmp_path / "file" / "state")
 
 
 def test_a_file_of_the_first_version_still_goes_on(path: Path) -> None:

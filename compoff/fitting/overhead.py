@@ -1,0 +1,68 @@
+"""What a payload holds beside symbols: header, checksum, and the tensors that cross the cut as they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compoff.coding import Code, PayloadFormat, Side
+
+if TYPE_CHECKING:
+    from compoff.wrapping import Wrapped
+
+__all__ = ["overhead_bytes", "sides_of"]
+
+_LOOKED_AT = 16  # samples whose tensors are coded
+
+
+def sides_of(wrapped: Wrapped, split: str) -> list[Side]:
+    """The tensors that cross a split point as they are.
+
+    Args:
+        wrapped: The model.
+        split: The split point.
+
+    Returns:
+        How a payload has them.
+    """
+    sides = wrapped.sites[split].sides
+    return [Side(side.shape, str(side.dtype).removeprefix("torch."), side.batched) for side in sides]
+
+
+def overhead_bytes(wrapped: Wrapped, split: str) -> float:
+    """Bytes of a payload of one sample that are not symbols.
+
+    Args:
+        wrapped: The model; what passed the split point last is looked at.
+        split: The split point.
+
+    Returns:
+        Bytes, of what varies the mean.
+
+    Examples:
+        >>> import torch, compoff
+        >>> from compoff.batch import Batch
+        >>> model = compoff.wrap(torch.nn.Linear(32, 4), "input", example_input=torch.zeros(2, 32))
+        >>> overhead_bytes(model, "input")
+        7.0
+    """
+    codes = [Code(one.prior.tables(), one.latent_shape) for one in wrapped.bottlenecks_at(split)]
+    plain, sides = PayloadFormat(bytes(32), codes), sides_of(wrapped, split)
+    fixed = float(plain.max_bytes(1) - plain.packed_bytes(1))
+    if not sides:
+        return fixed
+    whole = PayloadFormat(bytes(32), codes, sides)
+    seen = [side.detach().cpu().numpy() for side in wrapped.gate(split).sides(len(sides))]
+    nothing = [np.zeros((1, *code.latent_shape), np.uint8) for code in codes]
+    samples = min([_LOOKED_AT, *(len(side) for side, spec in zip(seen, sides, strict=True) if spec.batched)])
+    lengths = [
+        len(
+            whole.encode(
+                nothing,
+                [side[at : at + 1] if spec.batched else side for side, spec in zip(seen, sides, strict=True)],
+            )
+        )
+        for at in range(samples)
+    ]
+    return fixed + sum(lengths) / samples - len(plain.encode(nothing))
