@@ -379,7 +379,7 @@ def default_channels(geometry: Geometry) -> int:
     Source: this project.
     """
     most, few = _numbers(geometry), 192
-    if mixed_channels(geometry) < geometry.channels:  # deep in a network, where a map has few tiles of many channels
+    if mixed_channels(geometry) * math.prod(geometry.tile) > _MANY:  # deep in a network: few tiles, of many numbers
         few = min(512, max(few, 4 * _MANY // math.prod(geometry.latent_space)))
     # The last sixth of a small tile is noise to the network; from pixels at 224 x 224 this makes 24 MMAC.
     return min(few, max(1, most * 5 // 6))

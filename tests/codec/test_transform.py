@@ -204,6 +204,7 @@ def test_the_options_choose_sizes() -> None:
     assert isinstance(bottleneck, TransformBottleneck)
     assert bottleneck.latent_shape == (192, 2, 2)
     assert default_channels(Geometry((3, 4, 4), stride=4)) == 40
+    assert default_channels(Geometry((256, 14, 14), stride=4)) == 512  # a tile of many numbers, of which there are few
     with pytest.raises(FeatureError, match="encoder of your own"):
         CodecOptions(codec="transform", encoder=lambda _, __: torch.nn.Identity()).build((3, 8, 8))
 
