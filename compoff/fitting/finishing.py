@@ -54,8 +54,8 @@ def finish(
         Bytes and agreement of every quality; without loss curves, which are your loop's.
 
     Raises:
-        FitError: No usable batches, an argument out of range, bottlenecks that have not been started, or a bottleneck
-            that is on.
+        FitError: No usable batches, NaN or infinity in them, an argument out of range, bottlenecks that have not been
+            started, or a bottleneck that is on.
         SplitError: Shapes are not known yet.
 
     Examples:

@@ -186,7 +186,7 @@ def fit(
     Raises:
         BackendError: There is no such `device` here.
         FitError: No usable batches, an argument out of range, a loss that is not finite (the last good state is kept),
-            or a foreign or damaged `resume`.
+            NaN in `validation` (the bottlenecks stay fitted: measure with `finish`), or a foreign or damaged `resume`.
         SplitError: Shapes were not known before and a split point turns out to be unusable.
         FeatureError: An input has another size or dtype than the model takes or was wrapped with.
 
