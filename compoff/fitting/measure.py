@@ -16,7 +16,7 @@ from compoff.coding.levels import coarse_tables, coarsen
 from compoff.distilling import answers, float_tensors, teacher_pass
 from compoff.errors import FitError
 from compoff.fitting.batches import not_finite
-from compoff.fitting.overhead import sides_of
+from compoff.fitting.overhead import sides_at, sides_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -273,7 +273,7 @@ class _Rate:
             restored.append(bottleneck.decode(bottleneck.received(part, quality)))
         for place in range(len(sent[0])):
             here = slice(place, place + 1)
-            beside = [side[here] if spec.batched else side for side, spec in zip(sides, self.coder.sides, strict=True)]
+            beside = sides_at(place, sides, self.coder.sides)
             self.lengths.append(len(self.coder.encode([part[here] for part in sent], beside)))
         return restored
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compoff.coding import Code, PayloadFormat, Side
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
     from compoff.wrapping import Wrapped
 
-__all__ = ["overhead_bytes", "sides_of"]
+__all__ = ["overhead_bytes", "sides_at", "sides_of"]
 
 _LOOKED_AT = 16  # samples whose tensors are coded
 
@@ -30,6 +34,20 @@ def sides_of(wrapped: Wrapped, split: str) -> list[Side]:
     return [Side(side.shape, str(side.dtype).removeprefix("torch."), side.batched) for side in sides]
 
 
+def sides_at(place: int, values: Sequence[NDArray[Any]], sides: Sequence[Side]) -> list[NDArray[Any]]:
+    """The tensors of one sample, as its payload has them.
+
+    Args:
+        place: Index of the sample in the batch.
+        values: Tensors of the whole batch.
+        sides: What they are.
+
+    Returns:
+        Of those with a batch axis the sample's part, the others as they are.
+    """
+    return [value[place : place + 1] if side.batched else value for value, side in zip(values, sides, strict=True)]
+
+
 def overhead_bytes(wrapped: Wrapped, split: str) -> float:
     """Bytes of a payload of one sample that are not symbols.
 
@@ -42,7 +60,6 @@ def overhead_bytes(wrapped: Wrapped, split: str) -> float:
 
     Examples:
         >>> import torch, compoff
-        >>> from compoff.batch import Batch
         >>> model = compoff.wrap(torch.nn.Linear(32, 4), "input", example_input=torch.zeros(2, 32))
         >>> overhead_bytes(model, "input")
         7.0
@@ -56,13 +73,5 @@ def overhead_bytes(wrapped: Wrapped, split: str) -> float:
     seen = [side.detach().cpu().numpy() for side in wrapped.gate(split).sides(len(sides))]
     nothing = [np.zeros((1, *code.latent_shape), np.uint8) for code in codes]
     samples = min([_LOOKED_AT, *(len(side) for side, spec in zip(seen, sides, strict=True) if spec.batched)])
-    lengths = [
-        len(
-            whole.encode(
-                nothing,
-                [side[at : at + 1] if spec.batched else side for side, spec in zip(seen, sides, strict=True)],
-            )
-        )
-        for at in range(samples)
-    ]
+    lengths = [len(whole.encode(nothing, sides_at(place, seen, sides))) for place in range(samples)]
     return fixed + sum(lengths) / samples - len(plain.encode(nothing))
