@@ -93,7 +93,8 @@ class Fitted:
         """Send the first images through the exported head and tail; the answers must be the ones measured here."""
         images = self.task.test[:_CHECKED]
         self.model.to("cpu")
-        symbols = self._symbols_in_network(images)  # another runtime's feature may round otherwise once in a million
+        # One by one, as the head gets them: a batch, or another runtime, may round one symbol of 100,000 otherwise.
+        symbols = torch.cat([self._symbols_in_network(image[None]) for image in images])
         head, tail = compoff.export(self.model, self.split)
         for index, quality in enumerate(self.bottleneck.qualities()):
             payloads = [head(image[None], quality=index) for image in images]
