@@ -75,7 +75,7 @@ def fit(task: Task, split: str, codec: str, options: argparse.Namespace) -> tupl
     torch.manual_seed(options.seed)
     task.net.to(options.device)
     example = task.test[:2].to(options.device)
-    channels = options.channels if codec == "deepcod" else None
+    channels = options.channels if codec == "deepcod" else options.directions
     wrapping: dict[str, Any] = {"codec": "transform" if codec == "adapted" else codec, "channels": channels}
     wrapping |= {"strict": codec != "adapted", "stride": options.stride}
     model = compoff.wrap(task.net, split, example_input=example, **wrapping)
@@ -220,6 +220,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--split", required=True)
     parser.add_argument("--codecs", nargs="+", default=["transform"], choices=sorted(_SYSTEMS))
     parser.add_argument("--channels", type=int, default=None, help='of codec "deepcod", which sets its bytes')
+    parser.add_argument("--directions", type=int, default=None, help="channels of the transform codec; its own without")
     parser.add_argument("--stride", type=int, default=None, help="side of the encoder's tile; the codec's own without")
     parser.add_argument("--target-bytes", type=float, default=None, help="what the ladder of rates is aimed at")
     parser.add_argument("--steps", type=int, required=True, help="optimizer steps of each fit")
