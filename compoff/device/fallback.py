@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from compoff.device.timing import Estimate
-from compoff.errors import PayloadError, ReadTimeout, WireError
+from compoff.errors import LocalProtocolError, PayloadError, ReadTimeout, WireError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,15 +167,33 @@ class Hedge(Fallback):
         """Run the whole model beside what may still come from the edge, and take what is first."""
         call.check()
         started = time.monotonic()
-        local: concurrent.futures.Future[Any] | None = self._pool.submit(self._timed, call)
-        while local is not None or edge is not None:
+        try:
+            run = self._pool.submit(self._timed, call, started)
+        except RuntimeError as error:
+            raise _closed() from error
+        try:
+            return self._first(call, edge, run, reason, started)
+        finally:
+            run.cancel()  # one that waits behind others must not run for nobody, and keep those after it waiting
+            _cancel(edge)
+
+    def _first(
+        self,
+        call: Call,
+        edge: tuple[Client, PendingReply] | None,
+        run: concurrent.futures.Future[Any],
+        reason: str,
+        started: float,
+    ) -> tuple[Any, CallReport]:
+        """What is first, edge or run."""
+        local: concurrent.futures.Future[Any] | None = run
+        while True:
             _wait(edge, local, call.deadline)
             if local is not None and local.done():
-                failure = local.exception()
+                failure = _failure(local)
                 if failure is None:
                     if edge is not None:
                         self.edge.seconds.add(time.monotonic() - call.encoded)  # it takes at least that long now
-                    _cancel(edge)
                     return local.result(), call.from_device(reason, started, time.monotonic())
                 if edge is None:
                     raise failure
@@ -189,15 +207,16 @@ class Hedge(Fallback):
                         raise
                     edge, reason = None, str(error)
             if time.monotonic() >= call.deadline:
-                break
-        _cancel(edge)
-        raise ReadTimeout(f"neither the edge nor the device answered within {call.timeout:g} s ({reason})")
+                raise _nobody(call, reason)
 
     def _patience(self, call: Call) -> float:
         return max(LEAST_PATIENCE, self.edge.seconds.upper(otherwise=call.timeout / 2))
 
-    def _timed(self, call: Call) -> Any:
+    def _timed(self, call: Call, asked: float) -> Any:
         started = time.monotonic()
+        # What has waited for others and cannot end in time any more would only keep those behind it waiting.
+        if started - asked > _MARGIN and started + (self._seconds.mean or 0.0) > call.deadline:
+            raise _nobody(call, "it had others to answer first")
         output = self._whole(*call.inputs, **call.keywords)
         self._seconds.add(time.monotonic() - started)
         return output
@@ -218,6 +237,19 @@ def _wait(
         edge[1].wait(left if local is None else min(left, _LOOK))
     elif local is not None:
         concurrent.futures.wait([local], left)
+
+
+def _failure(run: concurrent.futures.Future[Any]) -> BaseException | None:
+    """Why a run that is over has no result; None where it has one."""
+    return _closed() if run.cancelled() else run.exception()
+
+
+def _nobody(call: Call, reason: str) -> ReadTimeout:
+    return ReadTimeout(f"neither the edge nor the device answered within {call.timeout:g} s ({reason})")
+
+
+def _closed() -> LocalProtocolError:
+    return LocalProtocolError("this Remote was closed; connect again")
 
 
 def _cancel(edge: tuple[Client, PendingReply] | None) -> None:

@@ -249,6 +249,35 @@ def test_a_hedged_call_ends_by_its_deadline_whatever_both_do(kind: Any, server: 
     remote.close()
 
 
+def test_calls_that_gave_up_leave_the_device_to_those_that_wait() -> None:
+    whole = Whole(0.1)
+    remote = Blocking(unused(), on_failure="hedge", local=whole)
+
+    def ask(_: int) -> bool:
+        try:
+            return bool(remote(after(0), timeout=0.35) == LOCAL)
+        except ReadTimeout:
+            return False
+
+    with ThreadPoolExecutor(12) as pool:  # four times what the device can do in time
+        answered = sum(pool.map(ask, range(48)))
+    assert remote(after(0), timeout=1) == LOCAL
+    assert whole.calls < 48
+    assert answered >= 8
+    remote.close()
+
+
+def test_a_hedged_call_whose_remote_is_closed_says_so() -> None:
+    remote = connect(StandIn(), unused(), on_failure="hedge", local=Whole(0.5), heartbeat=0.1)  # type: ignore[arg-type]
+    with ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(remote, after(0), timeout=5) for _ in range(3)]
+        time.sleep(0.2)
+        remote.close()
+        assert (
+            sum(isinstance(call.exception(), LocalProtocolError) for call in calls) == 2
+        )  # they stood behind the first
+
+
 def test_a_local_call_is_answered_even_where_that_takes_too_long(kind: Any) -> None:
     remote = kind(unused(), on_failure="local", local=Whole(0.3), timeout=1)
     assert remote(after(0), timeout=0.1) == LOCAL
