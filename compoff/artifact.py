@@ -6,8 +6,10 @@ what the programs do.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import secrets
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +27,7 @@ from compoff.manifest import MANIFEST_LIMIT, Manifest, manifest_bytes, parse_man
 from compoff.pieces import put_back, take_out
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Mapping, Sequence
 
 __all__ = ["ENGINE", "Folder", "find_part", "kinds_in", "read_folder", "write_folder"]
 
@@ -123,8 +125,8 @@ def write_folder(
             leave them in the programs.
 
     Raises:
-        ArtifactError: The folder holds something else than an earlier artifact of this kind, or there is no way from it
-            to `weights`.
+        ArtifactError: The folder holds something else than an earlier artifact of this kind, there is no way from it
+            to `weights`, or the files cannot be written; what was there is there still.
 
     Examples:
         >>> import tempfile
@@ -147,16 +149,22 @@ def write_folder(
         files, shared = _without_weights(files, _way(folder, Path(weights)))
     contents = {_TABLES: save_arrays(arrays), **files}
     text = manifest_bytes(manifest, contents)
-    earlier = _check_free(folder, manifest.kind, contents)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _MANIFEST).unlink(missing_ok=True)
-    for name in earlier - contents.keys():
-        (folder / name).unlink(missing_ok=True)
-    if weights is not None:
-        _write_weights(Path(weights), shared)
-    for name, data in contents.items():
-        _write(folder / name, data)
-    _write(folder / _MANIFEST, text)
+    try:
+        earlier = _check_free(folder, manifest.kind, contents)
+        folder.mkdir(parents=True, exist_ok=True)
+        if weights is not None:
+            _write_weights(Path(weights), shared)
+        with _drafts(folder, {**contents, _MANIFEST: text}) as drafts:  # a full disk leaves what was there
+            (folder / _MANIFEST).unlink(missing_ok=True)
+            for name in earlier - contents.keys():
+                (folder / name).unlink(missing_ok=True)
+            for name, draft in drafts.items():
+                draft.replace(folder / name)
+    except OSError as error:
+        raise ArtifactError(
+            f"the {manifest.kind} cannot be saved in '{error.filename or folder}' ({error.strerror or error}); make "
+            "room, or give another folder"
+        ) from error
 
 
 def _way(folder: Path, weights: Path) -> str:
@@ -187,7 +195,8 @@ def _write_weights(folder: Path, weights: dict[str, memoryview]) -> None:
     for name, data in weights.items():
         path = folder / name
         if not path.is_file() or path.read_bytes() != bytes(data):
-            _write(path, data)
+            with _drafts(folder, {name: data}) as drafts:
+                drafts[name].replace(path)
 
 
 def _check_free(folder: Path, kind: str, contents: dict[str, bytes]) -> set[str]:
@@ -339,8 +348,14 @@ def _read_tables(path: Path, data: bytes, manifest: Manifest) -> tuple[SymbolTab
     return tables
 
 
-def _write(path: Path, data: bytes | memoryview) -> None:
-    """Write a file whole or not at all."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_bytes(data)
-    os.replace(draft, path)  # noqa: PTH105 - atomic, and says so
+@contextlib.contextmanager
+def _drafts(folder: Path, contents: Mapping[str, bytes | memoryview]) -> Generator[dict[str, Path]]:
+    """Files under names of their own, to be renamed: others may write into the folder now, or the disk be full."""
+    drafts = {name: folder / f"{name}.{secrets.token_hex(4)}.part" for name in contents}
+    try:
+        for name, draft in drafts.items():
+            draft.write_bytes(contents[name])
+        yield drafts
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)

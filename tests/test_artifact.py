@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +16,6 @@ from compoff.errors import ArtifactError
 from compoff.manifest import TensorSpec
 from compoff.pixels import Pixels
 from tests.small_artifacts import MANIFEST, PROGRAM, TABLES, checked, refused
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 GOLDEN_MANIFEST = """\
 format: 3
@@ -294,6 +294,50 @@ def test_a_save_that_was_cut_short_is_no_artifact_and_can_be_repeated(folder: Pa
     assert "manifest.yaml: cannot be read (No such file" in refused(folder)
     write_folder(folder, MANIFEST, TABLES, {"head.pt2": PROGRAM})
     assert read_folder(folder, "head").manifest == MANIFEST
+
+
+@pytest.mark.parametrize("full", ["head.pt2", "manifest.yaml", "tables.safetensors"])
+def test_a_full_disk_leaves_the_earlier_artifact(folder: Path, monkeypatch: pytest.MonkeyPatch, full: str) -> None:
+    write = Path.write_bytes
+
+    def until_full(path: Path, data: bytes) -> int:
+        if path.name.startswith(full):
+            write(path, data[: len(data) // 2])
+            raise OSError(28, "No space left on device", str(path))
+        return write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", until_full)
+        with pytest.raises(ArtifactError, match="No space left on device"):
+            write_folder(folder, replace(MANIFEST, split="layer2"), TABLES, {"head.pt2": b"new", "other.bin": b"x"})
+    assert read_folder(folder, "head").files == {"head.pt2": PROGRAM}
+    assert sorted(path.name for path in folder.iterdir()) == ["head.pt2", "manifest.yaml", "tables.safetensors"]
+
+
+def test_weights_that_are_a_file_leave_the_earlier_artifact(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in ("file", "file/below"):
+        with pytest.raises(ArtifactError, match="cannot be saved in"):
+            write_folder(folder, MANIFEST, TABLES, {"other.bin": b"x"}, weights=tmp_path / place)
+    with pytest.raises(ArtifactError, match="cannot be saved in"):
+        write_folder(tmp_path / "file" / "below", MANIFEST, TABLES, {})
+    assert read_folder(folder, "head").files == {"head.pt2": PROGRAM}
+
+
+def test_saves_at_once_into_the_same_weights_do_not_take_each_others_drafts(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("archive/data/weights/weight_0", bytes(1_000_000))
+
+    def save(turn: int) -> None:
+        for number in range(5):
+            weights = tmp_path / f"weights.{number}"
+            write_folder(tmp_path / f"{turn}", MANIFEST, TABLES, {"head.pt2": buffer.getvalue()}, weights=weights)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(save, range(8)))
+    for turn in range(8):
+        assert read_folder(tmp_path / f"{turn}", "head").files == {"head.pt2": buffer.getvalue()}
 
 
 def test_other_files_are_not_written_among(tmp_path: Path) -> None:
