@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from compoff import __version__
 from compoff.checks import check_whole
 from compoff.codec import Encoder
-from compoff.cutting.capture import capture
+from compoff.cutting.capture import KeepsState, capture
 from compoff.cutting.graph_flow import GraphFlow
 from compoff.cutting.pixels import from_pixels, require_picture
 from compoff.cutting.prefix import Prefix, capture_prefix
@@ -79,7 +79,8 @@ def export(
         Head and tail.
 
     Raises:
-        SplitError: `split` is unknown, the model cannot be exported, or something crosses that cannot.
+        SplitError: `split` is unknown, the model cannot be exported, something crosses that cannot, or the parts would
+            answer otherwise than the model: for one sample than for several, or by what others send.
         FeatureError: The model takes no picture of such `pixels`.
         ArtifactError: The model returns something that cannot be described, `tail_factory` makes another model, or
             `max_batch` is out of range.
@@ -104,7 +105,7 @@ def export(
     if split not in wrapped.reports and (missing := _missing(split, bottlenecks)):
         _log.warning("%s", missing)
     tables = [bottleneck.prior.tables() for bottleneck in bottlenecks]
-    made = _make(wrapped, split, example, tail_factory)
+    made = _make(wrapped, split, example, tail_factory, max_batch)
     if pixels is not None:
         made = replace(made, head=from_pixels(made.head, pixels, example, split))
     shared: dict[str, Any] = {
@@ -210,15 +211,17 @@ def _macs(program: ExportedProgram) -> int:
     return GraphFlow(program.graph).flow.macs(0) // 2
 
 
-def _make(wrapped: Wrapped, split: str, example: ExampleInputs, factory: str | None) -> _Made:
+def _make(wrapped: Wrapped, split: str, example: ExampleInputs, factory: str | None, most: int) -> _Made:
     """Both parts as programs; or the head as one, and the model itself behind it."""
     gate, send = wrapped.gate(split), wrapped.skips == "send"
     with wrapped.at(split):  # so that no other bottleneck is on, even if this is called inside `at`
         try:
-            programs = capture(wrapped.base, gate, split, example, send=send)
+            programs = capture(wrapped.base, gate, split, example, send=send, most=most)
+        except KeepsState:
+            raise
         except SplitError as error:
             _refuse_adapter(gate, split, error)
-            prefix = _prefix_or_raise(wrapped, split, example, factory, error)
+            prefix = _prefix_or_raise(wrapped, split, example, factory, error, most)
         else:
             if not programs.leaves:
                 raise SplitError("the model returns no tensor, so there is nothing for the tail to answer")
@@ -245,11 +248,11 @@ def _refuse_adapter(gate: Gate, split: str, error: SplitError) -> None:
 
 
 def _prefix_or_raise(
-    wrapped: Wrapped, split: str, example: ExampleInputs, factory: str | None, error: SplitError
+    wrapped: Wrapped, split: str, example: ExampleInputs, factory: str | None, error: SplitError, most: int
 ) -> Prefix:
     """The head of a model whose tail cannot be a program, or the reason why there is not even that."""
     try:
-        prefix = capture_prefix(wrapped.base, wrapped.gate(split), wrapped.sites[split], example)
+        prefix = capture_prefix(wrapped.base, wrapped.gate(split), wrapped.sites[split], example, most=most)
     except SplitError as before:
         raise before from error
     if factory is None:

@@ -22,6 +22,7 @@ from torch.fx import GraphModule
 from compoff.codec import Bottleneck
 from compoff.cutting.cut import cut_at
 from compoff.cutting.inputs import ExampleInputs
+from compoff.cutting.proof import check_sizes, prove
 from compoff.cutting.trace import frozen
 from compoff.errors import CompoffError, SplitError
 from compoff.quiet import quiet
@@ -34,11 +35,25 @@ if TYPE_CHECKING:
 
     from compoff.gates import Gate
 
-__all__ = ["Programs", "capture", "explained", "flat_output", "folded", "free_batch", "marker", "program_of"]
+__all__ = [
+    "KeepsState",
+    "Programs",
+    "capture",
+    "explained",
+    "flat_output",
+    "folded",
+    "free_batch",
+    "marker",
+    "program_of",
+]
 
 
 _CODEC = "_compoff_codec"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class KeepsState(SplitError):
+    """The model's answers depend on what it was asked before, so no tail of any sort can give them."""
 
 
 @torch.library.custom_op("compoff::cut", mutates_args=())
@@ -82,7 +97,9 @@ class Programs:
     structure: dict[str, Any]
 
 
-def capture(base: nn.Module, gate: Gate, split: str, example: ExampleInputs, *, send: bool = False) -> Programs:
+def capture(
+    base: nn.Module, gate: Gate, split: str, example: ExampleInputs, *, send: bool = False, most: int = 256
+) -> Programs:
     """Cut a model at a split point into two programs with a free batch size.
 
     Args:
@@ -91,23 +108,37 @@ def capture(base: nn.Module, gate: Gate, split: str, example: ExampleInputs, *, 
         split: Its name, for messages.
         example: Example inputs; of two samples, since the size of a single one would be baked in.
         send: Whether floating-point tensors of any size may cross as they are.
+        most: Largest number of samples in a batch.
 
     Returns:
         Head and tail, both on the CPU.
 
     Raises:
-        SplitError: The model cannot be exported, or something crosses that cannot.
+        SplitError: The model cannot be exported, something crosses that cannot, or the halves would not answer as the
+            model does.
         ArtifactError: The model returns something that cannot be described.
 
     Source: this project.
     """
-    with _marked(base, gate), flat_output(base) as structures, frozen(base), quiet("torch", contextlib.redirect_stderr):
+    with (
+        _marked(base, gate) as symbols,
+        flat_output(base) as structures,
+        frozen(base),
+        quiet("torch", contextlib.redirect_stderr),
+    ):
         leaves: tuple[Tensor, ...] = base(*example.args, **example.keywords)
         leaves = tuple(leaf.detach() for leaf in leaves)
         structure = structures[-1]
-        graph = _export(base, example, split)
+        graph = _export(base, example, split, most)
         count = len(gate.bottlenecks)
         halves = cut_at(graph, torch.ops.compoff.cut.default, split, count=count, send=send)
+
+        def run(given: ExampleInputs) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+            outputs: tuple[Tensor, ...] = base(*given.args, **given.keywords)
+            return list(symbols), outputs
+
+        flags = {"crossing": halves.crossing, "leaves": halves.batched}
+        prove(split, example, run, halves.head, halves.tail, **flags, most=most)
         parts: tuple[Tensor, ...] = halves.head(*example.tensors)
         head = program_of(halves.head, example, split)
         crossing = parts[: count + len(halves.crossing)]
@@ -156,14 +187,20 @@ def _is_tensor(value: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _marked(base: nn.Module, gate: Gate) -> Generator[None]:
-    """Put a copy of the bottleneck with the marker in its middle at the split point while the block runs."""
+def _marked(base: nn.Module, gate: Gate) -> Generator[list[Tensor]]:
+    """Put a copy of the bottleneck with the marker in its middle at the split point while the block runs.
+
+    Yields a list that holds the symbols of the last pass.
+    """
     bottlenecks = nn.ModuleList(folded(bottleneck) for bottleneck in gate.bottlenecks)
+    crossed: list[Tensor] = []
 
     def through_markers(features: list[Tensor]) -> list[Tensor]:
         restored: list[Tensor] = []
+        crossed.clear()
         for index, (bottleneck, y) in enumerate(zip(_bottlenecks(bottlenecks), features, strict=True)):
             symbols, finite = bottleneck.encode_checked(y.to(bottleneck.quantizer.centers.dtype))
+            crossed.append(symbols)
             restored.append(bottleneck.decode(marker(symbols, index, finite)).to(y.dtype))
         return restored
 
@@ -172,7 +209,7 @@ def _marked(base: nn.Module, gate: Gate) -> Generator[None]:
     # Exported as a part of the model, or its parameters would become anonymous constants.
     host.add_module(_CODEC, bottlenecks)
     try:
-        yield
+        yield crossed
     finally:
         gate.replace, gate.bottlenecks = before
         delattr(host, _CODEC)
@@ -203,13 +240,19 @@ def _host(base: nn.Module) -> nn.Module:
     return (layers or [module for module in childless if type(module) not in _CONTAINERS] or [base])[0]
 
 
-def _export(base: nn.Module, example: ExampleInputs, split: str) -> GraphModule:
+def _export(base: nn.Module, example: ExampleInputs, split: str, most: int) -> GraphModule:
     """Export, functionalise, and hand out the graph with the model's own calling convention."""
     with explained(f"{type(base).__name__} cannot be exported at '{split}'"):
         program = torch.export.export(
             base, example.args, example.keywords, dynamic_shapes=free_batch(example), strict=False
         )
         program = program.run_decompositions({})
+    if changed := list(program.graph_signature.buffers_to_mutate.values()):
+        raise KeepsState(
+            f"{type(base).__name__} changes its own buffer '{changed[0]}' with every batch, but a head and a tail keep "
+            "nothing from one call to the next, and an edge answers several devices; let eval mode leave it as it is"
+        )
+    check_sizes(program, most, split)
     graph = program.module(check_guards=False)
     assert isinstance(graph, GraphModule)
     return graph

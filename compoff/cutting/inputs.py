@@ -126,6 +126,18 @@ class ExampleInputs:
         """The tensors, in order: what a head takes."""
         return tensors_of((self.args, self.keywords))
 
+    def of_size(self, size: int) -> ExampleInputs:
+        """The same inputs with another number of samples.
+
+        Args:
+            size: Number of samples.
+
+        Returns:
+            Zeros of the shapes that so many have; what has no batch axis, as it is.
+        """
+        flags = iter(self.batched)
+        return self.map(lambda tensor: tensor.new_zeros(size, *tensor.shape[1:]) if next(flags) else tensor)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> ExampleInputs:
         """Change every tensor.
 

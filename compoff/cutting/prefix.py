@@ -20,6 +20,7 @@ from compoff.cutting.capture import explained, folded, free_batch, program_of
 from compoff.cutting.cut import head_of
 from compoff.cutting.graph_flow import has_batch
 from compoff.cutting.inputs import ExampleInputs
+from compoff.cutting.proof import check_sizes, prove
 from compoff.cutting.trace import frozen
 from compoff.hooks import stop_listening
 from compoff.quiet import quiet
@@ -111,7 +112,7 @@ class _Decoders(nn.Module):
         return tuple(decoded)
 
 
-def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInputs) -> Prefix:
+def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInputs, *, most: int = 256) -> Prefix:
     """Export what runs before the cut, and the decoders.
 
     Args:
@@ -119,6 +120,7 @@ def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInpu
         gate: The gate of the split point.
         site: The split point.
         example: Example inputs, of two samples.
+        most: Largest number of samples in a batch.
 
     Returns:
         Both programs, on the CPU.
@@ -135,6 +137,7 @@ def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInpu
             program = torch.export.export(
                 module, example.args, example.keywords, dynamic_shapes=free_batch(example), strict=False
             )
+            check_sizes(program, most, site.path)
             graph = program.run_decompositions({}).module(check_guards=False)
         assert isinstance(graph, torch.fx.GraphModule)
         output = next(node for node in graph.graph.nodes if node.op == "output")
@@ -142,6 +145,11 @@ def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInpu
         half = head_of(graph, results)
         parts: tuple[Tensor, ...] = half(*example.tensors)
         count = len(bottlenecks)
+
+        def run(given: ExampleInputs) -> tuple[tuple[Tensor, ...], tuple[()]]:
+            return module(*given.args, **given.keywords)[:count], ()
+
+        prove(site.path, example, run, half, most=most)
         flags = tuple(has_batch(result) for result in results[count:-count])
         head = program_of(half, example, site.path)
         shapes = [feature.shape for feature in site.features]

@@ -102,7 +102,7 @@ class Trace:
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Generator[None]:
-    """Run a block with the model in eval mode and no gradients, then give every module its own mode back.
+    """Run a block with the model in eval mode and no gradients, then give every module its mode and buffers back.
 
     Args:
         model: The model.
@@ -120,6 +120,11 @@ def frozen(model: nn.Module) -> Generator[None]:
         True
     """
     modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     model.eval()
     try:
         # Inference mode is left, because its tensors do not tell whether they were changed in place.
@@ -128,6 +133,11 @@ def frozen(model: nn.Module) -> Generator[None]:
     finally:
         for module, training in modes:
             module.training = training
+        for module, name, buffer, before in buffers:
+            setattr(module, name, buffer)
+            if not torch.equal(buffer, before):
+                with torch.inference_mode(mode=buffer.is_inference()), torch.no_grad():
+                    buffer.copy_(before)
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:

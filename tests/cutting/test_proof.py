@@ -1,0 +1,113 @@
+"""Models whose parts would answer otherwise than they do are refused when they are exported, and left as they were."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import compoff
+from compoff.errors import SplitError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Net(nn.Module):
+    """Two layers, and what a test puts behind or between them."""
+
+    seen: Tensor
+
+    def __init__(
+        self, between: Callable[[Tensor], Tensor] | None = None, behind: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.between, self.behind = between or (lambda z: z), behind or (lambda z: z)
+        self.register_buffer("seen", torch.zeros(512))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.between(self.a(x))
+        return self.behind(self.b(z).flatten(1))
+
+
+def exported(
+    net: nn.Module, split: str = "b", max_batch: int = 256, *, calibrated: bool = True
+) -> tuple[compoff.Head, compoff.Tail]:
+    torch.manual_seed(0)
+    wrapped = compoff.wrap(net.eval(), split, example_input=torch.randn(2, 3, 8, 8))
+    if calibrated:
+        compoff.calibrate(wrapped, [torch.randn(64, 3, 8, 8), torch.randn(64, 3, 8, 8)])
+    return compoff.export(wrapped, split, max_batch=max_batch)
+
+
+BRANCHES = {
+    "one": lambda z: z * 3 if z.shape[0] == 1 else z,
+    "several": lambda z: z * 3 if z.shape[0] > 1 else z,
+    "many": lambda z: z * 3 if z.shape[0] > 100 else z,
+    "every fourth": lambda z: z * 3 if z.shape[0] % 4 == 0 else z,
+}
+
+
+@pytest.mark.parametrize("branch", BRANCHES.values(), ids=BRANCHES.keys())
+@pytest.mark.parametrize("place", ["between", "behind"])
+def test_code_that_looks_at_the_size_of_the_batch_is_refused(branch: Callable[[Tensor], Tensor], place: str) -> None:
+    with pytest.raises(SplitError, match=r"answer a batch of .* otherwise than it does as a whole"):
+        exported(Net(**{place: branch}))
+
+
+def test_a_branch_beyond_the_largest_batch_does_no_harm() -> None:
+    head, tail = exported(Net(behind=BRANCHES["many"]), max_batch=100)
+    assert tail(head(torch.randn(100, 3, 8, 8))).shape == (100, 512)
+
+
+@pytest.mark.parametrize("mixing", [lambda z: z - z.mean(0), lambda z: z / z.shape[0], lambda z: z.cumsum(0)])
+def test_samples_that_know_of_each_other_behind_the_cut_are_refused(mixing: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(SplitError, match="depends on the other samples of its batch"):
+        exported(Net(behind=mixing))
+
+
+def test_statistics_of_the_batch_are_refused() -> None:
+    norm = nn.BatchNorm1d(512, track_running_stats=False)
+    with pytest.raises(SplitError, match="depends on the other samples of its batch"):
+        exported(Net(behind=norm))
+
+
+@pytest.mark.parametrize(
+    "fine",
+    [
+        lambda z: z + torch.randn_like(z),
+        lambda z: torch.where(z > 0, z, torch.nan),
+        lambda z: z.softmax(1),
+        lambda z: z.sort(1).values,
+        lambda z: z.half(),
+    ],
+    ids=["random", "not finite", "softmax", "sorted", "half"],
+)
+def test_what_is_the_same_but_for_rounding_or_chance_is_exported(fine: Callable[[Tensor], Tensor]) -> None:
+    exported(Net(behind=fine), calibrated=False)
+
+
+def test_a_model_that_remembers_is_refused_and_left_as_it_was() -> None:
+    class Remembers(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            z = super().forward(x)
+            self.seen.mul_(0.5).add_(0.5 * z.detach().mean(0))
+            return z - self.seen
+
+    net = Remembers().eval()
+    compoff.list_split_points(net, torch.randn(2, 3, 8, 8))
+    wrapped = compoff.wrap(net, "b", example_input=torch.randn(2, 3, 8, 8))
+    with pytest.raises(SplitError, match="changes its own buffer 'seen'"):
+        compoff.export(wrapped, "b")
+    assert not net.seen.any()
+
+
+def test_the_numbers_of_the_caller_are_left_alone() -> None:
+    net = Net()
+    wrapped = compoff.wrap(net.eval(), "b", example_input=torch.randn(2, 3, 8, 8))
+    before = torch.get_rng_state()
+    compoff.export(wrapped, "b")
+    assert torch.equal(torch.get_rng_state(), before)
