@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode  # pyright: ignore[reportPrivateUsage] - there is no public way
 
+from compoff.signature import in_order
 from compoff.trees import map_tensor, tensors_of
 
 if TYPE_CHECKING:
@@ -252,9 +253,11 @@ class _Arguments(_Hook):
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """Pass the tensor through the catcher, as a forward pre-hook."""
-        del module
         if not self.catcher.active or not self._is_due():
             return None
+        if kwargs and self.tap.kind == "input":  # the caller's order of names is not always the one that was traced
+            with contextlib.suppress(TypeError):  # which the model itself will raise
+                args, kwargs = in_order(module, args, kwargs)
         return map_tensor((args, kwargs), self.tap.leaf, self.caught)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from compoff.checks import check_whole
 from compoff.codec.decoder import Decoder
 from compoff.codec.encoder import Encoder, semi_orthogonality_error
+from compoff.codec.precision import full_precision
 from compoff.codec.prior import Prior
 from compoff.codec.quantizer import Quantizer
 from compoff.codec.spectral import SpectralConv
@@ -188,6 +189,7 @@ class Bottleneck(nn.Module):
         """
         return [{"params": list(self.parameters()), "lr": lr}]
 
+    @full_precision
     @torch.no_grad()
     def calibrate(self, y: Tensor) -> None:
         """Set the units of quantizer and decoder from one batch of real features; done once, before the first step.
@@ -214,6 +216,7 @@ class Bottleneck(nn.Module):
         """
         return self.quantizer.nearest(self._scaled(y))
 
+    @full_precision
     def encode_checked(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """What the device does, and whether symbols can stand for it: NaN has a nearest center, too, but means none.
 
@@ -235,6 +238,7 @@ class Bottleneck(nn.Module):
         """What is only rounded to symbols."""
         return self.quantizer.scaled(self.encoder(y))
 
+    @full_precision
     def decode(self, symbols: Tensor) -> Tensor:
         """What the edge does: symbols to feature.
 
@@ -246,6 +250,7 @@ class Bottleneck(nn.Module):
         """
         return self.decoder(self.quantizer.dequantize(symbols))
 
+    @full_precision
     def run(self, y: Tensor) -> BottleneckOutput:
         """Compress and restore, keeping what the losses need.
 
@@ -261,6 +266,7 @@ class Bottleneck(nn.Module):
         )
         return BottleneckOutput(y, self.decoder(z_hat), rate, prior_rate)
 
+    @full_precision
     def forward(self, y: Tensor) -> Tensor:
         """Compress and restore.
 

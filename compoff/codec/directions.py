@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from compoff.codec.geometry import Geometry
+from compoff.codec.precision import full_precision
 from compoff.errors import FeatureError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Directions:
     deviation: Tensor
     mixing: Directions | None = None
 
+    @full_precision
     def measure(self, geometry: Geometry, y: Tensor) -> Tensor:
         """The latent of a feature.
 
@@ -151,6 +153,7 @@ class TileMoments:
         self._sensitivity = torch.zeros(size, size, dtype=torch.float64)
         self._rows = 0
 
+    @full_precision
     @torch.no_grad()
     def add(self, y: Tensor, gradient: Tensor) -> None:
         """Count the tiles of one batch.
@@ -170,6 +173,7 @@ class TileMoments:
         self._sensitivity += (slopes.T @ slopes).cpu().double()
         self._rows += len(tiles)
 
+    @full_precision
     @torch.no_grad()
     def directions(self, channels: int) -> Directions:
         """The directions that count most.

@@ -18,6 +18,7 @@ from compoff.codec.density import Density
 from compoff.codec.directions import check_tile, mixed_channels
 from compoff.codec.encoder import Encoder
 from compoff.codec.geometry import Geometry
+from compoff.codec.precision import full_precision
 from compoff.codec.refiner import RefiningDecoder
 from compoff.codec.uniform import UniformQuantizer, coarsen
 from compoff.errors import FeatureError, FitError
@@ -157,6 +158,7 @@ class TransformBottleneck(Bottleneck):
             "compoff.calibrate(model, batches) first"
         )
 
+    @full_precision
     @torch.no_grad()
     def start(self, directions: Directions, step: float, y: Tensor) -> None:
         """Become a linear codec at a step.
@@ -201,6 +203,7 @@ class TransformBottleneck(Bottleneck):
         spoken = (self.prior.probabilities().double() * (coarsen(values, step) != 0)).sum(1) > _SILENT
         return spoken.flip(0).cumsum(0).flip(0) > 0
 
+    @full_precision
     def forward(self, y: Tensor) -> Tensor:
         """Compress and restore; in eval mode as the best quality does.
 
@@ -252,6 +255,7 @@ class TransformBottleneck(Bottleneck):
         half = self.num_centers // 2
         return coarsen(symbols.to(self.quantizer.centers.dtype) - half, step).clamp(-half, half)
 
+    @full_precision
     def decode_at(self, y: Tensor, step: int) -> Tensor:
         """Compress and restore at one step.
 
@@ -264,6 +268,7 @@ class TransformBottleneck(Bottleneck):
         """
         return self.decoder(self.quantizer.restored(self.values_at(y, step)))
 
+    @full_precision
     def values_at(self, y: Tensor, step: int) -> Tensor:
         """What travels at one step.
 
@@ -283,6 +288,7 @@ class TransformBottleneck(Bottleneck):
         half = self.num_centers // 2
         return coarsen(self.quantizer.rounded(scaled), step).clamp(-half, half)
 
+    @full_precision
     def run(self, y: Tensor) -> BottleneckOutput:
         """Compress and restore, each sample at a step of its own; at the finest step in eval mode.
 

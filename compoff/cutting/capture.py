@@ -276,9 +276,23 @@ def program_of(graph: nn.Module, example: ExampleInputs, split: str) -> Exported
         inputs = tuple(example.tensors)
         program = torch.export.export(graph, inputs, dynamic_shapes=free_batch(example), strict=False)
     program.example_inputs = None  # pyright: ignore[reportAttributeAccessIssue] - the setter takes None
+    _own_weights(program)
     if any(tensor.device.type != "cpu" for tensor in inputs):
         program = move_to_device_pass(program, "cpu")
     return program
+
+
+def _own_weights(program: ExportedProgram) -> None:
+    """Give a program weights of its own: the model's may be trained on, and what is exported is what was."""
+    copies: dict[int, Tensor] = {}
+    for weights in (program.state_dict, program.constants):
+        for name, value in weights.items():
+            if not isinstance(value, Tensor):
+                continue
+            if id(value) not in copies:
+                copied = value.detach().clone()
+                copies[id(value)] = nn.Parameter(copied, False) if isinstance(value, nn.Parameter) else copied
+            weights[name] = copies[id(value)]
 
 
 @contextlib.contextmanager

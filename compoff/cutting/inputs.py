@@ -5,7 +5,6 @@ Kept to export with later, without keeping the user's data. Knows neither codecs
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from compoff.errors import SplitError
+from compoff.signature import in_order
 from compoff.structure import flatten, unflatten
 from compoff.trees import tensors_of
 
@@ -106,7 +106,7 @@ class ExampleInputs:
         Returns:
             The same call with two samples of zeros.
         """
-        args, keywords = _in_order(model, args, keywords or {})
+        args, keywords = in_order(model, args, keywords or {}, defaults=True)
         tensors = tensors_of((args, keywords))
         length = next((len(tensor) for tensor in tensors if tensor.dim()), None)
         batched = tuple(tensor.dim() > 0 and len(tensor) == length for tensor in tensors)
@@ -187,17 +187,6 @@ class ExampleInputs:
             batched.append(has_batch != [False] and len(shape) > 0)
         call: list[Any] = unflatten(description["call"], zeros) if "call" in description else [zeros, {}]
         return cls(tuple(call[0]), dict(call[1]), tuple(batched))
-
-
-def _in_order(
-    model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same call with as much as possible by position, where two sides cannot disagree on names."""
-    if not keywords:
-        return args, {}
-    bound = inspect.signature(model.forward).bind(*args, **keywords)
-    bound.apply_defaults()
-    return bound.args, bound.kwargs
 
 
 def _is_tensor(value: Any) -> bool:

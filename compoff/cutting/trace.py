@@ -19,14 +19,19 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from compoff.batch import Batch, refusals_named
 from compoff.cutting.axes import axis_map, channel_axis, data_arguments, output_channel_axis
 from compoff.cutting.flow import SIZED, Flow, Operator, Value
 from compoff.cutting.macs import count_macs
+from compoff.errors import SplitError
 from compoff.hooks import function_name, uncompiled
+from compoff.signature import in_order
 from compoff.trees import tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+
+    from torch.utils.hooks import RemovableHandle
 
 __all__ = ["FunctionCall", "ModuleCall", "Trace", "frozen", "named_modules", "watch"]
 
@@ -163,6 +168,10 @@ def watch(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | No
     Returns:
         The record.
 
+    Raises:
+        FeatureError: The model refuses such inputs.
+        SplitError: It holds a part that no hook can be hung into.
+
     Examples:
         >>> import torch
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
@@ -172,13 +181,21 @@ def watch(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | No
 
     Source: this project.
     """
+    for name, module in named_modules(model).items():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = f"'{name}'" if name else "the model"
+            raise SplitError(
+                f"{what} was compiled by torch.jit, so nothing can be seen of it nor hung into it; give the model as "
+                "it was written"
+            )
     # Own tensor objects over the same values: the caller's may be known to hooks or caches of the model.
     called: Any = pytree.tree_map_only(Tensor, lambda tensor: tensor.view_as(tensor), (args, keywords or {}))
-    args, keywords = called
+    with refusals_named(Batch(*called)):
+        args, keywords = in_order(model, *called)
     watcher = _Watcher(model, tensors_of((args, keywords)))
     try:
-        with uncompiled(model), frozen(model), _Functions(watcher), watcher:
-            output: Any = model(*args, **(keywords or {}))
+        with uncompiled(model), frozen(model), refusals_named(Batch(args, keywords)), _Functions(watcher), watcher:
+            output: Any = model(*args, **keywords)
     finally:
         watcher.remove()
     watcher.finish(output)
@@ -205,14 +222,10 @@ class _Watcher(TorchDispatchMode):
             self._shared.add(self._storage(tensor))
             flow.inputs.append(self._new(tensor, made_by=-1, depends=True))
         self.trace.batch = next((len(tensor) for tensor in inputs if tensor.dim()), 0)
-        self._handles = [
-            hook
-            for module in self._names
-            for hook in (
-                module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
-                module.register_forward_hook(self._leave),
-            )
-        ]
+        self._handles: list[RemovableHandle] = []
+        for module in self._names:
+            self._handles.append(module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._leave))
 
     def remove(self) -> None:
         """Take the hooks out again."""

@@ -1,0 +1,46 @@
+"""The codec computes in its own precision, whatever autocast the user's loop has on for the model around it."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["full_precision"]
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
+
+def full_precision(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """Let a function compute without autocast: a step of a fine quantizer is far below the last bit of bfloat16.
+
+    Args:
+        function: The function; its first tensor says on which device.
+
+    Returns:
+        The same function. While a program is made of it, it is left alone.
+
+    Examples:
+        >>> import torch
+        >>> product = full_precision(torch.mm)
+        >>> with torch.autocast("cpu", torch.bfloat16):
+        ...     product(torch.eye(2), torch.eye(2)).dtype, torch.mm(torch.eye(2), torch.eye(2)).dtype
+        (torch.float32, torch.bfloat16)
+    """
+
+    @functools.wraps(function)
+    def called(*args: _Given.args, **keywords: _Given.kwargs) -> _Result:
+        given: tuple[Any, ...] = (*args, *keywords.values())
+        where = next((one.device.type for one in given if isinstance(one, Tensor)), "cpu")
+        if torch.compiler.is_exporting() or not torch.is_autocast_enabled(where):
+            return function(*args, **keywords)
+        with torch.autocast(where, enabled=False):
+            return function(*args, **keywords)
+
+    return called
