@@ -330,3 +330,45 @@ def test_a_codec_that_was_not_fitted_is_told(caplog: pytest.LogCaptureFixture) -
 def test_a_model_that_is_not_wrapped_says_so() -> None:
     with pytest.raises(SplitError, match=r"Plain is no wrapped model; give what compoff\.wrap"):
         compoff.export(Plain(), "block2")  # type: ignore[arg-type]
+
+
+def test_an_export_is_its_own_whatever_becomes_of_the_model() -> None:
+    net = Plain().eval()
+    wrapped = compoff.wrap(net, "input", example_input=images(), encoder=tiny_encoder, decoder=tiny_decoder)
+    head, tail = compoff.export(wrapped, "input")
+    payload, expected = head(images()), tail(head(images(1))).clone()
+    before = tail(payload).clone()
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            parameter.mul_(0.5)
+    assert torch.equal(tail(payload), before)
+    wrapped.half()
+    assert torch.equal(tail(payload), before)
+    assert tail(head(images(1))).shape == expected.shape
+
+
+def test_inputs_are_known_by_name_whatever_their_order() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f, self.g = nn.Linear(32, 5), nn.Linear(32, 5)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.f(a) - self.g(b)
+
+    torch.manual_seed(0)
+    batch = {"b": 3 * torch.randn(64, 32), "a": torch.randn(64, 32)}
+    answers: list[Tensor] = []
+    for order in (("b", "a"), ("a", "b")):
+        torch.manual_seed(1)
+        named = {name: batch[name] for name in order}
+        model = compoff.wrap(Two().eval(), "input", example_input=named)
+        compoff.calibrate(model, [named], target_bytes=40)
+        model.eval()
+        with torch.no_grad(), model.at("input"):
+            forms = [model(**batch), model(a=batch["a"], b=batch["b"]), model(batch["a"], batch["b"])]
+        assert all(torch.equal(one, forms[0]) for one in forms)
+        head, tail = compoff.export(model, "input")
+        assert_close(tail(head(**named)), forms[0])
+        answers.append(forms[0])
+    assert torch.equal(answers[0], answers[1])

@@ -169,3 +169,34 @@ def test_a_loop_without_calibration_says_what_to_call() -> None:
     compoff.calibrate(model, [x])
     model.distillation_loss(x).backward()
     assert all(parameter.grad is None for parameter in model.base.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("scripted", [torch.jit.script, lambda part: torch.jit.trace(part, images())])
+def test_a_part_that_is_compiled_by_torch_jit_is_refused_and_nothing_is_left_in_the_model(scripted: Any) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), scripted(nn.ReLU()), nn.Conv2d(8, 8, 3))
+    for door in (lambda x: compoff.list_split_points(net, x), lambda x: compoff.wrap(net, "2", example_input=x)):
+        with pytest.raises(SplitError, match=r"'1' was compiled by torch\.jit"):
+            door(torch.zeros(2, 3, 8, 8))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in (net, net[0], net[2]))
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        torch.zeros(2, 4, 8, 8),
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(2)),
+        {"picture": torch.zeros(2, 3, 8, 8)},
+    ],
+    ids=["channels", "dtype", "too many", "name"],
+)
+def test_an_example_that_the_model_refuses_is_named(example: Any) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3))
+    for door in (
+        lambda: compoff.list_split_points(net, example),
+        lambda: compoff.wrap(net, "1", example_input=example),
+    ):
+        with pytest.raises(FeatureError, match=r"the model refuses a batch of (float32|uint8) \(2, "):
+            door()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from compoff.codec.precision import full_precision
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -24,6 +26,7 @@ _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d}
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d}
 
 
+@full_precision
 def largest_singular_value(matrix: Tensor, u: Tensor, iterations: int = 1) -> tuple[Tensor, Tensor]:
     """Estimate σ(W) by power iteration from the last estimate of its left singular vector.
 

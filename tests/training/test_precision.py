@@ -114,3 +114,17 @@ def test_fit_inside_autocast() -> None:
         report = compoff.fit(model, [x], steps=40, progress=False)
     loss = report.splits["block1"].loss
     assert loss[-1] < 0.9 * loss[0]
+
+
+def test_a_fit_inside_autocast_ends_where_one_outside_does() -> None:
+    batches = list(torch.nn.functional.interpolate(torch.randn(256, 3, 4, 4), size=16, mode="bilinear").split(64))
+    found: list[compoff.FitReport] = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        net = Plain()
+        model = compoff.wrap(net.eval(), "input", example_input=batches[0][:2])
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(compoff.fit(model, batches, steps=6, target_bytes=60))
+    plain, mixed = (report.splits["input"] for report in found)
+    assert mixed.bytes == pytest.approx(plain.bytes, rel=0.1)  # it was ten times as much
+    assert mixed.loss[-1] == pytest.approx(plain.loss[-1], rel=0.1)
