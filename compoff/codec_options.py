@@ -51,6 +51,8 @@ class CodecOptions:
             )
         for name in ("channels", "num_centers", "stride"):
             check_whole(name, getattr(self, name), or_none=True)
+            if getattr(self, name) is not None:
+                setattr(self, name, int(getattr(self, name)))  # numpy's numbers are no JSON
         for name in ("encoder", "decoder"):
             factory = getattr(self, name)
             if factory is not None and not callable(factory):

@@ -97,6 +97,7 @@ def export(
     """
     require_wrapped(wrapped)
     check_whole("max_batch", max_batch, ArtifactError, least=1)
+    max_batch = int(max_batch)
     if tail_factory is not None and not isinstance(tail_factory, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ArtifactError(f"tail_factory is {tail_factory!r:.80}; expected the text 'package.module:function'")
     example, bottlenecks = wrapped.example_inputs(), wrapped.bottlenecks_at(split)
@@ -123,7 +124,7 @@ def export(
         "factory": made.factory,
         "base": fingerprint(wrapped.base.state_dict()),
     }
-    shared["artifact_id"] = _identity(wrapped, Manifest("", "", **shared), tables)
+    shared["artifact_id"] = _identity(wrapped, Manifest("", "", **shared), tables, made)
     shared["report"] = {**wrapped.reports.get(split, {}), **made.macs}
     shared["report"]["head_macs"] = _macs(made.head) - _spared(bottlenecks, shared["quality"])
     shared["versions"] = {"compoff": __version__, "torch": torch.__version__}
@@ -289,12 +290,20 @@ def _dtype(value: Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
-def _identity(wrapped: Wrapped, agreed: Manifest, tables: Sequence[SymbolTables]) -> str:
+def _identity(wrapped: Wrapped, agreed: Manifest, tables: Sequence[SymbolTables], made: _Made) -> str:
     """A name that changes with anything that head and tail must agree on."""
     parts = {
         "format": FORMAT,
         **asdict(agreed),
         "bottlenecks": [fingerprint(bottleneck.state_dict()) for bottleneck in wrapped.bottlenecks_at(agreed.split)],
+        # The same weights may be used otherwise: another number in the code, another buffer that no state has.
+        "programs": [_reading(program) for program in (made.head, made.tail) if program is not None],
         "tables": [hashlib.sha256(one.weights.tobytes()).hexdigest() for one in tables],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _reading(program: ExportedProgram) -> list[str]:
+    """What a program computes, and with which numbers."""
+    numbers: dict[str, Any] = {**program.constants, **program.state_dict}
+    return [hashlib.sha256(program.graph_module.code.encode()).hexdigest(), fingerprint(numbers)]

@@ -67,7 +67,7 @@ def wrap(
             for ``"transform"``, or where you bring an `encoder` for ``"deepcod"``, whose place that takes.
         channels: Channels of the latent at every split point; None for 8, or a sixteenth of a flat feature
             (``"deepcod"``), or for as many as a moderate rate has a use for (``"transform"``).
-        num_centers: Number of quantization levels: 2 to 256, None for 8 (``"deepcod"``); odd from 19, None for 255
+        num_centers: Number of quantization levels: 2 to 256, None for 8 (``"deepcod"``); odd from 43, None for 255
             (``"transform"``).
         stride: Side of the tile that becomes one latent position, in elements; None for 4 (``"deepcod"``), or for the
             widest up to 8 whose directions are found in seconds (``"transform"``).

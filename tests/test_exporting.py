@@ -6,6 +6,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -372,3 +373,35 @@ def test_inputs_are_known_by_name_whatever_their_order() -> None:
         assert_close(tail(head(**named)), forms[0])
         answers.append(forms[0])
     assert torch.equal(answers[0], answers[1])
+
+
+@pytest.mark.parametrize("change", ["number", "buffer"])
+def test_an_id_is_that_of_what_is_computed_not_only_of_the_weights(change: str) -> None:
+    class Scaled(Plain):
+        def __init__(self, number: float, buffer: float) -> None:
+            super().__init__()
+            self.number = number
+            self.register_buffer("shift", torch.full((1,), buffer), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.number * super().forward(x) + self.shift
+
+    found: list[str] = []
+    for number, buffer in ((2.0, 1.0), (2.0, 1.0), (3.0, 1.0) if change == "number" else (2.0, 3.0)):
+        torch.manual_seed(0)
+        net = Scaled(number, buffer).eval()
+        wrapped = compoff.wrap(net, "input", example_input=images(), encoder=tiny_encoder, decoder=tiny_decoder)
+        found.append(compoff.export(wrapped, "input")[0].artifact_id)
+    assert found[0] == found[1] != found[2]
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3)).eval()
+    wrapped = compoff.wrap(net, "1", example_input=images(), codec="deepcod", channels=np.int64(4), stride=np.int32(2))
+    head, tail = compoff.export(wrapped, "1", max_batch=np.int64(8))
+    head.save(tmp_path / "head")
+    wrapped.save(tmp_path / "bottlenecks.safetensors")
+    assert head.manifest.max_batch == 8
+    flipped = np.random.default_rng(0).random((1, 3, 8, 8), np.float32)[::-1]
+    assert bytes(head(flipped)) == bytes(head(flipped.copy()))
+    assert tail(head(flipped)).shape == (1, 8, 6, 6)

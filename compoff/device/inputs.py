@@ -118,4 +118,6 @@ class Inputs:
                 f"input {index} holds NaN or infinity, which no symbol stands for; clean the input "
                 "(in a mask, the dtype's lowest number does what -infinity does)"
             )
+        if any(stride < 0 for stride in array.strides):  # an axis of one sample counts as contiguous all the same
+            array = np.array(array, order="C", copy=True)
         return np.asarray(array, order="C")

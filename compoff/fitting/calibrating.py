@@ -20,7 +20,7 @@ from compoff.codec.directions import mixed_channels
 from compoff.distilling import answers, float_tensors, teacher_pass
 from compoff.errors import FitError
 from compoff.fitting.batches import check_seed, not_finite, require_batches
-from compoff.fitting.finishing import up_to
+from compoff.fitting.finishing import refuse_on, up_to
 from compoff.fitting.measure import Aim
 from compoff.fitting.overhead import overhead_bytes
 from compoff.hooks import uncompiled
@@ -85,6 +85,7 @@ def calibrate(wrapped: Wrapped, batches: Iterable[Any], *, target_bytes: float |
     require_batches("batches", batches)
     Aim(target_bytes).check()
     check_seed(seed)
+    refuse_on(wrapped, "calibrate")
     where = device_of(wrapped.base)
     taken = up_to(batches, wrapped, where, SAMPLES)
     if not taken:

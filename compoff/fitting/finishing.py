@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from compoff.batch import Batch
     from compoff.wrapping import Wrapped
 
-__all__ = ["MEASURED", "conclude", "finish", "up_to"]
+__all__ = ["MEASURED", "conclude", "finish", "refuse_on", "up_to"]
 
 _log = logging.getLogger("compoff.fit")
 
@@ -81,10 +81,7 @@ def finish(
                 f"the bottleneck at '{split}' has not been started; call compoff.calibrate(model, batches), train it, "
                 "and call compoff.finish last, or let compoff.fit do all of it"
             )
-        if wrapped.gate(split).on:
-            raise FitError(
-                "finish was called with a bottleneck on, so there is no teacher; call it outside `with model.at(…)`"
-            )
+    refuse_on(wrapped, "finish")
     where = device_of(wrapped.base)
     counted = up_to(batches, wrapped, where, MEASURED)
     measured = counted if validation is None else up_to(validation, wrapped, where, None)
@@ -151,3 +148,19 @@ def up_to(batches: Iterable[Any], wrapped: Wrapped, device: torch.device | None,
         if limit is not None and samples >= limit:
             break
     return taken
+
+
+def refuse_on(wrapped: Wrapped, called: str) -> None:
+    """Refuse a model whose bottleneck is on: it would be its own teacher.
+
+    Args:
+        wrapped: The model.
+        called: The function that was called.
+
+    Raises:
+        FitError: A bottleneck is on.
+    """
+    if any(wrapped.gate(split).on for split in wrapped.sites):
+        raise FitError(
+            f"{called} was called with a bottleneck on, so there is no teacher; call it outside `with model.at(…)`"
+        )

@@ -24,7 +24,7 @@ from compoff.errors import FitError
 from compoff.fingerprint import fingerprint
 from compoff.fitting.batches import check_seed, require_batches, require_device, to_batch
 from compoff.fitting.calibrating import SAMPLES, calibrate
-from compoff.fitting.finishing import MEASURED, conclude, up_to
+from compoff.fitting.finishing import MEASURED, conclude, refuse_on, up_to
 from compoff.fitting.fitter import Fitter
 from compoff.fitting.measure import Aim
 from compoff.fitting.report import FitReport, SplitReport
@@ -48,6 +48,9 @@ _SAVE_EVERY = 200  # steps between two states on disk
 _SAVE_SECONDS = 60.0  # no more than that is lost to a kill where steps are slow
 
 
+_UNKNOWN = "these batches have no length, so epochs cannot be counted; say how long with steps="
+
+
 def _total_steps(batches: Iterable[Any], epochs: int | None, steps: int | None) -> int:
     """Number of optimizer steps that were asked for."""
     if steps is not None and epochs is not None:
@@ -57,11 +60,15 @@ def _total_steps(batches: Iterable[Any], epochs: int | None, steps: int | None) 
     if steps is not None:
         return steps
     if not hasattr(batches, "__len__"):
-        raise FitError("these batches have no length, so epochs cannot be counted; say how long with steps=")
+        raise FitError(_UNKNOWN)
     sized: Sized = batches  # pyright: ignore[reportAssignmentType]
-    if len(sized) == 0:
+    try:
+        length = len(sized)
+    except TypeError as error:  # a DataLoader over an iterable dataset has the method, but no length
+        raise FitError(f"{_UNKNOWN} ({error})") from error
+    if length == 0:
         raise FitError("the batches are empty; give at least one")
-    return (10 if epochs is None else epochs) * len(sized)
+    return (10 if epochs is None else epochs) * length
 
 
 def _check_weights(lr: float, rate: float) -> None:
@@ -216,16 +223,13 @@ def fit(
     if device is not None:
         require_device(device)
         wrapped.to(device)
+    refuse_on(wrapped, "fit")
     where, began = device_of(wrapped.base), time.monotonic()
     with _own_random_numbers(seed, where), torch.enable_grad():
         batches = _build(wrapped, batches, where)
         if state is None or not state.exists():
             batches = _calibrated(wrapped, batches, target_bytes, seed)
         fitter = Fitter(wrapped, chosen, lr=lr, rate=rate, total=total, target_bytes=target_bytes)
-        if any(gate.on for gate in fitter.gates.values()):
-            raise FitError(
-                "fit was called with a bottleneck on, so there is no teacher; call it outside `with model.at(…)`"
-            )
         fitter.state.seconds = time.monotonic() - began  # what finding the directions took
         keeper = _Keeper(state, seed, fitter) if state is not None else None
         recent = _train(fitter, batches, where, keeper, progress=progress)

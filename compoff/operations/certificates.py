@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compoff.checks import is_number
 from compoff.errors import BackendError, LocalProtocolError
 
 try:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Authority"]
 
 _AUTHORITY_DAYS = 3650
+_REPLACED = ".replaced.pem"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -110,7 +112,7 @@ class Authority:
         return self._issue(name, days, renew, ExtendedKeyUsageOID.CLIENT_AUTH, None)
 
     def revoke(self, name: str) -> Path:
-        """Take a certificate back; a server refuses it from its next reload on.
+        """Take a certificate back, and those that it replaced; a server refuses them from its next reload on.
 
         Args:
             name: As it was given when it was made.
@@ -121,9 +123,10 @@ class Authority:
         Raises:
             LocalProtocolError: There is no such certificate here.
         """
-        certificate = _read_certificate(self.folder / f"{_check_name(name)}.pem")
+        certificates = [_read_certificate(self.folder / f"{_check_name(name)}.pem")]
+        certificates += [_read_certificate(path) for path in self._replaced(name)]
         serials = [entry.serial_number for entry in _read_list(self.revoked_path)]
-        self._write_revoked([*serials, certificate.serial_number])
+        self._write_revoked([*serials, *(certificate.serial_number for certificate in certificates)])
         return self.revoked_path
 
     def _make(self) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
@@ -162,6 +165,11 @@ class Authority:
         if there and not renew:
             told = f"'{there[0]}' is there already"
             raise LocalProtocolError(f"{told}; choose another name, or replace it with --renew (renew=True)")
+        if not (is_number(days) and 0 < days <= _AUTHORITY_DAYS):
+            raise LocalProtocolError(f"days is {days!r:.80}; expected how long it is valid, up to {_AUTHORITY_DAYS}")
+        if paths[0].exists():  # valid until it ends, and so to be taken back with the name
+            old = _read_certificate(paths[0])
+            paths[0].replace(self.folder / f"{name}.{old.serial_number:x}{_REPLACED}")
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = _builder(subject, self._certificate.subject, key.public_key(), days)
@@ -175,6 +183,11 @@ class Authority:
         paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         _write_key(paths[1], key)
         return paths
+
+    def _replaced(self, name: str) -> list[Path]:
+        """The certificates of a name that were replaced."""
+        form = re.compile(rf"{re.escape(name)}\.[0-9a-f]+{re.escape(_REPLACED)}")
+        return sorted(path for path in self.folder.iterdir() if form.fullmatch(path.name))
 
     def _key_identifier(self) -> x509.AuthorityKeyIdentifier:
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())

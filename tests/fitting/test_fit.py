@@ -403,3 +403,26 @@ def test_a_bar_on_a_terminal_only(progress: bool | None, drawn: bool, capsys: py
     captured = capsys.readouterr()
     assert captured.out == ""
     assert ("compoff.fit: 100%" in captured.err) == drawn
+
+
+def test_an_iterable_dataset_has_no_epochs() -> None:
+    class Endless(torch.utils.data.IterableDataset[Tensor]):
+        def __iter__(self) -> Iterator[Tensor]:
+            while True:
+                yield torch.randn(3, 8, 8)
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(512, 5))
+    model = compoff.wrap(net.eval(), "input", example_input=torch.randn(2, 3, 8, 8))
+    with pytest.raises(FitError, match="say how long with steps="):
+        compoff.fit(model, torch.utils.data.DataLoader(Endless(), batch_size=4), epochs=2)
+
+
+def test_a_bottleneck_that_is_on_is_refused_before_anything_is_started() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(512, 5))
+    model = compoff.wrap(net.eval(), "input", example_input=torch.randn(2, 3, 8, 8))
+    with model.at("input"):
+        with pytest.raises(FitError, match="fit was called with a bottleneck on"):
+            compoff.fit(model, [torch.randn(8, 3, 8, 8)], steps=1)
+        with pytest.raises(FitError, match="calibrate was called with a bottleneck on"):
+            compoff.calibrate(model, [torch.randn(8, 3, 8, 8)])
+    assert not model.bottleneck("input").calibrated

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -85,3 +85,28 @@ def test_another_folder_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "ca.key").write_text("nonsense")
     with pytest.raises(LocalProtocolError, match=r"ca\.key"):
         Authority(tmp_path)
+
+
+def test_with_a_name_all_of_its_certificates_are_taken_back(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    for name in ("camera", "camera.abc"):
+        for renew in (False, True, True):
+            authority.issue_device(name, renew=renew)
+    replaced = sorted(path.name for path in tmp_path.glob("camera.*.replaced.pem"))
+    assert len(replaced) == 4
+    authority.revoke("camera")
+    text = openssl("crl", "-in", authority.revoked_path, "-noout", "-text")
+    assert text.count("Serial Number:") == 3
+    for path in (tmp_path / name for name in replaced if not name.startswith("camera.abc.")):
+        serial = openssl("x509", "-in", path, "-noout", "-serial").strip().partition("=")[2]
+        assert serial.lstrip("0") in text
+
+
+@pytest.mark.parametrize("days", [0, -5, float("nan"), float("inf"), 1e9, "7", True])
+def test_times_that_no_certificate_is_valid_for_leave_what_was_there(tmp_path: Path, days: Any) -> None:
+    authority = Authority(tmp_path)
+    authority.issue_device("camera")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(LocalProtocolError, match="expected how long it is valid, up to 3650"):
+        authority.issue_device("camera", days=days, renew=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

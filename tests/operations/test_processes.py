@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from compoff.errors import WireError
 from compoff.operations import processes
 from compoff.operations.processes import Processes
 from compoff.operations.settings import Settings, TailPlace
@@ -48,3 +50,13 @@ def test_nobody_listens_before_somebody_can_answer(
     server.stop()
     assert seen == order
     assert server.served == [order[1].removesuffix(" is ready")] if "fronts" in counts else ["0"]
+
+
+def test_a_port_that_others_share_among_themselves_is_not_shared_with_them() -> None:
+    with socket.socket() as theirs:
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        theirs.bind(("127.0.0.1", 0))
+        theirs.listen()
+        address = f"127.0.0.1:{theirs.getsockname()[1]}"
+        with pytest.raises(WireError, match=f"cannot listen on {address}: Address already in use"):
+            Processes(Settings((TailPlace(Path("export")),), address, processes=2), ("text", "info"))
