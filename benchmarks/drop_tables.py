@@ -27,6 +27,7 @@ _AIMS: list[tuple[str, str, str, int | None, int]] = [
 ]
 # By commit: tiles that results do not tell of themselves, from before the codec took those that it takes now.
 _TILES = {"7185ada": "1 × 1 tile", "3c53dca": "2 × 2 tile", "bb3b2e7": "7 × 7 tile"}
+_CALLED = {"cpu.long": "1,024 directions"}
 _DROPS = {"top-1": ("drop", "drop_stderr"), "top-5": ("drop_top5", "drop_top5_stderr")}
 
 
@@ -41,7 +42,8 @@ def fits_at(model: str, split: str) -> dict[str, str]:
         return {split: one_fit(split)} if exists(one_fit(split)) else {}
     found: dict[str, str] = {}
     for name in matching(f"rate_accuracy.{model}.{split}.*"):
-        called = _TILES.get(result(name)["commit"][:7], name.rpartition(f"{split}.")[2])
+        suffix = name.rpartition(f"{split}.")[2]
+        called = _TILES.get(result(name)["commit"][:7], _CALLED.get(suffix, suffix))
         found[split if called == "cpu" else f"{split}, {called}"] = name
     return found
 
