@@ -5,6 +5,7 @@ Holds the bottlenecks and how to make them again, never the model's own weights.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -37,16 +38,26 @@ def save_bottlenecks(path: str | Path, base: nn.Module, bottlenecks: nn.Module, 
         base: The model they were fitted for.
         bottlenecks: The bottlenecks.
         description: How to make them again, as JSON can hold it.
+
+    Raises:
+        ArtifactError: The file cannot be written.
     """
     target = check_path("path", path, ArtifactError)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_dir():
+        raise ArtifactError(f"'{target}' is a folder; give a file to save the bottlenecks in")
     tensors = {name: tensor.contiguous() for name, tensor in bottlenecks.state_dict().items()}
     text = json.dumps(description)
     metadata = {"format": _FORMAT, "base": fingerprint(base.state_dict()), "description": text}
     metadata["checksum"] = _checksum(text, tensors)
     draft = target.with_name(target.name + ".part")
-    safetensors.torch.save_file(tensors, draft, metadata)
-    os.replace(draft, target)  # noqa: PTH105 - atomic, and says so
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(tensors, draft, metadata)
+        os.replace(draft, target)  # noqa: PTH105 - atomic, and says so
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise ArtifactError(f"the bottlenecks cannot be saved in '{target}' ({error}); give another file") from error
 
 
 def read_bottlenecks(path: str | Path, base: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:

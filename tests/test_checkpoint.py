@@ -271,3 +271,14 @@ def test_fingerprint_takes_any_dtype_and_layout(dtype: torch.dtype) -> None:
 def test_fingerprint_skips_extra_state() -> None:
     state: Any = {"a": torch.ones(1), "_extra_state": {"anything": object()}}
     assert fingerprint(state) == fingerprint({"a": torch.ones(1)})
+
+
+def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left_there(
+    saved: tuple[Path, compoff.Wrapped], tmp_path: Path
+) -> None:
+    path, wrapped = saved
+    for place, message in ((tmp_path / "new", "is a folder"), (path / "below", "cannot be saved in")):
+        with pytest.raises(ArtifactError, match=message):
+            wrapped.save(place)
+    assert not list(tmp_path.rglob("*.part"))
+    assert path.is_file()

@@ -59,8 +59,30 @@ def _callable(local: Callable[..., Any]) -> Callable[..., Any]:
     # A model of PyTorch would record every operation for a backward pass that never comes.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(local, torch.nn.Module):
-        return torch.no_grad()(local.__call__)
+        return torch.no_grad()(_taking_numpy(local, torch))
     return local
+
+
+def _taking_numpy(model: Any, torch: Any) -> Callable[..., Any]:
+    """A model of PyTorch that takes and gives what a remote does: for arrays, arrays."""
+    pytree = importlib.import_module("torch.utils._pytree")
+
+    def tensor(array: Any) -> Any:
+        own = torch.from_numpy(np.array(array, order="C"))
+        first = next(model.parameters(), None)
+        return own if first is None else own.to(first.device)
+
+    def array(value: Any) -> Any:
+        value = value.cpu()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+
+    def call(*inputs: Any, **keywords: Any) -> Any:
+        if not all_numpy((inputs, keywords)):
+            return model(*inputs, **keywords)
+        inputs, keywords = pytree.tree_map_only(np.ndarray, tensor, (inputs, keywords))
+        return pytree.tree_map_only(torch.Tensor, array, model(*inputs, **keywords))
+
+    return call
 
 
 def _given_pixels(model: Callable[..., Any], head: Sender, pixels: Pixels) -> Callable[..., Any]:

@@ -108,3 +108,12 @@ def test_a_remote_with_the_model_itself(net: Net, head: compoff.Head) -> None:
         assert torch.equal(remote(x=x)["scores"], net(x)["scores"])
         assert remote.last is not None
         assert remote.last.source == "local"
+
+
+def test_a_model_called_with_arrays_answers_with_arrays(net: Net, head: compoff.Head) -> None:
+    x = np.random.default_rng(0).random((2, 3, 8, 8), np.float32)
+    expected = net(torch.from_numpy(x))
+    for given in (x, x[::-1].copy()[::-1], np.asfortranarray(x)):
+        answer = whole_model(net, head)(given)
+        assert {name: type(value) for name, value in answer.items()} == {"scores": np.ndarray, "map": np.ndarray}
+        np.testing.assert_allclose(answer["scores"], expected["scores"].detach().numpy(), rtol=1e-5, atol=1e-6)
