@@ -246,7 +246,7 @@ def certs(
     ] = None,
     device: Annotated[list[str] | None, typer.Option(help="Name of a device; once for each device.")] = None,
     revoke: Annotated[list[str] | None, typer.Option(help="Name of a certificate to take back.")] = None,
-    days: Annotated[float, typer.Option(help="How long new certificates are valid.")] = 365.0,
+    days: Annotated[float, typer.Option(help="How long new certificates are valid.", min=0.01, max=3650)] = 365.0,
     renew: Annotated[bool, typer.Option("--renew", help="Replace certificates that are there.")] = False,
 ) -> None:
     """Make a small certificate authority, a server's certificate and one for each device, for a first try."""

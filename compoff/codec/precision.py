@@ -38,7 +38,11 @@ def full_precision(function: Callable[_Given, _Result]) -> Callable[_Given, _Res
     def called(*args: _Given.args, **keywords: _Given.kwargs) -> _Result:
         given: tuple[Any, ...] = (*args, *keywords.values())
         where = next((one.device.type for one in given if isinstance(one, Tensor)), "cpu")
-        if torch.compiler.is_exporting() or not torch.is_autocast_enabled(where):
+        if (
+            torch.compiler.is_exporting()
+            or not torch.amp.is_autocast_available(where)  # pyright: ignore[reportPrivateImportUsage]
+            or not torch.is_autocast_enabled(where)
+        ):
             return function(*args, **keywords)
         with torch.autocast(where, enabled=False):
             return function(*args, **keywords)

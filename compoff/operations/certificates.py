@@ -81,7 +81,7 @@ class Authority:
         Args:
             name: Of the two files.
             hosts: Names and numbers under which devices reach the server.
-            days: How long it is valid.
+            days: How long it is valid; below zero, it has expired already, for trials.
             renew: Whether files of that name may be replaced.
 
         Returns:
@@ -100,7 +100,7 @@ class Authority:
 
         Args:
             name: The device's; the server's log shows it.
-            days: How long it is valid.
+            days: How long it is valid; below zero, it has expired already, for trials.
             renew: Whether files of that name may be replaced.
 
         Returns:
@@ -165,7 +165,7 @@ class Authority:
         if there and not renew:
             told = f"'{there[0]}' is there already"
             raise LocalProtocolError(f"{told}; choose another name, or replace it with --renew (renew=True)")
-        if not (is_number(days) and 0 < days <= _AUTHORITY_DAYS):
+        if not (is_number(days) and abs(days) <= _AUTHORITY_DAYS):
             raise LocalProtocolError(f"days is {days!r:.80}; expected how long it is valid, up to {_AUTHORITY_DAYS}")
         if paths[0].exists():  # valid until it ends, and so to be taken back with the name
             old = _read_certificate(paths[0])

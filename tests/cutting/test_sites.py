@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compoff.codec.layout import Layout
 from compoff.cutting.sites import check_names, locate
 from compoff.cutting.trace import frozen, named_modules
-from compoff.errors import SplitError
+from compoff.errors import FeatureError, SplitError
 from tests.small_networks import (
     ConcatSkip,
     EarlyOutput,
@@ -255,7 +255,7 @@ def test_the_run_leaves_no_trace() -> None:
 
 def test_an_error_of_the_model_leaves_no_trace() -> None:
     net = Plain()
-    with pytest.raises(RuntimeError, match="channels"):
+    with pytest.raises(FeatureError, match="channels"):
         locate(net, ["block2"], (torch.randn(2, 4, 8, 8),))
     assert all(module.training for module in net.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
