@@ -126,7 +126,7 @@ def frozen(model: nn.Module) -> Generator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
-        (module, name, buffer, buffer.clone())
+        (module, name, buffer, buffer.clone(), _version(buffer))
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
@@ -138,11 +138,17 @@ def frozen(model: nn.Module) -> Generator[None]:
     finally:
         for module, training in modes:
             module.training = training
-        for module, name, buffer, before in buffers:
-            setattr(module, name, buffer)
-            if not torch.equal(buffer, before):
-                with torch.inference_mode(mode=buffer.is_inference()), torch.no_grad():
+        for module, name, buffer, before, version in buffers:
+            if getattr(module, name, None) is not buffer:
+                setattr(module, name, buffer)
+            if version is None or _version(buffer) != version:
+                with torch.inference_mode(mode=version is None), torch.no_grad():
                     buffer.copy_(before)
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often a tensor was written to; None for one of inference mode, which does not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -111,3 +111,16 @@ def test_the_numbers_of_the_caller_are_left_alone() -> None:
     before = torch.get_rng_state()
     compoff.export(wrapped, "b")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.filterwarnings("ignore:.*[Ss]parse invariant:UserWarning")
+@pytest.mark.parametrize("sort", ["sparse", "meta", "of inference mode"])
+def test_buffers_of_every_sort_are_looked_past(sort: str) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode(mode=sort == "of inference mode"):
+        net = Net().eval()
+    if sort == "sparse":
+        net.register_buffer("other", torch.eye(3).to_sparse())
+    if sort == "meta":
+        net, x = net.to("meta"), x.to("meta")
+    assert [point.path for point in compoff.list_split_points(net, x)] == ["a", "b"]
