@@ -61,9 +61,9 @@ def prove(
     head: Callable[..., Sequence[Tensor]],
     tail: Callable[..., Sequence[Tensor]] | None = None,
     *,
+    most: int,
     crossing: Sequence[bool] = (),
     leaves: Sequence[bool] = (),
-    most: int = max(_SIZES),
 ) -> None:
     """Try both halves beside the model itself.
 
@@ -73,13 +73,14 @@ def prove(
         run: Runs the model itself; returns its symbols at the cut and the tensors of its output.
         head: Inputs to symbols, side tensors, and what else there is.
         tail: Symbols and side tensors to the tensors of the output; None where that is no program.
+        most: Largest number of samples in a batch.
         crossing: For each side tensor, whether its first axis is the batch.
         leaves: For each tensor of the output, likewise.
-        most: Largest number of samples in a batch.
 
     Raises:
         SplitError: A half does something else than the model, or one sample's answer depends on the others.
     """
+    merged = all((*crossing, *leaves))  # an edge runs several requests as one only where everything has a batch axis
     with torch.random.fork_rng(devices=[]):
         for size in (one for one in _SIZES if one <= most):
             found = _tried(example.of_size(size), run)
@@ -92,11 +93,11 @@ def prove(
                 arrived = [*symbols, *parts[len(symbols) : len(symbols) + len(crossing)]]
                 answers = _run(tail, arrived, size, split)
                 same = len(answers) == len(outputs) and all(map(_close, answers, outputs))
-                if same and size > 1:
-                    flags = [True] * len(symbols) + [*crossing]
+                if same and merged and size > 1:
                     for place in (0, size - 1):
-                        one = _run(tail, _sample(place, arrived, flags), 1, split)
-                        _check_alone(one, _sample(place, answers, leaves), split)
+                        here = slice(place, place + 1)
+                        alone = _run(tail, [part[here] for part in arrived], 1, split)
+                        _check_alone(alone, [answer[here] for answer in answers], split)
             if not same and not _random(given, run, symbols, outputs):
                 raise _otherwise(size, split)
 
@@ -149,11 +150,6 @@ def _drawn(tensor: Tensor) -> Tensor:
         return torch.zeros_like(tensor)
     generator = torch.Generator().manual_seed(0)
     return torch.randn(tensor.shape, generator=generator).to(tensor)
-
-
-def _sample(place: int, tensors: Sequence[Tensor], batched: Sequence[bool]) -> list[Tensor]:
-    """One sample of each."""
-    return [tensor[place : place + 1] if one else tensor for tensor, one in zip(tensors, batched, strict=True)]
 
 
 def _near(ours: Tensor, theirs: Tensor) -> bool:

@@ -87,7 +87,14 @@ def test_statistics_of_the_batch_are_refused() -> None:
     ids=["random", "not finite", "softmax", "sorted", "half"],
 )
 def test_what_is_the_same_but_for_rounding_or_chance_is_exported(fine: Callable[[Tensor], Tensor]) -> None:
-    exported(Net(behind=fine), calibrated=False)
+    head, tail = exported(Net(behind=fine), calibrated=False)
+    assert tail(head(torch.randn(3, 3, 8, 8))).shape == (3, 512)
+
+
+def test_an_answer_about_the_whole_batch_is_one_of_a_request_of_its_own() -> None:
+    head, tail = exported(Net(behind=lambda z: (z, z.mean())))
+    each, mean = tail(head(torch.randn(3, 3, 8, 8)))
+    assert float(mean) == pytest.approx(float(each.mean()), abs=1e-5)
 
 
 def test_a_model_that_remembers_is_refused_and_left_as_it_was() -> None:
