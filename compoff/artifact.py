@@ -6,10 +6,8 @@ what the programs do.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import secrets
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +20,13 @@ from safetensors.numpy import save as save_arrays
 
 from compoff.checks import check_path
 from compoff.coding import SymbolTables
+from compoff.drafts import drafts
 from compoff.errors import ArtifactError, BackendError, CompoffError
 from compoff.manifest import MANIFEST_LIMIT, Manifest, manifest_bytes, parse_manifest, sha256
 from compoff.pieces import put_back, take_out
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["ENGINE", "Folder", "find_part", "kinds_in", "read_folder", "write_folder"]
 
@@ -154,11 +153,13 @@ def write_folder(
         folder.mkdir(parents=True, exist_ok=True)
         if weights is not None:
             _write_weights(Path(weights), shared)
-        with _drafts(folder, {**contents, _MANIFEST: text}) as drafts:  # a full disk leaves what was there
+        with drafts(folder, [*contents, _MANIFEST]) as made:  # a full disk leaves what was there
+            for name, data in (*contents.items(), (_MANIFEST, text)):
+                made[name].write_bytes(data)
             (folder / _MANIFEST).unlink(missing_ok=True)
             for name in earlier - contents.keys():
                 (folder / name).unlink(missing_ok=True)
-            for name, draft in drafts.items():
+            for name, draft in made.items():
                 draft.replace(folder / name)
     except OSError as error:
         raise ArtifactError(
@@ -195,8 +196,9 @@ def _write_weights(folder: Path, weights: dict[str, memoryview]) -> None:
     for name, data in weights.items():
         path = folder / name
         if not path.is_file() or path.read_bytes() != bytes(data):
-            with _drafts(folder, {name: data}) as drafts:
-                drafts[name].replace(path)
+            with drafts(folder, [name]) as made:
+                made[name].write_bytes(data)
+                made[name].replace(path)
 
 
 def _check_free(folder: Path, kind: str, contents: dict[str, bytes]) -> set[str]:
@@ -346,16 +348,3 @@ def _read_tables(path: Path, data: bytes, manifest: Manifest) -> tuple[SymbolTab
             f"{path}: weights do not fit the manifest ({error}); it is damaged: export again"
         ) from error
     return tables
-
-
-@contextlib.contextmanager
-def _drafts(folder: Path, contents: Mapping[str, bytes | memoryview]) -> Generator[dict[str, Path]]:
-    """Files under names of their own, to be renamed: others may write into the folder now, or the disk be full."""
-    drafts = {name: folder / f"{name}.{secrets.token_hex(4)}.part" for name in contents}
-    try:
-        for name, draft in drafts.items():
-            draft.write_bytes(contents[name])
-        yield drafts
-    finally:
-        for draft in drafts.values():
-            draft.unlink(missing_ok=True)

@@ -5,16 +5,15 @@ Holds the bottlenecks and how to make them again, never the model's own weights.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from typing import TYPE_CHECKING, Any, cast
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 
 from compoff.checks import check_path
+from compoff.drafts import drafts
 from compoff.errors import ArtifactError
 from compoff.fingerprint import fingerprint
 
@@ -49,14 +48,12 @@ def save_bottlenecks(path: str | Path, base: nn.Module, bottlenecks: nn.Module, 
     text = json.dumps(description)
     metadata = {"format": _FORMAT, "base": fingerprint(base.state_dict()), "description": text}
     metadata["checksum"] = _checksum(text, tensors)
-    draft = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, draft, metadata)
-        os.replace(draft, target)  # noqa: PTH105 - atomic, and says so
+        with drafts(target.parent, [target.name]) as made:
+            safetensors.torch.save_file(tensors, made[target.name], metadata)
+            made[target.name].replace(target)
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
         raise ArtifactError(f"the bottlenecks cannot be saved in '{target}' ({error}); give another file") from error
 
 

@@ -50,9 +50,10 @@ class CodecOptions:
                 f"there is no codec {self.codec!r}; expected {' or '.join(map(repr, get_args(CodecName)))}"
             )
         for name in ("channels", "num_centers", "stride"):
-            check_whole(name, getattr(self, name), or_none=True)
-            if getattr(self, name) is not None:
-                setattr(self, name, int(getattr(self, name)))  # numpy's numbers are no JSON
+            value = getattr(self, name)
+            check_whole(name, value, or_none=True)
+            if value is not None:
+                setattr(self, name, int(value))  # numpy's numbers are no JSON
         for name in ("encoder", "decoder"):
             factory = getattr(self, name)
             if factory is not None and not callable(factory):

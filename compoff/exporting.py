@@ -217,7 +217,7 @@ def _make(wrapped: Wrapped, split: str, example: ExampleInputs, factory: str | N
     gate, send = wrapped.gate(split), wrapped.skips == "send"
     with wrapped.at(split):  # so that no other bottleneck is on, even if this is called inside `at`
         try:
-            programs = capture(wrapped.base, gate, split, example, send=send, most=most)
+            programs = capture(wrapped.base, gate, split, example, most=most, send=send)
         except KeepsState:
             raise
         except SplitError as error:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch.export import ExportedProgram
 
-__all__ = ["WeightPool"]
+__all__ = ["WeightPool", "exchange_weights"]
 
 
 class WeightPool:
@@ -67,10 +67,7 @@ class WeightPool:
         Args:
             program: The program; changed.
         """
-        for weights in (program.state_dict, program.constants):
-            for name, value in weights.items():
-                if isinstance(value, Tensor):
-                    weights[name] = self.share(value)
+        exchange_weights(program, self.share)
 
     def keep(self, data: bytes) -> Callable[[], bytes]:
         """Keep a program's file without its weights a second time.
@@ -87,6 +84,19 @@ class WeightPool:
                 self._held[name, "cpu"] = torch.frombuffer(bytearray(weight), dtype=torch.uint8)
         held = {name: self._held[name, "cpu"] for name in weights}
         return lambda: put_back(rest, lambda _, name, __: _bytes(held[name]))
+
+
+def exchange_weights(program: ExportedProgram, exchange: Callable[[Tensor], Tensor]) -> None:
+    """Put other tensors in the place of a program's weights.
+
+    Args:
+        program: The program; changed.
+        exchange: Gives what shall stand in the place of each.
+    """
+    for weights in (program.state_dict, program.constants):
+        for name, value in weights.items():
+            if isinstance(value, Tensor):
+                weights[name] = exchange(value)
 
 
 def _digest(plain: Tensor) -> str:

@@ -173,7 +173,6 @@ class TileMoments:
         self._sensitivity += (slopes.T @ slopes).cpu().double()
         self._rows += len(tiles)
 
-    @full_precision
     @torch.no_grad()
     def directions(self, channels: int) -> Directions:
         """The directions that count most.

@@ -27,6 +27,7 @@ from compoff.cutting.trace import frozen
 from compoff.errors import CompoffError, SplitError
 from compoff.quiet import quiet
 from compoff.structure import flatten
+from compoff.weights import exchange_weights
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -98,7 +99,7 @@ class Programs:
 
 
 def capture(
-    base: nn.Module, gate: Gate, split: str, example: ExampleInputs, *, send: bool = False, most: int = 256
+    base: nn.Module, gate: Gate, split: str, example: ExampleInputs, *, most: int, send: bool = False
 ) -> Programs:
     """Cut a model at a split point into two programs with a free batch size.
 
@@ -107,8 +108,8 @@ def capture(
         gate: The gate of the split point.
         split: Its name, for messages.
         example: Example inputs; of two samples, since the size of a single one would be baked in.
-        send: Whether floating-point tensors of any size may cross as they are.
         most: Largest number of samples in a batch.
+        send: Whether floating-point tensors of any size may cross as they are.
 
     Returns:
         Head and tail, both on the CPU.
@@ -137,8 +138,16 @@ def capture(
             outputs: tuple[Tensor, ...] = base(*given.args, **given.keywords)
             return list(symbols), outputs
 
-        flags = {"crossing": halves.crossing, "leaves": halves.batched}
-        prove(split, example, run, halves.head, halves.tail, **flags, most=most)
+        prove(
+            split,
+            example,
+            run,
+            halves.head,
+            halves.tail,
+            most=most,
+            crossing=halves.crossing,
+            leaves=halves.batched,
+        )
         parts: tuple[Tensor, ...] = halves.head(*example.tensors)
         head = program_of(halves.head, example, split)
         crossing = parts[: count + len(halves.crossing)]
@@ -285,14 +294,14 @@ def program_of(graph: nn.Module, example: ExampleInputs, split: str) -> Exported
 def _own_weights(program: ExportedProgram) -> None:
     """Give a program weights of its own: the model's may be trained on, and what is exported is what was."""
     copies: dict[int, Tensor] = {}
-    for weights in (program.state_dict, program.constants):
-        for name, value in weights.items():
-            if not isinstance(value, Tensor):
-                continue
-            if id(value) not in copies:
-                copied = value.detach().clone()
-                copies[id(value)] = nn.Parameter(copied, False) if isinstance(value, nn.Parameter) else copied
-            weights[name] = copies[id(value)]
+
+    def copy_of(value: Tensor) -> Tensor:
+        if id(value) not in copies:  # tied ones stay so
+            copied = value.detach().clone()
+            copies[id(value)] = nn.Parameter(copied, False) if isinstance(value, nn.Parameter) else copied
+        return copies[id(value)]
+
+    exchange_weights(program, copy_of)
 
 
 @contextlib.contextmanager

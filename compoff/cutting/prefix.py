@@ -112,7 +112,7 @@ class _Decoders(nn.Module):
         return tuple(decoded)
 
 
-def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInputs, *, most: int = 256) -> Prefix:
+def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInputs, *, most: int) -> Prefix:
     """Export what runs before the cut, and the decoders.
 
     Args:

@@ -31,8 +31,6 @@ from compoff.trees import tensors_of
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from torch.utils.hooks import RemovableHandle
-
 __all__ = ["FunctionCall", "ModuleCall", "Trace", "frozen", "named_modules", "watch"]
 
 
@@ -228,10 +226,14 @@ class _Watcher(TorchDispatchMode):
             self._shared.add(self._storage(tensor))
             flow.inputs.append(self._new(tensor, made_by=-1, depends=True))
         self.trace.batch = next((len(tensor) for tensor in inputs if tensor.dim()), 0)
-        self._handles: list[RemovableHandle] = []
-        for module in self._names:
-            self._handles.append(module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True))
-            self._handles.append(module.register_forward_hook(self._leave))
+        self._handles = [
+            hook
+            for module in self._names
+            for hook in (
+                module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
+                module.register_forward_hook(self._leave),
+            )
+        ]
 
     def remove(self) -> None:
         """Take the hooks out again."""

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from compoff.device.timing import Estimate
-from compoff.errors import LocalProtocolError, PayloadError, ReadTimeout, WireError
+from compoff.errors import PayloadError, ReadTimeout, WireError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,8 +169,9 @@ class Hedge(Fallback):
         started = time.monotonic()
         try:
             run = self._pool.submit(self._timed, call, started)
-        except RuntimeError as error:
-            raise _closed() from error
+        except RuntimeError:  # the pool was shut down
+            self.edge.link.check_open()
+            raise
         try:
             return self._first(call, edge, run, reason, started)
         finally:
@@ -190,7 +191,7 @@ class Hedge(Fallback):
         while True:
             _wait(edge, local, call.deadline)
             if local is not None and local.done():
-                failure = _failure(local)
+                failure = self._failure(local)
                 if failure is None:
                     if edge is not None:
                         self.edge.seconds.add(time.monotonic() - call.encoded)  # it takes at least that long now
@@ -208,6 +209,12 @@ class Hedge(Fallback):
                     edge, reason = None, str(error)
             if time.monotonic() >= call.deadline:
                 raise _nobody(call, reason)
+
+    def _failure(self, run: concurrent.futures.Future[Any]) -> BaseException | None:
+        """Why a run that is over has no result; None where it has one."""
+        if run.cancelled():
+            self.edge.link.check_open()
+        return run.exception()
 
     def _patience(self, call: Call) -> float:
         return max(LEAST_PATIENCE, self.edge.seconds.upper(otherwise=call.timeout / 2))
@@ -239,17 +246,8 @@ def _wait(
         concurrent.futures.wait([local], left)
 
 
-def _failure(run: concurrent.futures.Future[Any]) -> BaseException | None:
-    """Why a run that is over has no result; None where it has one."""
-    return _closed() if run.cancelled() else run.exception()
-
-
 def _nobody(call: Call, reason: str) -> ReadTimeout:
     return ReadTimeout(f"neither the edge nor the device answered within {call.timeout:g} s ({reason})")
-
-
-def _closed() -> LocalProtocolError:
-    return LocalProtocolError("this Remote was closed; connect again")
 
 
 def _cancel(edge: tuple[Client, PendingReply] | None) -> None:

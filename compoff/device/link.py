@@ -118,11 +118,20 @@ class Link:
         for client in clients:
             client.close()
 
+    def check_open(self) -> None:
+        """Refuse what is asked of a link that was closed.
+
+        Raises:
+            LocalProtocolError: It was.
+        """
+        if self.closed:
+            raise LocalProtocolError("this Remote was closed; connect again")
+
     def _wait_for_connection(self, deadline: float, attempts: int) -> Client:
         with self._changed:
             enough = self._attempts + attempts
             while True:
-                self._check_open()
+                self.check_open()
                 client = self._client
                 if client is not None and not client.closed and not client.stuck:
                     return client
@@ -137,10 +146,6 @@ class Link:
                 self._wanted = True
                 self._changed.notify_all()
                 self._changed.wait(min(seconds, _LONGEST_WAIT))
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise LocalProtocolError("this Remote was closed; connect again")
 
     def _keep(self) -> None:
         """Have a connection, as long as the link is not closed."""

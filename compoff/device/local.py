@@ -14,6 +14,7 @@ import numpy as np
 
 from compoff.device.answers import all_numpy
 from compoff.device.binding import CallForm
+from compoff.device.runners.tensors import from_numpy, to_numpy
 from compoff.errors import BackendError, FeatureError, LocalProtocolError
 from compoff.structure import CONSTANTS, flatten, importable, input_leaves, unflatten
 from compoff.wire.replies import FULL, ReplyForm, ReplyKind, reduce_reply, restore_leaves
@@ -68,19 +69,14 @@ def _taking_numpy(model: Any, torch: Any) -> Callable[..., Any]:
     pytree = importlib.import_module("torch.utils._pytree")
 
     def tensor(array: Any) -> Any:
-        own = torch.from_numpy(np.array(array, order="C"))
         first = next(model.parameters(), None)
-        return own if first is None else own.to(first.device)
-
-    def array(value: Any) -> Any:
-        value = value.cpu()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        return from_numpy(array) if first is None else from_numpy(array).to(first.device)
 
     def call(*inputs: Any, **keywords: Any) -> Any:
         if not all_numpy((inputs, keywords)):
             return model(*inputs, **keywords)
         inputs, keywords = pytree.tree_map_only(np.ndarray, tensor, (inputs, keywords))
-        return pytree.tree_map_only(torch.Tensor, array, model(*inputs, **keywords))
+        return pytree.tree_map_only(torch.Tensor, to_numpy, model(*inputs, **keywords))
 
     return call
 

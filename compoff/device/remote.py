@@ -122,8 +122,7 @@ class Remote:
         """
         timeout = check_timeout(self.timeout if timeout is None else timeout)
         route, head = self._heads.choose(split)
-        if self._link.closed:
-            raise LocalProtocolError("this Remote was closed; connect again")
+        self._link.check_open()
         call = Call(head, route, inputs, keywords, quality, max_bytes, coding, timeout, self._heads.form)
         fallback = self._fallback
         try:

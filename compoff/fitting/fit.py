@@ -48,9 +48,6 @@ _SAVE_EVERY = 200  # steps between two states on disk
 _SAVE_SECONDS = 60.0  # no more than that is lost to a kill where steps are slow
 
 
-_UNKNOWN = "these batches have no length, so epochs cannot be counted; say how long with steps="
-
-
 def _total_steps(batches: Iterable[Any], epochs: int | None, steps: int | None) -> int:
     """Number of optimizer steps that were asked for."""
     if steps is not None and epochs is not None:
@@ -59,13 +56,11 @@ def _total_steps(batches: Iterable[Any], epochs: int | None, steps: int | None) 
         check_whole(name, asked, FitError, least=1, or_none=True)
     if steps is not None:
         return steps
-    if not hasattr(batches, "__len__"):
-        raise FitError(_UNKNOWN)
     sized: Sized = batches  # pyright: ignore[reportAssignmentType]
     try:
         length = len(sized)
-    except TypeError as error:  # a DataLoader over an iterable dataset has the method, but no length
-        raise FitError(f"{_UNKNOWN} ({error})") from error
+    except TypeError as error:  # also of a DataLoader over an iterable dataset, which has the method all the same
+        raise FitError("these batches have no length, so epochs cannot be counted; say how long with steps=") from error
     if length == 0:
         raise FitError("the batches are empty; give at least one")
     return (10 if epochs is None else epochs) * length
@@ -220,10 +215,10 @@ def fit(
     _check_weights(lr, rate)
     aim = Aim(target_bytes, max_drop)
     _check_codec(wrapped, chosen, aim)
+    refuse_on(wrapped, "fit")
     if device is not None:
         require_device(device)
         wrapped.to(device)
-    refuse_on(wrapped, "fit")
     where, began = device_of(wrapped.base), time.monotonic()
     with _own_random_numbers(seed, where), torch.enable_grad():
         batches = _build(wrapped, batches, where)

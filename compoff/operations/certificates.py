@@ -167,9 +167,6 @@ class Authority:
             raise LocalProtocolError(f"{told}; choose another name, or replace it with --renew (renew=True)")
         if not (is_number(days) and abs(days) <= _AUTHORITY_DAYS):
             raise LocalProtocolError(f"days is {days!r:.80}; expected how long it is valid, up to {_AUTHORITY_DAYS}")
-        if paths[0].exists():  # valid until it ends, and so to be taken back with the name
-            old = _read_certificate(paths[0])
-            paths[0].replace(self.folder / f"{name}.{old.serial_number:x}{_REPLACED}")
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = _builder(subject, self._certificate.subject, key.public_key(), days)
@@ -180,6 +177,9 @@ class Authority:
         if hosts is not None:
             builder = builder.add_extension(hosts, critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
+        if paths[0].exists():  # valid until it ends, and so to be taken back with the name
+            old = _read_certificate(paths[0])
+            paths[0].replace(self.folder / f"{name}.{old.serial_number:x}{_REPLACED}")
         paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         _write_key(paths[1], key)
         return paths

@@ -24,7 +24,7 @@ def images(batch: int = 2) -> Tensor:
 def programs_of(net: nn.Module, split: str, encoder: Any = None, decoder: Any = None) -> tuple[compoff.Wrapped, Any]:
     own = {"encoder": encoder, "decoder": decoder, "codec": "deepcod"}
     wrapped = compoff.wrap(net, split, example_input=images(), **own).eval()
-    return wrapped, capture(wrapped.base, wrapped.gate(split), split, wrapped.example_inputs())
+    return wrapped, capture(wrapped.base, wrapped.gate(split), split, wrapped.example_inputs(), most=8)
 
 
 def test_the_marker_gives_back_what_it_is_given() -> None:
@@ -122,10 +122,10 @@ def test_nothing_is_left_behind(make: Callable[[], nn.Module], reason: str | Non
     wrapped = compoff.wrap(make(), "block1", example_input=images(), encoder=tiny_encoder, decoder=tiny_decoder)
     before, gate = everything(wrapped), wrapped.gate("block1")
     if reason is None:
-        capture(wrapped.base, gate, "block1", wrapped.example_inputs())
+        capture(wrapped.base, gate, "block1", wrapped.example_inputs(), most=8)
     else:
         with pytest.raises(SplitError, match=reason):
-            capture(wrapped.base, gate, "block1", wrapped.example_inputs())
+            capture(wrapped.base, gate, "block1", wrapped.example_inputs(), most=8)
     assert everything(wrapped) == before
     assert gate.replace is None
     assert not gate.on

@@ -1,0 +1,43 @@
+"""Files that are written under other names and renamed when they are whole: what was there stays until then."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+    from pathlib import Path
+
+__all__ = ["drafts"]
+
+
+@contextlib.contextmanager
+def drafts(folder: Path, names: Iterable[str]) -> Generator[dict[str, Path]]:
+    """Give files names of their own, since others may write the same ones now, and leave none of these behind.
+
+    Args:
+        folder: Where the files are to be.
+        names: What they will be called.
+
+    Yields:
+        Where to write each, by name; whoever has written them renames them.
+
+    Examples:
+        >>> import tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     folder = pathlib.Path(place)
+        ...     with drafts(folder, ["a", "b"]) as made:
+        ...         for draft in made.values():
+        ...             _ = draft.write_bytes(b"whole")
+        ...         _ = made["a"].replace(folder / "a")
+        ...     [path.name for path in folder.iterdir()]
+        ['a']
+    """
+    made = {name: folder / f"{name}.{secrets.token_hex(4)}.part" for name in names}
+    try:
+        yield made
+    finally:
+        for draft in made.values():
+            draft.unlink(missing_ok=True)
