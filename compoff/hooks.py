@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode  # pyright: ignore[reportPrivateUsage] - there is no public way
 
+from compoff.errors import FeatureError
 from compoff.signature import in_order
-from compoff.trees import map_tensor, tensors_of
+from compoff.trees import Place, map_tensor, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +40,8 @@ class Tap:
         repeated: Whether the module is called more than once in one pass.
         function: Name of the function.
         number: Which call of that function in that call of the module.
+        place: The way to the tensor there, which stays the same where an optional tensor before it is left out; None
+            in what was saved before there was one.
     """
 
     kind: Literal["input", "output", "function", "entry"]
@@ -48,6 +51,7 @@ class Tap:
     repeated: bool = False
     function: str = ""
     number: int = 0
+    place: Place | None = None
 
     def __str__(self) -> str:
         """The place in words."""
@@ -219,6 +223,17 @@ class _Hook:
         """Hand a tensor over."""
         return self.catcher.catch(self.index, tensor)
 
+    def catch_in(self, value: Any) -> Any:
+        """Hand over the tensor that is meant among those in `value`; returns what the model goes on with."""
+        tap = self.tap
+        try:
+            return map_tensor(value, tap.leaf if tap.place is None else tap.place, self.caught)
+        except LookupError:
+            raise FeatureError(
+                f"the tensor that crosses is {tap}, but this call has none there; call the model with the inputs that "
+                "it was wrapped with, or wrap it again with an example_input of this kind"
+            ) from None
+
 
 class _Begin:
     """Tell a catcher that a pass begins, as a forward pre-hook of the model.
@@ -245,7 +260,7 @@ class _Result(_Hook):
         del module, args
         if not self.catcher.active or not self._is_due():
             return None
-        return map_tensor(output, self.tap.leaf, self.caught)
+        return self.catch_in(output)
 
 
 class _Arguments(_Hook):
@@ -257,8 +272,8 @@ class _Arguments(_Hook):
             return None
         if kwargs and self.tap.kind == "input":  # the caller's order of names is not always the one that was traced
             with contextlib.suppress(TypeError):  # which the model itself will raise
-                args, kwargs = in_order(module, args, kwargs)
-        return map_tensor((args, kwargs), self.tap.leaf, self.caught)
+                args, kwargs = in_order(module, args, kwargs, defaults=True)
+        return self.catch_in((args, kwargs))
 
 
 class Adapting:
@@ -332,4 +347,4 @@ class _FunctionTap(TorchFunctionMode):
         if scope.catcher.at_work or function_name(func) != tap.function or not tensors_of(output):
             return output
         self._calls += 1
-        return map_tensor(output, tap.leaf, scope.caught) if self._calls == tap.number + 1 else output
+        return scope.catch_in(output) if self._calls == tap.number + 1 else output

@@ -1,4 +1,4 @@
-"""Tensors in nested containers: found in order, and one of them replaced.
+"""Tensors in nested containers: found in order or by their place, and one of them replaced.
 
 Knows the containers that PyTorch knows, and dataclasses; not what the tensors mean.
 """
@@ -6,15 +6,19 @@ Knows the containers that PyTorch knows, and dataclasses; not what the tensors m
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["map_tensor", "tensors_of"]
+__all__ = ["Place", "map_tensor", "places_of", "tensors_of"]
+
+Place = tuple[str | int, ...]
+"""The way to a tensor in nested containers: keys of dictionaries, names of fields, numbers of entries."""
 
 
 def tensors_of(value: Any) -> list[Tensor]:
@@ -40,30 +44,77 @@ def tensors_of(value: Any) -> list[Tensor]:
     return found
 
 
-def map_tensor(value: Any, leaf: int, function: Callable[[Tensor], Tensor]) -> Any:
+def places_of(value: Any) -> list[Place]:
+    """Where the tensors of `tensors_of` are, in the same order.
+
+    Unlike its number, a tensor's place stays the same where an optional tensor before it is there or not.
+
+    Args:
+        value: Any nesting of containers that PyTorch knows, and of dataclasses.
+
+    Returns:
+        The places.
+
+    Examples:
+        >>> import torch
+        >>> places_of({"boxes": [torch.zeros(1), torch.ones(1)], "size": (3, None), "mask": torch.ones(1)})
+        [('boxes', 0), ('boxes', 1), ('mask',)]
+    """
+    if isinstance(value, Tensor):
+        return [()]
+    return [(key, *place) for key, part in _parts(value) for place in places_of(part)]
+
+
+def _parts(value: Any) -> Iterator[tuple[str | int, Any]]:
+    """What a container holds, each with its name in it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and not _is_node(value):
+        for entry in dataclasses.fields(value):
+            yield entry.name, getattr(value, entry.name)
+    elif isinstance(value, Mapping) and _is_node(value):
+        for number, (key, part) in enumerate(cast("Mapping[Any, Any]", value).items()):
+            yield (key if isinstance(key, (str, int)) else number), part
+    elif _is_node(value):
+        yield from enumerate(pytree.tree_leaves(value, is_leaf=lambda part: part is not value))
+
+
+def _is_node(value: Any) -> bool:
+    """Whether PyTorch looks into it."""
+    return not pytree.tree_is_leaf(value)
+
+
+def map_tensor(value: Any, place: Place | int, function: Callable[[Tensor], Tensor]) -> Any:
     """Replace one tensor in nested containers, wherever in them the same object stands.
 
     Args:
         value: Any nesting of containers that PyTorch knows, and of dataclasses.
-        leaf: Which of the tensors, counted in order.
+        place: Where the tensor is, or which of the tensors it is, counted in order.
         function: What to do with it.
 
     Returns:
         The same nesting; `value` itself where the tensor stays the same object.
 
+    Raises:
+        LookupError: There is no tensor.
+
     Examples:
         >>> import torch
-        >>> map_tensor((1, [torch.zeros(1), torch.ones(1)]), 1, lambda tensor: tensor + 1.0)
+        >>> map_tensor((1, [torch.zeros(1), torch.ones(1)]), (1, 1), lambda tensor: tensor + 1.0)
         (1, [tensor([0.]), tensor([2.])])
     """
-    if isinstance(value, Tensor):
-        return function(value) if leaf == 0 else value
-    tensors = tensors_of(value)
-    if leaf >= len(tensors):
-        return value
-    old = tensors[leaf]
+    old = tensors_of(value)[place] if isinstance(place, int) else _at(value, place)
     new = function(old)
+    if old is value:
+        return new
     return value if new is old else _with(value, old, new)
+
+
+def _at(value: Any, place: Place) -> Tensor:
+    """The tensor at a place."""
+    for key in place:
+        value = dict(_parts(value))[key]
+    if not isinstance(value, Tensor):
+        raise LookupError(f"there is no tensor, but {value!r:.80}")
+    return value
 
 
 def _with(value: Any, old: Tensor, new: Tensor) -> Any:

@@ -208,6 +208,19 @@ class TwoInputs(Plain):
         return self.classifier(self.block2(self.block1(self.stem(x) + self.stem[0](y))).mean((2, 3)))
 
 
+class LeftOut(nn.Module):
+    """Takes a tensor that may be left out before one that may be there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor, prior: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
+        y = self.inner(x)
+        y = y if prior is None else y + prior
+        return y if gate is None else y * gate
+
+
 class OptionalInputs(Plain):
     """Inputs that may be left out, and one without a batch axis."""
 

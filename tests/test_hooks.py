@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compoff.errors import FeatureError
 from compoff.hooks import Tap, catchers, hang
 
 
@@ -93,6 +94,25 @@ def test_the_tensor_is_caught_where_the_tap_says(tap: Tap, expected: list[int]) 
     assert first_values(output) == expected
     assert (catcher.seen, catcher.passes) == ([0], 1)
     assert str(tap)
+
+
+@pytest.mark.parametrize(
+    ("tap", "expected"),
+    [
+        (Tap("input", 0, place=(0, 0)), [0, 1, 2, 2, 3, 4]),
+        (Tap("output", 0, "inner", 0, repeated=True, place=("a", 1, "first")), [1, -2, 3, 4, 5, 6]),
+        (Tap("entry", 0, "inner", 1, repeated=True, place=(1, "y")), [1, 2, 3, 0, 1, 2]),
+        (Tap("function", 5, "", function="relu", place=()), [0, 1, 2, 4, 5, 6]),
+    ],
+)
+def test_a_place_says_more_than_a_number(tap: Tap, expected: list[int]) -> None:
+    assert first_values(run(tap)[0]) == expected
+
+
+@pytest.mark.parametrize("place", [("a", 1, "third"), ("mask",), ("a", 7), ("b",)])
+def test_a_place_without_a_tensor_is_named(place: tuple[str | int, ...]) -> None:
+    with pytest.raises(FeatureError, match=r"crosses is output of inner.*has none there.*wrap it again"):
+        run(Tap("output", 0, "inner", place=place))
 
 
 def test_the_first_tensor_comes_last_where_several_are_caught_at_one_place() -> None:

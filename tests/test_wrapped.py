@@ -16,6 +16,7 @@ from tests.small_networks import (
     FunctionalSkip,
     IdentitySkip,
     InputSkip,
+    LeftOut,
     Nested,
     OptionalInputs,
     Plain,
@@ -247,6 +248,17 @@ def test_wrong_split_point_found_late_leaves_the_model_as_it_was() -> None:
     assert list(wrapped.bottlenecks) == []
     wrapped.unwrap()
     assert marks(net) == flags
+
+
+def test_a_tensor_that_was_left_out_at_wrapping_does_not_take_the_place_of_another() -> None:
+    torch.manual_seed(0)
+    x, prior, gate = torch.randn(4, 32), torch.randn(4, 32), torch.rand(4, 32)
+    wrapped = compoff.wrap(LeftOut(), "input", example_input={"x": x, "gate": gate}, codec="deepcod").eval()
+    with wrapped.gate("input").replacing([x * 2.0, gate * 3.0]), torch.no_grad():
+        found = wrapped(x, gate=gate, prior=prior)
+    assert torch.equal(found, wrapped.base(x * 2.0, prior, gate * 3.0))
+    with wrapped.at("input"), pytest.raises(FeatureError, match="has none there"):
+        wrapped(x, prior=prior)
 
 
 def test_keyword_inputs_are_put_where_the_model_takes_them() -> None:

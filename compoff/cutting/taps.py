@@ -38,7 +38,8 @@ def find_tap(trace: Trace, number: int, before: int, *, functions: bool = True) 
         'output of 0'
     """
     if number in trace.flow.inputs:
-        return Tap("input", trace.flow.inputs.index(number)), 0
+        leaf = trace.flow.inputs.index(number)
+        return Tap("input", leaf, place=trace.given_at[leaf]), 0
     returned = [call for call in trace.modules if number in call.returned and call.path and call.end <= before]
     first = min(returned, key=lambda call: call.order, default=None)
     if first is not None:
@@ -47,17 +48,18 @@ def find_tap(trace: Trace, number: int, before: int, *, functions: bool = True) 
         return None
     for call in trace.functions:
         if number in call.returned and call.end <= before:
-            scope = trace.modules[call.scope]
-            place = Tap(
+            scope, leaf = trace.modules[call.scope], call.returned.index(number)
+            tap = Tap(
                 "function",
-                call.returned.index(number),
+                leaf,
                 scope.path,
                 scope.number,
                 _is_repeated(trace, scope),
                 call.name,
                 call.number,
+                call.returned_at[leaf],
             )
-            return place, call.end
+            return tap, call.end
     return None
 
 
@@ -73,7 +75,8 @@ def tap_of(trace: Trace, call: ModuleCall, kind: Literal["output", "entry"], lea
     Returns:
         The place.
     """
-    return Tap(kind, leaf, call.path, call.number, _is_repeated(trace, call))
+    place = (call.returned_at if kind == "output" else call.entered_at)[leaf]
+    return Tap(kind, leaf, call.path, call.number, _is_repeated(trace, call), place=place)
 
 
 def _is_repeated(trace: Trace, call: ModuleCall) -> bool:

@@ -26,7 +26,7 @@ from compoff.cutting.macs import count_macs
 from compoff.errors import SplitError
 from compoff.hooks import function_name, uncompiled
 from compoff.signature import in_order
-from compoff.trees import tensors_of
+from compoff.trees import Place, places_of, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -47,6 +47,8 @@ class ModuleCall:
         end: Number of operators that had run when it returned.
         order: How many calls of modules returned before it did.
         returned: Values that it returned, in order.
+        entered_at: Where each value stands among the arguments.
+        returned_at: Where each value stands in what it returned.
     """
 
     path: str
@@ -57,6 +59,8 @@ class ModuleCall:
     end: int = -1
     order: int = -1
     returned: tuple[int, ...] = ()
+    entered_at: tuple[Place, ...] = ()
+    returned_at: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class FunctionCall:
         number: How many calls of the same name came before it in that module call and in those inside it.
         end: Number of operators that had run when it returned.
         returned: Values that it returned, in order.
+        returned_at: Where each value stands in what it returned.
     """
 
     scope: int
@@ -76,6 +81,7 @@ class FunctionCall:
     number: int
     end: int
     returned: tuple[int, ...]
+    returned_at: tuple[Place, ...] = ()
 
 
 @dataclass
@@ -87,12 +93,14 @@ class Trace:
         modules: Calls of modules, in the order in which they began.
         functions: Calls of functions, in order.
         batch: Number of samples in the run.
+        given_at: Where each of the model's inputs stands in the call, in the order of its signature.
     """
 
     flow: Flow = field(default_factory=Flow)
     modules: list[ModuleCall] = field(default_factory=list[ModuleCall])
     functions: list[FunctionCall] = field(default_factory=list[FunctionCall])
     batch: int = 0
+    given_at: tuple[Place, ...] = ()
 
     def calls_of(self, path: str) -> list[ModuleCall]:
         """Calls of one module, in order."""
@@ -195,8 +203,8 @@ def watch(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | No
     # Own tensor objects over the same values: the caller's may be known to hooks or caches of the model.
     called: Any = pytree.tree_map_only(Tensor, lambda tensor: tensor.view_as(tensor), (args, keywords or {}))
     with refusals_named(Batch(*called)):
-        args, keywords = in_order(model, *called)
-    watcher = _Watcher(model, tensors_of((args, keywords)))
+        args, keywords = in_order(model, *called, defaults=True)
+    watcher = _Watcher(model, (args, keywords))
     try:
         with uncompiled(model), frozen(model), refusals_named(Batch(args, keywords)), _Functions(watcher), watcher:
             output: Any = model(*args, **keywords)
@@ -209,7 +217,7 @@ def watch(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | No
 class _Watcher(TorchDispatchMode):
     """Sees every operator; its hooks see every module call."""
 
-    def __init__(self, model: nn.Module, inputs: list[Tensor]) -> None:
+    def __init__(self, model: nn.Module, called: Any) -> None:
         super().__init__()
         self.trace = Trace()
         self._known: Any = WeakIdKeyDictionary()  # tensor: (number of its value, operators run when it got it)
@@ -221,7 +229,8 @@ class _Watcher(TorchDispatchMode):
         self._counts: Counter[str] = Counter()
         self._function_counts: Counter[tuple[int, str]] = Counter()
         self._names = {module: name for name, module in named_modules(model).items()}
-        flow = self.trace.flow
+        flow, inputs = self.trace.flow, tensors_of(called)
+        self.trace.given_at = tuple(places_of(called))
         for tensor in inputs:
             self._shared.add(self._storage(tensor))
             flow.inputs.append(self._new(tensor, made_by=-1, depends=True))
@@ -266,7 +275,8 @@ class _Watcher(TorchDispatchMode):
             returned = tuple(self.number_of(tensor) for tensor in tensors)
             number = self._function_counts[scope, name]
             self._function_counts.update((call, name) for call in self._open)
-            trace.functions.append(FunctionCall(scope, name, number, len(trace.flow.operators), returned))
+            at = tuple(places_of(output))
+            trace.functions.append(FunctionCall(scope, name, number, len(trace.flow.operators), returned, at))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
@@ -331,7 +341,9 @@ class _Watcher(TorchDispatchMode):
         trace, path = self.trace, self._names[module]
         entered = tuple(self.number_of(tensor) for tensor in tensors_of((args, kwargs)))
         scope = self._open[-1] if self._open else -1
-        trace.modules.append(ModuleCall(path, self._counts[path], len(trace.flow.operators), scope, entered))
+        at = tuple(places_of((args, kwargs)))
+        begin = len(trace.flow.operators)
+        trace.modules.append(ModuleCall(path, self._counts[path], begin, scope, entered, entered_at=at))
         self._counts[path] += 1
         self._open.append(len(trace.modules) - 1)
 
@@ -341,6 +353,7 @@ class _Watcher(TorchDispatchMode):
         call.end = len(self.trace.flow.operators)
         call.order, self._returns = self._returns, self._returns + 1
         call.returned = tuple(self.number_of(tensor) for tensor in tensors_of(output))
+        call.returned_at = tuple(places_of(output))
 
 
 class _Functions(TorchFunctionMode):
