@@ -17,6 +17,7 @@ from compoff.batch import refusals_named
 from compoff.errors import FitError, SplitError
 from compoff.hooks import uncompiled
 from compoff.losses import distillation, relative_error
+from compoff.spare import spare_buffers
 from compoff.trees import tensors_of
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class DistillationTerms:
 
 @contextlib.contextmanager
 def _tapped(base: nn.Module, paths: tuple[str, ...], taken: dict[str, list[Tensor]]) -> Generator[None]:
-    """Collect what the modules at `paths` return while the block runs."""
+    """Collect what the modules at `paths` return while the block runs, which leaves the model's buffers alone."""
 
     def tap(path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -105,7 +106,7 @@ def _tapped(base: nn.Module, paths: tuple[str, ...], taken: dict[str, list[Tenso
 
     handles = [base.get_submodule(path).register_forward_hook(tap(path)) for path in paths]
     try:
-        with uncompiled(base):
+        with uncompiled(base), spare_buffers(base):
             yield
     finally:
         for handle in handles:
@@ -159,7 +160,8 @@ def answers(
         FeatureError: The model refused the batch.
         FitError: All shapes behind the split point depend on the feature.
     """
-    with gate.replacing([y_hat.clone() for y_hat in restored]), refusals_named(batch):  # it may change them in place
+    # Cloned, because the model may go on to change them in place.
+    with gate.replacing([y_hat.clone() for y_hat in restored]), spare_buffers(base), refusals_named(batch):
         output = float_tensors(base(*batch.args, **batch.kwargs))
     if pairs := _comparable(teacher, output):
         return ("", *pairs[0])

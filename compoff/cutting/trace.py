@@ -26,6 +26,7 @@ from compoff.cutting.macs import count_macs
 from compoff.errors import SplitError
 from compoff.hooks import function_name, uncompiled
 from compoff.signature import in_order
+from compoff.spare import spare_buffers
 from compoff.trees import Place, places_of, tensors_of
 
 if TYPE_CHECKING:
@@ -131,30 +132,14 @@ def frozen(model: nn.Module) -> Generator[None]:
         True
     """
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.clone(), _version(buffer))
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
     model.eval()
     try:
         # Inference mode is left, because its tensors do not tell whether they were changed in place.
-        with torch.inference_mode(mode=False), torch.no_grad():
+        with spare_buffers(model), torch.inference_mode(mode=False), torch.no_grad():
             yield
     finally:
         for module, training in modes:
             module.training = training
-        for module, name, buffer, before, version in buffers:
-            if getattr(module, name, None) is not buffer:
-                setattr(module, name, buffer)
-            if version is None or _version(buffer) != version:
-                with torch.inference_mode(mode=version is None), torch.no_grad():
-                    buffer.copy_(before)
-
-
-def _version(tensor: Tensor) -> int | None:
-    """How often a tensor was written to; None for one of inference mode, which does not count."""
-    return None if tensor.is_inference() else tensor._version
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:

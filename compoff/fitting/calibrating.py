@@ -26,6 +26,7 @@ from compoff.fitting.overhead import overhead_bytes
 from compoff.hooks import uncompiled
 from compoff.losses import relative_error
 from compoff.mounting import device_of, require_wrapped
+from compoff.spare import spare_buffers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -203,7 +204,7 @@ def _slopes(wrapped: Wrapped, split: str, batch: Batch, generator: torch.Generat
 
     gate.replace = open_gradient
     try:
-        with torch.enable_grad(), uncompiled(wrapped.base), refusals_named(batch):
+        with torch.enable_grad(), uncompiled(wrapped.base), spare_buffers(wrapped.base), refusals_named(batch):
             outputs = float_tensors(wrapped.base(*batch.args, **batch.kwargs))
             if not outputs:
                 raise FitError("the model returns no floating-point tensor, so there is nothing to distil")

@@ -17,6 +17,7 @@ from compoff.distilling import answers, float_tensors, teacher_pass
 from compoff.errors import FitError
 from compoff.fitting.batches import not_finite
 from compoff.fitting.overhead import sides_at, sides_of
+from compoff.spare import spare_buffers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -227,7 +228,8 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
         for batch in batches:
             symbols = symbols_of(wrapped, split, batch)
             sides = [side.cpu().numpy() for side in gate.sides(len(kept))]
-            teacher = float_tensors(wrapped(*batch.args, **batch.kwargs))
+            with spare_buffers(wrapped.base):
+                teacher = float_tensors(wrapped(*batch.args, **batch.kwargs))
             if not teacher:
                 raise FitError("the model returns no floating-point tensor, so there is nothing to compare")
             for rate in rates:

@@ -1,0 +1,118 @@
+"""What a model writes into its buffers while it is fitted, calibrated, measured or exported is gone afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import compoff
+from compoff.spare import spare_buffers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from compoff.recipe import CodecName
+
+
+class Counting(nn.Module):
+    """Counts its calls, remembers the largest value, and computes with it, as observers do."""
+
+    calls: Tensor
+    largest: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 5)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.register_buffer("largest", torch.ones(()))
+        self.register_buffer("none", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        y = torch.relu(self.first(x))
+        with torch.no_grad():
+            self.largest.copy_(torch.maximum(self.largest, y.max()))
+        return self.second(y / self.largest)
+
+
+def batches() -> list[Tensor]:
+    return [torch.randn(16, 32) * scale for scale in (1.0, 4.0)]
+
+
+def state_of(net: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+def assert_same(net: nn.Module, before: dict[str, Tensor]) -> None:
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("codec", ["transform", "deepcod"])
+def test_what_a_fit_passes_through_a_model_leaves_its_buffers_alone(codec: CodecName, tmp_path: Path) -> None:
+    net, data = Counting(), batches()
+    buffers, before = dict(net.named_buffers()), state_of(net)
+    wrapped = compoff.wrap(net, "second", example_input=data[0], codec=codec)
+    compoff.calibrate(wrapped, data)
+    assert_same(net, before)
+    wrapped.distillation_loss(data[0]).backward()
+    assert_same(net, before)
+    compoff.fit(wrapped, data, steps=4)
+    assert_same(net, before)
+    compoff.finish(wrapped, data)
+    assert_same(net, before)
+    assert all(buffers[name] is buffer for name, buffer in net.named_buffers())
+    wrapped.save(tmp_path / "fitted.safetensors")
+    assert compoff.load(tmp_path / "fitted.safetensors", Counting()).split_points == ("second",)
+
+
+def test_a_fit_of_a_model_that_counts_can_be_resumed(tmp_path: Path) -> None:
+    data = batches()
+
+    class Killed(Exception):
+        pass
+
+    class Dying(list[Tensor]):
+        rounds = 0
+
+        def __iter__(self) -> Iterator[Tensor]:
+            self.rounds += 1
+            if self.rounds == 4:
+                raise Killed
+            return super().__iter__()
+
+    def fit(given: list[Tensor]) -> compoff.FitReport:
+        wrapped = compoff.wrap(Counting(), "second", example_input=data[0])
+        return compoff.fit(wrapped, given, steps=8, resume=tmp_path / "state.safetensors")
+
+    with pytest.raises(Killed):
+        fit(Dying(data))
+    assert fit(data).splits["second"].loss == pytest.approx(
+        compoff.fit(compoff.wrap(Counting(), "second", example_input=data[0]), data, steps=8).splits["second"].loss
+    )
+
+
+def test_one_buffer_in_two_modules_stays_one() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4))
+    net[1].running_mean = net[0].running_mean
+    mean = net[0].running_mean
+    with spare_buffers(net):
+        assert net[0].running_mean is not mean
+        assert net[1].running_mean is net[0].running_mean
+    assert net[0].running_mean is mean
+    assert net[1].running_mean is mean
+
+
+def test_buffers_come_back_after_an_error() -> None:
+    net = Counting()
+    calls = net.calls
+    with contextlib.suppress(RuntimeError), spare_buffers(net):
+        net.calls = torch.ones(3, dtype=torch.long)
+        net(torch.zeros(2, 3))
+    assert net.calls is calls
+    assert not calls
