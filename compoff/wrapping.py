@@ -56,7 +56,8 @@ def wrap(
             model. ``"auto"`` chooses up to four that span the network.
         example_input: One batch to learn shapes from: a tensor, a tuple of positional inputs, a dict of keyword inputs,
             or ``(tuple, dict)`` of both. Without it shapes are learnt from the first batch that `fit` or the model
-            itself sees, and split points are checked only then.
+            itself sees, and split points are checked only then. The bottlenecks' first weights are drawn where they
+            are made: here, from PyTorch's random numbers as they stand, or in `fit`, by its `seed`.
         skips: What happens to further floating-point tensors that cross, such as those of skip connections:
             ``"encode"`` gives each a bottleneck of its own, fitted together; ``"send"`` sends them as they are;
             ``"forbid"`` refuses the split point. Masks, token ids and sizes always cross as they are, packed.
@@ -165,6 +166,9 @@ def load(path: str | Path, model: nn.Module) -> Wrapped:
             )
     try:
         made = build_bottlenecks(options, sites)
+        for split, (first, *_) in made.items():
+            if not any(name.startswith(f"{key_of(split)}.adapter.") for name in tensors):
+                first.adapter = None  # it was taken off
         stacked = nn.ModuleDict({key_of(split, index): one for split in made for index, one in enumerate(made[split])})
         stacked.load_state_dict(tensors)
     except (RuntimeError, FeatureError) as error:

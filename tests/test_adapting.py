@@ -102,6 +102,16 @@ def test_without_its_adapter_the_student_is_the_strict_one() -> None:
     assert torch.equal(student(model, "1", x), student(strict, "1", x))
 
 
+def test_a_file_saved_without_an_adapter_that_was_taken_off_is_loaded_without_it(tmp_path: Path) -> None:
+    model, x = wrapped(), images()
+    model.bottleneck("1").adapter = None
+    model.save(tmp_path / "fitted.safetensors")
+    again = compoff.load(tmp_path / "fitted.safetensors", network())
+    assert again.bottleneck("1").adapter is None
+    assert again.bottleneck("2").adapter is not None
+    assert torch.equal(student(again, "1", x), student(model, "1", x))
+
+
 def test_tail_adapts_and_head_does_not(tmp_path: Path) -> None:
     model, x = wrapped(own=True), images()
     plain = compoff.export(model, "1")[0]

@@ -151,6 +151,7 @@ class TileMoments:
         self._sum = torch.zeros(size, dtype=torch.float64)
         self._square = torch.zeros(size, size, dtype=torch.float64)
         self._sensitivity = torch.zeros(size, size, dtype=torch.float64)
+        self._shift: Tensor | None = None  # a mean far from zero would leave nothing of float32's digits
         self._rows = 0
 
     @full_precision
@@ -166,6 +167,9 @@ class TileMoments:
         if self.mixing is not None:
             y, gradient = _mix(self.mixing.analysis.to(y), y), _mix(self.mixing.synthesis.to(y), gradient)
         tiles, slopes = self._tiled.tiles(y), self._tiled.tiles(gradient)
+        if self._shift is None:
+            self._shift = tiles.double().mean(0).float()
+        tiles = tiles - self._shift
         self._sum += tiles.sum(0).cpu().double()
         self._square += (tiles.T @ tiles).cpu().double()
         # The scale of the gradients is of no consequence, but batches should count alike.
@@ -185,6 +189,7 @@ class TileMoments:
         """
         mean = self._sum / self._rows
         covariance = self._square / self._rows - torch.outer(mean, mean)
+        mean = mean if self._shift is None else mean + self._shift.cpu().double()
         factor = _factor(self._sensitivity / self._rows)
         variances, vectors = _eigenvectors(factor.T @ covariance @ factor)
         variances, vectors = variances.flip(0)[:channels], vectors.flip(1)[:, :channels]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from compoff.codec.directions import Directions
     from compoff.codec.geometry import Geometry
+from compoff.codec.precision import full_precision
 
 __all__ = ["Encoder", "semi_orthogonality_error"]
 
@@ -166,6 +167,7 @@ class Encoder(nn.Module):
         self.layer.bias = nn.Parameter(bias.clone(), requires_grad=False)
 
 
+@full_precision
 def semi_orthogonality_error(weight: Tensor) -> Tensor:
     """Frobenius distance of a kernel from a semi-orthogonal matrix.
 

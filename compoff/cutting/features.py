@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from compoff.codec.layout import Layout
+from compoff.coding.side import DTYPES
 from compoff.cutting.axes import find_channel_axis
 from compoff.errors import SplitError
 
@@ -93,8 +94,18 @@ def side_of(trace: Trace, number: int, tap: Tap) -> Feature:
 
     Returns:
         The feature.
+
+    Raises:
+        SplitError: The wire does not know such values.
     """
     value = trace.flow.values[number]
+    kind = str(value.dtype).removeprefix("torch.")
+    if kind not in DTYPES:
+        raise SplitError(
+            f"a tensor of {kind} and shape {value.shape[1:]} ({tap}) would cross as it is, but the wire knows only "
+            f"{', '.join(DTYPES)}: choose another split point, convert the model to one of them, or, where it is a "
+            'skip, let it have a bottleneck of its own with skips="encode"'
+        )
     batched = len(value.shape) > 0 and value.shape[0] == trace.batch
     shape = _without(value.shape, 0) if batched else _without(value.shape, None)
     return Feature(tap, shape, value.dtype, None, value.own, batched)

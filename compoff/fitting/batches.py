@@ -20,9 +20,35 @@ from compoff.structure import LABELS
 from compoff.trees import tensors_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from torch import nn
 
-__all__ = ["check_seed", "not_finite", "require_batches", "require_device", "to_batch"]
+__all__ = ["Batches", "check_seed", "not_finite", "require_batches", "require_device", "to_batch"]
+
+
+class Batches:
+    """Batches as the model takes them, made anew whenever they are gone through: none is kept.
+
+    Args:
+        items: What gives them as people have them, again and again.
+        model: The model.
+        device: Where to move them; None to leave them.
+
+    Examples:
+        >>> import torch
+        >>> batches = Batches([torch.ones(2, 3), torch.ones(1, 3)], torch.nn.Linear(3, 1))
+        >>> [batch.size for batch in batches], [batch.size for batch in batches]
+        ([2, 1], [2, 1])
+    """
+
+    def __init__(self, items: Iterable[Any], model: nn.Module, device: torch.device | None = None) -> None:
+        self._items = items
+        self._model = model
+        self._device = device
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (to_batch(item, self._model, self._device) for item in self._items)
 
 
 def to_batch(item: Any, model: nn.Module, device: torch.device | None = None) -> Batch:
@@ -108,6 +134,8 @@ def require_batches(name: str, batches: Any, *, or_none: bool = False) -> None:
     """
     if or_none and batches is None:
         return
+    if isinstance(batches, Tensor):
+        raise FitError(f"{name} is a tensor, which is one batch; give several in a list, as x.split(64), or [x]")
     if isinstance(batches, (str, Mapping)) or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
         given = type(cast("object", batches)).__name__
         raise FitError(f"{name} is a {given}; expected a loader, a list, or anything else that gives batches")

@@ -129,7 +129,7 @@ def _start(
             for moment, y, slope in zip(moments, ys, draw, strict=True):
                 moment.add(y, slope)
         if samples < _SEARCHED:
-            features.append([y.detach() for y in ys])
+            features.append([y.to(one.quantizer.centers.dtype) for one, y in zip(bottlenecks, ys, strict=True)])
             samples += len(ys[0])
     directions = [
         moment.directions(bottleneck.latent_shape[0]) for moment, bottleneck in zip(moments, bottlenecks, strict=True)

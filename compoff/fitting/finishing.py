@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from compoff.distilling import teacher_pass
 from compoff.errors import FitError
-from compoff.fitting.batches import require_batches, to_batch
+from compoff.fitting.batches import Batches, require_batches, to_batch
 from compoff.fitting.measure import Aim, count_symbols, measure
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.mounting import device_of, require_wrapped
@@ -17,12 +21,10 @@ from compoff.mounting import device_of, require_wrapped
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    import torch
-
     from compoff.batch import Batch
     from compoff.wrapping import Wrapped
 
-__all__ = ["MEASURED", "conclude", "finish", "refuse_on", "up_to"]
+__all__ = ["MEASURED", "conclude", "finish", "held_out", "refuse_on", "up_to"]
 
 _log = logging.getLogger("compoff.fit")
 
@@ -83,15 +85,15 @@ def finish(
             )
     refuse_on(wrapped, "finish")
     where = device_of(wrapped.base)
+    measured = held_out(validation, wrapped, where)
     counted = up_to(batches, wrapped, where, MEASURED)
-    measured = counted if validation is None else up_to(validation, wrapped, where, None)
     reports = {split: SplitReport() for split in wrapped.split_points}
     samples = conclude(wrapped, reports, counted, measured, aim)
     return FitReport(reports, 0, 0.0, samples, held_out=validation is not None)
 
 
 def conclude(
-    wrapped: Wrapped, reports: dict[str, SplitReport], counted: list[Batch], measured: list[Batch], aim: Aim
+    wrapped: Wrapped, reports: dict[str, SplitReport], counted: list[Batch], measured: Iterable[Batch] | None, aim: Aim
 ) -> int:
     """Make the tables of every split point from real symbols, and fill in its report.
 
@@ -99,7 +101,7 @@ def conclude(
         wrapped: The model.
         reports: A report for each split point, to be filled in.
         counted: What symbols are counted on.
-        measured: What bytes and agreement are measured on.
+        measured: What bytes and agreement are measured on; None for what symbols are counted on.
         aim: What the default quality is chosen by.
 
     Returns:
@@ -108,9 +110,8 @@ def conclude(
     Raises:
         FitError: There are no batches.
     """
-    if not (counted and measured):
-        given = "batches" if not counted else "validation batches"
-        raise FitError(f"the {given} are empty, so there is nothing to measure on; give at least one")
+    if not counted:
+        raise FitError("the batches are empty, so there is nothing to measure on; give at least one")
     was_training, samples = wrapped.training, 0
     wrapped.eval()
     try:
@@ -118,14 +119,51 @@ def conclude(
             for layer in [layer for one in wrapped.bottlenecks_at(split) for layer in one.spectral_layers()]:
                 layer.settle()
             count_symbols(wrapped, split, counted)
-            samples = measure(wrapped, split, measured, report, aim)
+            samples = measure(wrapped, split, counted if measured is None else measured, report, aim)
             wrapped.reports[split] = report.figures()
             if not report.aim_met:
                 asked = f"target_bytes={aim.target_bytes}" if aim.max_drop is None else f"max_drop={aim.max_drop}"
                 _log.warning("no quality at '%s' keeps to %s; the default is the nearest", split, asked)
+            if report.answer_lost:
+                _log.warning(
+                    "what comes out behind '%s' has nothing to do with the model's answer (output error %.3g); train "
+                    "longer, with a lower lr, or with inputs whose mean is near zero in units of their deviation",
+                    split,
+                    report.output_error,
+                )
     finally:
         wrapped.train(was_training)
     return samples
+
+
+def held_out(validation: Iterable[Any] | None, wrapped: Wrapped, device: torch.device | None) -> Iterable[Batch] | None:
+    """What to measure on, tried before the first step of a fit rather than after the last.
+
+    Args:
+        validation: Held-out batches as people have them.
+        wrapped: The model that takes them.
+        device: Where to move them; None to leave them.
+
+    Returns:
+        The batches, gone through one by one; those that can be gone through only once are kept. None for None.
+
+    Raises:
+        FitError: There are none.
+        FeatureError: The model, or a bottleneck, does not take the first.
+    """
+    if validation is None:
+        return None
+    once = isinstance(validation, Iterator)
+    with torch.random.fork_rng(devices=[]):  # a loader that shuffles would draw
+        given = up_to(validation, wrapped, device, None if once else 1)
+    if not given:
+        raise FitError("the validation batches are empty, so there is nothing to measure on; give at least one")
+    for split in wrapped.sites:
+        gate = wrapped.gate(split)
+        record = teacher_pass(wrapped.base, {split: gate}, wrapped.sites, given[0], blocks=False)
+        for bottleneck, y in zip(gate.bottlenecks, record.features[split], strict=True):
+            bottleneck.geometry.check(y)
+    return given if once else Batches(validation, wrapped.base, device)
 
 
 def up_to(batches: Iterable[Any], wrapped: Wrapped, device: torch.device | None, limit: int | None) -> list[Batch]:

@@ -24,7 +24,7 @@ from compoff.errors import FitError
 from compoff.fingerprint import fingerprint
 from compoff.fitting.batches import check_seed, require_batches, require_device, to_batch
 from compoff.fitting.calibrating import SAMPLES, calibrate
-from compoff.fitting.finishing import MEASURED, conclude, refuse_on, up_to
+from compoff.fitting.finishing import MEASURED, conclude, held_out, refuse_on, up_to
 from compoff.fitting.fitter import Fitter
 from compoff.fitting.measure import Aim
 from compoff.fitting.report import FitReport, SplitReport
@@ -100,6 +100,15 @@ def _check_codec(wrapped: Wrapped, recipe: Recipe, aim: Aim) -> None:
             'of "deepcod" by channels'
         )
     aim.check()
+
+
+def _check_precision(wrapped: Wrapped) -> None:
+    """Refuse bottlenecks in which an optimizer cannot step."""
+    if any(parameter.dtype == torch.float16 for parameter in wrapped.bottlenecks.parameters()):
+        raise FitError(
+            "the bottlenecks are in float16, whose range an optimizer's steps leave; wrapped.bottlenecks.float() puts "
+            "them into float32, and the model may stay as it is"
+        )
 
 
 def _calibrated(wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | None, seed: int) -> Iterable[Any]:
@@ -222,13 +231,15 @@ def fit(
     where, began = device_of(wrapped.base), time.monotonic()
     with _own_random_numbers(seed, where), torch.enable_grad():
         batches = _build(wrapped, batches, where)
+        _check_precision(wrapped)
+        measured = held_out(validation, wrapped, where)
         if state is None or not state.exists():
             batches = _calibrated(wrapped, batches, target_bytes, seed)
         fitter = Fitter(wrapped, chosen, lr=lr, rate=rate, total=total, target_bytes=target_bytes)
         fitter.state.seconds = time.monotonic() - began  # what finding the directions took
         keeper = _Keeper(state, seed, fitter) if state is not None else None
         recent = _train(fitter, batches, where, keeper, progress=progress)
-        return _finish(fitter, recent, batches, validation, where, aim)
+        return _finish(fitter, recent, batches, measured, where, aim)
 
 
 def _build(wrapped: Wrapped, batches: Iterable[Any], device: torch.device | None) -> Iterable[Any]:
@@ -352,18 +363,17 @@ def _finish(
     fitter: Fitter,
     recent: deque[Batch],
     batches: Iterable[Any],
-    validation: Iterable[Any] | None,
+    measured: Iterable[Batch] | None,
     device: torch.device | None,
     aim: Aim,
 ) -> FitReport:
-    """Measure on what the loop saw, or on `validation`."""
+    """Measure on what the loop saw, or on what was held out."""
     wrapped, state = fitter.wrapped, fitter.state
     once = iter(batches) is batches
     counted = list(recent) if once and recent else up_to(batches, wrapped, device, MEASURED)
-    measured = counted if validation is None else up_to(validation, wrapped, device, None)
     reports = {
         split: SplitReport(loss=state.loss[split], distilled_from=state.distilled_from.get(split))
         for split in wrapped.split_points
     }
     samples = conclude(wrapped, reports, counted, measured, aim)
-    return FitReport(reports, state.step, state.seconds, samples, held_out=validation is not None)
+    return FitReport(reports, state.step, state.seconds, samples, held_out=measured is not None)

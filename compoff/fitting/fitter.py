@@ -70,7 +70,6 @@ class Fitter:
         self.lr = lr
         self.total = total
         self.target_bytes = target_bytes
-        self._overhead: dict[str, float] = {}  # bytes of a payload that are not symbols
         self.state = FitState(
             loss={split: [] for split in self.gates}, reconstruction={split: [] for split in self.gates}
         )
@@ -139,9 +138,9 @@ class Fitter:
         if self.target_bytes is None or not held:
             return 1.0
         state = self.state
-        if split not in self._overhead:
-            self._overhead[split] = overhead_bytes(self.wrapped, split)
-        seen = sum(float(bottleneck.last_bits) / 8 for bottleneck in held) + self._overhead[split]
+        if split not in state.overhead:
+            state.overhead[split] = overhead_bytes(self.wrapped, split)
+        seen = sum(float(bottleneck.last_bits) / 8 for bottleneck in held) + state.overhead[split]
         mean = state.bytes[split] = seen + (1 - _SMOOTHING) * (state.bytes.get(split, seen) - seen)
         excess = max(-1.0, min(1.0, (mean - self.target_bytes) / self.target_bytes))
         state.held[split] = state.held.get(split, 0.0) + _LASTING * excess

@@ -196,7 +196,7 @@ class Aim:
         return self.max_drop is None or (point["agreement"] is not None and 1 - point["agreement"] <= self.max_drop)
 
 
-def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitReport, aim: Aim | None = None) -> int:
+def measure(wrapped: Wrapped, split: str, batches: Iterable[Batch], report: SplitReport, aim: Aim | None = None) -> int:
     """Fill in what a report says of a fitted bottleneck.
 
     Args:
@@ -224,8 +224,10 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
     kept = sides_of(wrapped, split)
     ladders = zip(*(bottleneck.qualities() for bottleneck in bottlenecks), strict=True)
     rates, samples = [_Rate(bottlenecks, qualities, kept) for qualities in ladders], 0
+    first: Batch | None = None
     with torch.no_grad():
         for batch in batches:
+            first = first or batch
             symbols = symbols_of(wrapped, split, batch)
             sides = [side.cpu().numpy() for side in gate.sides(len(kept))]
             with spare_buffers(wrapped.base):
@@ -236,6 +238,8 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
                 restored = rate.add(symbols, sides)
                 rate.comparison.add(*answers(wrapped.base, gate, wrapped.sites[split], batch, restored, teacher))
             samples += len(symbols[0])
+    if first is None:
+        raise FitError("the batches are used up, so there is nothing to measure on; give some that last")
     report.curve = [rate.point() for rate in rates]
     report.quality = (aim or Aim()).choose(report.curve)
     chosen = report.curve[report.quality]
@@ -245,7 +249,7 @@ def measure(wrapped: Wrapped, split: str, batches: list[Batch], report: SplitRep
     )
     report.ceiling_bytes = rates[report.quality].coder.max_bytes(1)
     report.raw_bytes = wrapped.sites[split].raw_bytes
-    _guarantee(wrapped, split, batches[0], report)
+    _guarantee(wrapped, split, first, report)
     return samples
 
 

@@ -64,6 +64,16 @@ class SplitReport:
     encoder_macs: int | None = None
     adapter_bytes: int = 0
 
+    @property
+    def answer_lost(self) -> bool:
+        """Whether the student's output is no nearer to the teacher's than a constant would be.
+
+        Examples:
+            >>> SplitReport(output_error=0.02).answer_lost, SplitReport(output_error=5e3).answer_lost
+            (False, True)
+        """
+        return self.output_error >= 1
+
     def figures(self) -> dict[str, Any]:
         """Everything but the curve.
 
@@ -113,7 +123,8 @@ class FitReport:
                 else f"output error {split.output_error:.4f}"
             )
             missed = "" if split.aim_met else "; THE AIM IS MISSED: no quality keeps to it, this one is the nearest"
-            lines.append(f"  {name}: {split.bytes:.0f} B of {split.raw_bytes} B raw, {told}{missed}")
+            lost = "; THE ANSWER IS LOST: its error is as large as what it varies by" if split.answer_lost else ""
+            lines.append(f"  {name}: {split.bytes:.0f} B of {split.raw_bytes} B raw, {told}{missed}{lost}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class FitState:
         lrs: Learning rate at the start of each group of parameters.
         bytes: Recent mean length of a payload, by split point, where one is held.
         held: Lasting part of the rate's weight there, as a logarithm.
+        overhead: Bytes of a payload there that are no symbols, where bytes are held.
     """
 
     step: int = 0
@@ -54,6 +55,7 @@ class FitState:
     lrs: list[float] = field(default_factory=list[float])
     bytes: dict[str, float] = field(default_factory=dict[str, float])
     held: dict[str, float] = field(default_factory=dict[str, float])
+    overhead: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,22 @@ def test_batches_add_up() -> None:
     torch.testing.assert_close(whole.directions(4).deviation, parts.directions(4).deviation)
 
 
+@pytest.mark.parametrize("offset", [1e3, 1e5])
+def test_a_mean_far_from_zero_costs_no_digits(offset: float) -> None:
+    torch.manual_seed(0)
+    y, slopes = torch.randn(512, 8) * torch.linspace(1.0, 0.1, 8), torch.randn(512, 8)
+    found, expected = TileMoments(Geometry((8,))), TileMoments(Geometry((8,)))
+    for place in range(0, 512, 64):
+        here = slice(place, place + 64)
+        shifted = y[here] + offset  # rounded as the caller's numbers are
+        found.add(shifted, slopes[here])
+        expected.add((shifted.double() - offset).float(), slopes[here])
+    ours, theirs = found.directions(5), expected.directions(5)
+    torch.testing.assert_close(ours.deviation, theirs.deviation)
+    torch.testing.assert_close(ours.analysis.abs(), theirs.analysis.abs(), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(ours.mean, theirs.mean + offset)
+
+
 def test_fewer_channels_describe_a_wide_tile_as_well_where_they_hold_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compoff.codec.directions._LARGEST", 64)
     torch.manual_seed(0)

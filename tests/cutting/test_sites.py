@@ -313,3 +313,10 @@ def test_named_modules_lists_the_model_itself() -> None:
     net = Plain()
     assert named_modules(net)[""] is net
     assert list(named_modules(net)) == [name for name, _ in net.named_modules()]
+
+
+def test_what_the_wire_does_not_know_may_not_cross_as_it_is() -> None:
+    net, x = Skip().bfloat16(), images().bfloat16()
+    with pytest.raises(SplitError, match=r"a tensor of bfloat16.*would cross as it is.*skips=\"encode\""):
+        locate(net, ["block2"], (x,), skips="send")
+    assert locate(net, ["block2"], (x,))["block2"].features[1].dtype == torch.bfloat16

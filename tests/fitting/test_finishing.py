@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import compoff
 from compoff.errors import FitError, SplitError
 from tests.fitting.test_fit import batches, signals, trained_net
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def started(*splits: str) -> compoff.Wrapped:
@@ -55,6 +61,46 @@ def test_what_fit_measured_stays_when_it_is_measured_again() -> None:
 def test_inputs_that_were_held_out() -> None:
     report = compoff.finish(started(), batches(), validation=[signals(5, seed=9)])
     assert (report.held_out, report.measured_on) == (True, 5)
+
+
+def test_an_answer_that_is_lost_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = started()
+    with torch.no_grad():
+        model.bottleneck("body").quantizer.offset.add_(300)  # as a fit that has diverged leaves it
+    report = compoff.finish(model, batches())
+    assert report.splits["body"].answer_lost
+    assert "THE ANSWER IS LOST" in str(report)
+    assert "nothing to do with the model's answer" in caplog.text
+    caplog.clear()
+    assert "LOST" not in str(compoff.finish(started(), batches()))
+    assert not caplog.records
+
+
+class Streamed:
+    """Makes its batches one by one, and notes how many are alive."""
+
+    def __init__(self) -> None:
+        self.alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+        self.most = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for seed in range(12):
+            x = signals(4, seed=seed)
+            self.alive.add(x)
+            self.most = max(self.most, len(self.alive))
+            yield x
+            del x
+
+
+def test_held_out_batches_are_not_kept() -> None:
+    data = Streamed()
+    report = compoff.finish(started(), batches(), validation=data)
+    assert report.measured_on == 48
+    assert data.most <= 3
+    kept = compoff.finish(started(), batches(), validation=list(Streamed()))
+    once = compoff.finish(started("body", "input"), batches(), validation=iter(Streamed()))
+    assert report.splits["body"].curve == kept.splits["body"].curve
+    assert once.measured_on == 48
 
 
 def test_refusals() -> None:

@@ -426,3 +426,30 @@ def test_a_bottleneck_that_is_on_is_refused_before_anything_is_started() -> None
         with pytest.raises(FitError, match="calibrate was called with a bottleneck on"):
             compoff.calibrate(model, [torch.randn(8, 3, 8, 8)])
     assert not model.bottleneck("input").calibrated
+
+
+@pytest.mark.parametrize(
+    ("validation", "kind", "words"),
+    [
+        ([], FitError, "validation batches are empty"),
+        (iter([]), FitError, "validation batches are empty"),
+        (torch.zeros(8, 2, 16), FitError, "validation is a tensor, which is one batch"),
+        ([torch.zeros(4, 2, 20)], FeatureError, "shape|size"),
+    ],
+)
+def test_what_cannot_be_measured_on_is_refused_before_the_first_step(
+    validation: Any, kind: type[Exception], words: str
+) -> None:
+    drawn = 0
+
+    class Counting(list[torch.Tensor]):
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            nonlocal drawn
+            drawn += 1
+            return super().__iter__()
+
+    model = wrapped()
+    with pytest.raises(kind, match=words):
+        compoff.fit(model, Counting(batches()), steps=3, validation=validation)
+    assert not drawn
+    assert not model.bottleneck("body").calibrated

@@ -122,6 +122,44 @@ def test_a_fit_that_broke_down_ends_where_an_unbroken_one_does(
     assert again.steps == STEPS
 
 
+class Masked(nn.Module):
+    """A mask of as many ones as it happens to have crosses beside the feature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(11)
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)) * mask)
+
+
+class MaskedLoader(Loader):
+    """Gives such a mask with each batch."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for x, _ in super().__iter__():
+            yield (x, (torch.rand(6, 32) > torch.rand(6, 1)).long() * torch.randint(1, 9, (6, 1))), "label"
+
+
+def test_bytes_are_held_alike_where_tensors_cross_beside(path: Path) -> None:
+    example = (torch.zeros(2, 32), torch.zeros(2, 32, dtype=torch.long))
+
+    def masked() -> compoff.Wrapped:
+        torch.manual_seed(3)
+        return compoff.wrap(Masked(), "second", example_input=example)
+
+    def held(model: compoff.Wrapped, loader: Loader, state: Path | None) -> compoff.FitReport:
+        return fit(model, loader, state, recipe=None, target_bytes=40)
+
+    unbroken, resumed = masked(), masked()
+    report = held(unbroken, MaskedLoader(), None)
+    with pytest.raises(Killed):
+        held(masked(), MaskedLoader(12), path)
+    assert held(resumed, MaskedLoader(), path).splits["second"].loss == report.splits["second"].loss
+    assert_same(unbroken, resumed)
+
+
 def test_a_fit_that_breaks_down_again_and_again(path: Path) -> None:
     unbroken = wrapped()
     fit(unbroken, Loader(), None)

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 import compoff
+from compoff.errors import FitError
 from tests.small_networks import Plain, same, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from compoff.recipe import CodecName
 
 
 def images(batch: int = 8) -> Tensor:
@@ -128,3 +131,33 @@ def test_a_fit_inside_autocast_ends_where_one_outside_does() -> None:
     plain, mixed = (report.splits["input"] for report in found)
     assert mixed.bytes == pytest.approx(plain.bytes, rel=0.1)  # it was ten times as much
     assert mixed.loss[-1] == pytest.approx(plain.loss[-1], rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("codec", ["transform", "deepcod"])
+def test_a_wrapped_model_moved_to_another_dtype_is_fitted_in_it(codec: CodecName, dtype: torch.dtype) -> None:
+    model = compoff.wrap(Plain(), "block1", example_input=images(2), codec=codec).to(dtype)
+    compoff.fit(model, [images(32).to(dtype)], steps=3)
+    assert {value.dtype for value in model.bottleneck_parameters()} == {dtype}
+    assert all(torch.isfinite(value).all() for value in model.bottleneck_parameters())
+
+
+@pytest.mark.parametrize("codec", ["transform", "deepcod"])
+def test_bottlenecks_in_float16_are_refused_before_they_are_started(codec: CodecName) -> None:
+    model = compoff.wrap(Plain(), "block1", example_input=images(2), codec=codec).half()
+    with pytest.raises(FitError, match=r"in float16.*wrapped.bottlenecks.float\(\)"):
+        compoff.fit(model, [images(32).half()], steps=3)
+    assert not model.bottleneck("block1").calibrated
+    model.bottlenecks.float()
+    compoff.fit(model, [images(32).half()], steps=3)
+
+
+def test_a_far_from_orthogonal_encoder_does_not_overflow_in_float16() -> None:
+    model, x = compoff.wrap(Plain(), "block1", example_input=images(2)), images(32)
+    compoff.calibrate(model, [x])
+    with torch.no_grad():
+        model.bottleneck("block1").encoder.weight.mul_(300)  # the directions' rows may well be as long
+    assert float(model.bottleneck("block1").semi_orthogonality_error().detach()) > 7e4
+    with torch.autocast("cpu", torch.float16):
+        assert bool(torch.isfinite(model.bottleneck("block1").semi_orthogonality_error()))
+        assert bool(torch.isfinite(model.distillation_loss(x)))
