@@ -123,7 +123,7 @@ def test_a_fit_that_broke_down_ends_where_an_unbroken_one_does(
 
 
 class Masked(nn.Module):
-    """A mask of as many ones as it happens to have crosses beside the feature."""
+    """A mask crosses beside the feature, in more bytes or fewer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,11 +135,11 @@ class Masked(nn.Module):
 
 
 class MaskedLoader(Loader):
-    """Gives such a mask with each batch."""
+    """Gives a mask with each batch, of one value or of many."""
 
     def __iter__(self) -> Iterator[Any]:
         for x, _ in super().__iter__():
-            yield (x, (torch.rand(6, 32) > torch.rand(6, 1)).long() * torch.randint(1, 9, (6, 1))), "label"
+            yield (x, torch.randint(1, 2 ** int(torch.randint(1, 9, ())), (6, 32))), "label"
 
 
 def test_bytes_are_held_alike_where_tensors_cross_beside(path: Path) -> None:
