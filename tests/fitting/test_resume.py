@@ -147,7 +147,7 @@ def test_bytes_are_held_alike_where_tensors_cross_beside(path: Path) -> None:
 
     def masked() -> compoff.Wrapped:
         torch.manual_seed(3)
-        return compoff.wrap(Masked(), "second", example_input=example)
+        return compoff.wrap(Masked(), "first", example_input=example)
 
     def held(model: compoff.Wrapped, loader: Loader, state: Path | None) -> compoff.FitReport:
         return fit(model, loader, state, recipe=None, target_bytes=40)
@@ -156,7 +156,7 @@ def test_bytes_are_held_alike_where_tensors_cross_beside(path: Path) -> None:
     report = held(unbroken, MaskedLoader(), None)
     with pytest.raises(Killed):
         held(masked(), MaskedLoader(12), path)
-    assert held(resumed, MaskedLoader(), path).splits["second"].loss == report.splits["second"].loss
+    assert held(resumed, MaskedLoader(), path).splits["first"].loss == report.splits["first"].loss
     assert_same(unbroken, resumed)
 
 
