@@ -33,6 +33,7 @@ LADDER = (3, 5, 7, 9, 11, 15, 21)
 with the one in the middle."""
 _FORMER_LADDER = (1, 2, 3, 4, 5, 7, 9)  # of what was saved before a ladder was saved with it
 _MANY = 2048  # elements of a tile
+_MOST_SYMBOLS = 25088  # of a sample, by default; 512 for each of 7 x 7 tiles
 _SILENT = 0.05  # a channel that is zero but for this share of its values costs as many bits as it is worth
 _DEVIATIONS = 4.0  # standard deviations of a channel that its levels hold at least
 # Learning rates beside the networks', relative to the size of the weights where the start already is nearly right.
@@ -385,8 +386,8 @@ def default_channels(geometry: Geometry) -> int:
     Source: this project.
     """
     most, few = _numbers(geometry), 192
-    if mixed_channels(geometry) * math.prod(geometry.tile) > _MANY:  # deep in a network: few tiles, of many numbers
-        few = min(512, max(few, 4 * _MANY // math.prod(geometry.latent_space)))
+    if most > _MANY:  # few tiles, of many numbers: an eighth of them, as far as the device's work allows
+        few = max(few, min(1024, geometry.tile_elements // 8, _MOST_SYMBOLS // math.prod(geometry.latent_space)))
     # The last sixth of a small tile is noise to the network; from pixels at 224 x 224 this makes 24 MMAC.
     return min(few, max(1, most * 5 // 6))
 

@@ -204,7 +204,10 @@ def test_the_options_choose_sizes() -> None:
     assert isinstance(bottleneck, TransformBottleneck)
     assert bottleneck.latent_shape == (192, 2, 2)
     assert default_channels(Geometry((3, 4, 4), stride=4)) == 40
-    assert default_channels(Geometry((256, 14, 14), stride=4)) == 512  # a tile of many numbers, of which there are few
+    assert default_channels(Geometry((256, 14, 14), stride=4)) == 512  # an eighth of a tile of many numbers
+    assert default_channels(Geometry((64, 56, 56), stride=8)) == 512
+    assert default_channels(Geometry((256, 14, 14), stride=7)) == 1024  # and no more
+    assert default_channels(Geometry((64, 128, 128), stride=8)) == 192  # where tiles are many, symbols would be
     with pytest.raises(FeatureError, match="encoder of your own"):
         CodecOptions(codec="transform", encoder=lambda _, __: torch.nn.Identity()).build((3, 8, 8))
 
@@ -231,9 +234,9 @@ def test_tiles_are_wide_and_fit_the_map(shape: tuple[int, ...], side: int) -> No
 
 def test_a_deep_feature_is_described_by_few_channels_in_two_factors() -> None:
     bottleneck = CodecOptions(codec="transform").build((1024, 14, 14))
-    assert bottleneck.latent_shape == (512, 4, 4)
+    assert bottleneck.latent_shape == (1024, 4, 4)
     assert isinstance(bottleneck.encoder, Encoder)
-    assert [tuple(factor.shape) for factor in bottleneck.encoder.factors] == [(256, 1024, 1, 1), (512, 256, 4, 4)]
+    assert [tuple(factor.shape) for factor in bottleneck.encoder.factors] == [(256, 1024, 1, 1), (1024, 256, 4, 4)]
     y = torch.zeros(1, 1024, 14, 14)
     assert bottleneck.eval().decode(bottleneck.encode(y)).shape == y.shape
 
