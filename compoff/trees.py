@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Place", "map_tensor", "places_of", "tensors_of"]
+__all__ = ["Place", "map_tensor", "map_tensors", "places_of", "tensors_of"]
 
 Place = tuple[str | int, ...]
 """The way to a tensor in nested containers: keys of dictionaries, names of fields, numbers of entries."""
@@ -42,6 +42,33 @@ def tensors_of(value: Any) -> list[Tensor]:
         elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             found += tensors_of([getattr(leaf, entry.name) for entry in dataclasses.fields(leaf)])
     return found
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Replace every tensor in nested containers.
+
+    Args:
+        value: Any nesting of containers that PyTorch knows, and of dataclasses.
+        function: What to do with each, in order.
+
+    Returns:
+        The same nesting, in containers of its own.
+
+    Examples:
+        >>> import torch
+        >>> map_tensors({"a": [torch.zeros(1)], "b": None}, lambda tensor: tensor + 1.0)
+        {'a': [tensor([1.])], 'b': None}
+    """
+
+    def mapped(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return function(leaf)
+        if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
+            return leaf
+        entries = {entry.name: getattr(leaf, entry.name) for entry in dataclasses.fields(leaf) if entry.init}
+        return dataclasses.replace(leaf, **{name: map_tensors(part, function) for name, part in entries.items()})
+
+    return pytree.tree_map(mapped, value)
 
 
 def places_of(value: Any) -> list[Place]:

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from compoff.errors import SplitError
 from compoff.signature import in_order
 from compoff.structure import flatten, unflatten
-from compoff.trees import tensors_of
+from compoff.trees import map_tensors, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,13 +111,11 @@ class ExampleInputs:
         batched = tuple(tensor.dim() > 0 and len(tensor) == length for tensor in tensors)
         flags = iter(batched)
 
-        def empty(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            return value.new_zeros((2, *value.shape[1:]) if next(flags) else value.shape)
+        def empty(tensor: Tensor) -> Tensor:
+            return tensor.new_zeros((2, *tensor.shape[1:]) if next(flags) else tensor.shape)
 
         with torch.inference_mode(mode=False):
-            zeros: Any = pytree.tree_map(empty, (args, keywords))
+            zeros: Any = map_tensors((args, keywords), empty)
         return cls(zeros[0], zeros[1], batched)
 
     @property
@@ -147,7 +144,7 @@ class ExampleInputs:
         Returns:
             The changed inputs.
         """
-        args, keywords = pytree.tree_map_only(Tensor, function, (self.args, self.keywords))
+        args, keywords = map_tensors((self.args, self.keywords), function)
         return ExampleInputs(args, keywords, self.batched)
 
     def describe(self) -> dict[str, Any]:

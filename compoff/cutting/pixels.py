@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from compoff.cutting.capture import program_of
 from compoff.cutting.inputs import ExampleInputs
 from compoff.errors import FeatureError
+from compoff.pixels import Pixels
 from compoff.quiet import quiet
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-
-    from compoff.pixels import Pixels
 
 __all__ = ["from_pixels", "require_picture"]
 
@@ -57,6 +56,8 @@ def require_picture(pixels: Pixels, example: ExampleInputs) -> tuple[int, ...]:
     Raises:
         FeatureError: The model has no such tensor, or it is no picture of so many channels.
     """
+    if not isinstance(pixels, Pixels):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's mistake all the same
+        raise FeatureError(f"pixels is {pixels!r:.80}; expected compoff.Pixels(mean=…, std=…)")
     if pixels.input >= len(example.tensors):
         raise FeatureError(
             f"input={pixels.input} was given; the model takes {len(example.tensors)} tensors, counted from 0"

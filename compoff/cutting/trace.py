@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -27,7 +26,7 @@ from compoff.errors import SplitError
 from compoff.hooks import function_name, uncompiled
 from compoff.signature import in_order
 from compoff.spare import spare_buffers
-from compoff.trees import Place, places_of, tensors_of
+from compoff.trees import Place, map_tensors, places_of, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -186,7 +185,7 @@ def watch(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | No
                 "it was written"
             )
     # Own tensor objects over the same values: the caller's may be known to hooks or caches of the model.
-    called: Any = pytree.tree_map_only(Tensor, lambda tensor: tensor.view_as(tensor), (args, keywords or {}))
+    called: Any = map_tensors((args, keywords or {}), lambda tensor: tensor.view_as(tensor))
     with refusals_named(Batch(*called)):
         args, keywords = in_order(model, *called, defaults=True)
     watcher = _Watcher(model, (args, keywords))

@@ -17,7 +17,7 @@ from compoff.checks import check_whole
 from compoff.errors import BackendError, FitError
 from compoff.programs import DEVICE_ERRORS
 from compoff.structure import LABELS
-from compoff.trees import tensors_of
+from compoff.trees import map_tensors, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -82,15 +82,19 @@ def to_batch(item: Any, model: nn.Module, device: torch.device | None = None) ->
         args = tuple(cast("tuple[Any, ...]", inputs))
     else:
         args = (cast("Any", inputs),)
-    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    tensors = tensors_of((args, kwargs))
     if not tensors:
+        names = _names(model)
+        itself = (
+            f"; a dict that is an argument itself goes as {{'{names[0]}': …}}" if isinstance(inputs, Mapping) else ""
+        )
         raise FitError(
             f"a batch is {_described(inputs)}, without a tensor that {type(model).__name__} takes; give tensors, "
-            f"(input, label) tuples, or dicts with the model's argument names: {', '.join(_names(model))}"
+            f"(input, label) tuples, or dicts with the model's argument names: {', '.join(names)}{itself}"
         )
-    if any(tensor.dim() == 0 or tensor.shape[0] == 0 for tensor in tensors):
+    if not any(tensor.dim() for tensor in tensors) or any(tensor.dim() and not len(tensor) for tensor in tensors):
         raise FitError("a batch is empty (no samples in its first axis); drop empty batches from the loader")
-    return Batch(tuple(_move(value, device) for value in args), {k: _move(v, device) for k, v in kwargs.items()})
+    return Batch(_move(args, device), _move(kwargs, device))
 
 
 def not_finite(batch: Batch) -> FitError:
@@ -151,8 +155,9 @@ def require_device(device: Any) -> None:
         BackendError: There is none of this name, or PyTorch cannot use it.
     """
     try:
-        torch.empty(0, device=device)
-    except DEVICE_ERRORS as error:
+        if torch.empty(0, device=device).is_meta:
+            raise ValueError("it holds no numbers")
+    except (*DEVICE_ERRORS, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BackendError(
             f"device is {device!r:.80}, which cannot be used here ({reason:.200}); choose another"
@@ -179,4 +184,8 @@ def _described(inputs: Any) -> str:
 
 
 def _move(value: Any, device: torch.device | None) -> Any:
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor) and device is not None else value
+    def moved(tensor: Tensor) -> Tensor:
+        tensor = tensor.clone() if tensor.is_inference() else tensor  # of which no gradient could be taken
+        return tensor if device is None else tensor.to(device, non_blocking=True)
+
+    return map_tensors(value, moved)

@@ -204,7 +204,13 @@ def _slopes(wrapped: Wrapped, split: str, batch: Batch, generator: torch.Generat
 
     gate.replace = open_gradient
     try:
-        with torch.enable_grad(), uncompiled(wrapped.base), spare_buffers(wrapped.base), refusals_named(batch):
+        with (
+            torch.inference_mode(mode=False),
+            torch.enable_grad(),
+            uncompiled(wrapped.base),
+            spare_buffers(wrapped.base),
+            refusals_named(batch),
+        ):
             outputs = float_tensors(wrapped.base(*batch.args, **batch.kwargs))
             if not outputs:
                 raise FitError("the model returns no floating-point tensor, so there is nothing to distil")

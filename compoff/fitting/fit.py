@@ -111,12 +111,13 @@ def _check_precision(wrapped: Wrapped) -> None:
         )
 
 
+def _all_started(wrapped: Wrapped) -> bool:
+    return all(one.calibrated for split in wrapped.split_points for one in wrapped.bottlenecks_at(split))
+
+
 def _calibrated(wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | None, seed: int) -> Iterable[Any]:
     """Start the bottlenecks that need it; returns batches that still hold what was looked at."""
-    if (
-        all(one.calibrated for split in wrapped.split_points for one in wrapped.bottlenecks_at(split))
-        or wrapped.options.codec == "deepcod"
-    ):
+    if _all_started(wrapped) or wrapped.options.codec == "deepcod":
         return batches
     iterator = iter(batches)
     if iterator is not batches:
@@ -229,7 +230,8 @@ def fit(
         require_device(device)
         wrapped.to(device)
     where, began = device_of(wrapped.base), time.monotonic()
-    with _own_random_numbers(seed, where), torch.enable_grad():
+    again = wrapped.built and _all_started(wrapped)
+    with _own_random_numbers(seed, where), torch.inference_mode(mode=False), torch.enable_grad():
         batches = _build(wrapped, batches, where)
         _check_precision(wrapped)
         measured = held_out(validation, wrapped, where)
@@ -239,7 +241,23 @@ def fit(
         fitter.state.seconds = time.monotonic() - began  # what finding the directions took
         keeper = _Keeper(state, seed, fitter) if state is not None else None
         recent = _train(fitter, batches, where, keeper, progress=progress)
-        return _finish(fitter, recent, batches, measured, where, aim)
+        report = _finish(fitter, recent, batches, measured, where, aim)
+    if again and target_bytes is not None:
+        _say_what_was_aimed_at(report, target_bytes)
+    return report
+
+
+def _say_what_was_aimed_at(report: FitReport, target_bytes: float) -> None:
+    """Warn where bottlenecks keep the ladder of rates that an earlier fit gave them, and it ends far below the aim."""
+    for split, one in report.splits.items():
+        if one.curve[-1]["bytes"] < 0.8 * target_bytes:
+            _log.warning(
+                "the best quality at '%s' takes %.0f bytes, and target_bytes is %g: an earlier fit has started the "
+                "bottleneck for fewer, and it keeps that ladder of rates; wrap the model anew to aim higher",
+                split,
+                one.curve[-1]["bytes"],
+                target_bytes,
+            )
 
 
 def _build(wrapped: Wrapped, batches: Iterable[Any], device: torch.device | None) -> Iterable[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 
 import compoff
 from compoff.batch import Batch
-from compoff.errors import FeatureError, FitError
+from compoff.errors import BackendError, FeatureError, FitError
 from compoff.fitting.fitter import Fitter
 from compoff.recipe import Recipe, recipe_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from compoff.recipe import CodecName
 
 
 class Net(nn.Module):
@@ -453,3 +456,69 @@ def test_what_cannot_be_measured_on_is_refused_before_the_first_step(
         compoff.fit(model, Counting(batches()), steps=3, validation=validation)
     assert not drawn
     assert not model.bottleneck("body").calibrated
+
+
+@pytest.mark.parametrize("codec", ["transform", "deepcod"])
+def test_a_script_in_inference_mode_can_fit(codec: CodecName) -> None:
+    net = trained_net()
+    other = trained_net()
+    with torch.inference_mode():
+        model = compoff.wrap(net, "body", example_input=signals(2), codec=codec)
+        report = compoff.fit(model, batches(), steps=3)
+        unbuilt = compoff.fit(compoff.wrap(other, "body", codec=codec), batches(), steps=3)
+    assert len(report.splits["body"].loss) == len(unbuilt.splits["body"].loss) == 3
+    assert not any(parameter.is_inference() for parameter in model.bottleneck_parameters())
+
+
+def test_a_device_that_holds_no_numbers_is_refused() -> None:
+    with pytest.raises(BackendError, match="device is 'meta', which cannot be used here"):
+        compoff.fit(wrapped(), batches(), steps=1, device="meta")
+
+
+def test_a_second_fit_that_aims_higher_than_the_first_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    model = compoff.wrap(trained_net(), "body", example_input=signals(2), stride=4)
+    compoff.fit(model, batches(), steps=2, target_bytes=20)
+    compoff.fit(model, batches(), steps=2, target_bytes=20)
+    assert "keeps that ladder" not in caplog.text
+    compoff.fit(model, batches(), steps=2, target_bytes=400)
+    assert "target_bytes is 400: an earlier fit has started the bottleneck for fewer" in caplog.text
+
+
+@dataclass
+class Sample:
+    x: Tensor
+    note: str = ""
+
+
+class Nested(nn.Module):
+    """Takes what a model is called with in containers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = trained_net()
+
+    def forward(self, given: Any, scale: Tensor | None = None) -> Tensor:
+        x = given.x if isinstance(given, Sample) else given["x"]
+        return self.net(x if scale is None else x * scale)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"given": {"x": signals(8)}},
+        (({"x": signals(8)}, torch.tensor(2.0)), "label"),
+        ((Sample(signals(8)),),),
+        {"scale": torch.tensor(2.0), "given": Sample(signals(8), "mine")},
+    ],
+)
+def test_inputs_may_be_nested_and_hold_numbers(item: Any) -> None:
+    model = compoff.wrap(Nested(), "net.body", codec="deepcod")
+    report = compoff.fit(model, [item], steps=2)
+    assert report.measured_on == 8
+    kept = model.example_inputs().tensors
+    assert not any(bool(tensor.any()) for tensor in kept)  # shapes, never the user's data
+
+
+def test_a_dict_that_is_an_argument_itself_is_explained() -> None:
+    with pytest.raises(FitError, match=r"argument names: given, scale; .*goes as \{'given': …\}"):
+        compoff.fit(compoff.wrap(Nested(), "net.body"), [{"x": signals(8)}], steps=1)

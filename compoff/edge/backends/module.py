@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from compoff.errors import ArtifactError, BackendError
 from compoff.fingerprint import fingerprint
 from compoff.hooks import Tap, hang
 from compoff.programs import DEVICE_ERRORS, TorchProgram
 from compoff.structure import unflatten
+from compoff.trees import map_tensors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -164,7 +164,7 @@ class ModuleBackend:
         args, keywords = self._inputs(len(parts[0]))
         with self._lock, torch.no_grad(), self._feed.giving(arrived):
             output = self._model(*args, **keywords)
-        return output if self._device == "cpu" else pytree.tree_map_only(Tensor, Tensor.cpu, output)
+        return output if self._device == "cpu" else map_tensors(output, Tensor.cpu)
 
     def _inputs(self, batch: int) -> tuple[list[Any], dict[str, Any]]:
         """Inputs of zeros; the values that matter are put in behind them."""
