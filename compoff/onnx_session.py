@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["OnnxSession", "OnnxTensor"]
+__all__ = ["OnnxSession", "OnnxTensor", "reason_of"]
 
 _DTYPES = {
     "bool": "bool",
@@ -83,7 +83,7 @@ class OnnxSession:
             self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         except Exception as error:  # its own classes, made at run time
             raise BackendError(
-                f"onnxruntime {self.version} cannot load {name} ({_reason(error)}): it is damaged, or was made for "
+                f"onnxruntime {self.version} cannot load {name} ({reason_of(error)}): it is damaged, or was made for "
                 "another version; compile it again"
             ) from error
         self.names: tuple[str, ...] = tuple(one.name for one in inputs)
@@ -107,7 +107,7 @@ class OnnxSession:
         try:
             return self._session.run(None, dict(zip(self.names, inputs, strict=True)))
         except Exception as error:  # its own classes, made at run time
-            raise BackendError(f"onnxruntime {self.version} failed in {self.name}: {_reason(error)}") from error
+            raise BackendError(f"onnxruntime {self.version} failed in {self.name}: {reason_of(error)}") from error
 
 
 def _tensor(node: Any) -> OnnxTensor:
@@ -116,6 +116,17 @@ def _tensor(node: Any) -> OnnxTensor:
     return OnnxTensor(tuple(size if isinstance(size, int) else None for size in node.shape), _DTYPES.get(kind, kind))
 
 
-def _reason(error: Exception) -> str:
-    """The first line of an error that may have many."""
+def reason_of(error: Exception) -> str:
+    r"""The first line of an error that may have many.
+
+    Args:
+        error: What onnxruntime raised.
+
+    Returns:
+        At most 300 characters.
+
+    Examples:
+        >>> reason_of(RuntimeError("no such input\n  in node 3"))
+        'no such input'
+    """
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -16,6 +16,7 @@ from compoff.device.answers import all_numpy
 from compoff.device.binding import CallForm
 from compoff.device.runners.tensors import from_numpy, to_numpy
 from compoff.errors import BackendError, FeatureError, LocalProtocolError
+from compoff.onnx_session import reason_of
 from compoff.structure import CONSTANTS, flatten, importable, input_leaves, unflatten
 from compoff.wire.replies import FULL, ReplyForm, ReplyKind, reduce_reply, restore_leaves
 
@@ -134,7 +135,7 @@ class OnnxModel:
         head: A head of the same model.
 
     Raises:
-        BackendError: The file cannot be read, or onnxruntime is not installed.
+        BackendError: The file cannot be read or is of another model, or onnxruntime is not installed.
     """
 
     def __init__(self, path: Path, head: Sender) -> None:
@@ -146,8 +147,14 @@ class OnnxModel:
         try:
             self._session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as error:  # its own classes, made at run time
-            raise BackendError(f"onnxruntime cannot read '{path}': {error}; export the whole model again") from error
+            reason = reason_of(error)
+            raise BackendError(f"onnxruntime cannot read '{path}': {reason}; export the whole model again") from error
         self._names: list[str] = [one.name for one in self._session.get_inputs()]
+        given, expected = len(self._session.get_outputs()), len(head.manifest.outputs)
+        if head.manifest.structure and given != expected:
+            raise BackendError(
+                f"'{path}' returns {given} tensors, and the model of this head returns {expected}; export that model"
+            )
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         """Run the whole model.
@@ -160,7 +167,7 @@ class OnnxModel:
             What the remote would have returned.
 
         Raises:
-            FeatureError: Other inputs than the file has.
+            FeatureError: Other inputs than the file has, or it fails on them.
         """
         named = {name: value for name, value in keywords.items() if not isinstance(value, CONSTANTS)}
         values = [value for value in input_leaves(inputs) if not isinstance(value, CONSTANTS)]
@@ -172,7 +179,10 @@ class OnnxModel:
             name: cast("object", value) if isinstance(value, np.ndarray) else self._head.runner.to_numpy(value)
             for name, value in {**dict(zip(names, values, strict=True)), **named}.items()
         }
-        outputs: Sequence[Any] = self._session.run(None, arrays)
+        try:
+            outputs: Sequence[Any] = self._session.run(None, arrays)
+        except Exception as error:  # its own classes, made at run time
+            raise FeatureError(f"the local ONNX model takes no such inputs: {reason_of(error)}") from error
         plain = all_numpy((inputs, keywords))
         leaves = [output if plain else self._head.runner.from_numpy(output) for output in outputs]
         return unflatten(self._head.manifest.structure, leaves, importable)
