@@ -21,6 +21,7 @@ from compoff.cutting.capture import KeepsState, capture
 from compoff.cutting.graph_flow import GraphFlow
 from compoff.cutting.pixels import from_pixels, require_picture
 from compoff.cutting.prefix import Prefix, capture_prefix
+from compoff.cutting.proof import answers_alike
 from compoff.device.head import Head
 from compoff.device.runners.torch import TorchRunner
 from compoff.edge.backends.eager import EagerBackend
@@ -234,6 +235,11 @@ def _make(wrapped: Wrapped, split: str, example: ExampleInputs, factory: str | N
         (crossing.tap, crossing.own) for crossing in (*wrapped.sites[split].features, *wrapped.sites[split].sides)
     ]
     model = make_model(factory, fingerprint(wrapped.base.state_dict()))
+    if not answers_alike(wrapped.base, model, example):
+        raise ArtifactError(
+            f"tail_factory '{factory}' makes a model that answers otherwise than the one that was wrapped, though its "
+            "weights are the same; a number in its code or a buffer that no state has must differ: make the same model"
+        )
     decoders = TorchProgram(prefix.decoders)
     return _Made(
         prefix.head, lambda manifest: ModuleBackend(manifest, model, decoders, places), prefix.sides, (), {}, factory

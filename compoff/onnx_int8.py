@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compoff.errors import BackendError
+from compoff.onnx_finite import say_what_is_finite
 from compoff.onnx_pixels import normalizing_nodes, whole_pixels
 from compoff.onnx_rounding import round_weights
 from compoff.onnx_session import OnnxSession
 from compoff.onnx_stem import fold_stems
-from compoff.onnx_steps import names_read, remove_unread, take_in_scales, whole_steps
+from compoff.onnx_steps import attributes_of, names_read, remove_unread, take_in_scales, whole_steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,7 +35,12 @@ _QUANTIZED = (*_WEIGHTED, "Add", "AveragePool", "Concat", "GlobalAveragePool", "
 
 
 def quantized(
-    data: bytes, name: str, samples: Sequence[Sequence[NDArray[Any]]], *, outputs: int | None = None
+    data: bytes,
+    name: str,
+    samples: Sequence[Sequence[NDArray[Any]]],
+    *,
+    outputs: int | None = None,
+    codes: int = 0,
 ) -> bytes:
     """Turn the layers of a program into 8-bit integers.
 
@@ -43,6 +49,8 @@ def quantized(
         name: What to call it in messages.
         samples: Inputs to calibrate on, one sequence of arrays a batch.
         outputs: Number of the outputs to keep, the first ones; None for all.
+        codes: Number of the outputs that are symbols, the first ones. Where it is not certain that what they come from
+            is finite, the program says so in as many outputs more.
 
     Returns:
         The bytes of the program in integers, with the metadata of `data`.
@@ -85,7 +93,7 @@ def quantized(
                 path,
                 _reader(quantization, names, samples),
                 op_types_to_quantize=list(_QUANTIZED),
-                nodes_to_exclude=_behind_the_last_layer(model.graph) + normalizing_nodes(model.graph),
+                nodes_to_exclude=_kept_in_floats(model.graph) + normalizing_nodes(model.graph),
                 per_channel=True,
                 reduce_range=True,
                 activation_type=quantization.QuantType.QUInt8,
@@ -102,6 +110,7 @@ def quantized(
         raise BackendError(f"{name} has no layer that can be quantized; use fp32")
     for one in (*steps, *pixels):
         one.shorten(made.graph)
+    say_what_is_finite(made.graph, codes)
     del made.metadata_props[:]
     for key, value in kept.items():
         made.metadata_props.add(key=key, value=value)
@@ -139,10 +148,15 @@ def _leave_out(graph: Any, outputs: Sequence[Any]) -> None:
             return
 
 
-def _behind_the_last_layer(graph: Any) -> list[str]:
-    """Names of the nodes between the outputs and the first layers with weights before them."""
+def _kept_in_floats(graph: Any) -> list[str]:
+    """Names of the nodes between the outputs and the first layers with weights before them, and of some others.
+
+    Those are transposed convolutions in groups, of whose channels onnxruntime counts one group's.
+    """
     made_by = {output: node for node in graph.node for output in node.output}
-    found: list[str] = []
+    found = [
+        node.name for node in graph.node if node.op_type == "ConvTranspose" and attributes_of(node).get("group", 1) > 1
+    ]
     waiting = [made_by[value.name] for value in graph.output if value.name in made_by]
     while waiting:
         node = waiting.pop()

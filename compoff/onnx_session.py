@@ -26,6 +26,7 @@ _DTYPES = {
     **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
 _ERRORS_ONLY = 3
+_MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class OnnxSession:
         options = runtime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         if threads is not None:
+            if threads > _MOST_THREADS:
+                raise BackendError(f"threads is {threads}; expected at most {_MOST_THREADS}")
             options.intra_op_num_threads = threads
         self.name = name
         self.version: str = runtime.__version__

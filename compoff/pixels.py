@@ -59,6 +59,13 @@ class Pixels:
             raise FeatureError(
                 f"mean={means} and std={deviations} were given; expected one number a channel in both, each std above 0"
             )
+        if not all(0 <= mean <= 1 for mean in means):
+            raise FeatureError(
+                f"mean={means} was given; expected numbers from 0 (black) to 1 (white): divide a mean and a std that "
+                "are in units of pixels by 255"
+            )
+        if not all(np.isfinite(np.float32(1 / (_WHITE * std))) for std in deviations):
+            raise FeatureError(f"std={deviations} was given; expected numbers that something can be divided by")
         if layout not in get_args(PixelLayout):
             raise FeatureError(f"layout={layout!r} was given; expected {' or '.join(map(repr, get_args(PixelLayout)))}")
         if type(input) is not int or input < 0:
@@ -129,6 +136,8 @@ class Pixels:
 
 def _numbers(name: str, values: Any) -> tuple[float, ...]:
     try:
+        if isinstance(values, str):  # whose characters may be digits
+            raise TypeError("text was given")
         found = tuple(float(value) for value in values)
     except (TypeError, ValueError, OverflowError) as error:
         raise FeatureError(f"{name}={values!r} was given; expected one number a channel") from error

@@ -15,7 +15,7 @@ from compoff.errors import ArtifactError, BackendError
 from compoff.narrowing import narrowed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch.export import ExportedProgram
@@ -73,6 +73,7 @@ class TorchProgram:
             raise BackendError(f"the program cannot run on device '{device}' ({error}); choose another") from error
         self._module = program.module(check_guards=False)
         self._narrow: dict[tuple[int, ...], nn.Module] = {}
+        self._own = _memory_of(self._module)
 
     @classmethod
     def load(cls, data: bytes, name: str, device: str = "cpu", pool: WeightPool | None = None) -> TorchProgram:
@@ -142,7 +143,9 @@ class TorchProgram:
             tensors = [to_tensor(array).to(self._device) for array in inputs]
             outputs: Sequence[Tensor] | Tensor = module(*tensors)
             leaves = [outputs] if isinstance(outputs, Tensor) else outputs
-            return [leaf.cpu().numpy() for leaf in leaves]
+            # What the program returns of its own stays its own, whatever the caller does to an answer.
+            own = [leaf.untyped_storage().data_ptr() in self._own for leaf in leaves]
+            return [(leaf.clone() if kept else leaf).cpu().numpy() for leaf, kept in zip(leaves, own, strict=True)]
 
     def _narrowed(self, channels: tuple[int, ...]) -> nn.Module:
         """The program for so many channels, made once."""
@@ -150,7 +153,19 @@ class TorchProgram:
             with _LOADING, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # deprecations inside copies of a graph
                 self._narrow[channels] = narrowed(self._module, channels) or self._module
+                self._own |= _memory_of(self._narrow[channels])
         return self._narrow[channels]
+
+
+def _memory_of(module: nn.Module) -> set[int]:
+    """Where the weights, buffers and constants of a program lie."""
+    return {tensor.untyped_storage().data_ptr() for tensor in _tensors_in(module)}
+
+
+def _tensors_in(module: nn.Module) -> Iterator[Tensor]:
+    for part in module.modules():
+        for held in (part._parameters, part._buffers, vars(part)):  # pyright: ignore[reportPrivateUsage] - also what no state has
+            yield from (value for value in held.values() if isinstance(value, Tensor))
 
 
 def to_tensor(array: NDArray[Any]) -> Tensor:

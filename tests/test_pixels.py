@@ -33,6 +33,20 @@ def test_normalized_as_by_hand_and_back(layout: PixelLayout) -> None:
     np.testing.assert_array_equal(back, pictures)
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "told"),
+    [
+        ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "from 0 .black. to 1 .white.: divide"),
+        ((-0.1,), (1.0,), "from 0 .black. to 1"),
+        ((0.5,), (1e-320,), "that something can be divided by"),
+        ("123", "123", "mean='123' was given; expected one number a channel"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(mean: Any, std: Any, told: str) -> None:
+    with pytest.raises(FeatureError, match=told):
+        Pixels(mean, std)
+
+
 def test_what_is_brighter_than_white_is_white() -> None:
     pixels = Pixels([0.5], [0.5])
     assert pixels.restored(np.array([[[[-9.0, 9.0]]]])).ravel().tolist() == [0, 255]

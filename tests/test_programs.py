@@ -40,6 +40,24 @@ def test_runs_on_arrays_at_any_batch() -> None:
         assert positive.all()
 
 
+class Constant(torch.nn.Module):
+    """Returns a buffer of its own beside what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("anchors", torch.arange(4.0))
+
+    def forward(self, x: torch.Tensor) -> tuple[Any, ...]:
+        return x + 1, self.anchors, self.anchors[1:]
+
+
+def test_what_the_caller_does_to_an_answer_does_not_reach_the_program() -> None:
+    program = TorchProgram(torch.export.export(Constant(), (torch.zeros(2),)))
+    for array in program.run([np.zeros(2, np.float32)]):
+        array[:] = 9
+    assert [array.tolist() for array in program.run([np.zeros(2, np.float32)])] == [[1, 1], [0, 1, 2, 3], [1, 2, 3]]
+
+
 def test_one_output_is_a_list_of_one() -> None:
     program = TorchProgram(torch.export.export(nn.ReLU(), (torch.zeros(3),)))
     (only,) = program.run([np.array([-1, 0, 1], np.float32)])

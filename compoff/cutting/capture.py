@@ -326,7 +326,7 @@ def explained(what: str) -> Generator[None]:
         place = _users_line(error)
         raise SplitError(
             f"{what}{f' ({place})' if place else ''}: {reason} Fitting works; a common cause is control flow that "
-            "depends on tensor values (rewrite it with torch.where or torch.cond) or a batch size written into it"
+            "depends on tensor values (rewrite it with torch.where) or a batch size written into it"
         ) from error
 
 

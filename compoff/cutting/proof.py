@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from compoff.cutting.trace import frozen
 from compoff.errors import SplitError
+from compoff.trees import tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     Run: TypeAlias = Callable[[ExampleInputs], tuple[Sequence[Tensor], Sequence[Tensor]]]
 
-__all__ = ["check_sizes", "prove"]
+__all__ = ["answers_alike", "check_sizes", "prove"]
 
 _SIZES = (1, 3)  # of the batches that are tried; a program is made with two samples
 # Rounding, and kernels that take another way for another size, move an output by far less than these shares of its
@@ -100,6 +102,37 @@ def prove(
                         _check_alone(alone, [answer[here] for answer in answers], split)
             if not same and not _random(given, run, symbols, outputs):
                 raise _otherwise(size, split)
+
+
+def answers_alike(base: nn.Module, other: nn.Module, example: ExampleInputs) -> bool:
+    """Whether two models answer alike, as far as one batch of made-up inputs shows.
+
+    Args:
+        base: A model.
+        other: Another, on whatever device.
+        example: Inputs of both.
+
+    Returns:
+        Whether all tensors of their outputs are alike; also where the model refuses such inputs, or answers otherwise
+        every time, so that nothing can be compared.
+    """
+
+    def run(model: nn.Module, given: ExampleInputs) -> list[Tensor]:
+        first = next(model.parameters(), None)
+        here = given if first is None else given.map(lambda tensor: tensor.to(first.device))
+        return [tensor.cpu() for tensor in tensors_of(model(*here.args, **here.keywords))]
+
+    with torch.random.fork_rng(devices=[]), frozen(base), frozen(other):
+        found = _tried(example, lambda given: ((), run(base, given)))
+        if found is None:
+            return True
+        given, _, outputs = found
+        try:
+            theirs = run(other, given)
+        except Exception:
+            return False
+        same = len(theirs) == len(outputs) and all(map(_close, theirs, outputs))
+        return same or not all(map(_close, run(base, given), outputs))
 
 
 def _tried(example: ExampleInputs, run: Run) -> tuple[ExampleInputs, Sequence[Tensor], Sequence[Tensor]] | None:

@@ -86,7 +86,8 @@ def compiled_head(
             f"at least {least:.1%}; int8 may do with more and more typical batches, or pass least_agreement= if the "
             "task does not mind; else use PyTorch"
         )
-    found = {"precision": precision, **asdict(agreed), "samples": sum(len(batch[0]) for batch in batches)}
+    counted = next((place for place, spec in enumerate(manifest.taken) if spec.batched), 0)
+    found = {"precision": precision, **asdict(agreed), "samples": sum(len(batch[counted]) for batch in batches)}
     report, versions = {**manifest.report, runtime: found}, {**manifest.versions, **version}
     return replace(manifest, report=report, versions=versions), runner
 
@@ -115,8 +116,8 @@ def _for_onnx(
     if manifest.pixels is not None:
         data = take_in_normalization(data)
     if precision == "int8":
-        # Integers are always finite, so there is nothing to say of them.
-        data = quantized(data, "the head", samples, outputs=len(manifest.codes) + len(manifest.sides))
+        codes = len(manifest.codes)
+        data = quantized(data, "the head", samples, outputs=codes + len(manifest.sides), codes=codes)
     data = with_quality(data, list(zip(*(code.qualities for code in manifest.codes), strict=True)))
     runner = OnnxRunner(data, manifest, others=files, threads=threads)
     return runner, {"onnxruntime": runner.version}

@@ -177,12 +177,14 @@ class Head:
     def _run(self, arrays: list[NDArray[Any]], quality: int | None = None) -> list[NDArray[Any]]:
         """What crosses the cut, if there are symbols for it."""
         parts = self.runner.run(arrays, quality)
-        for finite in parts[self._crossing :]:  # programs of older exports, and those in integers, say nothing of it
+        for finite in parts[self._crossing :]:  # programs of older exports, and most in integers, say nothing of it
             samples = finite.tolist()
             if not all(samples):
+                # In integers the program only knows that it is one of them.
+                which = f"sample {samples.index(False)} of this batch" if any(samples) else "a sample of this batch"
                 # The nearest center of NaN is some center: the edge would answer, plausibly and wrongly.
                 raise FeatureError(
-                    f"sample {samples.index(False)} of this batch is finite, but becomes NaN or infinity on its way to "
+                    f"{which} is finite, but becomes NaN or infinity on its way to "
                     f"'{self.split}', which no symbol stands for; look for a number far out of the usual range, a mask "
                     "that hides everything or an overflow in half precision, and at what the model itself gives for it"
                 )

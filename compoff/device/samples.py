@@ -53,7 +53,7 @@ def first_samples(
             taken.append(arrays((), known))
         else:
             taken.append(arrays(cast("tuple[Any, ...]", inputs if isinstance(inputs, tuple) else (inputs,)), {}))
-        count += max(len(array) for array in taken[-1])
+        count += max((len(array) for array in taken[-1] if array.ndim), default=1)
         if count >= _MOST:
             break
     return taken

@@ -156,8 +156,8 @@ def require_device(device: Any) -> None:
     """
     try:
         if torch.empty(0, device=device).is_meta:
-            raise ValueError("it holds no numbers")
-    except (*DEVICE_ERRORS, ValueError) as error:
+            raise NotImplementedError("it holds no numbers")
+    except DEVICE_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BackendError(
             f"device is {device!r:.80}, which cannot be used here ({reason:.200}); choose another"

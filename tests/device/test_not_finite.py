@@ -79,6 +79,49 @@ def test_integers_take_what_is_beyond_their_range_for_its_end(heads: dict[str, c
     assert np.array_equal(head.symbols(enormous())[0], head.symbols(enormous(1e6))[0])
 
 
+class Standardized(nn.Module):
+    """Divides by what may be zero, and takes a logarithm of what may be negative, before the first layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.body = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.score = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True)
+        y = torch.relu(self.first(y))
+        return self.score(self.body(torch.log(y + x.mean((1, 2, 3), keepdim=True))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(0.0, 0.0), (1.0, -9.0)])
+def test_integers_say_so_where_floats_before_them_may_not_be_finite(scale: float, shift: float) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(8, 3, 8, 8) + 0.1
+    wrapped = compoff.wrap(Standardized(), "body", example_input=x, encoder=tiny_encoder, decoder=tiny_decoder)
+    head = compoff.export(wrapped, "body")[0]
+    small = head.compile("onnx", precision="int8", batches=[x], least_agreement=0.0, threads=1)
+    bad = x.clone()
+    bad[1] = bad[1] * scale + shift  # all alike, so that the deviation is zero; or below zero
+    for one in (head, small):
+        assert len(one(x)) > 0
+        with pytest.raises(FeatureError, match=r"sample.* of this batch is finite, but becomes NaN"):
+            one(bad)
+        with pytest.raises(FeatureError, match="is finite, but becomes NaN"):
+            one(bad[1:2], quality=0)
+
+
+def test_integers_of_a_mask_that_hides_everything_are_refused() -> None:
+    torch.manual_seed(0)
+    x, hidden, scale = torch.rand(3, 2, 4), torch.zeros(3, 2, dtype=torch.bool), torch.ones(3)
+    wrapped = compoff.wrap(Masked(), "body", example_input=(x, hidden, scale), codec="deepcod", channels=2)
+    head = compoff.export(wrapped, "body")[0]
+    small = head.compile("onnx", precision="int8", batches=[((x, hidden, scale),)], least_agreement=0.0, threads=1)
+    assert len(small(x, hidden, scale)) > 0
+    hidden[1] = True
+    with pytest.raises(FeatureError, match="is finite, but becomes NaN"):
+        small(x, hidden, scale)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("executorch") is None, reason="executorch is not installed")
 def test_executorch_says_it_sample_by_sample(heads: dict[str, compoff.Head]) -> None:
     with pytest.raises(FeatureError, match=REFUSAL):
@@ -117,5 +160,5 @@ def test_each_of_several_codes_is_asked() -> None:
     first, second, *finite = head.runner.run([example.numpy()])
     assert (first.dtype, second.dtype) == (np.uint8, np.uint8)
     assert [one.tolist() for one in finite] == [[True, True]] * 2
-    with pytest.raises(FeatureError, match=r"sample 0 of this batch .* 'block2'"):
+    with pytest.raises(FeatureError, match=r"a sample of this batch .* 'block2'"):
         head(torch.full((2, 3, 8, 8), 3e38))

@@ -125,6 +125,19 @@ def test_int8_says_how_often_it_agrees(plain: compoff.Head, tmp_path: Path) -> N
     assert golden_tail()(small(x))["sums"].shape == (8, 4)
 
 
+def test_what_is_saved_is_what_was_compiled_last(plain: compoff.Head, tmp_path: Path) -> None:
+    def integers(head: compoff.Head) -> tuple[str, bool]:
+        return head.manifest.report["onnx"]["precision"], b"QuantizeLinear" in head.runner.files["head.onnx"]
+
+    small = plain.compile("onnx").compile("onnx", precision="int8", batches=batches())
+    small.save(tmp_path / "small")
+    again = compoff.Head.load(tmp_path / "small")
+    assert integers(small) == integers(again) == ("int8", True)
+    whole = again.compile("onnx")
+    whole.save(tmp_path / "whole")
+    assert integers(whole) == integers(compoff.Head.load(tmp_path / "whole")) == ("fp32", False)
+
+
 def test_int8_needs_batches_and_agreement(plain: compoff.Head) -> None:
     with pytest.raises(BackendError, match="pass batches"):
         plain.compile("onnx", precision="int8")

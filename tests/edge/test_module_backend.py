@@ -142,6 +142,11 @@ def test_a_factory_that_makes_something_else_is_refused(factory: Any, reason: st
         compoff.Tail.load(folder, factory=factory)
 
 
+def test_a_factory_whose_model_has_another_number_in_its_code_is_refused(picker: compoff.Wrapped) -> None:
+    with pytest.raises(ArtifactError, match="answers otherwise than the one that was wrapped, though its weights"):
+        compoff.export(picker, "head", tail_factory="tests.eager_models:make_stronger_picker")
+
+
 def test_a_prefix_that_cannot_be_exported_is_named_by_its_line() -> None:
     class Early(torch.nn.Module):
         def __init__(self) -> None:

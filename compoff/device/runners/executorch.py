@@ -49,7 +49,8 @@ class ExecuTorchRunner:
     def __init__(
         self, data: bytes, manifest: Manifest, *, others: Mapping[str, bytes] | None = None, name: str = PROGRAM
     ) -> None:
-        self._data, self._others, self._name = data, dict(others or {}), name
+        self._data, self._name = data, name
+        self._others = {other: kept for other, kept in (others or {}).items() if other != PROGRAM}
         self._batched = [spec.batched for spec in manifest.taken]
         codes = [True] * len(manifest.codes)
         self._joined = [*codes, *(spec.batched for spec in manifest.sides), *codes]
@@ -84,8 +85,7 @@ class ExecuTorchRunner:
             ArtifactError: The folder has no such program.
             BackendError: executorch is not installed, cannot read the program, or it is another head's.
         """
-        others = {name: data for name, data in folder.files.items() if name != PROGRAM}
-        return cls(folder.file(PROGRAM), folder.manifest, others=others, name=str(folder.path / PROGRAM))
+        return cls(folder.file(PROGRAM), folder.manifest, others=folder.files, name=str(folder.path / PROGRAM))
 
     @property
     def files(self) -> dict[str, bytes]:

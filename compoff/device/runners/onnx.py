@@ -51,7 +51,8 @@ class OnnxRunner:
         threads: int | None = None,
         name: str = PROGRAM,
     ) -> None:
-        self._data, self._others = data, dict(others or {})
+        self._data = data
+        self._others = {name: other for name, other in (others or {}).items() if name != PROGRAM}
         self._session = OnnxSession(data, name, threads=threads)
         _check_owner(self._session, manifest, name)
         self._by_quality = self._session.names[-1:] == (QUALITY,)
@@ -72,9 +73,8 @@ class OnnxRunner:
             ArtifactError: The folder has no such program.
             BackendError: onnxruntime is not installed, cannot read the program, or it is another head's.
         """
-        others = {name: data for name, data in folder.files.items() if name != PROGRAM}
         name = str(folder.path / PROGRAM)
-        return cls(folder.file(PROGRAM), folder.manifest, others=others, threads=threads, name=name)
+        return cls(folder.file(PROGRAM), folder.manifest, others=folder.files, threads=threads, name=name)
 
     @property
     def version(self) -> str:
@@ -119,7 +119,7 @@ def _check_owner(session: OnnxSession, manifest: Manifest, name: str) -> None:
             "compile the head again"
         )
     crossing = [(("batch", *code.latent_shape), "uint8") for code in manifest.codes] + list(map(_form, manifest.sides))
-    finite = [(("batch",), "bool")] * len(manifest.codes)  # older programs do not give it, nor those in integers
+    finite = [(("batch",), "bool")] * len(manifest.codes)  # older programs do not give it, nor most in integers
     if len(session.outputs) > len(crossing):
         crossing += finite
     taken = list(map(_form, manifest.taken))

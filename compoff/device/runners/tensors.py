@@ -34,9 +34,9 @@ def to_numpy(value: Any) -> NDArray[Any] | None:
     if torch is None or not isinstance(value, torch.Tensor):
         return None
     try:
-        return value.detach().cpu().numpy()
-    except TypeError as error:
-        told = f"an input is {value.dtype}, {value.layout}, which numpy does not know"
+        return value.detach().cpu().resolve_conj().resolve_neg().numpy()
+    except (TypeError, NotImplementedError, RuntimeError) as error:
+        told = f"an input is {value.dtype}, {value.layout}, on {value.device}, which numpy does not know"
         raise FeatureError(f"{told}; convert it") from error
 
 

@@ -83,7 +83,8 @@ def check_backend(name: str, device: str) -> None:
         known = ", ".join(map(repr, get_args(BackendName)))
         raise BackendError(f"there is no backend '{name}'; choose one of {known}")
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise NotImplementedError("it holds no numbers")
     except DEVICE_ERRORS as error:
         reason = str(error).partition("\n")[0]
         raise BackendError(f"the program cannot run on device '{device}' ({reason}); choose another") from error

@@ -99,5 +99,5 @@ class OnnxBackend:
 
 
 def _check_device(device: str) -> None:
-    if device != "cpu":
+    if torch.device(device).type != "cpu":
         raise BackendError(f"the backend 'onnx' runs on the CPU, device is '{device}'; choose 'inductor' or 'tensorrt'")
