@@ -18,6 +18,7 @@ from rich.console import Console
 from compoff.artifact import find_part
 from compoff.errors import CompoffError, FeatureError, LocalProtocolError
 from compoff.operations.settings import TOKEN_VARIABLE, Settings, TailPlace, read_tokens
+from compoff.printable import printable
 from compoff.wire.security import server_tls
 from compoff.wire.tls import TLS
 
@@ -78,8 +79,14 @@ def run() -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-    Console(stderr=True, soft_wrap=True).print(f"compoff: {message}", style="red", markup=False, highlight=False)
+    told = printable(f"compoff: {message}", keep="\n")
+    Console(stderr=True, soft_wrap=True).print(told, style="red", markup=False, highlight=False)
     sys.exit(1)
+
+
+def _say(text: str) -> None:
+    """Print what may hold names from a folder or from another machine."""
+    typer.echo(printable(text, keep="\n"))
 
 
 @app.command()
@@ -140,13 +147,13 @@ def serve(
             raise LocalProtocolError("folders and --config were both given; name the folders in the file")
         settings, log = read_configuration(config)
         form = (log.format, log.level)
-        run_server(settings, reread=lambda: read_configuration(config)[0], log=form, say=typer.echo)
+        run_server(settings, reread=lambda: read_configuration(config)[0], log=form, say=_say)
         return
     tls = _tls(certificate, key, ca, revoked)
     server_tls(address, tls, insecure)  # before the tails are loaded, which takes a while
     places = tuple(TailPlace(folder, device, factory, backend.value) for folder in folders or [])
     settings = Settings(places, address, token_file, tls, insecure=insecure, processes=processes, metrics=metrics)
-    run_server(replace(settings, fronts=fronts), say=typer.echo)
+    run_server(replace(settings, fronts=fronts), say=_say)
 
 
 @app.command(name="compile")
@@ -163,7 +170,7 @@ def compile_tail(
     tail.save(place)
     choice = tail.choice
     deviation = "" if choice.deviation is None else f"; outputs within {choice.deviation:.1e} of PyTorch's"
-    typer.echo(f"{tail} on {choice.device}: {choice.reason}{deviation}")
+    _say(f"{tail} on {choice.device}: {choice.reason}{deviation}")
 
 
 @app.command()
@@ -177,7 +184,7 @@ def export_triton(
     from compoff.edge.tail import Tail  # pulls in torch
     from compoff.operations.triton import export_triton
 
-    typer.echo(f"wrote {export_triton(Tail.load(folder), repository, name=name, backend=backend)}")
+    _say(f"wrote {export_triton(Tail.load(folder), repository, name=name, backend=backend)}")
 
 
 @app.command()
@@ -235,7 +242,7 @@ def export_c(
     chosen = head.manifest.quality if quality is None else quality
     last = payloads.num_qualities - 1
     output.write_text(c_header(head.manifest, payloads, last if quality is None and chosen < 0 else chosen))
-    typer.echo(f"{output}: {head.manifest.model} at '{head.manifest.split}'")
+    _say(f"{output}: {head.manifest.model} at '{head.manifest.split}'")
 
 
 @app.command()
@@ -253,17 +260,17 @@ def certs(
     from compoff.operations.certificates import Authority  # cryptography is an extra
 
     authority = Authority(folder)
-    typer.echo(f"authority: {authority.path}; its key, ca.key, stays here: who has it can make certificates")
+    _say(f"authority: {authority.path}; its key, ca.key, stays here: who has it can make certificates")
     if server:
         _echo_pair("server", authority.issue_server("edge", server, days=days, renew=renew))
     for name in device or []:
         _echo_pair(f"device {name}", authority.issue_device(name, days=days, renew=renew))
     for name in revoke or []:
-        typer.echo(f"revoked {name}: {authority.revoke(name)}; give it to the server as --revoked and reload it")
+        _say(f"revoked {name}: {authority.revoke(name)}; give it to the server as --revoked and reload it")
 
 
 def _echo_pair(what: str, paths: list[Path]) -> None:
-    typer.echo(f"{what}: --certificate {paths[0]} --key {paths[1]}")
+    _say(f"{what}: --certificate {paths[0]} --key {paths[1]}")
 
 
 def _tls(certificate: Path | None, key: Path | None, ca: Path | None, revoked: Path | None = None) -> TLS | None:
@@ -305,11 +312,11 @@ def _print_answer(answer: Any, report: CallReport | None) -> None:
     if isinstance(answer, np.ndarray) and answer.ndim == 2:
         for row in answer:
             best = np.argsort(row)[::-1][:5]
-            typer.echo("top 5: " + ", ".join(f"{index} ({row[index]:.3f})" for index in best))
+            _say("top 5: " + ", ".join(f"{index} ({row[index]:.3f})" for index in best))
     else:
-        typer.echo(str(answer))  # pyright: ignore[reportUnknownArgumentType]
+        _say(str(answer))  # pyright: ignore[reportUnknownArgumentType]
     if report is not None:
-        typer.echo(
+        _say(
             f"split {report.split}: {report.payload_bytes} B sent, {report.reply_bytes} B received; head "
             f"{1000 * report.head_seconds:.1f} ms, link and tail {1000 * report.remote_seconds:.1f} ms"
         )

@@ -313,7 +313,7 @@ def _manifest_from(path: Path, content: dict[str, Any]) -> Manifest:
         base=value("base", str, lambda digits: not digits or _DIGITS.fullmatch(digits) is not None),
         max_reply_bytes=value("max_reply_bytes", int, lambda size: 0 < size <= _MOST_REPLY_BYTES),
         report=value("report", dict),
-        versions=value("versions", dict),
+        versions=value("versions", dict, lambda found: all(isinstance(name, str) for name in found.values())),
     )
 
 

@@ -1,11 +1,12 @@
-"""A small artifact that the tests save and damage, and its checksum by an independent reading of the format."""
+"""A small artifact that the tests save, damage and forge, and its checksum by an independent reading of the format."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from compoff.artifact import read_folder
 from compoff.coding import SymbolTables
@@ -13,9 +14,10 @@ from compoff.errors import ArtifactError
 from compoff.manifest import CodeSpec, Manifest, TensorSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["MANIFEST", "PROGRAM", "TABLES", "checked", "refused"]
+__all__ = ["MANIFEST", "PROGRAM", "TABLES", "checked", "forge", "refused"]
 
 MANIFEST = Manifest(
     kind="head",
@@ -44,6 +46,15 @@ PROGRAM = bytes(range(256))
 def checked(text: str) -> bytes:
     """A manifest's text with its last line, by an independent reading of the format."""
     return (text + f"checksum: {hashlib.sha256(text.encode()).hexdigest()}\n").encode()
+
+
+def forge(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a manifest and give it the checksum that belongs to it, as someone who means harm would."""
+    text = (folder / "manifest.yaml").read_text(encoding="utf-8")
+    content = yaml.safe_load(text.rpartition("checksum: ")[0])
+    change(content)
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    (folder / "manifest.yaml").write_bytes(checked(text))
 
 
 def refused(folder: Path, kind: str = "head") -> str:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +22,7 @@ from compoff.device.binding import CallForm
 from compoff.errors import ArtifactError, FeatureError, PayloadError
 from compoff.manifest import Manifest, manifest_bytes, parse_manifest
 from compoff.structure import importable, unflatten
-from tests.small_artifacts import MANIFEST, PROGRAM, TABLES, checked, refused
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.small_artifacts import MANIFEST, PROGRAM, TABLES, checked, forge, refused
 
 
 @pytest.fixture
@@ -33,14 +30,6 @@ def folder(tmp_path: Path) -> Path:
     path = tmp_path / "saved"
     write_folder(path, MANIFEST, TABLES, {"head.pt2": PROGRAM})
     return path
-
-
-def forge(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change a manifest and give it the checksum that belongs to it, as someone who means harm would."""
-    text = (folder / "manifest.yaml").read_text(encoding="utf-8")
-    content = yaml.safe_load(text.rpartition("checksum: ")[0])
-    change(content)
-    forge_text(folder, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def forge_text(folder: Path, text: str) -> None:
@@ -230,6 +219,7 @@ CALL = {"parameters": ["x"], "call": {"list": [{"list": [{"leaf": 0}]}, {"dict":
         ("max_reply_bytes", 1 << 40),
         ("report", []),
         ("versions", "1"),
+        ("versions", {"torch": 2.11}),
     ],
 )
 def test_values_of_the_wrong_form_are_named(folder: Path, key: str, value: Any) -> None:

@@ -25,6 +25,7 @@ from compoff.errors import ArtifactError, FeatureError, LocalProtocolError
 from compoff.manifest import CodeSpec, Manifest
 from compoff.operations.settings import Settings, TailPlace
 from compoff.operations.worker import Worker
+from tests.small_artifacts import forge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -224,6 +225,24 @@ def test_inspect_shows_names_as_they_are(
     shown = capsys.readouterr().out
     assert "layers[/0]" in shown
     assert "[red]Net" in shown
+
+
+def test_words_of_a_forged_folder_do_not_steer_the_terminal(folder: Path, tmp_path: Path, here: Here) -> None:
+    evil = "\x1b[2J\x9b31mNet"
+    shutil.copytree(folder, tmp_path / "export")
+    for kind in ("head", "tail"):
+        forge(tmp_path / "export" / kind, lambda content: content.update(model=evil, **{evil: 1}))
+    refused = here("inspect", str(tmp_path / "export"))
+    assert refused.returncode == 1
+    assert "keys ?[2J?31mNet are missing or unknown" in refused.stderr
+    for kind in ("head", "tail"):
+        forge(tmp_path / "export" / kind, lambda content: content.pop(evil))
+    header = str(tmp_path / "export.h")
+    for command, *options in (["export-c", "--output", header], ["compile", "--backend", "eager"], ["inspect"]):
+        done = here(command, str(tmp_path / "export"), *options)
+        assert done.returncode == 0, done.stderr
+        assert "?[2J?31mNet" in done.stdout
+        assert all(line.isprintable() for line in done.stdout.splitlines())
 
 
 def test_certificates_for_a_first_try(folder: Path, tmp_path: Path, here: Here) -> None:

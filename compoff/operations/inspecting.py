@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compoff.artifact import find_part, kinds_in, read_folder
+from compoff.checks import is_number
 from compoff.errors import ArtifactError, BackendError
 from compoff.manifest import sha256
+from compoff.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.console import Console
     from rich.table import Table
@@ -39,6 +41,9 @@ _GUARANTEE = (
     "local_gain",
     "aim_met",
 )
+_FIGURES = ("raw_bytes", "head_macs", "encoder_macs", "tail_macs", *(name for name in _GUARANTEE if name != "aim_met"))
+_MEASURED = ("bytes", "agreement", "output_error", "encoder_macs")
+_MOST = 1 << 63  # a number of hundreds of digits is no figure, and no float holds it
 _COMPILED = ("onnx", "executorch")
 _PLAIN = ("kind", "path", "artifact_id", "split", "model", "base", "factory", "max_batch", "ceiling_bytes")
 
@@ -54,7 +59,7 @@ def describe(path: str | Path) -> list[dict[str, Any]]:
         formats, engines, files with their hashes, the guarantee's figures, and the versions that made it.
 
     Raises:
-        ArtifactError: There is no such part there, or one is damaged.
+        ArtifactError: There is no such part there, or one is damaged, or reports what is no figure.
     """
     return [
         _described(read_folder(find_part(place, kind), kind)) for place in _places(path) for kind in kinds_in(place)
@@ -80,7 +85,7 @@ def _holds_parts(place: Path) -> bool:
 
 def _described(part: Folder) -> dict[str, Any]:
     """One head or tail."""
-    manifest, report = part.manifest, part.manifest.report
+    manifest, report = part.manifest, _checked_report(part)
     files = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in part.files.items()}
     return {
         "kind": manifest.kind,
@@ -110,14 +115,47 @@ def _described(part: Folder) -> dict[str, Any]:
     }
 
 
+def _checked_report(part: Folder) -> dict[str, Any]:
+    """The report, which nobody else reads, once what is shown of it is of the right kind."""
+    report = part.manifest.report
+
+    def check(where: str, found: dict[str, Any], names: Sequence[str], fits: Callable[[Any], bool]) -> None:
+        wrong = next((name for name in names if not fits(found.get(name))), None)
+        if wrong is not None:
+            raise ArtifactError(
+                f"{part.path / 'manifest.yaml'}: {where}.{wrong} is {found.get(wrong)!r:.80}, which cannot be; it is "
+                "damaged: export again"
+            )
+
+    check("report", report, _FIGURES, _is_figure)
+    check("report", report, ("aim_met",), lambda value: value is None or isinstance(value, bool))
+    check("report", {"curve": [], **report}, ("curve",), _is_curve)
+    for name in _COMPILED:
+        if isinstance(report.get(name), dict):
+            check(f"report.{name}", report[name], ("symbols",), _is_figure)
+            check(f"report.{name}", report[name], ("precision",), lambda value: isinstance(value, str))
+    return report
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or (is_number(value) and (isinstance(value, float) or abs(value) < _MOST))
+
+
+def _is_curve(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(entry, dict) and all(_is_figure(entry.get(name)) for name in _MEASURED)  # pyright: ignore[reportUnknownMemberType]
+        for entry in value  # pyright: ignore[reportUnknownVariableType]
+    )
+
+
 def _qualities(part: Folder) -> list[dict[str, Any]]:
     """What each quality sends, costs at most, and was measured to cost and give."""
     manifest, format_ = part.manifest, part.manifest.payload_format(part.tables)
-    curve: list[Any] = manifest.report.get("curve", [])
+    curve: list[dict[str, Any]] = manifest.report.get("curve", [])
     count = format_.num_qualities
     rows: list[dict[str, Any]] = []
     for index in range(count):
-        measured: dict[str, Any] = curve[index] if len(curve) == count and isinstance(curve[index], dict) else {}
+        measured = curve[index] if len(curve) == count else {}
         rows.append(
             {
                 "quality": index,
@@ -197,11 +235,12 @@ def _table(title: str, columns: Sequence[str] | None, rows: Sequence[Sequence[st
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title, style="table.title"), title_justify="left", show_header=columns is not None)
+    heading = Text(printable(title), style="table.title")
+    table = Table(title=heading, title_justify="left", show_header=columns is not None)
     for name in columns or ():
         table.add_column(name)
     for row in rows:
-        table.add_row(*map(Text, row))  # a name may hold rich's own brackets
+        table.add_row(*(Text(printable(cell)) for cell in row))  # a name may hold rich's own brackets, or a terminal's
     return table
 
 

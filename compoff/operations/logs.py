@@ -7,6 +7,7 @@ import sys
 from typing import Literal
 
 from compoff.errors import BackendError
+from compoff.printable import printable
 
 __all__ = ["set_up_logs"]
 
@@ -24,11 +25,18 @@ def set_up_logs(form: Literal["text", "json"] | str = "text", level: str = "info
         BackendError: JSON needs a package that is not installed.
     """
     stream = logging.StreamHandler(sys.stderr)
-    stream.setFormatter(_json() if form == "json" else logging.Formatter(_FIELDS))
+    stream.setFormatter(_json() if form == "json" else _Text(_FIELDS))
     logger = logging.getLogger("compoff")
     logger.handlers[:] = [stream]
     logger.setLevel(level.upper())
     logger.propagate = False
+
+
+class _Text(logging.Formatter):
+    """Lines for people, who look at them in a terminal; what is logged may quote a manifest or another machine."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
 
 
 def _json() -> logging.Formatter:

@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from compoff.errors import LocalProtocolError, RemoteProtocolError
+from compoff.printable import printable
 from compoff.wire.replies import REPLY_FORM_BYTES, ReplyForm
 from compoff.wire.security import MAX_TOKEN_BYTES, check_token_form
 
@@ -238,7 +239,7 @@ def one_line(text: str) -> str:
     Source: this project.
     """
     lines = text.strip().splitlines()
-    return "".join(char if char.isprintable() else "?" for char in (lines[0] if lines else ""))
+    return printable(lines[0] if lines else "")
 
 
 def encode_error(code: ErrorCode, text: str) -> bytes:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from compoff.checks import check_path
 from compoff.errors import LocalProtocolError
+from compoff.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -209,7 +210,7 @@ def common_name(certificate: Mapping[str, Any] | None) -> str | None:
     for part in (certificate or {}).get("subject", ()):
         for key, value in part:
             if key == "commonName":
-                return "".join(char if char.isprintable() else "?" for char in value)
+                return printable(value)
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ import compoff
 from compoff.artifact import write_folder
 from compoff.errors import ArtifactError
 from compoff.operations.inspecting import describe, show
-from tests.small_artifacts import MANIFEST, PROGRAM, TABLES
+from tests.small_artifacts import MANIFEST, PROGRAM, TABLES, forge
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,3 +93,39 @@ def test_what_holds_nothing_is_refused(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "none"):
         with pytest.raises(ArtifactError, match="holds no head and no tail"):
             describe(place)
+
+
+CURVE = {"bytes": 12.5, "agreement": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, value) for key in ("raw_bytes", "head_macs", "agreement") for value in ("x", [1], {}, True, 10**400)),
+        ("aim_met", 1),
+        *(("curve", value) for value in (3, None, "xx", {"a": 1}, [3, 3], [CURVE, {**CURVE, "agreement": "1"}])),
+        ("onnx", {"precision": "int8", "symbols": [1]}),
+        ("onnx", {"symbols": 0.5}),
+    ],
+    ids=lambda part: f"{part!r:.30}",
+)
+def test_a_report_of_what_is_no_figure_is_refused_by_its_key(tmp_path: Path, key: str, value: Any) -> None:
+    write_folder(tmp_path, MANIFEST, TABLES, {"head.onnx": PROGRAM})
+    forge(tmp_path, lambda content: content["report"].update({key: value}))
+    with pytest.raises(ArtifactError, match=rf"manifest\.yaml: report\.{key}.* is .*, which cannot be"):
+        describe(tmp_path)
+
+
+@pytest.mark.parametrize("bad", ["\x1b[2J\x1b]0;title\x07", "\x9b31m", "a\nb", "\u202eevil"])
+def test_what_a_forged_folder_says_does_not_steer_the_terminal(tmp_path: Path, bad: str) -> None:
+    write_folder(tmp_path, MANIFEST, TABLES, {"head.onnx": PROGRAM})
+    shown: list[str] = []
+    for changes in ({}, {"model": bad, "split": bad, "versions": {bad: bad}}):
+        forge(tmp_path, lambda content, changes=changes: content.update(changes))
+        forge(tmp_path, lambda content: content["files"].update({f"engine.{bad}": {}}))
+        console = Console(file=io.StringIO(), width=400)
+        show(describe(tmp_path), console)
+        shown.append(console.file.getvalue())  # type: ignore[attr-defined]
+    for text in shown:
+        assert all(line.isprintable() for line in text.splitlines())
+        assert "?" in text
