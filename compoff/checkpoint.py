@@ -77,7 +77,7 @@ def read_bottlenecks(path: str | Path, base: nn.Module) -> tuple[dict[str, Any],
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         text = metadata.get("description", "null")
         description: Any = json.loads(text)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"'{path}' cannot be read ({error}); expected a file that Wrapped.save wrote") from error
     if metadata.get("format") not in _FORMATS or not isinstance(description, dict):
         raise ArtifactError(

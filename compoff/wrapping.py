@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from compoff.checkpoint import read_bottlenecks
+from compoff.checks import check_whole
 from compoff.codec_options import CodecOptions
 from compoff.cutting.inputs import ExampleInputs, example_call
 from compoff.cutting.sites import Site, Skips, locate
@@ -97,8 +98,7 @@ def wrap(
     paths = _paths(split_points)
     chosen: CodecName = codec or ("deepcod" if encoder else "transform")
     options = CodecOptions(channels, num_centers, stride, encoder, decoder, chosen, strict)
-    if skips not in ("encode", "send", "forbid"):
-        raise SplitError(f"skips is {skips!r}; expected 'encode', 'send' or 'forbid'")
+    _skips(skips)
     refuse_wrapped(model)
     if example_input is None:
         return Wrapped(model, paths, options, skips)
@@ -147,15 +147,14 @@ def load(path: str | Path, model: nn.Module) -> Wrapped:
     description, tensors = read_bottlenecks(path, model)
     try:
         options, shapes = CodecOptions(**_OLDEST | description["options"]), _shapes(description["shapes"])
-        skips: Skips = description.get("skips", "forbid")
-        example, reports = ExampleInputs.of_description(description), dict(description["reports"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        skips, reports = _skips(description.get("skips", "forbid")), _reports(description["reports"])
+        where = device_of(model)
+        example = ExampleInputs.of_description(description).map(lambda tensor: tensor.to(where))
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ArtifactError(f"'{path}': its description does not fit its tensors ({error}); save again") from error
-    where = device_of(model)
-    example = example.map(lambda tensor: tensor.to(where))
     try:
         sites = locate(model, list(shapes), example.args, example.keywords, skips=skips)
-    except SplitError as error:
+    except (SplitError, FeatureError) as error:
         raise ArtifactError(f"'{path}': does not fit this {type(model).__name__}: {error}") from error
     for split, site in sites.items():
         found = [list(feature.shape) for feature in site.features]
@@ -171,7 +170,7 @@ def load(path: str | Path, model: nn.Module) -> Wrapped:
                 first.adapter = None  # it was taken off
         stacked = nn.ModuleDict({key_of(split, index): one for split in made for index, one in enumerate(made[split])})
         stacked.load_state_dict(tensors)
-    except (RuntimeError, FeatureError) as error:
+    except (RuntimeError, TypeError, FeatureError) as error:
         raise ArtifactError(f"'{path}': its description does not fit its tensors ({error}); save again") from error
     wrapped = _wrapped(model, options, skips, sites, made, example)
     wrapped.reports = reports
@@ -184,6 +183,18 @@ def _shapes(described: dict[str, Any]) -> dict[str, list[list[int]]]:
         split: [list(one) for one in shapes] if isinstance(shapes[0], list) else [list(shapes)]
         for split, shapes in described.items()
     }
+
+
+def _reports(described: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    for report in described.values():
+        check_whole("a report's quality", report.get("quality"), or_none=True)
+    return described
+
+
+def _skips(skips: Skips) -> Skips:
+    if skips not in ("encode", "send", "forbid"):
+        raise SplitError(f"skips is {skips!r:.80}; expected 'encode', 'send' or 'forbid'")
+    return skips
 
 
 def _wrapped(

@@ -193,6 +193,18 @@ def test_truncations_are_found(saved: tuple[Path, compoff.Wrapped]) -> None:
         ({"description": {"inputs": [3]}}, "does not fit its tensors"),
         ({"description": {"call": {"leaf": 9}}}, "does not fit its tensors"),
         ({"description": {"reports": 3}}, "does not fit its tensors"),
+        ({"description": {"reports": {"block1": 3}}}, "does not fit its tensors"),
+        ({"description": {"reports": {"block1": {"quality": "best"}}}}, "a report's quality is 'best'"),
+        ({"description": {"skips": ["encode"]}}, "skips is "),
+        ({"description": {"shapes": {"input": [[3, 8, 8]], "stem.2": []}}}, "does not fit its tensors"),
+        ({"description": {"call": {"list": []}}}, "does not fit its tensors"),
+        (
+            {"description": {"call": {"list": [{"list": []}, {"dict": []}]}}},
+            "does not fit this Plain: the model refuses",
+        ),
+        ({"description": {"inputs": [[[2, 8, 8], "float32", True]]}}, "this Plain: the model refuses"),
+        ({"description": {"options": {"channels": 1 << 70}}}, "does not fit its tensors"),
+        ({"description": '{"call": ' + '{"list": [' * 50_000}, "cannot be read"),
         (
             {"description": {"shapes": {"input": [3, 8, 8], "stem.2": [8, 8, 8], "block9": [8, 8, 8]}}},
             "does not fit",
