@@ -5,10 +5,12 @@ Only reads. What the settings mean is for ``compoff.serve`` and ``worker``.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import yaml
+from yaml.constructor import SafeConstructor
 
 from compoff.errors import BackendError, ConfigError, LocalProtocolError
 from compoff.operations.settings import Settings, TailPlace
@@ -22,9 +24,24 @@ except ModuleNotFoundError as error:
     raise BackendError('a configuration file needs pydantic: pip install "compoff[serve]"') from error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["Configuration", "LogSettings", "read_configuration"]
+
+
+_MOST_LEVELS = 16  # of lists and mappings; settings have four
+_MOST_VALUES = 10_000  # of the whole file, what aliases stand for counted each time
+_MOST_PROBLEMS = 20
+_MOST = 1 << 53
+_MOST_SECONDS = 1e9  # three decades; what waits takes no number without end
+_SHOWN = 80  # characters of what was given
+_NAMES = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"}
+_WORDS = {
+    "model_type": "expected settings by name",
+    "path_type": "expected a path",
+    "list_type": "expected a list",
+    "string_type": "expected text",
+}
 
 
 def _address(value: str) -> str:
@@ -35,13 +52,21 @@ def _address(value: str) -> str:
     return value
 
 
+def _path(value: Path) -> Path:
+    """A path that the system can be asked for."""
+    if b"\0" in os.fsencode(value):  # half a character is a ValueError, too
+        raise ValueError("no file has a zero byte in its name")
+    return value
+
+
 def _place(value: Any) -> Any:
     return {"folder": value} if isinstance(value, str) else value
 
 
 _Address = Annotated[str, AfterValidator(_address)]
+_Path = Annotated[Path, AfterValidator(_path)]
 _Count = Annotated[int, Field(ge=1)]
-_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Seconds = Annotated[float, Field(gt=0, le=_MOST_SECONDS, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -51,26 +76,26 @@ class _Section(BaseModel):
 
 
 class _Tail(_Section):
-    folder: Path
+    folder: _Path
     device: str = "cpu"
     factory: str | None = None
     backend: Literal["eager", "inductor", "onnx", "tensorrt", "auto"] = "eager"
 
 
 class _Certificates(_Section):
-    certificate: Path
-    key: Path
-    ca: Path | None = None
-    revoked: Path | None = None
+    certificate: _Path
+    key: _Path
+    ca: _Path | None = None
+    revoked: _Path | None = None
 
 
 class _Limits(_Section):
     max_connections: _Count | None = None
     window: _Count | None = None
-    workers: _Count | None = None
-    decoders: Annotated[int, Field(ge=0)] | None = None
+    workers: Annotated[int, Field(ge=1, le=1024)] | None = None
+    decoders: Annotated[int, Field(ge=0, le=1024)] | None = None
     max_batch: _Count | None = None
-    max_wait: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    max_wait: Annotated[float, Field(ge=0, le=_MOST_SECONDS, allow_inf_nan=False)] | None = None
     max_pending: _Count | None = None
     max_held_bytes: _Count | None = None
     handshake_timeout: _Seconds | None = None
@@ -91,7 +116,7 @@ class Configuration(_Section):
 
     tails: Annotated[list[Annotated[_Tail, BeforeValidator(_place)]], Field(min_length=1)]
     address: _Address = "127.0.0.1:7878"
-    token_file: Path | None = None
+    token_file: _Path | None = None
     tls: _Certificates | None = None
     insecure: bool = False
     limits: _Limits = _Limits()
@@ -153,8 +178,9 @@ def read_configuration(path: str | Path) -> tuple[Settings, LogSettings]:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
+        _check_depth(path, text)
         node = cast("yaml.Node | None", yaml.compose(text, Loader=yaml.SafeLoader))
-        _refuse_twice(path, node)
+        _check_node(path, node, (), iter(range(_MOST_VALUES)))
         values: Any = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = 1 if error.problem_mark is None else error.problem_mark.line + 1
@@ -166,7 +192,10 @@ def read_configuration(path: str | Path) -> tuple[Settings, LogSettings]:
     try:
         configuration = Configuration.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_problem(path, node, problem) for problem in error.errors())) from None
+        problems = error.errors()
+        more = [f"and {len(problems) - _MOST_PROBLEMS} more"] * (len(problems) > _MOST_PROBLEMS)
+        told = [_problem(path, node, problem) for problem in problems[:_MOST_PROBLEMS]]
+        raise ConfigError("\n".join([*told, *more])) from None
     try:
         return configuration.settings(path.parent), configuration.log
     except LocalProtocolError as error:
@@ -177,7 +206,7 @@ def read_configuration(path: str | Path) -> tuple[Settings, LogSettings]:
 def _problem(path: Path, root: yaml.Node | None, problem: Any) -> str:
     """One problem in a line: where, what was given, what was expected."""
     place: Sequence[str | int] = problem["loc"]
-    name = ".".join(str(step) for step in place)
+    name = ".".join(str(step) for step in place)[:_SHOWN]
     line = _line(root, place)
     words = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
@@ -187,8 +216,9 @@ def _problem(path: Path, root: yaml.Node | None, problem: Any) -> str:
     if problem["type"] == "too_short":
         return f"{path}, line {line}: {name} is an empty list; expected at least one entry, or leave it out"
     given = problem["input"]
-    shown = given if isinstance(given, (str, int, float, type(None))) else type(given).__name__
-    return f"{path}, line {line}: {name} is {shown!r}: {words}"
+    plain = isinstance(given, (str, int, float, type(None)))
+    shown = repr(given)[:_SHOWN] if plain else f"a {type(given).__name__}"
+    return f"{path}, line {line}: {name} is {shown}: {_WORDS.get(problem['type'], words)}"
 
 
 def _line(node: yaml.Node | None, place: Sequence[str | int]) -> int:
@@ -209,16 +239,46 @@ def _line(node: yaml.Node | None, place: Sequence[str | int]) -> int:
     return line
 
 
-def _refuse_twice(path: Path, node: yaml.Node | None) -> None:
-    """A setting given twice would silently be the last one."""
+def _check_depth(path: Path, text: str) -> None:
+    """Refuse what is nested deeper than any settings before it is read as a whole, which takes a call a level."""
+    depth = 0
+    for event in cast("Iterable[Any]", yaml.parse(text, Loader=yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MOST_LEVELS:
+            raise ConfigError(
+                f"{path}, line {event.start_mark.line + 1}: lists and mappings stand in one another more than "
+                f"{_MOST_LEVELS} deep; no setting does"
+            )
+
+
+def _check_node(path: Path, node: yaml.Node | None, place: tuple[str, ...], room: Iterator[int]) -> None:
+    """Refuse what Python could not hold, and settings given twice, of which the last one would silently be taken."""
+    line = 1 if node is None else node.start_mark.line + 1
+    name = ".".join(place)[:_SHOWN] or "the file"
+    if next(room, None) is None or len(place) > _MOST_LEVELS:  # few aliases of aliases stand for billions of values
+        raise ConfigError(f"{path}, line {line}: {name} holds too many values, one in another; write fewer aliases")
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode) or key.tag not in _NAMES:
+                found = repr(key.value)[:_SHOWN] if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+                raise ConfigError(f"{path}, line {line}: {found} stands for a name in {name}; expected text")
             if key.value in seen:
                 raise ConfigError(f"{path}, line {line}: {key.value} was given in line {seen[key.value]} already")
             seen[key.value] = line
-            _refuse_twice(path, value)
+            _check_node(path, value, (*place, key.value), room)
     elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_twice(path, value)
+        for index, value in enumerate(node.value):
+            _check_node(path, value, (*place, str(index)), room)
+    elif node is not None:
+        _check_scalar(f"{path}, line {line}: {name} is {node.value!r:.{_SHOWN}}", node)
+
+
+def _check_scalar(what: str, node: yaml.Node) -> None:
+    try:
+        value = cast("Any", SafeConstructor()).construct_object(node)
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # yaml's own, of a date or a tag
+        raise ConfigError(f"{what}, which is no {node.tag.rpartition(':')[2]}; expected a setting's value") from error
+    if isinstance(value, int) and abs(value) > _MOST:
+        raise ConfigError(f"{what}; expected a number of at most {_MOST}")

@@ -38,10 +38,12 @@ def parse_address(address: str) -> tuple[str, int]:
         host = host[1:-1]
     malformed = not colon or not host or host != host.strip() or any(char in host for char in "[]/@ \t\r\n\x00")
     if malformed or (":" in host) != bracketed:
-        message = f"{address!r} is not an address; expected 'host:port', or '[host]:port' for an IPv6 host"
+        message = f"{address!r:.80} is not an address; expected 'host:port', or '[host]:port' for an IPv6 host"
         raise LocalProtocolError(message)
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
-        message = f"{address!r} has no port from 0 to 65535 after its last colon; expected for example '{host}:7878'"
+        message = (
+            f"{address!r:.80} has no port from 0 to 65535 after its last colon; expected for example '{host:.80}:7878'"
+        )
         raise LocalProtocolError(message)
     return host, int(port)
 

@@ -16,6 +16,11 @@ from compoff.operations.settings import TailPlace
 ROOT = Path(__file__).parent.parent.parent
 
 
+BOMB = "tails:\n  - &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"  - &{after} [{', '.join([f'*{before}'] * 9)}]\n" for before, after in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
 def written(folder: Path, text: str) -> Path:
     path = folder / "serve.yaml"
     path.write_text(text)
@@ -82,6 +87,31 @@ log: {format: json, level: warning}
         ("just words\n", 1, "expected settings"),
         ("", 1, "expected settings"),
         ("tails: [x]\ninsecure: perhaps\n", 2, "insecure is 'perhaps'"),
+        ("tails: x\n", 1, "tails is 'x': expected a list"),
+        ("tails: [x]\nlimits: [4]\n", 2, "limits is a list: expected settings by name"),
+        ("tails: [x]\naddress: 7878\n", 2, "address is 7878: expected text"),
+        ("tails: [{folder: 7}]\n", 1, "tails.0.folder is 7: expected a path"),
+        ("tails: [x]\n? [a, b]\n: c\n", 2, "a list or mapping stands for a name in the file"),
+        ("tails: [x]\nlog: {{a: b}: c}\n", 2, "a list or mapping stands for a name in log"),
+        ("tails: [x]\nlimits: {7: 1}\n", 2, "'7' stands for a name in limits; expected text"),
+        ("tails: [x]\nprocesses: " + "9" * 5000, 2, "processes is '999"),
+        ("tails: [x]\nprocesses: 0x" + "f" * 5000, 2, "processes is '0xfff"),
+        ("tails: [x]\nlimits: {window: 0x" + "f" * 5000 + "}", 2, "limits.window is '0xfff"),
+        ("tails: [x]\nlimits: {workers: 1000000}\n", 2, "limits.workers is 1000000"),
+        ("tails: [x]\nlimits: {drain_timeout: 1.0e+300}\n", 2, "limits.drain_timeout is 1e+300"),
+        ("tails: [x]\nprocesses: 2026-99-99\n", 2, "processes is '2026-99-99', which is no timestamp"),
+        ("tails: [x]\nprocesses: !!bool foo\n", 2, "processes is 'foo', which is no bool"),
+        ("tails: [x]\nprocesses: !!int ''\n", 2, "processes is '', which is no int"),
+        ("tails: [x]\nprocesses: !!timestamp foo\n", 2, "processes is 'foo', which is no timestamp"),
+        ('tails: ["a\\0b"]\n', 1, "tails.0.folder is 'a\\x00b': no file has a zero byte"),
+        ('tails: [x]\ntls: {certificate: a, key: "b\\0"}\n', 2, "tls.key is 'b\\x00'"),
+        ('tails: [x]\ntoken_file: "\\ud800"\n', 2, "token_file is '\\ud800'"),
+        ("tails: [x]\naddress: '" + "a" * 5000 + "'\n", 2, "address is 'aaa"),
+        ("tails: [x]\naddress: '" + "a" * 5000 + ":x'\n", 2, "address is 'aaa"),
+        ("tails: [x]\n\nlog: " + "[" * 50_000, 3, "more than 16 deep"),
+        ("log: " + "{a: " * 50_000, 1, "more than 16 deep"),
+        ("tails:\n  - &a [*a]\n", 2, "tails.0.0"),
+        (BOMB, 2, "tails.4.0.2.0.5.1 holds too many values"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, line: int, words: str) -> None:
@@ -91,12 +121,32 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, line: int, 
     assert f"serve.yaml, line {line}: " in message
     assert words in message
     assert "\n" not in message
+    assert len(message) < 500 + len(str(tmp_path))
 
 
 def test_several_mistakes_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_configuration(written(tmp_path, "tails: [x]\nprocesses: 0\nlimits: {window: 0}\n"))
     assert [line.split(", ")[1].split(":")[0] for line in str(caught.value).splitlines()] == ["line 3", "line 2"]
+
+
+def test_of_very_many_mistakes_the_first_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_configuration(written(tmp_path, "tails: [x]\n" + "".join(f"k{index}: 1\n" for index in range(100))))
+    lines = str(caught.value).splitlines()
+    assert (len(lines), lines[-1]) == (21, "and 80 more")
+
+
+def test_a_zero_byte_is_no_yaml(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not YAML in UTF-8: unacceptable character"):
+        read_configuration(written(tmp_path, "tails: [x]\n\0\n"))
+
+
+def test_an_alias_stands_for_what_it_names(tmp_path: Path) -> None:
+    settings, _ = read_configuration(
+        written(tmp_path, "tails: [&one {folder: x, device: cuda}, {<<: *one, folder: y}]")
+    )
+    assert settings.tails == (TailPlace(tmp_path / "x", "cuda"), TailPlace(tmp_path / "y", "cuda"))
 
 
 def test_no_object_is_built_from_a_tag(tmp_path: Path) -> None:
