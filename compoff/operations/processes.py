@@ -197,8 +197,12 @@ class _Member:
 
     def revive(self, settings: Settings) -> None:
         """Start it again where it has died, after a pause that grows while it keeps dying."""
-        if self._process.is_alive():
-            self.listening = self.listening or isinstance(self._receive("ready", 0.0), list)
+        alive = self._process.is_alive()
+        answer = self._receive("ready", 0.0)  # after that look: what it said before it ended is there then
+        if isinstance(answer, str):
+            _logger.error("server process %s cannot serve: %s", self._number, answer)
+        if alive:
+            self.listening = self.listening or isinstance(answer, list)
             return
         now = time.monotonic()
         if not self._dead:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 from compoff.errors import WireError
 from compoff.operations import processes
 from compoff.operations.processes import Processes
-from compoff.operations.settings import Settings, TailPlace
+from compoff.operations.settings import Relay, Settings, TailPlace
 
 
 @pytest.mark.parametrize(
@@ -60,3 +63,24 @@ def test_a_port_that_others_share_among_themselves_is_not_shared_with_them() -> 
         address = f"127.0.0.1:{theirs.getsockname()[1]}"
         with pytest.raises(WireError, match=f"cannot listen on {address}: Address already in use"):
             Processes(Settings((TailPlace(Path("export")),), address, processes=2), ("text", "info"))
+
+
+def test_a_process_that_cannot_serve_when_it_starts_again_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def front(settings: Settings) -> Settings:  # needs no torch, so it starts quickly
+        return replace(settings, relay=Relay("127.0.0.1:1", "token" * 8))
+
+    settings = Settings((TailPlace(tmp_path / "gone"),), "127.0.0.1:0")
+    caplog.set_level(logging.INFO, "compoff.serve")
+    member = processes._Member("0", front, settings, "127.0.0.1:0", ("text", "info"))
+    try:
+        deadline = time.monotonic() + 60
+        while "died" not in caplog.text and time.monotonic() < deadline:
+            member.revive(settings)
+            time.sleep(0.05)
+    finally:
+        member.end(10.0)
+    assert not member.listening
+    (told,) = [record.getMessage() for record in caplog.records if "cannot serve" in record.getMessage()]
+    assert told.startswith(f"server process 0 cannot serve: '{tmp_path / 'gone'}' is not a folder")
