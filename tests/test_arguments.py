@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,8 @@ CASES: list[Case] = [
     (TAIL.save, {"path": "x", "weights": 3}, ArtifactError, "weights is 3"),
     (HEAD.compile, {"runtime": "onnx", "threads": "x"}, BackendError, "threads is 'x'; expected a whole number"),
     (HEAD.compile, {"runtime": "onnx", "least_agreement": "x"}, BackendError, "least_agreement is 'x'"),
+    (HEAD.compile, {"runtime": "onnx", "least_agreement": math.nan}, BackendError, "least_agreement is nan"),
+    (HEAD.compile, {"runtime": "onnx", "least_agreement": 1.5}, BackendError, "least_agreement is 1.5"),
     (HEAD.compile, {"runtime": "onnx", "batches": 3}, FeatureError, "batches is a int"),
     (HEAD.c_header, {"quality": 0.5}, FeatureError, "quality is 0.5"),
     (lambda: HEAD(golden_inputs(1), coding=3), {}, FeatureError, "there is no coding 3"),

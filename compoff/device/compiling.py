@@ -73,6 +73,8 @@ def compiled_head(
     """
     _check_choice(runtime, precision, threads)
     check_number("least_agreement", least_agreement, BackendError, "a share from 0 to 1")
+    if not 0 <= least_agreement <= 1:  # nothing is less than NaN, so that any translation would do
+        raise BackendError(f"least_agreement is {least_agreement}; expected a share from 0 to 1")
     program, batches = _torch_program(files), samples or _made_up(manifest)
     if runtime == "executorch":
         runner, version = _for_executorch(program, manifest, files, batches[0])
