@@ -142,6 +142,8 @@ def test_inspect_of_a_tail_without_its_program_names_the_file(folder: Path, tmp_
         (["call", "FOLDER", "--address", "127.0.0.1:1", "--input", "no-such-file.npy"], "no-such-file.npy"),
         (["call", "FOLDER", "--address", "127.0.0.1:1", "--input", "TEXT"], "numpy.save"),
         (["demo", "--data", "no-such-folder"], "no-such-folder"),
+        (["demo", "--seed", "-1"], "seed is -1; expected a whole number of at least 0"),
+        (["demo", "--seed", str(1 << 70)], f"seed is {1 << 70}; expected a whole number of at most 4294967295"),
     ],
     ids=" ".join,
 )

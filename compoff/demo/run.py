@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from compoff.checks import check_whole
 from compoff.demo.edge import edge_process
 from compoff.demo.extras import check_extras
 from compoff.demo.links import FORMULA, LINKS
@@ -23,7 +24,7 @@ from compoff.demo.pictures import FORMS
 from compoff.demo.tasks import CIFAR_SCHEDULE, DIGITS_SCHEDULE, Batches, load_task
 from compoff.demo.whole import picture_id, save_whole
 from compoff.device.remote import connect
-from compoff.errors import ArtifactError
+from compoff.errors import ArtifactError, FitError
 from compoff.exporting import export
 from compoff.fitting import FitReport, fit
 from compoff.wire.client import open_client
@@ -80,11 +81,13 @@ def run_demo(
     Raises:
         BackendError: A package of ``compoff[demo]`` is not installed.
         ArtifactError: A file is not in `data`, or `out` cannot be written to.
+        FitError: There is no such seed.
         WireError: The second process or its socket failed.
 
     Source: this project.
     """
     check_extras()
+    _check_seed(seed)
     _make_folder(out)
     plan = schedule or (DIGITS_SCHEDULE if data is None else CIFAR_SCHEDULE)
     begin = time.monotonic()
@@ -102,6 +105,13 @@ def run_demo(
     results = _results(task, rows, fitted, seed, data, out, time.monotonic() - begin)
     _show(results, fitted, console, out)
     return results
+
+
+def _check_seed(seed: int) -> None:
+    """Refuse what is no seed for scikit-learn, whose range is the narrowest."""
+    check_whole("seed", seed, FitError, least=0)
+    if seed >= 1 << 32:
+        raise FitError(f"seed is {seed}; expected a whole number of at most {(1 << 32) - 1}")
 
 
 def _make_folder(out: Path | None) -> None:
