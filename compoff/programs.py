@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +110,20 @@ class TorchProgram:
         if self._device.type == "cpu":
             return self._program
         return TorchProgram.load(self.to_bytes(), "the program").exported
+
+    @property
+    def inputs(self) -> list[tuple[tuple[int | None, ...], str]]:
+        """Shape and dtype of each tensor that it takes; None for a size that is free."""
+        names = set(self._program.graph_signature.user_inputs)
+        found = [node.meta.get("val") for node in self._program.graph.nodes if node.name in names]
+        return [
+            (
+                tuple(size if isinstance(size, int) else None for size in cast("tuple[Any, ...]", value.shape)),
+                str(value.dtype).removeprefix("torch."),
+            )
+            for value in found
+            if isinstance(value, Tensor)
+        ]
 
     def to_bytes(self) -> bytes:
         """The program as the bytes of a ``.pt2`` file.

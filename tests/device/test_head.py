@@ -15,6 +15,7 @@ from torch import Tensor
 
 import compoff
 from compoff.errors import ArtifactError, FeatureError
+from tests.small_artifacts import forge
 from tests.small_networks import OptionalInputs, Plain, TwoInputs, tiny_decoder, tiny_encoder
 
 ROOT = Path(__file__).parent.parent.parent
@@ -168,6 +169,32 @@ def test_comes_back_from_its_folder(head: compoff.Head, tmp_path: Path) -> None:
     again.save(tmp_path / "again")
     for path in (tmp_path / "head").iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+
+
+SPEC = {"shape": [3, 8, 8], "dtype": "float32", "batched": True}
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        [],
+        [SPEC, {**SPEC, "shape": [3, 8, 8]}],
+        [{**SPEC, "shape": [3, 8, 9]}],
+        [{**SPEC, "shape": [3, 8]}],
+        [{**SPEC, "dtype": "int64"}],
+        [{**SPEC, "batched": False}],
+    ],
+)
+def test_a_manifest_of_other_inputs_than_the_programs_is_refused(
+    head: compoff.Head, tmp_path: Path, inputs: list[dict[str, Any]]
+) -> None:
+    head.save(tmp_path)
+    forge(tmp_path, lambda content: content.update(inputs=[SPEC], call={}))
+    x = images()
+    assert compoff.Head.load(tmp_path)(x) == head(x)
+    forge(tmp_path, lambda content: content.update(inputs=inputs))
+    with pytest.raises(ArtifactError, match=r"head\.pt2 takes .*, the manifest says .*; export again"):
+        compoff.Head.load(tmp_path)
 
 
 def test_300_flipped_bytes_are_found(head: compoff.Head, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from compoff.device.runners.runner import channels_by_quality
 from compoff.device.runners.tensors import from_numpy, to_numpy
+from compoff.errors import ArtifactError
 from compoff.programs import TorchProgram
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from compoff.artifact import Folder
-    from compoff.manifest import CodeSpec
+    from compoff.manifest import CodeSpec, TensorSpec
 
 __all__ = ["PROGRAM", "TorchRunner"]
 
@@ -45,9 +46,15 @@ class TorchRunner:
             The runner.
 
         Raises:
-            ArtifactError: The folder has no such program, or PyTorch cannot read it.
+            ArtifactError: The folder has no such program, PyTorch cannot read it, or it does not take what the manifest
+                says.
         """
-        return cls(TorchProgram.load(folder.file(PROGRAM), str(folder.path / PROGRAM)), folder.manifest.codes)
+        name = str(folder.path / PROGRAM)
+        program = TorchProgram.load(folder.file(PROGRAM), name)
+        expected, found = [(spec.sized("batch"), spec.dtype) for spec in folder.manifest.taken], program.inputs
+        if len(expected) != len(found) or not all(map(_fits, folder.manifest.taken, found)):
+            raise ArtifactError(f"{name} takes {found!s:.200}, the manifest says {expected!s:.200}; export again")
+        return cls(program, folder.manifest.codes)
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -90,3 +97,13 @@ class TorchRunner:
             A tensor of its own memory, since what comes off the wire cannot be written to.
         """
         return from_numpy(array)
+
+
+def _fits(expected: TensorSpec, found: tuple[tuple[int | None, ...], str]) -> bool:
+    """Whether a tensor of the program is what the manifest says; a free size is any size."""
+    shape, dtype = found
+    sizes = expected.sized("batch")
+    same_sizes = len(sizes) == len(shape) and all(
+        size is None or size == wanted or wanted == "batch" for wanted, size in zip(sizes, shape, strict=True)
+    )
+    return same_sizes and dtype == expected.dtype
