@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, cast
 
 from rich.live import Live as LiveView
 from rich.table import Table
+from rich.text import Text
 
 from compoff.errors import ConnectionLost, RemoteProtocolError, WireError
+from compoff.printable import printable
 from compoff.wire.sockets import connect_error, parse_target
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from compoff.operations.figures import Figures, TailFigures
+    from compoff.operations.figures import Figures, Live, TailFigures
 
 __all__ = ["fetch", "show_top", "table_of"]
 
-_COLUMNS = ("requests/s", "in", "out", "waiting", "p50", "p90", "p99", "batch", "busy", "errors", "answered")
+# Each as wide as what usually stands in it, so that the figures of several tails stand below one another.
+_COLUMNS = {"requests/s": 10, "in": 10, "out": 10, "waiting": 7, "p50": 8, "p90": 8, "p99": 8, "batch": 5, "busy": 5}
 _SECONDS = 3.0
 
 
@@ -79,7 +82,7 @@ def fetch(address: str) -> Figures:
 
 
 def table_of(figures: Figures, address: str) -> Table:
-    """One row a tail.
+    """Two lines a tail, one below the other: what it is and has done, and what it does now; 80 columns are enough.
 
     Args:
         figures: What to show.
@@ -90,22 +93,25 @@ def table_of(figures: Figures, address: str) -> Table:
         f"{address} · {state} · up {figures['uptime']:.0f} s · processes {figures['processes']} · connections "
         f"{figures['connections']} · pending {figures['pending']} · refused {figures['refused']}"
     )
-    table = Table(title=title, title_justify="left", title_style="bold" if figures["ready"] else "bold red")
-    table.add_column("tail")
-    for name in _COLUMNS:
-        table.add_column(name, justify="right")
+    style = "bold" if figures["ready"] else "bold red"
+    table = Table(title=Text(printable(title)), title_justify="left", title_style=style, box=None, padding=0)
+    table.show_header = False
+    table.add_column()
     for tail in figures["tails"]:
-        table.add_row(*_cells(tail))
+        name = f"{tail['model'] or 'tail'} at {tail['split'] or '?'} · {tail['artifact']}"
+        done = f"answered {tail['replies']} · errors {sum(tail['errors'].values())}"
+        table.add_row(Text(printable(f"{name} · {done}"), style="bold"))
+        if tail["live"] is not None:
+            table.add_row(_now(tail, tail["live"]))
     return table
 
 
-def _cells(tail: TailFigures) -> list[str]:
-    live = tail["live"]
-    name = f"{tail['model'] or 'tail'} at {tail['split'] or '?'} · {tail['artifact']}"
-    if live is None:
-        return [name]
-    return [
-        name,
+def _now(tail: TailFigures, live: Live) -> Table:
+    """What a tail did in the last seconds."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name, width in _COLUMNS.items():
+        table.add_column(name, justify="right", min_width=width)
+    table.add_row(
         f"{live['requests']:.1f}",
         _bytes(live["bytes_in"]),
         _bytes(live["bytes_out"]),
@@ -115,9 +121,8 @@ def _cells(tail: TailFigures) -> list[str]:
         _seconds(live["p99"]),
         f"{live['mean_batch']:.1f}",
         f"{100 * live['busy']:.0f} %",
-        str(sum(tail["errors"].values())),
-        str(tail["replies"]),
-    ]
+    )
+    return table
 
 
 def _seconds(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import shutil
 import socket
@@ -105,6 +106,25 @@ def test_top_says_what_is_wrong_with_an_address() -> None:
 
 def test_a_server_that_is_not_ready_stands_out() -> None:
     assert "NOT READY" in str(table_of(merge([], processes=1), "edge:1").title)
+
+
+def test_top_shows_every_figure_in_80_columns_and_names_as_they_are() -> None:
+    with monitored(requests=3) as monitor:
+        figures = fetch(monitor.address)
+    (tail,) = figures["tails"]
+    tail["model"], tail["replies"] = "[/red]\x1b[2JNet", 1_234_567
+    tail["live"] = {
+        "requests": 12_345.6, "replies": 1.0, "errors": 0.0, "bytes_in": 123.46e6, "bytes_out": 123.46e6, "busy": 1.0,
+        "mean_batch": 123.4, "p50": 0.1234, "p90": 0.2345, "p99": 0.9876,
+    }  # fmt: skip
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table_of(figures, "127.0.0.1:9464"))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    names, now = (" ".join(line.split()) for line in shown.splitlines()[-2:])
+    assert names == "requests/s in out waiting p50 p90 p99 batch busy"
+    assert now == "12345.6 123.5 MB/s 123.5 MB/s 0 123.4 ms 234.5 ms 987.6 ms 123.4 100 %"
+    assert "[/red]?[2JNet at layer2 · " in shown
+    assert "answered 1234567 · errors 0" in shown
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="the page is tested in Chromium, which is not installed here")
