@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from compoff.coding.tables import SymbolTables
 
-__all__ = ["decode", "decode_prefix", "decode_python", "encode", "encode_python"]
+__all__ = ["decode", "decode_prefix", "decode_prefix_python", "decode_python", "encode", "encode_python"]
 
 _WORD = 32
 _WORD_MASK = (1 << _WORD) - 1
@@ -35,6 +35,8 @@ _STATE = 64
 _MOST_FAMILY_FLOATS, _MOST_FAMILY_POSITIONS = 256, 32
 # An encoder needs no more of a table than what lies below, at and above the symbol: three floats.
 _MOST_SHARED_POSITIONS = 24
+# Symbols of a prefix that are decoded and compared at a time.
+_PREFIX_STEP = 1024
 
 
 def encode(symbols: ArrayLike, tables: SymbolTables) -> bytes:
@@ -215,6 +217,36 @@ def decode_prefix(data: bytes, tables: SymbolTables, num_positions: int, num_cha
     Source: this project.
     """
     channels = _checked_channels(tables, num_positions, num_channels)
+    library = _constriction()
+    if library is None:
+        return decode_prefix_python(data, tables, num_positions, channels)
+    return _decode_prefix_constriction(data, tables, (channels, num_positions), library)
+
+
+def decode_prefix_python(data: bytes, tables: SymbolTables, num_positions: int, num_channels: int) -> NDArray[np.int32]:
+    """Decode the first bytes of a message without constriction; the same symbols as `decode_prefix`.
+
+    Args:
+        data: the first bytes of a message of `encode`.
+        tables: the tables it was coded with.
+        num_positions: how many symbols each channel has.
+        num_channels: how many channels were coded.
+
+    Shapes:
+        result: ``(certain channels, num_positions)``.
+
+    Raises:
+        FeatureError: there are no tables for so many channels.
+
+    Examples:
+        >>> from compoff.coding import SymbolTables
+        >>> tables = SymbolTables([[2**23, 2**23]] * 2)
+        >>> decode_prefix_python(bytes.fromhex("a0"), tables, num_positions=3, num_channels=2).tolist()
+        [[1, 0, 1], [0, 0, 0]]
+
+    Source: this project.
+    """
+    channels = _checked_channels(tables, num_positions, num_channels)
     least, most = (
         iter(cast("list[int]", _words(data + fill * (-len(data) % 4)).tolist())) for fill in (b"\0", b"\xff")
     )
@@ -291,6 +323,7 @@ class _Encoder(Protocol):
 
 class _Decoder(Protocol):
     def decode(self, model: object, what: int | NDArray[np.float64]) -> NDArray[np.int32]: ...
+    def clone(self) -> _Decoder: ...
 
 
 class _Constriction(NamedTuple):
@@ -388,3 +421,47 @@ def _decode_constriction(
     except (AssertionError, ValueError, KeyError) as error:
         raise _undecodable(channels * positions) from error
     return result
+
+
+class _Reader:
+    """One reading of a prefix: its symbols, and for ever the last symbol once it has left all shares."""
+
+    def __init__(self, data: bytes, last: int, library: _Constriction) -> None:
+        self._decoder: _Decoder | None = library.decoder(_words(data))
+        self._last = last
+
+    def read(self, model: object, count: int) -> NDArray[np.int32]:
+        if self._decoder is not None:
+            before = self._decoder.clone()
+            try:
+                return self._decoder.decode(model, count)
+            except (AssertionError, ValueError, KeyError):
+                self._decoder = None
+            result = np.full(count, self._last, np.int32)
+            for index in range(count):  # up to where it left them, one by one
+                try:
+                    result[index] = before.decode(model, 1)[0]
+                except (AssertionError, ValueError, KeyError):
+                    break
+            return result
+        return np.full(count, self._last, np.int32)
+
+
+def _decode_prefix_constriction(
+    data: bytes, tables: SymbolTables, shape: tuple[int, int], library: _Constriction
+) -> NDArray[np.int32]:
+    """What is certain is what the least and the most that may come after the prefix have in common."""
+    channels, positions = shape
+    last, filled = tables.num_symbols - 1, data + b"\xff" * (-len(data) % 4)
+    # Two whole words of which nothing is known decide nothing any more.
+    least, most = _Reader(data, last, library), _Reader(filled + b"\xff" * 16, last, library)
+    result: list[NDArray[np.int32]] = []
+    for model in _models(tables, library).channels[:channels]:
+        row = np.empty(positions, np.int32)
+        for start in range(0, positions, _PREFIX_STEP):
+            step = row[start : start + _PREFIX_STEP]
+            step[:] = least.read(model, step.size)
+            if not np.array_equal(step, most.read(model, step.size)):
+                return np.array(result, dtype=np.int32).reshape(len(result), positions)
+        result.append(row)
+    return np.array(result, dtype=np.int32).reshape(len(result), positions)

@@ -280,3 +280,15 @@ def test_a_prefix_gives_the_first_channels_whatever_came_after() -> None:
             assert again[: len(found)].tolist() == found.tolist()
         whole += len(found)
     assert whole > 200
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_prefix_is_read_the_same_with_and_without_the_library(data: st.DataObject) -> None:
+    weights = data.draw(st.lists(st.integers(1, 2**20), min_size=2, max_size=9))
+    tables = SymbolTables.from_probabilities([weights, weights[::-1]])
+    positions = data.draw(st.sampled_from([0, 1, 3, 40, 1500]))
+    corner = st.sampled_from([b"", b"\xff" * 3, b"\xff" * 8, b"\xff" * 7 + b"\xfe", b"\xff" * 20])
+    prefix = data.draw(corner) + data.draw(st.binary(max_size=24))
+    expected = range_coder.decode_prefix_python(prefix, tables, positions, 2)
+    assert range_coder.decode_prefix(prefix, tables, positions, 2).tolist() == expected.tolist()
