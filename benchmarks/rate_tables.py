@@ -156,6 +156,8 @@ RATE_TABLES: dict[str, Callable[[], str]] = {
         for model in ("resnet18", "resnet50")
         for split in ("input", "layer1", "layer2", "layer3", "layer4")
     },
+    "resnet18-layer1-wide": partial(imagenet_table, "rate_accuracy.resnet18.layer1.cpu.wide"),
+    "resnet50-layer2-192": partial(imagenet_table, "rate_accuracy.resnet50.layer2.cpu.192"),
     "resnet18-layer4-stride4": partial(imagenet_table, "rate_accuracy.resnet18.layer4.cpu.stride4"),
     "resnet18-layer4-stride4-wide": partial(imagenet_table, "rate_accuracy.resnet18.layer4.cpu.stride4.wide"),
     "resnet50-layer4-long": partial(imagenet_table, "rate_accuracy.resnet50.layer4.cpu.long"),
