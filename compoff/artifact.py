@@ -125,7 +125,8 @@ def write_folder(
 
     Raises:
         ArtifactError: The folder holds something else than an earlier artifact of this kind, there is no way from it
-            to `weights`, or the files cannot be written; what was there is there still.
+            to `weights`, or the files cannot be written; what was there is there still. Or something else was saved
+            there at the same time, and what is there now is not to be relied on.
 
     Examples:
         >>> import tempfile
@@ -159,13 +160,24 @@ def write_folder(
             (folder / _MANIFEST).unlink(missing_ok=True)
             for name in earlier - contents.keys():
                 (folder / name).unlink(missing_ok=True)
+            ours = {name: draft.stat().st_ino for name, draft in made.items()}
             for name, draft in made.items():
                 draft.replace(folder / name)
+        if not all(_is_still(folder / name, number) for name, number in ours.items()):
+            raise ArtifactError(f"something else was saved in '{folder}' at the same time; save again")
     except OSError as error:
         raise ArtifactError(
             f"the {manifest.kind} cannot be saved in '{error.filename or folder}' ({error.strerror or error}); make "
             "room, or give another folder"
         ) from error
+
+
+def _is_still(path: Path, number: int) -> bool:
+    """Whether a path leads to the file of this number."""
+    try:
+        return path.stat().st_ino == number
+    except FileNotFoundError:
+        return False
 
 
 def _way(folder: Path, weights: Path) -> str:

@@ -340,6 +340,24 @@ def test_saves_at_once_into_the_same_weights_do_not_take_each_others_drafts(tmp_
         assert read_folder(tmp_path / f"{turn}", "head").files == {"head.pt2": buffer.getvalue()}
 
 
+def test_two_saves_at_once_into_one_folder_are_not_both_told_that_all_is_well(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_file, others = Path.replace, [{"head.pt2": b"the other program"}]
+
+    def meanwhile(draft: Path, target: Path) -> Path:
+        placed = replace_file(draft, target)
+        if others:
+            write_folder(folder, MANIFEST, TABLES, others.pop())
+        return placed
+
+    monkeypatch.setattr(Path, "replace", meanwhile)
+    with pytest.raises(ArtifactError, match=r"something else was saved in '.*' at the same time; save again"):
+        write_folder(folder, MANIFEST, TABLES, {"head.pt2": b"this program"})
+    write_folder(folder, MANIFEST, TABLES, {"head.pt2": b"this program"})
+    assert read_folder(folder, "head").file("head.pt2") == b"this program"
+
+
 def test_other_files_are_not_written_among(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ArtifactError, match=r"holds other files \(thesis.txt\)"):
