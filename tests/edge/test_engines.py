@@ -265,5 +265,9 @@ def test_unknown_names_and_devices_are_refused(pair: Pair, tmp_path: Path, load:
         run(backend="onxx")
     with pytest.raises(BackendError, match="cannot run on device 'nonsense'"):
         run(backend="inductor", device="nonsense")
+    for backend in ("onnx", "eager"):
+        with pytest.raises(BackendError, match="cannot run on device 'meta' .it holds no numbers"):
+            run(backend=backend, device="meta")
     with pytest.raises(BackendError, match="'onnx' runs on the CPU"):
-        run(backend="onnx", device="meta")
+        OnnxBackend.compile(pair[1].manifest, b"", "cuda")
+    assert isinstance(run(backend="onnx", device=torch.device("cpu", 0)).backend, OnnxBackend)
