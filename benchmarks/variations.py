@@ -64,9 +64,7 @@ def _slopes_of_nothing(
 
 def _orthogonal(self: TileMoments, channels: int) -> Directions:
     """Random orthonormal directions, those of the largest variance first."""
-    held = vars(self)
-    mean = held["_sum"] / held["_rows"]
-    covariance = held["_square"] / held["_rows"] - torch.outer(mean, mean)
+    mean, covariance = self._moments()
     noise = torch.randn(len(mean), channels, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rows = cast("Tensor", torch.linalg.qr(noise).Q).T
     deviation = (rows @ covariance * rows).sum(1).clamp_min(0).sqrt()

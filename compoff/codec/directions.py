@@ -187,9 +187,7 @@ class TileMoments:
         Returns:
             Analysis and synthesis in float32.
         """
-        mean = self._sum / self._rows
-        covariance = self._square / self._rows - torch.outer(mean, mean)
-        mean = mean if self._shift is None else mean + self._shift.cpu().double()
+        mean, covariance = self._moments()
         factor = _factor(self._sensitivity / self._rows)
         variances, vectors = _eigenvectors(factor.T @ covariance @ factor)
         variances, vectors = variances.flip(0)[:channels], vectors.flip(1)[:, :channels]
@@ -203,6 +201,12 @@ class TileMoments:
             variances.clamp_min(0).sqrt().float(),
             self.mixing,
         )
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """The mean tile and the covariance of the tiles."""
+        mean = self._sum / self._rows
+        covariance = self._square / self._rows - torch.outer(mean, mean)
+        return (mean if self._shift is None else mean + self._shift.cpu().double()), covariance
 
     def _unmixed(self, mean: Tensor) -> Tensor:
         """The mean tile with all the channels of the feature."""
