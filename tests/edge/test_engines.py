@@ -266,7 +266,7 @@ def test_unknown_names_and_devices_are_refused(pair: Pair, tmp_path: Path, load:
     with pytest.raises(BackendError, match="cannot run on device 'nonsense'"):
         run(backend="inductor", device="nonsense")
     for backend in ("onnx", "eager"):
-        with pytest.raises(BackendError, match="cannot run on device 'meta' .it holds no numbers"):
+        with pytest.raises(BackendError, match=r"cannot run on device 'meta' .it holds no numbers"):
             run(backend=backend, device="meta")
     with pytest.raises(BackendError, match="'onnx' runs on the CPU"):
         OnnxBackend.compile(pair[1].manifest, b"", "cuda")
