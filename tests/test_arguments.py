@@ -106,7 +106,7 @@ CASES: list[Case] = [
     (lambda: c.Recipe(betas=0.9), {}, FitError, "the recipe's betas are 0.9; expected two numbers"),
     (lambda: c.Recipe(codec="x"), {}, FitError, "the recipe's codec is 'x'"),
     (lambda: c.export(wrap(), "1", max_batch=3.5), {}, ArtifactError, "max_batch is 3.5"),
-    (lambda: c.export(wrap(), "1", pixels={"mean": 0.5}), {}, FeatureError, "pixels is {.mean.: 0.5}; expected"),
+    (lambda: c.export(wrap(), "1", pixels={"mean": 0.5}), {}, FeatureError, "pixels is {'mean': 0.5}; "),
     (lambda: c.export(wrap(), "1", tail_factory=3), {}, ArtifactError, "tail_factory is 3"),
     (c.Head.load, {"path": 3}, ArtifactError, "path is 3; expected a path"),
     (c.Tail.load, {"path": None}, ArtifactError, "path is None"),
