@@ -119,6 +119,7 @@ def inspect(
 
 @app.command()
 def serve(
+    context: typer.Context,
     folders: Annotated[list[Path] | None, _FOLDERS] = None,
     config: Annotated[Path | None, typer.Option(help="A serve.yaml that says all of this, and more.")] = None,
     address: Annotated[str, typer.Option(help="host:port to listen on; port 0 picks a free one.")] = "127.0.0.1:7878",
@@ -143,8 +144,7 @@ def serve(
     if config is not None:
         from compoff.operations.configuration import read_configuration  # pydantic is an extra
 
-        if folders:
-            raise LocalProtocolError("folders and --config were both given; name the folders in the file")
+        _refuse_beside_config(context)
         settings, log = read_configuration(config)
         form = (log.format, log.level)
         run_server(settings, reread=lambda: read_configuration(config)[0], log=form, say=_say)
@@ -154,6 +154,19 @@ def serve(
     places = tuple(TailPlace(folder, device, factory, backend.value) for folder in folders or [])
     settings = Settings(places, address, token_file, tls, insecure=insecure, processes=processes, metrics=metrics)
     run_server(replace(settings, fronts=fronts), say=_say)
+
+
+def _refuse_beside_config(context: typer.Context) -> None:
+    """Refuse what would be left unheeded, a token file above all."""
+    given = [name for name in context.params if name != "config" and _is_given(context, name)]
+    if given:
+        told = ", ".join(sorted(name if name == "folders" else f"--{name.replace('_', '-')}" for name in given))
+        raise LocalProtocolError(f"{told} and --config were both given; say it in the file, which holds all of it")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 @app.command(name="compile")

@@ -5,10 +5,12 @@ Knows the codec, not the model that it goes into.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
+from torch import nn
 
 from compoff.checks import check_whole
 from compoff.codec import Bottleneck, CodecFactory, CodecName, Geometry, TransformBottleneck
@@ -56,7 +58,7 @@ class CodecOptions:
                 setattr(self, name, int(value))  # numpy's numbers are no JSON
         for name in ("encoder", "decoder"):
             factory = getattr(self, name)
-            if factory is not None and not callable(factory):
+            if factory is not None and not _takes_two_shapes(factory):
                 raise FeatureError(
                     f"{name} is {factory!r:.80}; expected a function from (input shape, output shape) to a module"
                 )
@@ -116,3 +118,16 @@ class CodecOptions:
 
 def _given(value: int | None, otherwise: int) -> int:
     return otherwise if value is None else value
+
+
+def _takes_two_shapes(factory: Any) -> bool:
+    """Whether something can be called to make a module; a module itself cannot."""
+    if isinstance(factory, nn.Module) or not callable(factory):
+        return False
+    try:
+        inspect.signature(factory).bind((), ())
+    except TypeError:
+        return False
+    except ValueError:  # of some written in C, nothing is known
+        return True
+    return True

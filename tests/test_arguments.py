@@ -77,6 +77,8 @@ CASES: list[Case] = [
     (wrap, {"stride": 2.5}, FeatureError, "stride is 2.5"),
     (wrap, {"codec": "jpeg"}, FeatureError, "there is no codec 'jpeg'; expected 'deepcod' or 'transform'"),
     (wrap, {"strict": "no"}, FeatureError, "strict is 'no'; expected True or False"),
+    (wrap, {"encoder": torch.nn.Conv2d(3, 8, 3)}, FeatureError, "encoder is Conv2d(3, 8, kernel"),
+    (wrap, {"decoder": lambda shape: torch.nn.Identity()}, FeatureError, "expected a function from (input"),
     (wrap, {"encoder": "mine"}, FeatureError, "encoder is 'mine'; expected a function"),
     (lambda: c.load(3, net()), {}, ArtifactError, "path is 3; expected a path"),
     (lambda: wrap().save(3), {}, ArtifactError, "path is 3"),

@@ -277,3 +277,18 @@ def test_serving_other_machines_in_plain_has_to_be_asked_for(folder: Path, here:
     refused = here("serve", str(folder), "--address", "0.0.0.0:0")
     assert refused.returncode == 1
     assert "insecure=True" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--token-file", "tokens"], "--token-file"),
+        (["--processes", "2", "--backend", "onnx"], "--backend, --processes"),
+        (["--insecure"], "--insecure"),
+        (["tail", "--address", "127.0.0.1:7878"], "--address, folders"),
+    ],
+)
+def test_nothing_beside_a_file_that_says_everything_is_left_unheeded(words: list[str], told: str, here: Here) -> None:
+    done = here("serve", "--config", "serve.yaml", *words)
+    assert done.returncode == 1
+    assert f"{told} and --config were both given; say it in the file" in done.stderr.replace("\n", " ")

@@ -324,6 +324,11 @@ def explained(what: str) -> Generator[None]:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         place = _users_line(error)
+        if "Constraints violated" in reason:
+            raise SplitError(
+                f"{what}{f' ({place})' if place else ''}: the size of the batch becomes a fixed number on the way, by "
+                "len(x), by int(x.shape[0]), or by a batch size written into it; use x.shape[0] as it is"
+            ) from error
         raise SplitError(
             f"{what}{f' ({place})' if place else ''}: {reason} Fitting works; a common cause is control flow that "
             "depends on tensor values (rewrite it with torch.where) or a batch size written into it"

@@ -137,13 +137,15 @@ def answers_alike(base: nn.Module, other: nn.Module, example: ExampleInputs) -> 
 
 def _tried(example: ExampleInputs, run: Run) -> tuple[ExampleInputs, Sequence[Tensor], Sequence[Tensor]] | None:
     """Inputs, and what the model itself makes of them; None for a size of batch that it refuses."""
-    for fill in (_drawn, torch.zeros_like):  # a model may refuse what no data looks like
+    # A model may refuse what no data looks like; and a mask of zeros, or of ones, may hide everything.
+    for fill in (_drawn, _drawn_with_ones, torch.zeros_like):
         given = example.map(fill)
         try:
             symbols, outputs = run(given)
         except Exception:
             continue  # what the model itself refuses says nothing of its halves
-        return given, list(symbols), list(outputs)
+        if all(bool(torch.isfinite(output).all()) for output in outputs):  # kernels differ in what they make of NaN
+            return given, list(symbols), list(outputs)
     return None
 
 
@@ -183,6 +185,10 @@ def _drawn(tensor: Tensor) -> Tensor:
         return torch.zeros_like(tensor)
     generator = torch.Generator().manual_seed(0)
     return torch.randn(tensor.shape, generator=generator).to(tensor)
+
+
+def _drawn_with_ones(tensor: Tensor) -> Tensor:
+    return _drawn(tensor) if tensor.is_floating_point() else torch.ones_like(tensor)
 
 
 def _near(ours: Tensor, theirs: Tensor) -> bool:

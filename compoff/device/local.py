@@ -61,6 +61,11 @@ def _callable(local: Callable[..., Any]) -> Callable[..., Any]:
     # A model of PyTorch would record every operation for a backward pass that never comes.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(local, torch.nn.Module):
+        if cast("Any", local).training:
+            raise LocalProtocolError(
+                "local is a model in training mode, which would answer by its batch and change with every call; give "
+                "local=model.eval()"
+            )
         return torch.no_grad()(_taking_numpy(local, torch))
     return local
 

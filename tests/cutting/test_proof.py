@@ -112,6 +112,32 @@ def test_a_model_that_remembers_is_refused_and_left_as_it_was() -> None:
     assert not net.seen.any()
 
 
+class Attending(nn.Module):
+    """Takes a mask of whole numbers, under zeros of which it sees nothing at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(32, 32), nn.TransformerEncoderLayer(32, 2, 32, batch_first=True))
+        self.score = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        y = self.layers[1](self.layers[0](x), src_key_padding_mask=attention_mask == 0)
+        return self.score(y.mean(1))
+
+
+def test_a_mask_that_hides_everything_says_nothing_of_the_halves() -> None:
+    net, mask = Attending().eval(), torch.ones(2, 8, dtype=torch.long)
+    wrapped = compoff.wrap(net, "layers.1", example_input=(torch.randn(2, 8, 32), mask), codec="deepcod")
+    head, tail = compoff.export(wrapped, "layers.1")
+    assert tail(head(torch.randn(2, 8, 32), mask)).shape == (2, 4)
+
+
+def test_a_batch_that_becomes_a_number_is_explained() -> None:
+    with pytest.raises(SplitError, match=r"the size of the batch becomes a fixed number .*len\(x\).*use x.shape\[0\]"):
+        exported(Net(behind=lambda z: z.reshape(len(z), -1) + 1.0), calibrated=False)
+
+
 def test_the_numbers_of_the_caller_are_left_alone() -> None:
     net = Net()
     wrapped = compoff.wrap(net.eval(), "b", example_input=torch.randn(2, 3, 8, 8))

@@ -10,7 +10,7 @@ import torch
 
 import compoff
 from compoff.device.local import whole_model
-from compoff.errors import BackendError, FeatureError
+from compoff.errors import BackendError, FeatureError, LocalProtocolError
 from compoff.wire.replies import reply_form
 
 if TYPE_CHECKING:
@@ -57,6 +57,14 @@ def test_a_model_records_nothing_for_a_backward_pass(net: Net, head: compoff.Hea
     assert not answer["scores"].requires_grad
     assert torch.equal(answer["scores"], net(x)["scores"])
     assert torch.is_grad_enabled()
+
+
+def test_a_model_in_training_mode_is_refused(net: Net, head: compoff.Head) -> None:
+    try:
+        with pytest.raises(LocalProtocolError, match=r"in training mode.*give local=model.eval\(\)"):
+            whole_model(net.train(), head)
+    finally:
+        net.eval()
 
 
 def test_an_onnx_file_answers_as_the_remote_would(net: Net, head: compoff.Head, tmp_path: Path) -> None:
