@@ -79,7 +79,7 @@ def fitted(task: Task, export: Path, steps: int) -> tuple[compoff.Head, compoff.
     """The fitted export, made where it is not kept."""
     if not (export / "tail" / "manifest.yaml").exists():
         wrapped = compoff.wrap(task.net, SPLIT, example_input=task.test[:2], codec="transform")
-        compoff.fit(wrapped, task.train, steps=steps, target_bytes=4000, progress=sys.stderr.isatty())
+        compoff.fit(wrapped, task.train, steps=steps, target_bytes=1500, progress=sys.stderr.isatty())
         head, tail = compoff.export(wrapped, SPLIT)
         wrapped.unwrap()
         head.save(export / "head")
