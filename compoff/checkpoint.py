@@ -71,6 +71,8 @@ def read_bottlenecks(path: str | Path, base: nn.Module) -> tuple[dict[str, Any],
         ArtifactError: The file is damaged or foreign, or was fitted for a model with other weights.
     """
     path = check_path("path", path, ArtifactError)
+    if path.is_dir():
+        raise ArtifactError(f"'{path}' cannot be read (it is a folder); expected a file that Wrapped.save wrote")
     try:
         with cast("Any", safe_open)(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}

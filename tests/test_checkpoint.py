@@ -294,3 +294,8 @@ def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left_there(
             wrapped.save(place)
     assert not list(tmp_path.rglob("*.part"))
     assert path.is_file()
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"cannot be read .it is a folder."):
+        compoff.load(tmp_path, nn.Linear(2, 2))

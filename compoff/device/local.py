@@ -149,6 +149,8 @@ class OnnxModel:
         except ModuleNotFoundError as error:
             raise BackendError('a local model in ONNX needs onnxruntime: pip install "compoff[onnx]"') from error
         self._head = head
+        if not path.is_file():
+            raise BackendError(f"local is '{path}', and there is no such file; give the ONNX file of the whole model")
         try:
             self._session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as error:  # its own classes, made at run time

@@ -119,6 +119,7 @@ def _calibrated(wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | 
     """Start the bottlenecks that need it; returns batches that still hold what was looked at."""
     if _all_started(wrapped) or wrapped.options.codec == "deepcod":
         return batches
+    _log.info("finding the directions at %s on up to %d samples", ", ".join(wrapped.split_points), SAMPLES)
     iterator = iter(batches)
     if iterator is not batches:
         calibrate(wrapped, batches, target_bytes=target_bytes, seed=seed)
@@ -386,6 +387,7 @@ def _finish(
     aim: Aim,
 ) -> FitReport:
     """Measure on what the loop saw, or on what was held out."""
+    _log.info("counting symbols and measuring every quality")
     wrapped, state = fitter.wrapped, fitter.state
     once = iter(batches) is batches
     counted = list(recent) if once and recent else up_to(batches, wrapped, device, MEASURED)

@@ -106,6 +106,11 @@ def test_it_answers_in_the_form_that_the_edge_answers_in(net: Net, head: compoff
     assert torch.equal(answer.indices, indices)
 
 
+def test_a_file_that_is_not_there(head: compoff.Head, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"local is '.*nope\.onnx', and there is no such file"):
+        whole_model(tmp_path / "nope.onnx", head)
+
+
 def test_a_file_that_is_no_model(head: compoff.Head, tmp_path: Path) -> None:
     path = tmp_path / "whole.onnx"
     path.write_bytes(b"nonsense")
