@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode  # pyr
 
 from compoff.errors import FeatureError
 from compoff.signature import in_order
-from compoff.trees import Place, map_tensor, tensors_of
+from compoff.trees import Place, tensor_at, tensors_of, with_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -219,20 +219,17 @@ class _Hook:
         self._calls += 1
         return self._calls == self.tap.call + 1
 
-    def caught(self, tensor: Tensor) -> Tensor:
-        """Hand a tensor over."""
-        return self.catcher.catch(self.index, tensor)
-
     def catch_in(self, value: Any) -> Any:
         """Hand over the tensor that is meant among those in `value`; returns what the model goes on with."""
         tap = self.tap
         try:
-            return map_tensor(value, tap.leaf if tap.place is None else tap.place, self.caught)
+            tensor = tensor_at(value, tap.leaf if tap.place is None else tap.place)
         except LookupError:
             raise FeatureError(
                 f"the tensor that crosses is {tap}, but this call has none there; call the model with the inputs that "
                 "it was wrapped with, or wrap it again with an example_input of this kind"
             ) from None
+        return with_tensor(value, tensor, self.catcher.catch(self.index, tensor))
 
 
 class _Begin:

@@ -122,11 +122,10 @@ def build_bottlenecks(options: CodecOptions, sites: Mapping[str, Site]) -> dict[
         FeatureError: A size is out of range, or a factory's module gives another shape than was asked of it.
         SplitError: An adapter is asked for, and no layer behind a split point can have one.
     """
-    with torch.inference_mode(mode=False):  # whose tensors could not be trained
-        made = {path: [options.build(each.packed_shape) for each in site.features] for path, site in sites.items()}
-        if not options.strict:
-            for path, site in sites.items():
-                made[path][0].adapter = _adapter(site)
+    made = {path: [options.build(feature.packed_shape) for feature in site.features] for path, site in sites.items()}
+    if not options.strict:
+        for path, site in sites.items():
+            made[path][0].adapter = _adapter(site)
     return made
 
 
@@ -137,7 +136,8 @@ def _adapter(site: Site) -> Adapter:
             f"strict=False, but behind '{site.path}' there is no normalization, convolution or linear layer that an "
             "adapter could change; leave strict=True"
         )
-    return Adapter([(layer.channels, layer.axis) for layer in site.behind])
+    with torch.inference_mode(mode=False):
+        return Adapter([(layer.channels, layer.axis) for layer in site.behind])
 
 
 def device_of(model: nn.Module) -> torch.device | None:

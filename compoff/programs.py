@@ -22,10 +22,30 @@ if TYPE_CHECKING:
 
     from compoff.weights import WeightPool
 
-__all__ = ["DEVICE_ERRORS", "TorchProgram", "to_tensor"]
+__all__ = ["DEVICE_ERRORS", "TorchProgram", "device_trouble", "to_tensor"]
 
 DEVICE_ERRORS = (RuntimeError, AssertionError, NotImplementedError, TypeError)
 """What PyTorch raises, by the kind of the device, where there is no such one or it cannot be used."""
+
+
+def device_trouble(device: Any) -> str:
+    """Why nothing can be computed on a device.
+
+    Args:
+        device: What was given as one.
+
+    Returns:
+        The reason in a line; nothing where it can be used.
+
+    Examples:
+        >>> device_trouble("cpu"), device_trouble("meta")
+        ('', 'it holds no numbers')
+    """
+    try:
+        return "it holds no numbers" if torch.empty(0, device=device).is_meta else ""
+    except DEVICE_ERRORS as error:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+
 
 # torch.export.load notes in a global of the process what it is at; what warns is a global, too.
 _LOADING = threading.Lock()

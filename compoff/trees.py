@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Place", "map_tensor", "map_tensors", "places_of", "tensors_of"]
+__all__ = ["Place", "map_tensors", "places_of", "tensor_at", "tensors_of", "with_tensor"]
 
 Place = tuple[str | int, ...]
 """The way to a tensor in nested containers: keys of dictionaries, names of fields, numbers of entries."""
@@ -109,34 +109,26 @@ def _is_node(value: Any) -> bool:
     return not pytree.tree_is_leaf(value)
 
 
-def map_tensor(value: Any, place: Place | int, function: Callable[[Tensor], Tensor]) -> Any:
-    """Replace one tensor in nested containers, wherever in them the same object stands.
+def tensor_at(value: Any, place: Place | int) -> Tensor:
+    """The tensor at a place in nested containers.
 
     Args:
         value: Any nesting of containers that PyTorch knows, and of dataclasses.
         place: Where the tensor is, or which of the tensors it is, counted in order.
-        function: What to do with it.
 
     Returns:
-        The same nesting; `value` itself where the tensor stays the same object.
+        The tensor.
 
     Raises:
-        LookupError: There is no tensor.
+        LookupError: There is none.
 
     Examples:
         >>> import torch
-        >>> map_tensor((1, [torch.zeros(1), torch.ones(1)]), (1, 1), lambda tensor: tensor + 1.0)
-        (1, [tensor([0.]), tensor([2.])])
+        >>> tensor_at((1, [torch.zeros(1), torch.ones(1)]), (1, 1))
+        tensor([1.])
     """
-    old = tensors_of(value)[place] if isinstance(place, int) else _at(value, place)
-    new = function(old)
-    if old is value:
-        return new
-    return value if new is old else _with(value, old, new)
-
-
-def _at(value: Any, place: Place) -> Tensor:
-    """The tensor at a place."""
+    if isinstance(place, int):
+        return tensors_of(value)[place]
     for key in place:
         value = dict(_parts(value))[key]
     if not isinstance(value, Tensor):
@@ -144,8 +136,25 @@ def _at(value: Any, place: Place) -> Tensor:
     return value
 
 
-def _with(value: Any, old: Tensor, new: Tensor) -> Any:
-    """The same nesting with one object in place of another."""
+def with_tensor(value: Any, old: Tensor, new: Tensor) -> Any:
+    """The same nesting with one tensor in the place of another, wherever in it the same object stands.
+
+    Args:
+        value: Any nesting of containers that PyTorch knows, and of dataclasses.
+        old: The tensor that is in it.
+        new: What shall stand in its place.
+
+    Returns:
+        The nesting; `value` itself where the tensor stays the same object.
+
+    Examples:
+        >>> import torch
+        >>> old = torch.ones(1)
+        >>> with_tensor((1, [torch.zeros(1), old]), old, old + 1.0)
+        (1, [tensor([0.]), tensor([2.])])
+    """
+    if new is old:
+        return value
 
     def exchanged(leaf: Any) -> Any:
         if leaf is old:
@@ -153,7 +162,7 @@ def _with(value: Any, old: Tensor, new: Tensor) -> Any:
         if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
             return leaf
         entries = {entry.name: getattr(leaf, entry.name) for entry in dataclasses.fields(leaf)}
-        changed = {name: _with(part, old, new) for name, part in entries.items()}
+        changed = {name: with_tensor(part, old, new) for name, part in entries.items()}
         changed = {name: part for name, part in changed.items() if part is not entries[name]}
         return dataclasses.replace(leaf, **changed) if changed else leaf
 

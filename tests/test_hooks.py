@@ -115,6 +115,15 @@ def test_a_place_without_a_tensor_is_named(place: tuple[str | int, ...]) -> None
         run(Tap("output", 0, "inner", place=place))
 
 
+def test_what_a_catcher_itself_raises_is_not_taken_for_a_missing_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def catch(self: Negating, index: int, tensor: Tensor) -> Tensor:
+        raise KeyError("of the catcher")
+
+    monkeypatch.setattr(Negating, "catch", catch)
+    with pytest.raises(KeyError, match="of the catcher"):
+        run(Tap("output", 0, "inner", place=("a", 0)))
+
+
 def test_the_first_tensor_comes_last_where_several_are_caught_at_one_place() -> None:
     taps = (Tap("output", 0, "inner", 0, repeated=True), Tap("output", 1, "inner", 0, repeated=True))
     output, catcher = run(*taps)

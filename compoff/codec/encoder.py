@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from compoff.codec.precision import full_precision
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
     from compoff.codec.directions import Directions
     from compoff.codec.geometry import Geometry
-from compoff.codec.precision import full_precision
 
 __all__ = ["Encoder", "semi_orthogonality_error"]
 

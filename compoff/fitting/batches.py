@@ -15,7 +15,7 @@ from torch import Tensor
 from compoff.batch import Batch
 from compoff.checks import check_whole
 from compoff.errors import BackendError, FitError
-from compoff.programs import DEVICE_ERRORS
+from compoff.programs import device_trouble
 from compoff.structure import LABELS
 from compoff.trees import map_tensors, tensors_of
 
@@ -154,14 +154,8 @@ def require_device(device: Any) -> None:
     Raises:
         BackendError: There is none of this name, or PyTorch cannot use it.
     """
-    try:
-        if torch.empty(0, device=device).is_meta:
-            raise NotImplementedError("it holds no numbers")
-    except DEVICE_ERRORS as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BackendError(
-            f"device is {device!r:.80}, which cannot be used here ({reason:.200}); choose another"
-        ) from error
+    if reason := device_trouble(device):
+        raise BackendError(f"device is {device!r:.80}, which cannot be used here ({reason:.200}); choose another")
 
 
 def _names(model: nn.Module) -> list[str]:

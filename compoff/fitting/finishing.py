@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compoff.distilling import teacher_pass
 from compoff.errors import FitError
 from compoff.fitting.batches import Batches, require_batches, to_batch
-from compoff.fitting.measure import Aim, count_symbols, measure
+from compoff.fitting.measure import Aim, count_symbols, features_of, measure
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.mounting import device_of, require_wrapped
 
@@ -159,10 +158,7 @@ def held_out(validation: Iterable[Any] | None, wrapped: Wrapped, device: torch.d
     if not given:
         raise FitError("the validation batches are empty, so there is nothing to measure on; give at least one")
     for split in wrapped.sites:
-        gate = wrapped.gate(split)
-        record = teacher_pass(wrapped.base, {split: gate}, wrapped.sites, given[0], blocks=False)
-        for bottleneck, y in zip(gate.bottlenecks, record.features[split], strict=True):
-            bottleneck.geometry.check(y)
+        features_of(wrapped, split, given[0])
     return given if once else Batches(validation, wrapped.base, device)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from compoff.fitting.report import SplitReport
     from compoff.wrapping import Wrapped
 
-__all__ = ["Aim", "count_symbols", "local_gain", "measure", "symbols_of"]
+__all__ = ["Aim", "count_symbols", "features_of", "local_gain", "measure", "symbols_of"]
 
 
 @torch.no_grad()
@@ -65,6 +65,27 @@ def count_symbols(wrapped: Wrapped, split: str, batches: Iterable[Batch]) -> Non
         bottleneck.prior.count(count.view(bottleneck.prior.logits.shape), expected)
 
 
+def features_of(wrapped: Wrapped, split: str, batch: Batch) -> list[Tensor]:
+    """The features that cross a split point for a batch, once they are known to fit their bottlenecks.
+
+    Args:
+        wrapped: The model.
+        split: The split point.
+        batch: The inputs.
+
+    Returns:
+        The features, in the codec's layout.
+
+    Raises:
+        FeatureError: The model refuses the batch, or a feature has another shape than its bottleneck was made for.
+    """
+    gate = wrapped.gate(split)
+    features = teacher_pass(wrapped.base, {split: gate}, wrapped.sites, batch, blocks=False).features[split]
+    for bottleneck, y in zip(gate.bottlenecks, features, strict=True):
+        bottleneck.geometry.check(y)
+    return features
+
+
 @torch.no_grad()
 def symbols_of(wrapped: Wrapped, split: str, batch: Batch) -> list[Tensor]:
     """The symbols that the device would send for a batch.
@@ -90,11 +111,8 @@ def symbols_of(wrapped: Wrapped, split: str, batch: Batch) -> list[Tensor]:
         >>> symbols_of(model, "input", Batch((torch.randn(5, 32),)))[0].shape
         torch.Size([5, 26])
     """
-    gate = wrapped.gate(split)
-    record = teacher_pass(wrapped.base, {split: gate}, wrapped.sites, batch, blocks=False)
     symbols: list[Tensor] = []
-    for bottleneck, y in zip(gate.bottlenecks, record.features[split], strict=True):
-        bottleneck.geometry.check(y)
+    for bottleneck, y in zip(wrapped.gate(split).bottlenecks, features_of(wrapped, split, batch), strict=True):
         found, finite = bottleneck.encode_checked(y.to(bottleneck.quantizer.centers.dtype))
         if not bool(finite.all()):
             raise not_finite(batch)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compoff.device.runners.runner import fits
 from compoff.device.runners.tensors import from_numpy, to_numpy
 from compoff.errors import BackendError
 from compoff.onnx_narrowing import QUALITY
@@ -136,9 +137,6 @@ def _form(spec: TensorSpec) -> tuple[tuple[int | str, ...], str]:
 
 
 def _fits(expected: tuple[tuple[int | str, ...], str], found: OnnxTensor) -> bool:
-    """Whether a tensor of the program is what the manifest says; a free size is any size."""
+    """Whether a tensor of the program is what the manifest says."""
     shape, dtype = expected
-    same_sizes = len(shape) == len(found.shape) and all(
-        size is None or size == wanted for wanted, size in zip(shape, found.shape, strict=True)
-    )
-    return same_sizes and dtype == found.dtype
+    return fits(shape, found.shape) and dtype == found.dtype

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from compoff.manifest import CodeSpec
 
-__all__ = ["Runner", "channels_by_quality"]
+__all__ = ["Runner", "channels_by_quality", "fits"]
 
 
 class Runner(Protocol):
@@ -58,3 +58,22 @@ def channels_by_quality(codes: Sequence[CodeSpec]) -> dict[int, tuple[int, ...]]
     whole = tuple(code.latent_shape[0] for code in codes)
     sent = zip(*(code.qualities for code in codes), strict=True)
     return {quality: channels for quality, channels in enumerate(sent) if channels != whole}
+
+
+def fits(wanted: Sequence[int | str], found: Sequence[int | None]) -> bool:
+    """Whether a tensor of a program has the shape that the manifest says.
+
+    Args:
+        wanted: The shape by the manifest, with a word for the batch.
+        found: The shape by the program; None for a free size, which is any size.
+
+    Returns:
+        Whether it does.
+
+    Examples:
+        >>> fits(("batch", 3, 8), (None, 3, 8)), fits(("batch", 3, 8), (None, 3, 9))
+        (True, False)
+    """
+    return len(wanted) == len(found) and all(
+        size is None or size == expected for expected, size in zip(wanted, found, strict=True)
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from compoff.device.runners.runner import channels_by_quality
+from compoff.device.runners.runner import channels_by_quality, fits
 from compoff.device.runners.tensors import from_numpy, to_numpy
 from compoff.errors import ArtifactError
 from compoff.programs import TorchProgram
@@ -100,10 +100,7 @@ class TorchRunner:
 
 
 def _fits(expected: TensorSpec, found: tuple[tuple[int | None, ...], str]) -> bool:
-    """Whether a tensor of the program is what the manifest says; a free size is any size."""
+    """Whether a tensor of the program is what the manifest says; for one sample the batch may be written into it."""
     shape, dtype = found
-    sizes = expected.sized("batch")
-    same_sizes = len(sizes) == len(shape) and all(
-        size is None or size == wanted or wanted == "batch" for wanted, size in zip(sizes, shape, strict=True)
-    )
-    return same_sizes and dtype == expected.dtype
+    free = (None, *shape[1:]) if expected.batched and shape else shape
+    return fits(expected.sized("batch"), free) and dtype == expected.dtype

@@ -18,7 +18,7 @@ from compoff.edge.backends.onnx import OnnxBackend
 from compoff.edge.backends.samples import check_agreement
 from compoff.edge.backends.tensorrt import TensorrtBackend
 from compoff.errors import BackendError
-from compoff.programs import DEVICE_ERRORS, TorchProgram
+from compoff.programs import TorchProgram, device_trouble
 
 if TYPE_CHECKING:
     from compoff.artifact import Folder
@@ -82,12 +82,8 @@ def check_backend(name: str, device: str) -> None:
     if name not in get_args(BackendName):
         known = ", ".join(map(repr, get_args(BackendName)))
         raise BackendError(f"there is no backend '{name}'; choose one of {known}")
-    try:
-        if torch.empty(0, device=device).is_meta:
-            raise NotImplementedError("it holds no numbers")
-    except DEVICE_ERRORS as error:
-        reason = str(error).partition("\n")[0]
-        raise BackendError(f"the program cannot run on device '{device}' ({reason}); choose another") from error
+    if reason := device_trouble(device):
+        raise BackendError(f"the program cannot run on device '{device}' ({reason}); choose another")
 
 
 def compile_backend(
