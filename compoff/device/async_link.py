@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from compoff.device.breaker import Backoff, Breaker
-from compoff.device.link import FIRST_ATTEMPT, LONGEST_ATTEMPT
+from compoff.device.link import FIRST_ATTEMPT, LONGEST_ATTEMPT, warn_of_unserved
 from compoff.device.timing import Estimate
 from compoff.errors import CompoffError, ConnectTimeout, LocalProtocolError
 
@@ -175,6 +175,7 @@ class AsyncLink:
             return
         self._attempt_seconds = FIRST_ATTEMPT
         self._backoff.reset()
+        warn_of_unserved(self.address, fresh.unserved)
         if last is not None and last is self.current:
             self._retire(last)
         self.current, self._failure = fresh, None

@@ -11,7 +11,7 @@ from compoff.device.async_link import AsyncLink
 from compoff.device.calls import Call
 from compoff.device.edge import ATTEMPTS
 from compoff.device.fallback import LEAST_PATIENCE, reserve
-from compoff.device.remote import FIRST_WAIT, check_policy
+from compoff.device.remote import FIRST_WAIT, check_all_served, check_policy
 from compoff.device.statistics import RemoteStats, Tally
 from compoff.device.timing import Estimate, RetryBudget
 from compoff.errors import (
@@ -341,7 +341,8 @@ async def connect_async(
     check_timeout(timeout)
     link = AsyncLink(opened, address, check_timeout(heartbeat), warn=whole is not None)
     try:
-        await link.connection(time.monotonic() + (timeout if whole is None else min(timeout, FIRST_WAIT)))
+        client = await link.connection(time.monotonic() + (timeout if whole is None else min(timeout, FIRST_WAIT)))
+        check_all_served(client.unserved)
     except BaseException as error:
         if whole is None or not isinstance(error, (ConnectionLost, ConnectTimeout, ServerBusy)):
             await link.close()

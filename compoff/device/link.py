@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 from compoff.device.breaker import Backoff, Breaker
 from compoff.device.timing import Estimate
 from compoff.errors import CompoffError, ConnectTimeout, LocalProtocolError
+from compoff.wire.client_protocol import unserved_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from compoff.wire.client import Client
 
-__all__ = ["FIRST_ATTEMPT", "LONGEST_ATTEMPT", "Link"]
+__all__ = ["FIRST_ATTEMPT", "LONGEST_ATTEMPT", "Link", "warn_of_unserved"]
 
 _logger = logging.getLogger("compoff.connect")
 FIRST_ATTEMPT, LONGEST_ATTEMPT = 1.0, 5.0  # seconds; short first: a lost SYN is sent again only after a second
@@ -193,6 +194,7 @@ class Link:
             return
         self._attempt_seconds = FIRST_ATTEMPT
         self._backoff.reset()
+        warn_of_unserved(self.address, fresh.unserved)
         with self._changed:
             if not self.closed:
                 if last is not None and last is self._client:
@@ -238,3 +240,14 @@ class Link:
     def _succeeded(self) -> None:
         if self.breaker.succeeded():
             _logger.info("the edge at %s answers again", self.address)
+
+
+def warn_of_unserved(address: str, artifact_ids: tuple[bytes, ...]) -> None:
+    """Log that the calls of some heads will fail, while those of the others go on.
+
+    Args:
+        address: The server's.
+        artifact_ids: Of the heads whose tails it does not hold; may be empty.
+    """
+    if artifact_ids:
+        _logger.warning("%s: %s; calls of the other heads go on", address, unserved_words(*artifact_ids))

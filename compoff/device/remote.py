@@ -17,8 +17,17 @@ from compoff.device.fallback import Fallback, Hedge, OnFailure
 from compoff.device.link import Link
 from compoff.device.local import LocalModel, whole_model
 from compoff.device.statistics import RemoteStats, Tally
-from compoff.errors import ConnectionLost, ConnectTimeout, LocalProtocolError, PayloadError, ServerBusy, WireError
+from compoff.errors import (
+    ArtifactMismatch,
+    ConnectionLost,
+    ConnectTimeout,
+    LocalProtocolError,
+    PayloadError,
+    ServerBusy,
+    WireError,
+)
 from compoff.wire.client import Client, open_client
+from compoff.wire.client_protocol import unserved_words
 from compoff.wire.security import check_token_form, device_tls
 from compoff.wire.sockets import check_timeout, parse_target
 from compoff.wire.tls import client_context
@@ -118,7 +127,7 @@ class Remote:
             FeatureError: An input has another shape or dtype than the head was exported for.
             SplitError: There is no head for `split`.
             ReadTimeout: No answer came in time.
-            WireError: The connection or the server failed; the class says how.
+            WireError: The connection or the server failed, or serves this head's tail no more; the class says how.
         """
         timeout = check_timeout(self.timeout if timeout is None else timeout)
         route, head = self._heads.choose(split)
@@ -201,7 +210,8 @@ def connect(
         ConnectTimeout: No server answered in time.
         ConnectionLost: Nobody listens there.
         AuthenticationError: The server refused the token or this device's certificate, or its own is not trusted.
-        ArtifactMismatch: The server does not hold the tails of these heads.
+        ArtifactMismatch: The server does not hold the tails of all these heads. Where it loses some later, only the
+            calls of their heads fail.
         RemoteProtocolError: Something else than a compoff server listens there.
         SplitError: No head was given, or two of the same split point.
         FeatureError: The model's outputs have no such form.
@@ -237,13 +247,27 @@ def connect(
     if whole is not None:
         fallback = Fallback(edge, whole) if on_failure == "local" else Hedge(edge, whole, tally)
     try:
-        link.connection(time.monotonic() + (timeout if fallback is None else min(timeout, FIRST_WAIT)))
+        client = link.connection(time.monotonic() + (timeout if fallback is None else min(timeout, FIRST_WAIT)))
+        check_all_served(client.unserved)
     except WireError as error:
         # With a model of its own a device works from the start; what no waiting mends is still an error.
         if fallback is None or not isinstance(error, (ConnectionLost, ConnectTimeout, ServerBusy)):
             _close(link, fallback)
             raise
     return Remote(chosen, link, tally, fallback, timeout)
+
+
+def check_all_served(unserved: tuple[bytes, ...]) -> None:
+    """Refuse to begin with a server that lacks tails; one that loses them later goes on with the others.
+
+    Args:
+        unserved: Ids of the heads whose tails it does not hold.
+
+    Raises:
+        ArtifactMismatch: There are any.
+    """
+    if unserved:
+        raise ArtifactMismatch(unserved_words(*unserved))
 
 
 def check_policy(on_failure: OnFailure, local: LocalModel | None, heads: Heads) -> Callable[..., Any] | None:

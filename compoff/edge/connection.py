@@ -75,6 +75,11 @@ class Connection(Receiver):
         """The artifacts that the client has asked for, each with the form of its replies."""
         return self._protocol.offers
 
+    @property
+    def granted(self) -> tuple[bool, ...]:
+        """For each of them whether it was served when the client asked."""
+        return self._protocol.granted
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet, or refuse where there is no room."""
         self._transport = cast("asyncio.Transport", transport)

@@ -95,6 +95,11 @@ class Peer(Protocol):
         """The artifacts that the client has asked for, each with the form of its replies."""
         ...
 
+    @property
+    def granted(self) -> tuple[bool, ...]:
+        """For each of them whether it was served when the client asked."""
+        ...
+
     def count_unread(self) -> None:
         """Count them, and tell the service."""
         ...
@@ -193,8 +198,8 @@ class Service:
         """Serve other tails from now on; requests that were taken are still answered by the tail they came for.
 
         Args:
-            tails: All that is to be served. Clients of an artifact that is not among them, or not in the form in which
-                they take its replies, are asked to connect again.
+            tails: All that is to be served. Clients of an artifact that is served no more, or again, or not in the form
+                in which they take its replies, are asked to connect again.
 
         Raises:
             LocalProtocolError: The tails cannot be served; nothing has changed then.
@@ -206,7 +211,7 @@ class Service:
             self._workers.close(self._lanes.pop(artifact_id))
             del self.artifacts[artifact_id]
         for peer in tuple(self.peers):
-            if not all(map(self._is_served, peer.offers)):
+            if tuple(map(self._is_served, peer.offers)) != peer.granted:
                 peer.drain()
 
     def _is_served(self, offer: Offer) -> bool:

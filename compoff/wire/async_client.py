@@ -83,6 +83,11 @@ class AsyncClient:
         """Messages that have come on this connection: whether it grows says whether the server is there."""
         return self._protocol.received
 
+    @property
+    def unserved(self) -> tuple[bytes, ...]:
+        """Ids of the artifacts offered that the server does not hold, while it holds others."""
+        return self._protocol.unserved
+
     def max_payload_bytes(self, route: int = 0) -> int:
         """Longest request body of an artifact, in bytes."""
         return self._protocol.routes[route].max_payload_bytes
@@ -224,7 +229,7 @@ async def open_async_client(
         ConnectTimeout: The server was not found or gave no welcome in time.
         ConnectionLost: Nobody listens there, or the connection broke.
         AuthenticationError: The server refused the token.
-        ArtifactMismatch: The server does not hold the tail of every artifact.
+        ArtifactMismatch: The server holds the tail of none of the artifacts; ``unserved`` names single ones.
         ServerBusy: The server has no room for another connection.
         RemoteProtocolError: Something else than a compoff server of this version listens there.
         LocalProtocolError: An argument has a form that cannot be sent, or the server has no such form of reply.

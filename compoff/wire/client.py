@@ -145,6 +145,11 @@ class Client:
         """Read what has arrived, without waiting, so that ``closed`` knows of a goodbye that came meanwhile."""
         self._exchange.look()
 
+    @property
+    def unserved(self) -> tuple[bytes, ...]:
+        """Ids of the artifacts offered that the server does not hold, while it holds others."""
+        return self._protocol.unserved
+
     def max_payload_bytes(self, route: int = 0) -> int:
         """Longest request body of an artifact, in bytes."""
         return self._protocol.routes[route].max_payload_bytes
@@ -162,9 +167,12 @@ class Client:
 
         Raises:
             LocalProtocolError: An unknown route, a body longer than the artifact allows, or a timeout not above 0.
+            ArtifactMismatch: The server does not hold the artifact of this route.
             ServerBusy: ``window`` requests are unanswered.
             ConnectionLost: The connection is over, or the server is stopping.
         """
+        if self.unserved:
+            self.look()  # a server that serves it now has said goodbye, so that its clients ask anew
 
         def queue() -> int:
             return self._protocol.send_request(body, route=route, deadline_ms=deadline_field(timeout))
@@ -241,7 +249,7 @@ def open_client(
         ConnectTimeout: The server was not found or gave no welcome in time.
         ConnectionLost: Nobody listens there, or the connection broke.
         AuthenticationError: The server refused the token.
-        ArtifactMismatch: The server does not hold the tail of every artifact.
+        ArtifactMismatch: The server holds the tail of none of the artifacts; ``unserved`` names single ones.
         ServerBusy: The server has no room for another connection.
         RemoteProtocolError: Something else than a compoff server of this version listens there.
         LocalProtocolError: An argument has a form that cannot be sent, or the server has no such form of reply.

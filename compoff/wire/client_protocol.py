@@ -37,7 +37,7 @@ from compoff.wire.protocol import Answer, ClientEvent, Closing, Conversation, Op
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MAX_REPLY_BYTES", "ClientProtocol"]
+__all__ = ["MAX_REPLY_BYTES", "ClientProtocol", "unserved_words"]
 
 MAX_REPLY_BYTES = 64 * 2**20
 
@@ -73,7 +73,6 @@ class ClientProtocol(Conversation):
     ) -> None:
         """Start with a HELLO to send."""
         super().__init__()
-        self._num_offers = len(offers)
         self._max_reply_bytes = max_reply_bytes
         self._expected: dict[int, FrameType] = {}  # what would answer each unanswered id
         self._abandoned: set[int] = set()  # ids among them whose answer nobody waits for
@@ -83,13 +82,23 @@ class ClientProtocol(Conversation):
         self.idle_timeout = 0.0  # seconds without any message after which the server closes; 0 for never
         self.queue_seconds = 0.0  # what the last PONG said that a request would wait
         self.routes: tuple[Route, ...] = ()
-        hello = Hello(tuple(offer if isinstance(offer, Offer) else Offer(offer) for offer in offers), token)
+        self._offers = tuple(offer if isinstance(offer, Offer) else Offer(offer) for offer in offers)
+        hello = Hello(self._offers, token)
         self._send(Frame(FrameType.HELLO, hello.encode()))
 
     @property
     def stuck(self) -> bool:
         """Whether requests past their deadline hold the whole window: nobody waits here, and nothing can be sent."""
         return 0 < self.window <= len(self._abandoned)
+
+    @property
+    def unserved(self) -> tuple[bytes, ...]:
+        """Ids of the artifacts offered that the server does not hold, while it holds others."""
+        return tuple(
+            offer.artifact_id
+            for offer, route in zip(self._offers, self.routes, strict=False)
+            if not route.max_payload_bytes
+        )
 
     def send_request(self, body: bytes, *, route: int = 0, deadline_ms: int = 0) -> int:
         """Queue a request.
@@ -104,6 +113,7 @@ class ClientProtocol(Conversation):
 
         Raises:
             LocalProtocolError: Not opened, unknown route, or a body longer than the artifact's maximum.
+            ArtifactMismatch: The server does not hold the artifact of this route.
             ServerBusy: As many requests are unanswered as the server's window allows.
             ConnectionLost: The server is stopping.
         """
@@ -113,6 +123,8 @@ class ClientProtocol(Conversation):
             message = f"route {route} was given; this connection has routes 0 to {len(self.routes) - 1}"
             raise LocalProtocolError(message)
         maximum = self.routes[route].max_payload_bytes
+        if not maximum:
+            raise ArtifactMismatch(unserved_words(self._offers[route].artifact_id))
         if len(body) > maximum:
             message = f"a request of {len(body)} bytes was given; the artifact on route {route} takes at most {maximum}"
             raise LocalProtocolError(message)
@@ -165,7 +177,7 @@ class ClientProtocol(Conversation):
         Raises:
             RemoteProtocolError: The server broke the protocol, or the connection damaged the bytes.
             AuthenticationError: The server refused the token.
-            ArtifactMismatch: The server does not hold an artifact.
+            ArtifactMismatch: The server holds none of the artifacts.
             LocalProtocolError: The server cannot reply in the form that was asked for.
             ServerBusy: The server has no room for this connection.
             ConnectionLost: The server closed the connection and said why.
@@ -215,7 +227,7 @@ class ClientProtocol(Conversation):
     def _welcome(self, frame: Frame) -> Opened:
         if frame.type is FrameType.ERROR:
             raise _handshake_error(*decode_error(frame.body))
-        welcome = Welcome.decode(frame.body, self._num_offers)
+        welcome = Welcome.decode(frame.body, len(self._offers))
         self.idle_timeout = welcome.idle_ms / 1000
         self.window, self.routes = welcome.window, welcome.routes
         self._state = State.OPEN
@@ -267,6 +279,19 @@ class ClientProtocol(Conversation):
             self._last_id = self._last_id % MAX_REQUEST_ID + 1  # 1 .. 2**32 - 1: 0 is the connection
             if self._last_id not in self._expected:
                 return self._last_id
+
+
+def unserved_words(*artifact_ids: bytes) -> str:
+    """What to say where a server lacks the tails of artifacts.
+
+    Args:
+        *artifact_ids: Their ids.
+
+    Returns:
+        A line.
+    """
+    heads = ", ".join(artifact_id.hex()[:8] for artifact_id in artifact_ids)
+    return f"the server holds no tail for the head {heads}; serve the tail of the same export"
 
 
 def _handshake_error(code: ErrorCode, text: str) -> WireError:

@@ -183,7 +183,7 @@ class Welcome:
 
     Args:
         window: Requests that may be unanswered at a time on this connection.
-        routes: One for each offer, in that order.
+        routes: One for each offer, in that order; its longest payload is 0 where the server does not hold the artifact.
         idle_ms: Milliseconds without any message after which the server closes the connection; 0 for never.
         version: Protocol version.
 

@@ -122,7 +122,7 @@ class ServerProtocol(Conversation):
         self._check_reply = check_reply
         self._expected_wait = expected_wait
         self._offers: tuple[Offer, ...] = ()
-        self._maxima: tuple[int, ...] = ()  # longest payload of each offer
+        self._maxima: tuple[int, ...] = ()  # longest payload of each offer; 0 where none is served
         self._in_flight: set[int] = set()
 
     @property
@@ -134,6 +134,11 @@ class ServerProtocol(Conversation):
     def offers(self) -> tuple[Offer, ...]:
         """The artifacts that this client has asked for, each with the form of its replies."""
         return self._offers
+
+    @property
+    def granted(self) -> tuple[bool, ...]:
+        """For each of them whether it was served here when the client asked."""
+        return tuple(maximum > 0 for maximum in self._maxima)
 
     def awaits(self, request_id: int) -> bool:
         """Whether a request was taken and not yet answered."""
@@ -179,7 +184,7 @@ class ServerProtocol(Conversation):
         Raises:
             RemoteProtocolError: The client broke the protocol, or the connection damaged the bytes.
             AuthenticationError: The client does not know the token.
-            ArtifactMismatch: The client asked for an artifact that is not served here, or not in that form.
+            ArtifactMismatch: None of the artifacts that the client asked for is served here, or one not in that form.
         """
         try:
             self._parser.feed(data)
@@ -218,6 +223,9 @@ class ServerProtocol(Conversation):
         if route >= len(self._maxima):
             message = f"a request for route {route} of {len(self._maxima)}; routes count the artifacts offered in HELLO"
             raise RemoteProtocolError(message)
+        if not self._maxima[route]:
+            message = f"a request for route {route}, whose artifact is not served here, as WELCOME said"
+            raise RemoteProtocolError(message)
         return self._maxima[route]
 
     def _greet(self, frame: Frame) -> Opened:
@@ -235,7 +243,7 @@ class ServerProtocol(Conversation):
             raise AuthenticationError(message)
         self._check_offers(hello.offers)
         self._offers = hello.offers
-        self._maxima = tuple(self._artifacts[offer.artifact_id] for offer in hello.offers)
+        self._maxima = tuple(self._artifacts.get(offer.artifact_id, 0) for offer in hello.offers)
         routes = tuple(Route(index, maximum) for index, maximum in enumerate(self._maxima))
         idle_ms = min(round(self._idle_timeout * 1000), _MAX_IDLE_MS)
         self._send(Frame(FrameType.WELCOME, Welcome(self._window, routes, idle_ms).encode()))
@@ -243,12 +251,13 @@ class ServerProtocol(Conversation):
         return Opened(self._window)
 
     def _check_offers(self, offers: tuple[Offer, ...]) -> None:
-        missing = [offer.artifact_id.hex()[:8] for offer in offers if offer.artifact_id not in self._artifacts]
-        if missing:
-            message = f"no tail here belongs to the head {', '.join(missing)}; serve the tail of the same export"
+        served = [offer for offer in offers if offer.artifact_id in self._artifacts]
+        if not served:
+            heads = ", ".join(offer.artifact_id.hex()[:8] for offer in offers)
+            message = f"no tail here belongs to the head {heads}; serve the tail of the same export"
             raise ArtifactMismatch(message)
         try:
-            for offer in offers:
+            for offer in served:
                 self._check_reply(*offer)
         except FeatureError as error:
             self.send_farewell(ErrorCode.REPLY, str(error))

@@ -17,6 +17,7 @@ import torch
 
 import compoff
 from compoff.wire.tensors import pack
+from tests.edge.peers import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,6 +195,68 @@ def test_a_head_of_another_export_is_refused(wrapped: compoff.Wrapped, server: c
     head, _ = compoff.export(other, "input")
     with pytest.raises(compoff.ArtifactMismatch):
         compoff.connect(head, server.address)
+
+
+def test_a_server_of_some_of_the_tails_is_refused_at_first(parts: Parts) -> None:
+    missing = parts[0][1].manifest.artifact_id[:8]
+    with compoff.serve(parts[1][0]) as server:
+        with pytest.raises(compoff.ArtifactMismatch, match=f"holds no tail for the head {missing}; serve"):
+            compoff.connect(parts[0], server.address)
+        with pytest.raises(compoff.ArtifactMismatch, match=f"holds no tail for the head {missing}; serve"):
+            asyncio.run(compoff.connect_async(parts[0], server.address))
+
+
+def test_a_tail_that_goes_takes_only_the_calls_of_its_own_head_with_it(
+    parts: Parts, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = torch.randn(1, 3, 12, 12)
+    with compoff.serve(parts[1]) as server, compoff.connect(parts[0], server.address) as remote:
+        expected = remote(x, split="input")["scores"], remote(x, split="block")["scores"]
+        server.swap(parts[1][0])
+        for _ in range(3):
+            torch.testing.assert_close(remote(x, split="input")["scores"], expected[0])
+            with pytest.raises(compoff.ArtifactMismatch, match="holds no tail for the head"):
+                remote(x, split="block")
+        assert "calls of the other heads go on" in caplog.text
+        server.swap(parts[1])
+        torch.testing.assert_close(remote(x, split="block")["scores"], expected[1])
+        torch.testing.assert_close(remote(x, split="input")["scores"], expected[0])
+
+
+def test_an_async_remote_goes_on_with_the_tails_that_are_left(parts: Parts) -> None:
+    async def main(server: compoff.Server) -> None:
+        x = torch.randn(1, 3, 12, 12)
+        async with await compoff.connect_async(parts[0], server.address) as remote:
+            expected = (await remote(x, split="block"))["scores"]
+            server.swap(parts[1][1])
+            torch.testing.assert_close((await remote(x, split="block"))["scores"], expected)
+            with pytest.raises(compoff.ArtifactMismatch, match="holds no tail for the head"):
+                await remote(x, split="input")
+            server.swap(parts[1])
+            assert (await remote(x, split="input"))["scores"].shape == (1, 5)
+
+    with compoff.serve(parts[1]) as server:
+        asyncio.run(main(server))
+
+
+def test_a_device_with_its_own_model_goes_on_where_a_tail_is_gone(wrapped: compoff.Wrapped, parts: Parts) -> None:
+    x = torch.randn(1, 3, 12, 12)
+    with (
+        compoff.serve(parts[1]) as server,
+        compoff.connect(parts[0], server.address, on_failure="local", local=wrapped.base) as remote,
+    ):
+
+        def source(split: str) -> tuple[str, str]:
+            assert remote(x, split=split)["scores"].shape == (1, 5)
+            assert remote.last is not None
+            return remote.last.source, remote.last.reason or ""
+
+        server.swap(parts[1][0])
+        eventually(lambda: source("input") == ("edge", ""))  # once it has connected again
+        told = source("block")
+        assert told[0] == "local"
+        assert "holds no tail" in told[1]
+        assert source("input") == ("edge", "")
 
 
 def test_no_server(parts: Parts) -> None:

@@ -78,6 +78,19 @@ def test_requests_carry_route_deadline_and_new_ids() -> None:
     ]
 
 
+def test_a_request_for_what_the_server_lacks_is_never_sent() -> None:
+    client = ClientProtocol([ID, bytes(32)])
+    assert client.unserved == ()
+    client.receive_data(welcome(16, 10, 0))
+    client.data_to_send()
+    assert client.unserved == (bytes(32),)
+    for body in (b"", b"x"):
+        with pytest.raises(ArtifactMismatch, match="no tail for the head 00000000; serve the tail of the same export"):
+            client.send_request(body, route=1)
+    assert client.data_to_send() == b""
+    assert client.send_request(b"x") == 1
+
+
 def test_answers_come_in_any_order_and_any_chunks() -> None:
     client = opened()
     for _ in range(3):

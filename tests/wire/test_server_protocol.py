@@ -73,12 +73,36 @@ def test_it_welcomes_with_a_route_for_each_artifact_in_the_clients_order() -> No
     assert server.receive_data(request(6, b"y", route=1)) == [Request(6, ID, b"y", 0)]
 
 
+def test_a_client_of_several_artifacts_is_welcome_with_those_that_are_here() -> None:
+    server = ServerProtocol({ID: 100})
+    assert server.granted == ()
+    assert server.receive_data(hello(OTHER_ID, ID)) == [Opened(16)]
+    assert sent(server) == [Frame(FrameType.WELCOME, Welcome(16, (Route(0, 0), Route(1, 100))).encode())]
+    assert server.granted == (False, True)
+    assert server.receive_data(request(6, b"y", route=1)) == [Request(6, ID, b"y", 0)]
+
+
+@pytest.mark.parametrize("body", [b"", b"x"])
+def test_a_request_for_an_artifact_that_is_not_here_ends_the_conversation(body: bytes) -> None:
+    server = ServerProtocol({ID: 100})
+    server.receive_data(hello(OTHER_ID, ID))
+    server.data_to_send()
+    with pytest.raises(RemoteProtocolError, match="route 0, whose artifact is not served here"):
+        server.receive_data(request(1, body, route=0))
+    assert sent_error(server)[:2] == (0, ErrorCode.PROTOCOL)
+
+
 @pytest.mark.parametrize(
     ("data", "error", "code", "words"),
     [
         (hello(token="wrong"), AuthenticationError, ErrorCode.TOKEN, "the token is wrong"),
         (hello(), AuthenticationError, ErrorCode.TOKEN, "a token is needed"),
-        (hello(bytes(32), ID, token="secret"), ArtifactMismatch, ErrorCode.ARTIFACT, "head 00000000; serve"),
+        (
+            hello(bytes(32), OTHER_ID, token="secret"),
+            ArtifactMismatch,
+            ErrorCode.ARTIFACT,
+            "head 00000000, 01020304; serve",
+        ),
         (hello(bytes(32), token="wrong"), AuthenticationError, ErrorCode.TOKEN, "the token is wrong"),
         (
             serialize(Frame(FrameType.HELLO, b"COFF\x01 and so on")),

@@ -88,7 +88,7 @@ def test_server_gone_mid_call() -> None:
         ([ID], "wrong", AuthenticationError, "token is wrong"),
         ([ID], None, AuthenticationError, "token is needed"),
         ([bytes(32)], "secret", ArtifactMismatch, "no tail here belongs to the head 00000000"),
-        ([ID, bytes(32)], "secret", ArtifactMismatch, "head 00000000"),
+        ([bytes(32), bytes([1] * 32)], "secret", ArtifactMismatch, "head 00000000, 01010101"),
         ([], "secret", LocalProtocolError, "0 artifacts"),
         ([ID], "", LocalProtocolError, "token of 0 bytes"),
     ],
