@@ -119,7 +119,8 @@ def write_folder(
         path: The folder; made if need be.
         manifest: What it says of itself.
         tables: The coder's tables, one a code.
-        files: Its other files, by name.
+        files: Its other files, by name. Engines of the same artifact that the folder has stay there, unless they are
+            among these.
         weights: A folder for the weights of its programs, by their content, which several artifacts may share; None to
             leave them in the programs.
 
@@ -148,9 +149,11 @@ def write_folder(
     if weights is not None:
         files, shared = _without_weights(files, _way(folder, Path(weights)))
     contents = {_TABLES: save_arrays(arrays), **files}
-    text = manifest_bytes(manifest, contents)
     try:
-        earlier = _check_free(folder, manifest.kind, contents)
+        earlier, listed = _check_free(folder, manifest.kind, contents)
+        same = earlier is not None and earlier.artifact_id == manifest.artifact_id
+        kept = {name: listed[name] for name in listed.keys() - contents.keys() if same and name.startswith(ENGINE)}
+        text = manifest_bytes(manifest, contents, kept)
         folder.mkdir(parents=True, exist_ok=True)
         if weights is not None:
             _write_weights(Path(weights), shared)
@@ -158,7 +161,7 @@ def write_folder(
             for name, data in (*contents.items(), (_MANIFEST, text)):
                 made[name].write_bytes(data)
             (folder / _MANIFEST).unlink(missing_ok=True)
-            for name in earlier - contents.keys():
+            for name in listed.keys() - contents.keys() - kept.keys():
                 (folder / name).unlink(missing_ok=True)
             ours = {name: draft.stat().st_ino for name, draft in made.items()}
             for name, draft in made.items():
@@ -213,20 +216,21 @@ def _write_weights(folder: Path, weights: dict[str, memoryview]) -> None:
                 made[name].replace(path)
 
 
-def _check_free(folder: Path, kind: str, contents: dict[str, bytes]) -> set[str]:
-    """Refuse to write among files that are not of an earlier artifact of this kind; the names of that one's files."""
+def _check_free(folder: Path, kind: str, contents: dict[str, bytes]) -> tuple[Manifest | None, dict[str, Any]]:
+    """Refuse to write among files that are not of an earlier artifact of this kind; that one, and what it lists."""
     present = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set[str]()
     foreign = sorted(name for name in present - {*contents} if not name.endswith(".part"))
     if _MANIFEST in present:
         earlier, listed = _read_manifest(folder)
         if earlier.kind != kind:
             raise ArtifactError(f"'{folder}' holds a {earlier.kind}; save the {kind} in a folder of its own")
-        return {name for name in listed if isinstance(name, str) and _PLAIN_NAME.fullmatch(name)}  # pyright: ignore[reportUnnecessaryIsInstance]
+        plain = {name for name in listed if isinstance(name, str) and _PLAIN_NAME.fullmatch(name)}  # pyright: ignore[reportUnnecessaryIsInstance]
+        return earlier, {name: listed[name] for name in plain}
     if foreign:
         raise ArtifactError(
             f"'{folder}' holds other files ({', '.join(foreign[:5])}); save the {kind} in an empty or a new folder"
         )
-    return set()
+    return None, {}
 
 
 def read_folder(path: str | Path, kind: str) -> Folder:

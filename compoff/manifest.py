@@ -186,12 +186,13 @@ class Manifest:
         return PayloadFormat(self.identity, codes, sides, self.max_batch)
 
 
-def manifest_bytes(manifest: Manifest, files: Mapping[str, bytes]) -> bytes:
+def manifest_bytes(manifest: Manifest, files: Mapping[str, bytes], kept: Mapping[str, Any] | None = None) -> bytes:
     """Write a manifest.
 
     Args:
         manifest: What to say.
         files: The other files of the folder, by name.
+        kept: What an earlier manifest lists of files that stay as they are, by name; None for none.
 
     Returns:
         The file's bytes.
@@ -200,7 +201,7 @@ def manifest_bytes(manifest: Manifest, files: Mapping[str, bytes]) -> bytes:
         ArtifactError: It would be longer than a manifest may be.
     """
     listed = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()}
-    content = {"format": FORMAT, **_plain(asdict(manifest)), "files": listed}
+    content = {"format": FORMAT, **_plain(asdict(manifest)), "files": {**listed, **(kept or {})}}
     body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
     if len(body) > MANIFEST_LIMIT - 100:
         raise ArtifactError(f"the manifest takes {len(body)} bytes, at most {MANIFEST_LIMIT} fit; shorten the report")

@@ -126,8 +126,30 @@ def test_the_program_is_always_kept(pair: Pair, folder: Path) -> None:
     assert tail.choice.backend == "eager"
     payload = pair[0](torch.randn(3, 6))
     assert torch.equal(tail(payload), pair[1](payload))
+
+
+def test_a_folder_keeps_an_engine_of_each_backend(
+    pair: Pair, compiled: compoff.Tail, folder: Path, compilations: list[str]
+) -> None:
+    name, payload = compiled.choice.backend, pair[0](torch.randn(3, 6))
+    before = {path.name: path.read_bytes() for path in folder.glob("engine.*")}
+    compoff.Tail.load(folder).save(folder)  # in PyTorch: it brings no engine of its own
+    part = read_folder(folder, "tail")
+    write_folder(
+        folder, part.manifest, part.tables, {**part.files, "engine.other.json": b"{}", "engine.other.bin": b"x"}
+    )
+    assert {path.name: path.read_bytes() for path in folder.glob(f"engine.{name}.*")} == before
+    assert read_folder(folder, "tail").engine("engine.other.bin") == b"x"
+    tail = compoff.Tail.load(folder, backend=name)
+    assert (tail.choice.backend, compilations) == (name, [])
+    assert torch.equal(tail(payload), compiled(payload))
+
+
+def test_engines_of_another_export_do_not_stay(folder: Path) -> None:
+    tail = make(1)[1]
     tail.save(folder)
     assert not list(folder.glob("engine.*"))
+    assert compoff.Tail.load(folder).artifact_id == tail.artifact_id
 
 
 def changed(folder: Path, word: str, value: str) -> str:
