@@ -59,8 +59,9 @@ class Site:
 
     @property
     def raw_bytes(self) -> int:
-        """Size of one sample of all features in float32, in bytes."""
-        return sum(feature.raw_bytes for feature in self.features)
+        """Size of all floating-point tensors of one sample that cross, as they are, in bytes."""
+        floats = (side for side in self.sides if side.dtype.is_floating_point)
+        return sum(feature.raw_bytes for feature in (*self.features, *floats))
 
 
 def locate(

@@ -183,6 +183,11 @@ class Aim:
         if self.max_drop is not None and not 0 < self.max_drop < 1:
             raise FitError(f"max_drop is {self.max_drop}; expected a share between 0 and 1, such as 0.01")
 
+    @property
+    def given(self) -> bool:
+        """Whether there is one at all."""
+        return self.target_bytes is not None or self.max_drop is not None
+
     def choose(self, curve: list[dict[str, Any]]) -> int:
         """The quality that keeps to the aim.
 
@@ -259,9 +264,10 @@ def measure(wrapped: Wrapped, split: str, batches: Iterable[Batch], report: Spli
     if first is None:
         raise FitError("the batches are used up, so there is nothing to measure on; give some that last")
     report.curve = [rate.point() for rate in rates]
-    report.quality = (aim or Aim()).choose(report.curve)
+    wanted = aim or Aim()
+    report.quality = wanted.choose(report.curve)
     chosen = report.curve[report.quality]
-    report.aim_met = (aim or Aim()).met(chosen)
+    report.aim_met = wanted.met(chosen) if wanted.given else None
     report.bytes, report.agreement, report.output_error, report.encoder_macs = (
         chosen[key] for key in ("bytes", "agreement", "output_error", "encoder_macs")
     )

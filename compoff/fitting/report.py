@@ -24,9 +24,10 @@ class SplitReport:
             of a payload, ``agreement``, ``output_error`` and ``encoder_macs``.
         quality: Index of the quality that the export sends by default; the figures below are its.
         aim_met: Whether that quality keeps to the `target_bytes` or `max_drop` of the fit; if not, it is the nearest.
+            None where the fit had neither.
         bytes: Mean length of one sample's payload, side tensors, header and checksum included, in bytes.
         ceiling_bytes: Length that no input's payload exceeds, in bytes.
-        raw_bytes: Size of one sample's features as they are, in bytes.
+        raw_bytes: Size of the floating-point tensors that cross, one sample, as they are, in bytes.
         agreement: Share of samples on which student and teacher choose the same class; None where the output is no
             table of scores.
         output_error: Squared distance of the student's output from the teacher's, in units of the teacher's variance
@@ -52,7 +53,7 @@ class SplitReport:
     distilled_from: int | None = None
     curve: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     quality: int = 0
-    aim_met: bool = True
+    aim_met: bool | None = None
     bytes: float = 0.0
     ceiling_bytes: int = 0
     raw_bytes: int = 0
@@ -122,7 +123,8 @@ class FitReport:
                 if split.agreement is not None
                 else f"output error {split.output_error:.4f}"
             )
-            missed = "" if split.aim_met else "; THE AIM IS MISSED: no quality keeps to it, this one is the nearest"
+            aimed = "; THE AIM IS MISSED: no quality keeps to it, this one is the nearest"
+            missed = aimed if split.aim_met is False else ""
             lost = "; THE ANSWER IS LOST: its error is as large as what it varies by" if split.answer_lost else ""
             lines.append(f"  {name}: {split.bytes:.0f} B of {split.raw_bytes} B raw, {told}{missed}{lost}")
         return "\n".join(lines)

@@ -130,6 +130,8 @@ def test_masks_and_numbers_cross_as_they_are_as_the_inputs_they_come_from() -> N
 
 def test_skips_are_sent_or_forbidden_when_asked() -> None:
     features, sides = crossing(Skip(), "block2", skips="send")
+    sizes = [locate(Skip(), ["block2"], (images(),), skips=skips)["block2"].raw_bytes for skips in ("send", "encode")]
+    assert sizes == [2 * 8 * 64 * 4] * 2
     assert (features, sides) == (["output of block1.2"], ["output of stem.2"])
     with pytest.raises(SplitError) as caught:
         crossing(Skip(), "block2", skips="forbid")
