@@ -249,6 +249,8 @@ def read_folder(path: str | Path, kind: str) -> Folder:
     folder = check_path("path", path, ArtifactError)
     if not folder.is_dir():
         raise ArtifactError(f"'{folder}' is not a folder; expected one that {kind.capitalize()}.save wrote")
+    if not any(folder.iterdir()):
+        raise ArtifactError(f"'{folder}' is empty; expected a folder that {kind.capitalize()}.save wrote")
     manifest, listed = _read_manifest(folder)
     if manifest.kind != kind:
         raise ArtifactError(
@@ -273,9 +275,34 @@ def find_part(path: str | Path, kind: str) -> Path:
 
     Returns:
         The folder to read.
+
+    Raises:
+        ArtifactError: It is around exports, one of which is to be named, or only the other part is there.
     """
     folder = check_path("path", path, ArtifactError)
-    return folder if (folder / _MANIFEST).exists() or not (folder / kind).is_dir() else folder / kind
+    if (folder / _MANIFEST).exists():
+        return folder
+    if (folder / kind).is_dir():
+        return folder / kind
+    inside = [one.name for one in exports_in(folder)]
+    if inside and inside != ["tail" if kind == "head" else "head"]:
+        raise ArtifactError(f"'{folder}' is around exports ({', '.join(inside[:5])}); name the folder of one of them")
+    if inside:
+        raise ArtifactError(f"'{folder}' holds a {inside[0]} and no {kind}; copy the {kind} there, too")
+    return folder
+
+
+def exports_in(folder: Path) -> list[Path]:
+    """The folders of heads and tails, or around such a pair, that a folder holds.
+
+    Args:
+        folder: The folder; it need not be there.
+
+    Returns:
+        Them, in the order of their names.
+    """
+    places = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [one for one in places if any((one / name / _MANIFEST).exists() for name in ("", "head", "tail"))]
 
 
 def kinds_in(path: str | Path) -> list[str]:

@@ -59,6 +59,7 @@ _Key = Annotated[Path | None, typer.Option(help="PEM file of its private key.")]
 _Authority = Annotated[Path | None, typer.Option(help="PEM file of who may have signed the other end's certificate.")]
 _Insecure = Annotated[bool, typer.Option("--insecure", help="Plain TCP, also with other machines.")]
 _FOLDERS: Any = typer.Argument(help="Folders of exported tails, or the folders around head and tail.")
+_HeadFolder = Annotated[Path, typer.Argument(help="Folder of an exported head, or the folder around head and tail.")]
 _Part = Annotated[Path, typer.Argument(help="Folder of an exported head or tail, or the folder around both.")]
 
 
@@ -214,7 +215,7 @@ def top(
 
 @app.command()
 def call(
-    folder: _Part,
+    folder: _HeadFolder,
     address: Annotated[str, typer.Option(help="host:port of the server.")],
     inputs: Annotated[list[Path], typer.Option("--input", help=".npy file of an input; once for each input.")],
     output: Annotated[Path | None, typer.Option(help=".npy file for the answer.")] = None,
@@ -242,7 +243,7 @@ def call(
 
 @app.command(name="export-c")
 def export_c(
-    folder: _Part,
+    folder: _HeadFolder,
     output: Annotated[Path, typer.Option(help="The header to write.")] = Path("compoff_export.h"),
     quality: Annotated[int | None, typer.Option(help="Quality that the device sends.")] = None,
 ) -> None:

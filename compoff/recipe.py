@@ -20,7 +20,7 @@ __all__ = ["Recipe", "recipe_named"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Weights and schedule of a fit.
+    """Weights and schedule of a fit; what is not given is as for the codec of the paper, `named` has the others.
 
     Args:
         codec: The codec that the recipe is for, as `compoff.wrap` takes it.
@@ -62,6 +62,26 @@ class Recipe:
     patience: int = 100
     warmup: int = 0
     betas: tuple[float, float] = (0.9, 0.999)
+
+    @classmethod
+    def named(cls, name: str) -> Recipe:
+        """One of the recipes that `fit` knows by name, to start a recipe of your own from.
+
+        Args:
+            name: ``"deepcod"`` or ``"transform"``.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            FitError: There is no recipe of this name.
+
+        Examples:
+            >>> from dataclasses import replace
+            >>> replace(Recipe.named("transform"), rate=0.2).rate
+            0.2
+        """
+        return recipe_named(name)
 
     def __post_init__(self) -> None:
         if self.codec not in ("deepcod", "transform"):

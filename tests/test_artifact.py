@@ -275,8 +275,12 @@ def test_parts_are_found_in_the_folder_around_them(folder: Path, tmp_path: Path)
     write_folder(tmp_path / "both" / "tail", replace(MANIFEST, kind="tail"), TABLES, {})
     assert find_part(folder, "head") == folder
     assert find_part(tmp_path / "both", "tail") == tmp_path / "both" / "tail"
-    assert find_part(tmp_path / "both", "head") == tmp_path / "both"
-    assert "manifest.yaml: cannot be read" in refused(find_part(tmp_path / "both", "head"))
+    with pytest.raises(ArtifactError, match="holds a tail and no head; copy the head there, too"):
+        find_part(tmp_path / "both", "head")
+    with pytest.raises(ArtifactError, match=r"is around exports \(.*both.*\); name the folder of one of them"):
+        find_part(tmp_path, "head")
+    (tmp_path / "empty").mkdir()
+    assert "is empty; expected a folder that Head.save wrote" in refused(find_part(tmp_path / "empty", "head"))
 
 
 # -- where it may be saved

@@ -165,8 +165,9 @@ def find_call(model: nn.Module, trace: Trace, path: str) -> ModuleCall:
             "place to split; choose a module that runs, such as the block around it"
         )
     names = ", ".join(f"'{name}#{place}'" for place in range(min(len(calls), 6)))
+    times = "once" if len(calls) == 1 else f"{len(calls)} times"
     raise SplitError(
-        f"'{path}' is not one place: '{name}' is called {len(calls)} times in one forward pass of "
+        f"'{path}' is not one place: '{name}' is called {times} in one forward pass of "
         f"{type(model).__name__}; name the call: {names}{', …' if len(calls) > 6 else ''}"
     )
 

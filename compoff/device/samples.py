@@ -36,6 +36,9 @@ def first_samples(
     Raises:
         FeatureError: A batch is not what the model takes, or there is no way through the batches.
     """
+    if isinstance(batches, Mapping) or hasattr(batches, "__array__"):  # a tensor would be taken apart, sample by sample
+        given = type(cast("Any", batches)).__name__
+        raise FeatureError(f"batches is a {given}, one batch; expected several: put it in a list")
     try:
         iterator = iter(() if batches is None else batches)
     except TypeError:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compoff.artifact import find_part, kinds_in, read_folder
+from compoff.artifact import exports_in, find_part, kinds_in, read_folder
 from compoff.checks import is_number
 from compoff.errors import ArtifactError, BackendError
 from compoff.manifest import sha256
@@ -72,15 +72,11 @@ def _places(path: str | Path) -> list[Path]:
     try:
         kinds_in(folder)
     except ArtifactError:
-        inside = sorted(place for place in folder.iterdir() if _holds_parts(place)) if folder.is_dir() else []
+        inside = exports_in(folder)
         if not inside:
             raise
         return inside
     return [folder]
-
-
-def _holds_parts(place: Path) -> bool:
-    return any((place / name).exists() for name in ("manifest.yaml", "head/manifest.yaml", "tail/manifest.yaml"))
 
 
 def _described(part: Folder) -> dict[str, Any]:

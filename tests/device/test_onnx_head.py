@@ -145,6 +145,9 @@ def test_int8_needs_batches_and_agreement(plain: compoff.Head) -> None:
         plain.compile("onnx", precision="int8", batches=batches(), least_agreement=1.0)
     with pytest.raises(FeatureError, match="input 0 is float64"):
         plain.compile("onnx", batches=[golden_inputs(2).astype(np.float64)])
+    for one in (golden_inputs(2), torch.from_numpy(golden_inputs(2)), {"x": golden_inputs(2)}):
+        with pytest.raises(FeatureError, match=r"batches is a \w+, one batch; expected several: put it in a list"):
+            plain.compile("onnx", batches=one)
 
 
 def test_batches_of_every_form_and_no_more_than_enough(plain: compoff.Head) -> None:

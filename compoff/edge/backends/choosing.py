@@ -70,18 +70,20 @@ class Choice:
 
 
 def check_backend(name: str, device: str) -> None:
-    """Refuse a name that no backend has, and a device that is not here.
+    """Refuse a name that no backend has, a backend that cannot be used here, and a device that is not here.
 
     Args:
         name: The name.
         device: The device.
 
     Raises:
-        BackendError: There is no such backend or device.
+        BackendError: There is no such backend or device, or something that the backend needs is missing.
     """
     if name not in get_args(BackendName):
         known = ", ".join(map(repr, get_args(BackendName)))
         raise BackendError(f"there is no backend '{name}'; choose one of {known}")
+    if name in _COMPILED:
+        _installed(name)
     if reason := device_trouble(device):
         raise BackendError(f"the program cannot run on device '{device}' ({reason}); choose another")
 
