@@ -39,6 +39,7 @@ Precision: TypeAlias = Literal["fp32", "int8"]
 
 _Arrays: TypeAlias = "list[NDArray[Any]]"
 _LEAST_IN_FLOATS = 0.99  # share of the symbols; a translation that loses more is wrong, not rounded
+_MOST_DEVIATION = {"fp32": 1e-3, "int8": 0.1}  # of what is sent as it is, relative to its largest value
 
 
 def compiled_head(
@@ -87,6 +88,12 @@ def compiled_head(
             f"in {precision} under {runtime} only {agreed.symbols:.1%} of the symbols are those of PyTorch, expected "
             f"at least {least:.1%}; int8 may do with more and more typical batches, or pass least_agreement= if the "
             "task does not mind; else use PyTorch"
+        )
+    if agreed.deviation > _MOST_DEVIATION[precision]:
+        raise BackendError(
+            f"in {precision} under {runtime} a tensor that is sent as it is differs from PyTorch's by "
+            f"{agreed.deviation:.2g} of its largest value, expected at most {_MOST_DEVIATION[precision]}; use "
+            "precision='fp32', or PyTorch"
         )
     counted = next((place for place, spec in enumerate(manifest.taken) if spec.batched), 0)
     found = {"precision": precision, **asdict(agreed), "samples": sum(len(batch[counted]) for batch in batches)}

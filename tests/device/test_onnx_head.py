@@ -221,3 +221,31 @@ def test_without_the_torch_program_there_is_nothing_to_compile(head: compoff.Hea
         loaded.compile("onnx")
     with pytest.raises(BackendError, match="holds no program for torch"):
         compoff.Head.load(tmp_path, runtime="torch")
+
+
+class Difference(torch.nn.Module):
+    """Sends past the split what two nearly equal convolutions differ by: less than a step of 8 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.other = torch.nn.Conv2d(3, 8, 3, padding=1)
+        with torch.no_grad():
+            self.other.weight.copy_(self.one.weight + 1e-3 * torch.randn(8, 3, 3, 3))
+            self.other.bias.copy_(self.one.bias)
+        self.block = torch.nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = torch.relu(self.one(x)) - torch.relu(self.other(x))
+        return self.block(torch.relu(self.one(x))) + 100 * torch.sin(skip)
+
+
+def test_what_is_sent_as_it_is_must_not_be_lost_in_integers() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 12, 12)
+    model = compoff.wrap(Difference().eval(), "block", example_input=x, skips="send", codec="deepcod")
+    head, _ = compoff.export(model, "block")
+    assert [spec.dtype for spec in head.manifest.sides] == ["float32"]
+    head.compile("onnx", batches=[x])
+    with pytest.raises(BackendError, match=r"in int8 .* a tensor that is sent as it is differs .* precision='fp32'"):
+        head.compile("onnx", precision="int8", batches=[x], least_agreement=0.0)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from compoff.manifest import Manifest
+    from compoff.manifest import Manifest, TensorSpec
 
 __all__ = ["check_agreement", "sample_parts"]
 
@@ -31,16 +31,19 @@ def sample_parts(manifest: Manifest, batch: int, seed: int = 0) -> list[NDArray[
         seed: Seed of the symbols.
 
     Returns:
-        Random symbols of each code; then the side tensors, masks that hide nothing, numbers that are zero.
+        Random symbols of each code; then the side tensors: masks that hide nothing, whole numbers that are zero, and
+        others from 0 to 1, since zeros would not show what is done with them.
     """
     random = np.random.default_rng(seed)
     symbols: list[NDArray[Any]] = [
         random.integers(code.num_centers, size=(batch, *code.latent_shape)).astype(np.uint8) for code in manifest.codes
     ]
-    sides: list[NDArray[Any]] = [
-        np.full(spec.sized(batch), spec.dtype == "bool", np.dtype(spec.dtype)) for spec in manifest.sides
-    ]
-    return [*symbols, *sides]
+
+    def side(spec: TensorSpec) -> NDArray[Any]:
+        shape, dtype = spec.sized(batch), np.dtype(spec.dtype)
+        return random.random(shape).astype(dtype) if dtype.kind == "f" else np.full(shape, dtype.kind == "b", dtype)
+
+    return [*symbols, *map(side, manifest.sides)]
 
 
 def check_agreement(
