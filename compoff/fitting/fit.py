@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from compoff.batch import Batch, refusals_named
 from compoff.checks import check_path, check_whole, is_number
+from compoff.coding.side import DTYPES
 from compoff.errors import FitError
 from compoff.fingerprint import fingerprint
 from compoff.fitting.batches import check_seed, require_batches, require_device, to_batch
@@ -108,6 +109,17 @@ def _check_precision(wrapped: Wrapped) -> None:
         raise FitError(
             "the bottlenecks are in float16, whose range an optimizer's steps leave; wrapped.bottlenecks.float() puts "
             "them into float32, and the model may stay as it is"
+        )
+
+
+def _warn_of_dtypes(wrapped: Wrapped) -> None:
+    """Say before a long fit what the export will refuse after it."""
+    names = {str(tensor.dtype).removeprefix("torch.") for tensor in wrapped.example_inputs().tensors}
+    if unknown := sorted(names - {*DTYPES}):
+        _log.warning(
+            "the model takes %s, which export refuses, since neither numpy nor the wire has it; to export what is "
+            "fitted, wrap the model in a module that converts at its ends first, or use torch.autocast",
+            ", ".join(unknown),
         )
 
 
@@ -235,6 +247,7 @@ def fit(
     with _own_random_numbers(seed, where), torch.inference_mode(mode=False), torch.enable_grad():
         batches = _build(wrapped, batches, where)
         _check_precision(wrapped)
+        _warn_of_dtypes(wrapped)
         measured = held_out(validation, wrapped, where)
         if state is None or not state.exists():
             batches = _calibrated(wrapped, batches, target_bytes, seed)

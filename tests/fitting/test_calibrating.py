@@ -206,11 +206,12 @@ def test_an_output_without_gradients_is_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_models_of_other_precisions_are_calibrated(dtype: torch.dtype) -> None:
+def test_models_of_other_precisions_are_calibrated(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
     net = nn.Sequential(nn.Conv1d(2, 6, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(96, 4)).to(dtype)
     x = signals(64).to(dtype)
     model = compoff.wrap(net, "1", example_input=x[:2], codec="transform", stride=4)
     compoff.fit(model, x.split(16), steps=2)
+    assert ("the model takes bfloat16, which export refuses" in caplog.text) == (dtype == torch.bfloat16)
     with torch.no_grad(), model.at("1"):
         assert model(x).dtype == dtype
 
