@@ -60,7 +60,9 @@ _Authority = Annotated[Path | None, typer.Option(help="PEM file of who may have 
 _Insecure = Annotated[bool, typer.Option("--insecure", help="Plain TCP, also with other machines.")]
 _FOLDERS: Any = typer.Argument(help="Folders of exported tails, or the folders around head and tail.")
 _HeadFolder = Annotated[Path, typer.Argument(help="Folder of an exported head, or the folder around head and tail.")]
-_Part = Annotated[Path, typer.Argument(help="Folder of an exported head or tail, or the folder around both.")]
+_Part = Annotated[
+    Path, typer.Argument(help="Folder of an exported head or tail, or around both, or around several such pairs.")
+]
 
 
 def run() -> None:
@@ -146,9 +148,13 @@ def serve(
         from compoff.operations.configuration import read_configuration  # pydantic is an extra
 
         _refuse_beside_config(context)
-        settings, log = read_configuration(config)
-        form = (log.format, log.level)
-        run_server(settings, reread=lambda: read_configuration(config)[0], log=form, say=_say)
+
+        def reread() -> tuple[Settings, tuple[str, str]]:
+            settings, log = read_configuration(config)
+            return settings, (log.format, log.level)
+
+        settings, form = reread()
+        run_server(settings, reread=reread, log=form, say=_say)
         return
     tls = _tls(certificate, key, ca, revoked)
     server_tls(address, tls, insecure)  # before the tails are loaded, which takes a while
@@ -245,7 +251,9 @@ def call(
 def export_c(
     folder: _HeadFolder,
     output: Annotated[Path, typer.Option(help="The header to write.")] = Path("compoff_export.h"),
-    quality: Annotated[int | None, typer.Option(help="Quality that the device sends.")] = None,
+    quality: Annotated[
+        int | None, typer.Option(help="Quality that the device sends; without it, the export's default.")
+    ] = None,
 ) -> None:
     """Write the C header that a microcontroller makes payloads with; examples/c shows how."""
     from compoff.artifact import find_part, read_folder
@@ -280,7 +288,7 @@ def certs(
     for name in device or []:
         _echo_pair(f"device {name}", authority.issue_device(name, days=days, renew=renew))
     for name in revoke or []:
-        _say(f"revoked {name}: {authority.revoke(name)}; give it to the server as --revoked and reload it")
+        _say(f"revoked {name}: {authority.revoke(name)}; a server that was started with --revoked reads it at SIGHUP")
 
 
 def _echo_pair(what: str, paths: list[Path]) -> None:

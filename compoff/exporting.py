@@ -126,12 +126,25 @@ def export(
         "base": fingerprint(wrapped.base.state_dict()),
     }
     shared["artifact_id"] = _identity(wrapped, Manifest("", "", **shared), tables, made)
-    shared["report"] = {**wrapped.reports.get(split, {}), **made.macs}
+    shared["report"] = {**_report(wrapped, split), **made.macs}
     shared["report"]["head_macs"] = _macs(made.head) - _spared(bottlenecks, shared["quality"])
     shared["versions"] = {"compoff": __version__, "torch": torch.__version__}
     head, tail = Manifest("head", **shared), Manifest("tail", **shared)
     runner = TorchRunner(TorchProgram(made.head), head.codes)
     return Head(head, tables, runner), Tail(tail, tables, made.backend(tail))
+
+
+def _report(wrapped: Wrapped, split: str) -> dict[str, Any]:
+    """What was measured at a split point, where it is that which is exported."""
+    report, adapter = wrapped.reports.get(split, {}), wrapped.bottleneck(split).adapter
+    if report and report.get("adapter_bytes", 0) != (0 if adapter is None else adapter.bytes):
+        _log.warning(
+            "the figures at '%s' were measured with another adapter and are left out of the export; measure again with "
+            "compoff.finish",
+            split,
+        )
+        return {}
+    return report
 
 
 def _missing(split: str, bottlenecks: Sequence[Bottleneck]) -> str:

@@ -68,7 +68,7 @@ class DistillationLoss(nn.Module):
         self.distill = True
 
     @torch.no_grad()
-    def calibrate(self, *inputs: Any) -> None:
+    def calibrate(self, *inputs: Any, **keywords: Any) -> None:
         """Set the units of the bottlenecks from one batch, as the first step would; codec ``"deepcod"`` only.
 
         For codec ``"transform"`` call `compoff.calibrate` with many batches instead.
@@ -78,16 +78,18 @@ class DistillationLoss(nn.Module):
 
         Args:
             *inputs: One batch, as the model takes it.
+            **keywords: What of it the model takes by name.
         """
         for split in self.splits:
             if not all(bottleneck.calibrated for bottleneck in self.model.bottlenecks_at(split)):
-                self.model.distillation_loss(*inputs, split=split, distill=False)
+                self.model.distillation_loss(*inputs, keywords=keywords, split=split, distill=False)
 
-    def forward(self, *inputs: Any) -> Tensor:
+    def forward(self, *inputs: Any, **keywords: Any) -> Tensor:
         """Compute the loss.
 
         Args:
             *inputs: One batch, as the model takes it.
+            **keywords: What of it the model takes by name.
 
         Returns:
             A scalar that reaches the bottlenecks' parameters only.
@@ -95,8 +97,10 @@ class DistillationLoss(nn.Module):
         Raises:
             FitError: Several processes train together and the bottlenecks have no units yet.
         """
-        losses = [
-            self.model.distillation_loss(*inputs, split=split, recipe=self.recipe, rate=self.rate, distill=self.distill)
-            for split in self.splits
-        ]
-        return torch.stack(losses).sum()
+
+        def loss(split: str) -> Tensor:
+            return self.model.distillation_loss(
+                *inputs, keywords=keywords, split=split, recipe=self.recipe, rate=self.rate, distill=self.distill
+            )
+
+        return torch.stack([loss(split) for split in self.splits]).sum()

@@ -301,6 +301,27 @@ class Wrapped(nn.Module):
             self._check(split)
         return self.bottlenecks.parameters()
 
+    def parameter_groups(self, lr: float, split: str | None = None) -> list[dict[str, Any]]:
+        """The same parameters with the learning rate of each, as an optimizer takes them.
+
+        Args:
+            lr: Learning rate of the fit.
+            split: The split point whose bottlenecks are trained, those of its skip tensors included; None for all.
+
+        Returns:
+            Groups with ``params`` and ``lr``.
+
+        Raises:
+            SplitError: `split` is not one of this model's split points, or shapes are not known yet.
+
+        Examples:
+            >>> import torch, compoff
+            >>> model = compoff.wrap(torch.nn.Linear(32, 4), "input", example_input=torch.zeros(2, 32))
+            >>> optimizer = torch.optim.Adam(model.parameter_groups(1e-3))
+        """
+        splits = self.split_points if split is None else (split,)
+        return [group for name in splits for one in self.bottlenecks_at(name) for group in one.parameter_groups(lr)]
+
     def distillation_loss(
         self,
         *inputs: Any,

@@ -57,8 +57,8 @@ def wrap(
             model. ``"auto"`` chooses up to four that span the network.
         example_input: One batch to learn shapes from: a tensor, a tuple of positional inputs, a dict of keyword inputs,
             or ``(tuple, dict)`` of both. Without it shapes are learnt from the first batch that `fit` or the model
-            itself sees, and split points are checked only then. The bottlenecks' first weights are drawn where they
-            are made: here, from PyTorch's random numbers as they stand, or in `fit`, by its `seed`.
+            itself sees, and what crosses at the split points is checked only then. The bottlenecks' first weights are
+            drawn where they are made: here, from PyTorch's random numbers as they stand, or in `fit`, by its `seed`.
         skips: What happens to further floating-point tensors that cross, such as those of skip connections:
             ``"encode"`` gives each a bottleneck of its own, fitted together; ``"send"`` sends them as they are;
             ``"forbid"`` refuses the split point. Masks, token ids and sizes always cross as they are, packed.
@@ -80,7 +80,8 @@ def wrap(
         The wrapped model.
 
     Shapes:
-        ``(batch, channels, height, width)``, ``(batch, channels, time)`` or ``(batch, features)`` at each split point.
+        At each split point ``(batch, channels, height, width)``, ``(batch, channels, time)`` or ``(batch, features)``;
+        channels may also come last, time first, and tokens of an image are seen as their map.
 
     Raises:
         SplitError: A split point names no module, or cannot be used; nothing has been changed then.

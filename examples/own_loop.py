@@ -13,7 +13,7 @@ images = torch.rand(256, 1, 8, 8)
 model = compoff.wrap(DigitsNet().eval(), "layer2", example_input=images[:2])
 
 compoff.calibrate(model, images.split(32))  # the codec starts from real features
-optimizer = torch.optim.Adam(model.bottleneck("layer2").parameter_groups(lr=1e-3))
+optimizer = torch.optim.Adam(model.parameter_groups(lr=1e-3, split="layer2"))
 model.train()  # the bottlenecks; the model itself stays frozen
 losses = []
 for _ in range(60):

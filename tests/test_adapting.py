@@ -102,6 +102,19 @@ def test_without_its_adapter_the_student_is_the_strict_one() -> None:
     assert torch.equal(student(model, "1", x), student(strict, "1", x))
 
 
+def test_figures_that_were_measured_with_an_adapter_are_not_exported_without_it(
+    fitted: tuple[compoff.Wrapped, compoff.FitReport], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = copy.deepcopy(fitted[0])
+    assert compoff.export(model, "1")[0].manifest.report["adapter_bytes"] > 0
+    model.bottleneck("1").adapter = None
+    report = compoff.export(model, "1")[0].manifest.report
+    assert {"agreement", "adapter_bytes"} & {*report} == set()
+    assert "the figures at '1' were measured with another adapter" in caplog.text
+    compoff.finish(model, [images(), images()])
+    assert compoff.export(model, "1")[0].manifest.report["adapter_bytes"] == 0
+
+
 def test_a_file_saved_without_an_adapter_that_was_taken_off_is_loaded_without_it(tmp_path: Path) -> None:
     model, x = wrapped(), images()
     model.bottleneck("1").adapter = None

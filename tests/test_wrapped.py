@@ -97,6 +97,21 @@ def test_bottleneck_parameters_are_all_but_the_models() -> None:
     assert ours == {id(parameter) for parameter in wrapped.parameters()} - {id(p) for p in wrapped.base.parameters()}
 
 
+def test_parameter_groups_have_the_bottlenecks_of_skip_tensors_too() -> None:
+    wrapped = compoff.wrap(Skip(), ["block1", "block2"], example_input=images())
+    assert len(wrapped.bottlenecks_at("block2")) == 2
+
+    def held(groups: list[dict[str, Any]]) -> set[int]:
+        return {id(parameter) for group in groups for parameter in group["params"]}
+
+    there = {id(parameter) for one in wrapped.bottlenecks_at("block2") for parameter in one.parameters()}
+    assert held(wrapped.parameter_groups(1e-3, "block2")) == there
+    assert held(wrapped.parameter_groups(1e-3)) == {id(parameter) for parameter in wrapped.bottleneck_parameters()}
+    assert all(group["lr"] > 0 for group in wrapped.parameter_groups(1e-3))
+    with pytest.raises(compoff.SplitError, match="block3"):
+        wrapped.parameter_groups(1e-3, "block3")
+
+
 def unfreeze(wrapped: compoff.Wrapped, how: str) -> None:
     {
         "wrapped.train": lambda: wrapped.train(),

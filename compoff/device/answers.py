@@ -54,6 +54,7 @@ class CallReport:
         retried: Whether the request was sent again over a fresh connection.
         local_seconds: Time of the whole model on the device, in seconds.
         server_seconds: The part of ``remote_seconds`` that passed inside the server, as it says, in seconds.
+        quality: Index of the quality that the payload has, which ``max_bytes`` may have lowered; None without one.
     """
 
     split: str
@@ -67,6 +68,7 @@ class CallReport:
     retried: bool = False
     local_seconds: float = 0.0
     server_seconds: float = 0.0
+    quality: int | None = None
 
 
 class Heads:

@@ -159,6 +159,7 @@ class Call:
             reason=self.reason,
             retried=self.retried,
             server_seconds=server_seconds,
+            quality=payload.quality,
         )
         return output, report
 
@@ -182,4 +183,5 @@ class Call:
             reason=reason,
             retried=self.retried,
             local_seconds=ended - started,
+            quality=None if payload is None else payload.quality,
         )

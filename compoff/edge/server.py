@@ -133,7 +133,8 @@ class Server:
         """Serve other tails from now on, without a pause.
 
         Requests that were taken are answered by the tail they came for. Devices whose tail is still there, or has come
-        again in another form (compiled anew, say), notice nothing; those whose tail has gone have to connect again.
+        again in another form (compiled anew, say), notice nothing; calls of heads whose tail has gone raise
+        `ArtifactMismatch`, until it is there again.
 
         Args:
             tails: All that is to be served.

@@ -47,7 +47,8 @@ def finish(
     Args:
         wrapped: The model, its bottlenecks trained with `Wrapped.distillation_loss`.
         batches: Batches as `fit` takes them; symbols are counted on the first 2048 samples.
-        target_bytes: The best quality within these bytes becomes the export's default; as for `fit`.
+        target_bytes: The best quality within these bytes, give or take 2 %, becomes the export's default; without it
+            and `max_drop` the last one, with the most bytes.
         max_drop: The cheapest quality that changes at most this share of the answers becomes the export's default.
         validation: Held-out batches to measure on; None for those of `batches`.
 
@@ -83,6 +84,7 @@ def finish(
                 "and call compoff.finish last, or let compoff.fit do all of it"
             )
     refuse_on(wrapped, "finish")
+    aim.check_output(wrapped)
     where = device_of(wrapped.base)
     measured = held_out(validation, wrapped, where)
     counted = up_to(batches, wrapped, where, MEASURED)

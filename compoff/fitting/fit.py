@@ -194,15 +194,18 @@ def fit(
             which the model was wrapped with.
         rate: Weight of the rate: more gives fewer bytes and less accuracy. None for the recipe's; 0 is the paper's.
         target_bytes: Mean length of a payload to aim at, in bytes (codec ``"transform"``). The fit serves other rates
-            too; the best quality within the target becomes the export's default.
-        max_drop: Share of answers that may change, such as 0.01 (codec ``"transform"``): the cheapest quality that
-            keeps to it becomes the export's default. The drop in accuracy cannot be larger.
+            too; the best quality within the target, give or take 2 %, becomes the export's default.
+        max_drop: Share of answers that may change, such as 0.01 (codec ``"transform"``), for a model that returns
+            scores: the cheapest quality that keeps to it becomes the export's default. On the measured samples the
+            drop in accuracy cannot be larger. Give one of the two; with neither the last quality is the default, the
+            one with the most bytes.
         lr: Learning rate at the start; None for the recipe's.
         validation: Held-out batches to measure bytes and agreement on; None for training inputs.
         device: Where to train, such as ``"cuda"``; None for where the model is. The model is moved there.
         seed: Seed of PyTorch's random numbers in the fit, the loader's among them; the caller's go on afterwards as if
             nothing had been drawn.
-        resume: File to keep the state in: a fit that was killed goes on from it, one that was finished returns at once.
+        resume: File to keep the state in: a fit that was killed goes on from it, one that was finished is only measured
+            again.
         progress: Whether to draw a progress bar; None to draw it on a terminal only.
 
     Returns:
@@ -248,6 +251,7 @@ def fit(
         batches = _build(wrapped, batches, where)
         _check_precision(wrapped)
         _warn_of_dtypes(wrapped)
+        aim.check_output(wrapped)
         measured = held_out(validation, wrapped, where)
         if state is None or not state.exists():
             batches = _calibrated(wrapped, batches, target_bytes, seed)

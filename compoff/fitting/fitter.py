@@ -73,8 +73,7 @@ class Fitter:
         self.state = FitState(
             loss={split: [] for split in self.gates}, reconstruction={split: [] for split in self.gates}
         )
-        bottlenecks = [bottleneck for gate in self.gates.values() for bottleneck in gate.bottlenecks]
-        groups = [group for bottleneck in bottlenecks for group in bottleneck.parameter_groups(lr)]
+        groups = wrapped.parameter_groups(lr)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.optimizer = torch.optim.Adam(groups, betas=recipe.betas)
         self.state.lrs = [group["lr"] for group in groups]

@@ -120,6 +120,11 @@ def symbols_of(wrapped: Wrapped, split: str, batch: Batch) -> list[Tensor]:
     return symbols
 
 
+def _is_scores(output: Tensor) -> bool:
+    """Whether an output is a table of scores, whose largest is the answer."""
+    return output.dim() == 2 and output.shape[1] > 1
+
+
 class _Comparison:
     """Teacher against student over many batches."""
 
@@ -133,7 +138,7 @@ class _Comparison:
         ours, theirs = teacher.detach().cpu().double(), student.detach().cpu().double()
         sums = torch.stack([ours.sum(), ours.square().sum(), (ours - theirs).square().sum()])
         self._sums[block] = self._sums.get(block, 0) + torch.cat([sums, sums.new_tensor([ours.numel()])])
-        if not block and teacher.dim() == 2 and teacher.shape[1] > 1:
+        if not block and _is_scores(teacher):
             self._agreed.append(ours.argmax(1) == theirs.argmax(1))
 
     @property
@@ -187,6 +192,27 @@ class Aim:
     def given(self) -> bool:
         """Whether there is one at all."""
         return self.target_bytes is not None or self.max_drop is not None
+
+    def check_output(self, wrapped: Wrapped) -> None:
+        """Refuse, before a long fit, an aim that the model's output says nothing about.
+
+        Args:
+            wrapped: The model, its shapes known.
+
+        Raises:
+            FitError: `max_drop` was given, and the output is no table of scores.
+        """
+        if self.max_drop is None:
+            return
+        example = wrapped.example_inputs()
+        with torch.no_grad(), spare_buffers(wrapped.base):
+            outputs = float_tensors(wrapped.base(*example.args, **example.keywords))
+        if outputs and not _is_scores(outputs[0]):
+            raise FitError(
+                f"max_drop counts answers that change, which the first tensor that the model returns, "
+                f"{tuple(outputs[0].shape)} for two samples, does not show; expected scores, (batch, classes): give "
+                "target_bytes instead"
+            )
 
     def choose(self, curve: list[dict[str, Any]]) -> int:
         """The quality that keeps to the aim.

@@ -23,8 +23,8 @@ class SplitReport:
         curve: Each quality from the fewest bytes to the most: ``channels`` and ``step`` that it sends, mean ``bytes``
             of a payload, ``agreement``, ``output_error`` and ``encoder_macs``.
         quality: Index of the quality that the export sends by default; the figures below are its.
-        aim_met: Whether that quality keeps to the `target_bytes` or `max_drop` of the fit; if not, it is the nearest.
-            None where the fit had neither.
+        aim_met: Whether that quality keeps to the `target_bytes` of the fit, give or take 2 %, or to its `max_drop`; if
+            not, it is the nearest. None where the fit had neither.
         bytes: Mean length of one sample's payload, side tensors, header and checksum included, in bytes.
         ceiling_bytes: Length that no input's payload exceeds, in bytes.
         raw_bytes: Size of the floating-point tensors that cross, one sample, as they are, in bytes.
@@ -76,10 +76,10 @@ class SplitReport:
         return self.output_error >= 1
 
     def figures(self) -> dict[str, Any]:
-        """Everything but the curve.
+        """Everything but the losses of the steps.
 
         Returns:
-            Plain numbers by name.
+            Plain numbers by name, and the curve as a list of them.
 
         Examples:
             >>> SplitReport(loss=[0.5, 0.25], bytes=200.0).figures()["bytes"]

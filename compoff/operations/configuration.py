@@ -214,7 +214,7 @@ def _problem(path: Path, root: yaml.Node | None, problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{path}, line {line}: {name} is missing"
     if problem["type"] == "too_short":
-        return f"{path}, line {line}: {name} is an empty list; expected at least one entry, or leave it out"
+        return f"{path}, line {line}: {name} is an empty list; expected at least one entry"
     given = problem["input"]
     plain = isinstance(given, (str, int, float, type(None)))
     shown = repr(given)[:_SHOWN] if plain else f"a {type(given).__name__}"

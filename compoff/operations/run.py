@@ -11,6 +11,7 @@ import logging
 import signal
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from compoff.errors import CompoffError, LocalProtocolError
@@ -59,7 +60,7 @@ class _Alone(Worker):
 def run_server(
     settings: Settings,
     *,
-    reread: Callable[[], Settings] | None = None,
+    reread: Callable[[], tuple[Settings, tuple[str, str]]] | None = None,
     log: tuple[str, str] = ("text", "warning"),
     say: Callable[[str], None] = print,
 ) -> None:
@@ -67,7 +68,8 @@ def run_server(
 
     Args:
         settings: How to run the server.
-        reread: Reads the settings again, at SIGHUP; None to keep them and read only the files they name.
+        reread: Reads the settings again, and with them the form of the logs, at SIGHUP; None to keep them and read only
+            the files they name.
         log: Format and level of the logs.
         say: Takes a line for whoever started the server.
 
@@ -101,19 +103,31 @@ def run_server(
             group.watch()
             if again:
                 again.clear()
-                settings = _reload(group, settings, reread)
+                settings = _reload(group, settings, log, reread)
     say("stopped")
 
 
-def _reload(group: _Group, settings: Settings, reread: Callable[[], Settings] | None) -> Settings:
-    """Read everything again; whatever is wrong, the server goes on with what it had."""
+def _reload(
+    group: _Group,
+    settings: Settings,
+    log: tuple[str, str],
+    reread: Callable[[], tuple[Settings, tuple[str, str]]] | None,
+) -> Settings:
+    """Read everything again; whatever is wrong, the server goes on with what it had. The settings from now on."""
     try:
-        fresh = settings if reread is None else reread()
+        fresh, form = (settings, log) if reread is None else reread()
     except (CompoffError, OSError) as error:
         _logger.error("the settings stay as they were: %s", error)
         return settings
-    for name in ("address", "insecure", "options", "processes", "metrics", "fronts"):
-        if getattr(fresh, name) != getattr(settings, name):
-            _logger.warning("a change of %s needs a restart", name)
-    group.reload(fresh)
+    names = {"options": "limits", "tls": "the files that tls names"}
+    changed = [
+        names.get(name, name)
+        for name in ("address", "tls", "insecure", "options", "processes", "metrics", "fronts")
+        if getattr(fresh, name) != getattr(settings, name)
+    ]
+    for name in changed + ["log"] * (form != log):
+        _logger.warning("a change of %s needs a restart", name)
+    # A process that dies and is started again must not differ from the others in what needed a restart of all.
+    settings = replace(settings, tails=fresh.tails, token_file=fresh.token_file, secret=fresh.secret)
+    group.reload(settings)
     return settings

@@ -85,8 +85,7 @@ class Settings:
         """The tokens as the file holds them now.
 
         Raises:
-            LocalProtocolError: The file holds none, or no text.
-            OSError: It cannot be read.
+            LocalProtocolError: The file holds none, or no text, or cannot be read.
         """
         if self.secret:
             return self.secret
@@ -103,11 +102,12 @@ def read_tokens(path: Path) -> list[str]:
         The tokens, at least one.
 
     Raises:
-        LocalProtocolError: The file holds none, or is no UTF-8 text.
-        OSError: It cannot be read.
+        LocalProtocolError: The file holds none, is no UTF-8 text, or cannot be read.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise LocalProtocolError(f"the token file '{path}' cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError:  # its words would show bytes of the file
         raise LocalProtocolError(f"'{path}' is not UTF-8 text; give a file that holds the token") from None
     tokens = [line.strip() for line in lines if line.strip()]

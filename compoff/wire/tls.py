@@ -72,6 +72,14 @@ class TLS:
         fields = ", ".join(f"{name}={str(value)!r}" for name, value in self._named().items() if value is not None)
         return f"TLS({fields})"
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both name the same files."""
+        return isinstance(other, TLS) and self._named() == other._named()
+
+    def __hash__(self) -> int:
+        """By the files' names."""
+        return hash(tuple(self._files()))
+
     def client_context(self) -> ssl.SSLContext:
         """Context of a device's next connection; the files are read again when they have changed.
 

@@ -174,6 +174,8 @@ def test_a_limit_is_for_the_head_and_not_for_the_whole_model(kind: Any, policy: 
     server = serve(Tail())
     remote = kind(server.address, Shortened(), on_failure=policy, local=Whole())
     assert remote(np.zeros(9, np.uint8), max_bytes=4) == EDGE
+    assert remote.last is not None
+    assert remote.last.quality == 0
     assert remote.last.payload_bytes == 4
     server.close()
     assert remote(np.zeros(9, np.uint8), max_bytes=4) == LOCAL

@@ -112,6 +112,13 @@ def test_refusals() -> None:
         compoff.finish(model, [])
     with pytest.raises(FitError, match="give one of them"):
         compoff.finish(model, batches(), target_bytes=30, max_drop=0.1)
+    numbers = compoff.wrap(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 1)), "1", example_input=torch.zeros(2, 16))
+    for call in (compoff.fit, compoff.finish):
+        compoff.calibrate(numbers, [torch.randn(64, 16)])
+        with pytest.raises(
+            FitError, match=r"max_drop counts answers .* \(2, 1\) .* expected scores, \(batch, classes\)"
+        ):
+            call(numbers, [torch.randn(64, 16)], max_drop=0.1)
     with model.at("body"), pytest.raises(FitError, match="with a bottleneck on"):
         compoff.finish(model, batches())
     assert not model.reports

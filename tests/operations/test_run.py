@@ -135,12 +135,23 @@ def test_sighup_reads_tokens_certificates_tails_and_the_file_again(export: Path,
     with pytest.raises(compoff.AuthenticationError, match="token"):
         answers(export, server.address, tls=ours, token="old")
     assert answers(export, server.address, "second", tls=ours, token="new")
+    # Other files, limits and logs than at the start: said, and not taken over.
+    written(
+        tmp_path,
+        tails=[str(export / "first"), str(export / "second")],
+        **{**settings, "tls": {"certificate": "edge.pem", "key": "edge.key"}},
+        limits={"window": 3},
+        log={"level": "error"},
+    )
     authority.revoke("camera")
     server.hang_up()
     time.sleep(2)
     with pytest.raises(compoff.WireError, match=r"certificate|hung up"):
         answers(export, server.address, tls=ours, token="new")
-    assert server.end()[0] == 0
+    code, _, errors = server.end()
+    assert code == 0
+    for name in ("the files that tls names", "limits", "log"):
+        assert f"a change of {name} needs a restart" in errors
 
 
 def test_a_mistake_at_sighup_leaves_everything_as_it_was(export: Path, tmp_path: Path, serving: Any) -> None:
@@ -158,6 +169,7 @@ def test_a_mistake_at_sighup_leaves_everything_as_it_was(export: Path, tmp_path:
     assert "the settings stay as they were" in errors
     assert "the tails stay as they were" in errors
     assert "a change of address needs a restart" in errors
+    assert "a change of the files that tls names" not in errors
     assert "Traceback" not in errors
 
 

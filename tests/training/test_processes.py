@@ -16,6 +16,32 @@ from tests.small_networks import Plain
 
 _ROOT = Path(__file__).parent.parent.parent
 
+
+class Named(torch.nn.Module):
+    """Takes its inputs by name only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.layer, self.scores = torch.nn.Embedding(9, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 3)
+
+    def forward(self, *, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        y = self.layer(self.words(input_ids)) * attention_mask[..., None]
+        return self.scores(y.mean(1))
+
+
+def test_a_batch_of_keywords_is_taken_as_the_model_takes_it() -> None:
+    batch = {"input_ids": torch.randint(0, 9, (4, 16)), "attention_mask": torch.ones(4, 16)}
+    model = compoff.wrap(Named().eval(), "layer", example_input=batch, codec="deepcod")
+    loss = compoff.DistillationLoss(model)
+    loss.calibrate(**batch)
+    assert model.bottleneck("layer").calibrated
+    loss.eval()  # in training each pass sharpens the spectral norms
+    found = loss(**batch)
+    assert torch.equal(found, model.distillation_loss(keywords=batch))
+    found.backward()
+    assert all(parameter.grad is not None for parameter in model.bottleneck_parameters())
+
+
 SCRIPT = """
 import sys, torch, torch.distributed as dist, compoff
 from tests.small_networks import Plain, same, values

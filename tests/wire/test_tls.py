@@ -80,6 +80,13 @@ def test_nothing_older_is_spoken(certs: Path, version: ssl.TLSVersion) -> None:
     assert pair(certs, "camera-1").client_context().minimum_version is ssl.TLSVersion.TLSv1_3
 
 
+def test_equal_where_the_files_are(certs: Path) -> None:
+    assert pair(certs, "edge") == pair(certs, "edge")
+    assert hash(pair(certs, "edge")) == hash(pair(certs, "edge"))
+    assert pair(certs, "edge") != pair(certs, "camera-1")
+    assert pair(certs, "edge") != "edge"
+
+
 def test_a_server_without_ca_asks_devices_for_nothing(certs: Path) -> None:
     tls = TLS(certificate=certs / "edge.pem", key=certs / "edge.key")
     with serve(Echo(), tls=tls) as server:
