@@ -98,7 +98,7 @@ def test_bottleneck_parameters_are_all_but_the_models() -> None:
 
 
 def test_parameter_groups_have_the_bottlenecks_of_skip_tensors_too() -> None:
-    wrapped = compoff.wrap(Skip(), ["block1", "block2"], example_input=images())
+    wrapped = compoff.wrap(Skip(), ["block1", "block2"], example_input=images(), codec="deepcod")
     assert len(wrapped.bottlenecks_at("block2")) == 2
 
     def held(groups: list[dict[str, Any]]) -> set[int]:
