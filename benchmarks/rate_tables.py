@@ -158,6 +158,7 @@ RATE_TABLES: dict[str, Callable[[], str]] = {
     },
     "resnet18-layer1-wide": partial(imagenet_table, "rate_accuracy.resnet18.layer1.cpu.wide"),
     "resnet50-layer2-192": partial(imagenet_table, "rate_accuracy.resnet50.layer2.cpu.192"),
+    "resnet18-layer3-deepcod": partial(imagenet_table, "rate_accuracy.resnet18.layer3.cpu.deepcod"),
     "resnet18-layer4-stride4": partial(imagenet_table, "rate_accuracy.resnet18.layer4.cpu.stride4"),
     "resnet18-layer4-stride4-wide": partial(imagenet_table, "rate_accuracy.resnet18.layer4.cpu.stride4.wide"),
     "resnet50-layer4-long": partial(imagenet_table, "rate_accuracy.resnet50.layer4.cpu.long"),
