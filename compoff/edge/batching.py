@@ -170,10 +170,10 @@ class Pace:
         """Whether the tail answers in microseconds."""
         return self._streak >= self._needed
 
-    def clock(self, seconds: float) -> None:
-        """Note how long one answer took."""
+    def clock(self, seconds: float, *, through: bool = True) -> None:
+        """Note how long one answer took; a quick refusal that never reached the tail says nothing of it."""
         if seconds <= _PROMPT:
-            self._streak = min(self._streak + 1, 4 * self._needed)
+            self._streak = min(self._streak + through, 4 * self._needed)
         elif seconds <= _SLOW:
             self._streak //= 2  # another process may have had the processor: a few of these in a row count
         else:
@@ -195,6 +195,7 @@ class Lane:
     def __init__(self, servable: Servable, max_batch: int) -> None:
         self.servable = servable
         self.batchable = servable if isinstance(servable, Batchable) else None
+        self.elsewhere = bool(getattr(servable, "elsewhere", False))  # whether it may have to be waited for
         self.max_batch = max_batch if self.batchable is not None else 1
         self.waiting = FairQueue()
         self.running = 0  # jobs taken out and not answered
@@ -238,11 +239,13 @@ class Lane:
         self.running += len(jobs)
         return jobs
 
-    def done(self, num_jobs: int, seconds: float) -> None:
-        """Note that a batch was answered, and how long that took."""
+    def done(self, num_jobs: int, num_through: int, seconds: float) -> None:
+        """Note that a batch is over, how many of its jobs went through the tail, and how long that took."""
         self.running -= num_jobs
+        if not num_through:
+            return
         self._last_seconds = seconds
-        share = seconds / num_jobs
+        share = seconds / num_through
         self.seconds_per_job += (share - self.seconds_per_job) * _SMOOTHING if self.seconds_per_job else share
 
     @property

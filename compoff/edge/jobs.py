@@ -12,20 +12,20 @@ import traceback
 from typing import TYPE_CHECKING, Any, cast
 
 from compoff.edge.batching import Outcome
-from compoff.errors import FeatureError, PayloadError
+from compoff.errors import BackendError, FeatureError, PayloadError, WireError
 from compoff.wire.messages import ErrorCode, one_line
 from compoff.wire.replies import reduce_reply
 from compoff.wire.tensors import pack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence, Sized
+    from collections.abc import Callable, Iterable, Sequence, Sized
 
     from numpy.typing import NDArray
 
     from compoff.edge.batching import Job
     from compoff.edge.servable import Batchable
 
-__all__ = ["answer_now", "describe_error", "run_jobs"]
+__all__ = ["answer_now", "describe_error", "run_jobs", "went_through"]
 
 _logger = logging.getLogger("compoff.serve")
 # A word with a separator at its start, after a drive, or after a dot or tilde; "16/3" and "n/a" are none.
@@ -35,6 +35,18 @@ _MAX_WORDS = 300
 
 _TOO_LATE = Outcome(b"", ErrorCode.DEADLINE, "its deadline had passed before its turn came")
 _LATE = Outcome(b"", ErrorCode.DEADLINE, "the answer was ready only after its deadline")
+
+
+def went_through(outcomes: Iterable[Outcome | None]) -> int:
+    """How many jobs the tail really answered: neither refused before it nor dropped, nor failed in it.
+
+    Args:
+        outcomes: What became of the jobs.
+
+    Returns:
+        Their number; only they show how long the tail takes.
+    """
+    return sum(outcome is not None and (outcome.code is None or outcome is _LATE) for outcome in outcomes)
 
 
 def answer_now(job: Job) -> Outcome:
@@ -126,9 +138,19 @@ def _run(tail: Batchable, jobs: Sequence[Job]) -> list[Outcome]:
     except BaseException as error:  # as in _answer_one
         if len(jobs) == 1:
             return [_failure(jobs[0], error)]
+        if isinstance(error, BackendError) and isinstance(error.__cause__, (TimeoutError, WireError)):
+            # Nobody answered at all: to wait for that once more for each would keep everybody else waiting.
+            return [_failure(job, error) for job in jobs]
         # One request of the batch may be to blame: the others get their answers, each alone.
-        return [outcome for job in jobs for outcome in _run(tail, [job])]
+        return [_alone(tail, job) for job in jobs]
     return [_reduced(job, answer) for job, answer in zip(jobs, every_answer, strict=True)]
+
+
+def _alone(tail: Batchable, job: Job) -> Outcome:
+    """A job of a batch that failed, if anybody still waits for it."""
+    if time.monotonic() >= job.deadline or not job.asker.wants(job.request_id):
+        return _LATE
+    return _run(tail, [job])[0]
 
 
 def _reduced(job: Job, answer: list[NDArray[Any]]) -> Outcome:

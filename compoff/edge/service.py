@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from compoff.checks import check_whole, is_number
 from compoff.edge.batching import Job, Lane, Outcome
-from compoff.edge.jobs import answer_now
+from compoff.edge.jobs import answer_now, went_through
 from compoff.edge.stats import ServerStats
 from compoff.edge.workers import Workers
 from compoff.errors import FeatureError, LocalProtocolError
@@ -288,7 +288,7 @@ class Service:
         job = Job(lane, request.body, request.reply, deadline, asker, request.request_id, now)
         lane.counters.requests += 1
         lane.counters.bytes_in += len(request.body)
-        if lane.pace.prompt and not lane.entrusted:
+        if lane.pace.prompt and not lane.elsewhere and not lane.entrusted:
             self._answer_here(job)
         elif self._has_room(job):
             self._pending += 1
@@ -302,9 +302,7 @@ class Service:
         """Answer in this thread: to hand over to another and back would take longer than the answer."""
         outcome = answer_now(job)
         seconds = self._count(job, outcome)
-        job.lane.pace.clock(seconds)
-        job.lane.counters.batch_sizes[1] += 1
-        job.lane.counters.busy_seconds += seconds
+        self._clock(job.lane, [outcome], seconds)
         job.asker.deliver(job, outcome)
 
     def _has_room(self, job: Job) -> bool:
@@ -337,10 +335,7 @@ class Service:
                 self._loop.call_soon_threadsafe(self._finish, jobs, outcomes, seconds)
 
     def _finish(self, jobs: Sequence[Job], outcomes: Sequence[Outcome | None], seconds: float) -> None:
-        lane = jobs[0].lane
-        lane.pace.clock(seconds)
-        lane.counters.batch_sizes[len(jobs)] += 1
-        lane.counters.busy_seconds += seconds
+        self._clock(jobs[0].lane, outcomes, seconds)
         for job, outcome in zip(jobs, outcomes, strict=True):
             self._let_go(job)
             self._count(job, outcome)
@@ -354,6 +349,14 @@ class Service:
             askers[job.asker] = None
         for asker in askers:
             asker.settle()
+
+    def _clock(self, lane: Lane, outcomes: Sequence[Outcome | None], seconds: float) -> None:
+        """Note how long a batch took, and how much of it the tail really answered."""
+        through = went_through(outcomes)
+        lane.pace.clock(seconds, through=through > 0)
+        lane.counters.busy_seconds += seconds
+        if through:
+            lane.counters.batch_sizes[through] += 1
 
     def _count(self, job: Job, outcome: Outcome | None) -> float:
         """Count an outcome; returns the seconds since its request arrived."""

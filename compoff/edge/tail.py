@@ -5,6 +5,7 @@ Decodes and checks the bytes, runs the program of its backend. Knows no sockets;
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from compoff.wire.tls import TLS
 
 __all__ = ["Tail"]
+
+_log = logging.getLogger("compoff.engine")
 
 _EAGER = Choice("eager", "as it was exported")
 
@@ -292,7 +295,8 @@ class Tail(Described):
             path: A folder that `save` wrote, or the one around ``head`` and ``tail``.
             device: Where to run it, such as ``"cuda"``.
             factory: For a tail that runs the model itself: ``"package.module:function"`` that makes the model, or the
-                function. Its code runs here, so it is never taken from the folder.
+                function. Its code runs here, so it is never taken from the folder. A tail that is a program does not
+                use it, which the log says.
             backend: The runtime, as for `compile`. The folder's engine is used where it was made from this program, for
                 this machine and with these versions; else the program is compiled anew, and the log says why.
             pool: Weights in memory that this tail shares with others loaded with it, where it runs in PyTorch.
@@ -309,6 +313,8 @@ class Tail(Described):
             raise BackendError(f"pool is a {type(pool).__name__}; expected a compoff.WeightPool")
         folder = read_folder(find_part(path, "tail"), "tail")
         if not folder.manifest.factory:
+            if factory is not None:
+                _log.warning("the tail at '%s' is a program and needs no factory; %s is not used", folder.path, factory)
             return cls(folder.manifest, folder.tables, *load_backend(folder, backend, device, pool))
         choice = _uncompiled(folder.manifest, backend, device)
         return cls(folder.manifest, folder.tables, ModuleBackend.load(folder, factory, device), choice)

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from compoff.edge.jobs import run_jobs
+from compoff.edge.jobs import run_jobs, went_through
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -112,7 +112,7 @@ class Workers:
             outcomes = run_jobs(jobs, self._decode)
             seconds = time.monotonic() - start
             with self._lock:
-                jobs[0].lane.done(len(jobs), seconds)
+                jobs[0].lane.done(len(jobs), went_through(outcomes), seconds)
             self._deliver(jobs, outcomes, seconds)
             del jobs, outcomes  # payloads must not live on while the thread waits for the next
 

@@ -49,6 +49,9 @@ class CheckedTail(Described, ABC):
         BackendError: The tail's answers say their own structure.
     """
 
+    elsewhere = True
+    """That it has to be waited for, however prompt it was: the server never does that in its event loop."""
+
     def __init__(self, folder: str | Path) -> None:
         part = read_folder(find_part(folder, "tail"), "tail")
         if not part.manifest.structure:

@@ -116,7 +116,7 @@ def test_only_after_a_batch_is_there_anything_to_wait_for() -> None:
     for number in range(3):
         lane.push(job(lane, device, number, arrived=11.0 + number))
     assert [len(lane.take()), lane.running] == [3, 4]
-    lane.done(4, 4.0)
+    lane.done(4, 4, 4.0)
     lane.push(job(lane, device, 1, arrived=20.0))
     assert lane.patience(20.1, 9.9) == pytest.approx(0.9), "a quarter of what the last batch took"
     assert lane.patience(20.1, 0.5) == pytest.approx(0.4)
@@ -125,6 +125,9 @@ def test_only_after_a_batch_is_there_anything_to_wait_for() -> None:
     lane.push(job(lane, device, 3, arrived=20.3))
     assert lane.patience(20.3, 0.5) == 0.0, "as many as last time are there"
     assert (lane.running, lane.seconds_per_job, lane.expected_wait) == (0, pytest.approx(1.0), pytest.approx(3.0))
+    lane.take()
+    lane.done(3, 0, 1e-6)  # refused or dropped: they say nothing of the tail
+    assert (lane.running, lane.seconds_per_job) == (0, pytest.approx(1.0))
 
 
 def test_promptness_is_earned_slowly_and_lost_at_once() -> None:
@@ -145,6 +148,56 @@ def test_promptness_is_earned_slowly_and_lost_at_once() -> None:
     assert not pace.prompt, "the second time it takes twice as long"
     pace.clock(1e-6)
     assert pace.prompt
+
+
+def test_what_never_reaches_the_tail_does_not_make_it_prompt() -> None:
+    pace = Pace()
+    for _ in range(100):
+        pace.clock(1e-6, through=False)
+    assert not pace.prompt
+    for _ in range(32):
+        pace.clock(1e-6)
+    pace.clock(0.01, through=False)
+    assert not pace.prompt, "to fail slowly is slow, too"
+
+
+def test_damaged_and_late_requests_leave_a_slow_tail_in_its_own_thread() -> None:
+    tail = Squares()
+    with serve(tail) as server, open_client(server.address, [ID]) as client, open_client(server.address, [ID]) as other:
+        for _ in range(100):
+            with pytest.raises(PayloadError):
+                client.request(b"damaged", timeout=5)
+        [lane] = server._service._lanes.values()
+        assert not lane.pace.prompt
+        assert not server.stats().tails[0].batch_sizes
+        tail.seconds = 0.5
+        pending = client.submit(b"\x03", timeout=5)
+        eventually(lambda: tail.runs == [1])
+        assert other.ping() < 0.3, "others are not kept waiting"
+        assert squared(pending.result()) == [9.0]
+
+
+def test_a_tail_that_is_elsewhere_is_never_waited_for_where_requests_are_received() -> None:
+    class Far(Echo):
+        elsewhere = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.threads: set[str] = set()
+
+        def answer(self, payload: bytes) -> bytes:
+            self.threads.add(threading.current_thread().name)
+            return super().answer(payload)
+
+    tail = Far()
+    with serve(tail) as server, open_client(server.address, [ID]) as client:
+        [lane] = server._service._lanes.values()
+        for _ in range(3000):
+            client.request(b"x", timeout=5)
+            if lane.pace.prompt:
+                break
+        client.request(b"x", timeout=5)
+    assert tail.threads == {"compoff-tail-0"}
 
 
 def test_requests_of_many_devices_and_forms_run_as_one_batch() -> None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from compoff.edge.batching import Job, Lane, Outcome
 from compoff.edge.jobs import describe_error, run_jobs
 from compoff.edge.workers import Workers
-from compoff.errors import PayloadError
+from compoff.errors import BackendError, ConnectionLost, PayloadError
 from compoff.wire.messages import ErrorCode
 from compoff.wire.replies import FULL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 class Tail:
@@ -147,3 +147,54 @@ def test_the_log_has_the_frames_and_not_the_payload(caplog: pytest.LogCaptureFix
     assert "in answer" in caplog.text
     assert "the tail of 00010203 raised ValueError: no" in caplog.text
     assert "payload'" not in caplog.text
+
+
+class Together:
+    """Takes several at once, and fails as it was told to."""
+
+    artifact_id = bytes(range(32))
+    max_payload_bytes = 100
+    max_batch = 8
+    outputs = ()
+
+    def __init__(self, error: BaseException, seconds: float = 0.0) -> None:
+        self._error = error
+        self._seconds = seconds
+        self.runs: list[int] = []
+
+    def answer(self, payload: bytes) -> bytes:
+        raise AssertionError("several are decoded and run")
+
+    def decode(self, payload: bytes) -> bytes:
+        return payload
+
+    def run(self, decoded: Sequence[bytes]) -> list[list[Any]]:
+        self.runs.append(len(decoded))
+        time.sleep(self._seconds)
+        raise self._error
+
+
+def batch(tail: Together, deadlines: Sequence[float]) -> list[Job]:
+    lane = Lane(tail, 8)
+    return [
+        Job(lane, b"x", FULL, deadline, Client(), number, 0.0) for number, deadline in enumerate(deadlines, start=1)
+    ]
+
+
+def test_after_a_batch_that_failed_each_is_tried_alone_while_anybody_waits() -> None:
+    tail = Together(ValueError("no"), seconds=0.05)
+    now = time.monotonic()
+    outcomes = run_jobs(batch(tail, [math.inf, now + 0.02, now + 0.03, math.inf]))
+    assert tail.runs == [4, 1, 1]
+    codes = [outcome.code for outcome in outcomes if outcome is not None]
+    assert codes == [ErrorCode.TAIL, ErrorCode.DEADLINE, ErrorCode.DEADLINE, ErrorCode.TAIL]
+
+
+@pytest.mark.parametrize("cause", [TimeoutError("late"), ConnectionLost("gone")])
+def test_where_nobody_answered_a_batch_it_is_not_waited_for_once_more(cause: Exception) -> None:
+    error = BackendError("no answer within 30 s")
+    error.__cause__ = cause
+    tail = Together(error)
+    outcomes = run_jobs(batch(tail, [math.inf] * 4))
+    assert tail.runs == [4]
+    assert [outcome.code for outcome in outcomes if outcome is not None] == [ErrorCode.TAIL] * 4

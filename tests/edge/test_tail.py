@@ -184,6 +184,16 @@ def test_comes_back_from_its_folder(pair: Pair, tmp_path: Path) -> None:
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_a_factory_that_is_not_needed_is_said_not_to_be_used(
+    pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair[1].save(tmp_path)
+    compoff.Tail.load(tmp_path)
+    assert not caplog.text
+    compoff.Tail.load(tmp_path, factory="no.such:thing")
+    assert "is a program and needs no factory; no.such:thing is not used" in caplog.text
+
+
 def test_300_flipped_bytes_are_found(pair: Pair, tmp_path: Path) -> None:
     pair[1].save(tmp_path)
     random = np.random.default_rng(0)
