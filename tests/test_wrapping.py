@@ -171,6 +171,23 @@ def test_a_loop_without_calibration_says_what_to_call() -> None:
     assert all(parameter.grad is None for parameter in model.base.parameters())
 
 
+class Branches(Plain):
+    """A branch that torch runs by functions of its own."""
+
+    def trunk(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        return torch.cond(y.sum() > 0, self.block1, lambda y: y * 2, (y,))
+
+
+def test_operators_that_run_functions_are_refused_by_name() -> None:
+    net = Branches().eval()
+    words = r"such as torch\.cond .*HigherOrderOperator cond.*torch\.where"
+    with pytest.raises(SplitError, match=words):
+        compoff.wrap(net, "block1", example_input=images())
+    with pytest.raises(SplitError, match=words):
+        compoff.list_split_points(net, images())
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("scripted", [torch.jit.script, lambda part: torch.jit.trace(part, images())])
 def test_a_part_that_is_compiled_by_torch_jit_is_refused_and_nothing_is_left_in_the_model(scripted: Any) -> None:

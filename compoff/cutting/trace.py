@@ -22,7 +22,7 @@ from compoff.batch import Batch, refusals_named
 from compoff.cutting.axes import axis_map, channel_axis, data_arguments, output_channel_axis
 from compoff.cutting.flow import SIZED, Flow, Operator, Value
 from compoff.cutting.macs import count_macs
-from compoff.errors import SplitError
+from compoff.errors import FeatureError, SplitError
 from compoff.hooks import function_name, uncompiled
 from compoff.signature import in_order
 from compoff.spare import spare_buffers
@@ -192,6 +192,14 @@ def watch(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | No
     try:
         with uncompiled(model), frozen(model), refusals_named(Batch(args, keywords)), _Functions(watcher), watcher:
             output: Any = model(*args, **keywords)
+    except FeatureError as error:
+        if isinstance(error.__cause__, NotImplementedError) and "HigherOrderOperator" in str(error.__cause__):
+            raise SplitError(
+                "the model calls an operator that runs functions of its own, such as torch.cond or torch.while_loop, "
+                f"which cannot be followed ({str(error.__cause__).partition(' and mode')[0]}); write it with "
+                "torch.where, or as a plain branch"
+            ) from error
+        raise
     finally:
         watcher.remove()
     watcher.finish(output)
