@@ -12,7 +12,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, cast
 
 from compoff.edge.batching import Outcome
-from compoff.errors import BackendError, FeatureError, PayloadError, WireError
+from compoff.errors import BackendError, FeatureError, PayloadError, ServerBusy, WireError
 from compoff.wire.messages import ErrorCode, one_line
 from compoff.wire.replies import reduce_reply
 from compoff.wire.tensors import pack
@@ -165,6 +165,8 @@ def _reduced(job: Job, answer: list[NDArray[Any]]) -> Outcome:
 def _failure(job: Job, error: BaseException) -> Outcome:
     if isinstance(error, PayloadError):
         return Outcome(b"", ErrorCode.PAYLOAD, _words(error))
+    if isinstance(error, ServerBusy):  # of the process that a front asks
+        return Outcome(b"", ErrorCode.BUSY, _words(error))
     text = describe_error(error)
     frames = "".join(traceback.format_tb(error.__traceback__))
     _logger.error("the tail of %s raised %s\n%s", job.lane.servable.artifact_id.hex()[:8], text, frames)

@@ -13,7 +13,7 @@ import yaml
 from yaml.constructor import SafeConstructor
 
 from compoff.errors import BackendError, ConfigError, LocalProtocolError
-from compoff.operations.settings import Settings, TailPlace
+from compoff.operations.settings import MOST_PROCESSES, Settings, TailPlace
 from compoff.wire.address import parse_address
 from compoff.wire.security import server_tls
 from compoff.wire.tls import TLS
@@ -120,8 +120,8 @@ class Configuration(_Section):
     tls: _Certificates | None = None
     insecure: bool = False
     limits: _Limits = _Limits()
-    processes: Annotated[int, Field(ge=1, le=1024)] = 1
-    fronts: Annotated[int, Field(ge=0, le=1024)] = 0
+    processes: Annotated[int, Field(ge=1, le=MOST_PROCESSES)] = 1
+    fronts: Annotated[int, Field(ge=0, le=MOST_PROCESSES)] = 0
     metrics: _Address | None = None
     log: LogSettings = LogSettings()
 

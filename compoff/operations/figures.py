@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from compoff.edge.stats import ServerStats, TailStats
 
-__all__ = ["Figures", "Live", "TailFigures", "TailName", "add_live", "figures_of", "merge"]
+__all__ = ["Figures", "Live", "TailFigures", "TailName", "add_live", "counted_only", "figures_of", "merge"]
 
 
 class TailName(TypedDict):
@@ -113,6 +113,19 @@ def _tail(tail: TailStats, name: TailName) -> TailFigures:
         "batch_sizes": {str(size): count for size, count in sorted(tail.batch_sizes.items())},
         "live": None,
     }
+
+
+def counted_only(figures: Figures) -> Figures:
+    """What stays of the figures of a process that has ended: what it counted, and nothing that it held.
+
+    Args:
+        figures: As it told them last.
+
+    Returns:
+        The same without connections, waiting requests and bytes held.
+    """
+    held: Figures = {**figures, "connections": 0, "pending": 0, "held_bytes": 0, "unread_bytes": 0}
+    return {**held, "tails": [{**tail, "waiting": 0, "running": 0} for tail in figures["tails"]]}
 
 
 def merge(parts: Sequence[Figures], *, processes: int) -> Figures:

@@ -18,6 +18,7 @@ from compoff.errors import CompoffError, LocalProtocolError
 from compoff.operations.figures import Figures, merge
 from compoff.operations.logs import set_up_logs
 from compoff.operations.processes import Processes
+from compoff.operations.settings import MOST_PROCESSES
 from compoff.operations.worker import Worker
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class _Group(Protocol):
     def running(self) -> bool: ...
     def watch(self) -> None: ...
     def figures(self) -> Figures: ...
-    def reload(self, settings: Settings) -> None: ...
+    def reload(self, settings: Settings) -> object: ...
     def stop(self) -> None: ...
 
 
@@ -84,10 +85,13 @@ def run_server(
         signal.signal(name, lambda number, _: stop.append(number))
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda number, _: again.append(number))
+    for name in ("processes", "fronts"):
+        if getattr(settings, name) > MOST_PROCESSES:
+            raise LocalProtocolError(f"{name} is {getattr(settings, name)}; expected at most {MOST_PROCESSES}")
     if settings.fronts and settings.processes > 1:
         raise LocalProtocolError("fronts and processes were both given; with fronts one process holds the tails")
     alone = settings.processes == 1 and not settings.fronts
-    group: _Group = _Alone(settings) if alone else Processes(settings, log)
+    group: _Group = _Alone(settings) if alone else Processes(settings, log, stopping=lambda: bool(stop))
     with contextlib.ExitStack() as stack:
         stack.callback(group.stop)
         if settings.metrics is not None:

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from compoff.wire.security import Tokens
     from compoff.wire.tls import TLS
 
-__all__ = ["TOKEN_VARIABLE", "Relay", "Settings", "TailPlace", "read_tokens"]
+__all__ = ["MOST_PROCESSES", "TOKEN_VARIABLE", "Relay", "Settings", "TailPlace", "read_tokens"]
 
 TOKEN_VARIABLE = "COMPOFF_TOKEN"
+MOST_PROCESSES = 1024
+"""Server processes, or fronts, that one server has at most; more is a typing error that would take the machine."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from compoff.operations.figures import Figures, TailName, figures_of
 from compoff.operations.relay import RelayTail
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from compoff.edge.tail import Tail
     from compoff.operations.settings import Settings
@@ -37,7 +37,8 @@ class Worker:
     def __init__(self, settings: Settings, address: str | None = None, *, shared: bool = False) -> None:
         """Load, and listen."""
         self.settings = settings
-        self._tails = _load(settings)
+        self._tails: Sequence[Tail | RelayTail] = _load(settings)
+        self._former: Sequence[Tail | RelayTail] = []
         self._server: Server = serve(
             self._tails,
             address or settings.address,
@@ -70,18 +71,25 @@ class Worker:
         }
         return figures_of(self._server.stats(), names)
 
-    def reload(self, settings: Settings) -> None:
+    def reload(self, settings: Settings, *, tails: bool = True, keep: bool = False) -> bool:
         """Take over what may change under way: tokens, certificates, tails. Connections stay.
 
         Each is taken over by itself; what cannot be read stays as it was, and the log says so.
 
         Args:
             settings: The settings as they are now.
+            tails: Whether to read the tails, too.
+            keep: Whether former tails stay beside them until `drop_former`.
+
+        Returns:
+            Whether the tails were read.
         """
         works: list[tuple[str, Callable[[], None]]] = [
             ("tokens", lambda: self._server.replace_tokens(settings.tokens)),
-            ("tails", lambda: self._swap(settings)),
         ]
+        done = not tails
+        if tails:
+            works.append(("tails", lambda: self._swap(settings, keep=keep)))
         if self.settings.tls is not None:
             works.append(("certificates", self._server.reload_certificates))
         for what, work in works:
@@ -91,6 +99,14 @@ class Worker:
                 _logger.error("the %s stay as they were: %s", what, error)
             else:
                 _logger.info("reloaded the %s", what)
+                done |= what == "tails"
+        return done
+
+    def drop_former(self) -> None:
+        """Serve only what the last reload has read."""
+        if self._former:
+            self._former = []
+            self._server.swap(self._tails)
 
     def stop(self) -> None:
         """Send the answers in flight, and close."""
@@ -99,10 +115,13 @@ class Worker:
             if isinstance(tail, RelayTail):
                 tail.close()
 
-    def _swap(self, settings: Settings) -> None:
+    def _swap(self, settings: Settings, *, keep: bool = False) -> None:
         tails = _load(settings)
-        self._server.swap(tails)
-        self._tails = tails  # a front's old ones still have answers to wait for; the process with the tails hangs up
+        here = {tail.artifact_id for tail in tails}
+        former = [tail for tail in (*self._tails, *self._former) if tail.artifact_id not in here] if keep else []
+        self._server.swap([*tails, *former])
+        # A front's old ones still have answers to wait for; the process with the tails hangs up.
+        self._tails, self._former = tails, former
 
 
 def _load(settings: Settings) -> list[Tail] | list[RelayTail]:

@@ -12,7 +12,7 @@ import pytest
 from compoff.edge.batching import Job, Lane, Outcome
 from compoff.edge.jobs import describe_error, run_jobs
 from compoff.edge.workers import Workers
-from compoff.errors import BackendError, ConnectionLost, PayloadError
+from compoff.errors import BackendError, ConnectionLost, PayloadError, ServerBusy
 from compoff.wire.messages import ErrorCode
 from compoff.wire.replies import FULL
 
@@ -73,6 +73,7 @@ def test_an_answer() -> None:
     ("error", "code", "text"),
     [
         (PayloadError("bad checksum\nat byte 3"), ErrorCode.PAYLOAD, "bad checksum"),
+        (ServerBusy("no room"), ErrorCode.BUSY, "no room"),
         (ValueError("no"), ErrorCode.TAIL, "ValueError: no"),
         (ValueError(), ErrorCode.TAIL, "ValueError"),
         (RuntimeError("first\nTraceback: second"), ErrorCode.TAIL, "RuntimeError: first"),

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import socket
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from compoff.artifact import write_folder
 from compoff.errors import WireError
 from compoff.operations import processes
 from compoff.operations.processes import Processes
 from compoff.operations.settings import Relay, Settings, TailPlace
+from tests.small_artifacts import MANIFEST, TABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 @pytest.mark.parametrize(
@@ -37,7 +44,8 @@ def test_nobody_listens_before_somebody_can_answer(
             self.number = number
             seen.append(f"start {number}")
 
-        def wait_until_ready(self) -> list[str]:
+        def wait_until_ready(self, stopping: Callable[[], bool]) -> list[str]:
+            assert not stopping()
             seen.append(f"{self.number} is ready")
             return [self.number]
 
@@ -84,3 +92,105 @@ def test_a_process_that_cannot_serve_when_it_starts_again_says_why(
     assert not member.listening
     (told,) = [record.getMessage() for record in caplog.records if "cannot serve" in record.getMessage()]
     assert told.startswith(f"server process 0 cannot serve: '{tmp_path / 'gone'}' is not a folder")
+
+
+@pytest.fixture
+def front(tmp_path: Path) -> Iterator[processes._Member]:
+    """A front, which needs no torch and so starts quickly; whoever holds its tails is not there."""
+    write_folder(tmp_path / "tail", replace(MANIFEST, kind="tail", factory=""), TABLES, {})
+    settings = Settings((TailPlace(tmp_path / "tail"),), "127.0.0.1:0")
+
+    def role(settings: Settings) -> Settings:
+        return replace(settings, relay=Relay("127.0.0.1:1", "token" * 8))
+
+    member = processes._Member("0", role, settings, "127.0.0.1:0", ("text", "warning"))
+    member.settings = settings  # type: ignore[attr-defined]
+    try:
+        member.wait_until_ready()
+        yield member
+    finally:
+        member._process.kill()
+        member.end(10.0)
+
+
+def test_a_process_that_hangs_is_not_asked_again_and_again_and_started_anew(
+    front: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert front.figures(front.question(), time.monotonic() + 20)["ready"]
+    first = front._process.pid
+    os.kill(first, signal.SIGSTOP)
+    asked = {front.question() for _ in range(2000)}  # far more than its pipe holds
+    assert len(asked) == 1
+    assert front.figures(*asked, time.monotonic()) is None
+    front.revive(front.settings)
+    assert front._process.pid == first
+    monkeypatch.setattr(processes, "_SILENT_SECONDS", 0.0)
+    deadline = time.monotonic() + 60
+    while front._process.pid == first and time.monotonic() < deadline:
+        front.revive(front.settings)
+        time.sleep(0.05)
+    assert "server process 0 has not answered for 0 s; killing it" in caplog.text
+    monkeypatch.setattr(processes, "_SILENT_SECONDS", 60.0)
+    front.wait_until_ready()
+    assert front.figures(front.question(), time.monotonic() + 20) is not None
+    assert len(front.counted) == 2, "what the first one had counted stays in the sum"
+
+
+def test_a_reload_says_whether_the_tails_were_read(front: Any, tmp_path: Path) -> None:
+    def read(settings: Settings) -> bool:
+        which = front.reload(settings)
+        deadline = time.monotonic() + 20
+        while (found := front.outcome(which)) is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert found is not None
+        return found
+
+    assert read(front.settings)
+    assert not read(replace(front.settings, tails=(TailPlace(tmp_path / "gone"),)))
+    front._process.kill()
+    front._process.join()
+    front.revive(front.settings)
+    assert front.outcome((front._starts, 99)) is False
+
+
+def test_a_start_ends_when_the_server_shall_stop(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(WireError, match="was stopped while it started"):
+        Processes(
+            Settings((TailPlace(tmp_path),), "127.0.0.1:0", processes=2), ("text", "error"), stopping=lambda: True
+        )
+    assert time.monotonic() - began < 20
+
+
+def figures(requests: int, **fields: Any) -> Any:
+    counts = {"requests": requests, "replies": requests, "errors": {}, "bytes_in": 0, "bytes_out": 0, "waiting": 3}
+    rest = {"running": 0, "busy_seconds": 0.0, "latency_counts": [], "latency_seconds": 0.0, "batch_sizes": {}}
+    tail = {"artifact": "a", "model": "Net", "split": "input", **counts, **rest, "live": None}
+    held = {"connections": 2, "accepted": 2, "refused": 0, "pending": 1, "held_bytes": 0, "unread_bytes": 0}
+    return {"uptime": 1.0, "processes": 1, "ready": True, **held, "tails": [tail], **fields}
+
+
+def test_one_that_misses_its_turn_does_not_take_its_counts_out_of_the_sum() -> None:
+    class Member:
+        listening = True
+
+        def __init__(self, answer: Any, last: Any, past: list[Any]) -> None:
+            self.answer, self.counted = answer, [*past, last]
+
+        def question(self) -> int:
+            return 1
+
+        def figures(self, number: int, deadline: float) -> Any:
+            return self.answer
+
+    server = object.__new__(Processes)
+    server._lock, server._members = (
+        processes.threading.Lock(),
+        [  # type: ignore[assignment]
+            Member(figures(150), figures(150), []),
+            Member(None, figures(100), [processes.counted_only(figures(50))]),
+        ],
+    )
+    found = server.figures()
+    assert (found["tails"][0]["requests"], found["processes"], found["ready"]) == (300, 1, False)
+    assert (found["connections"], found["pending"], found["tails"][0]["waiting"]) == (4, 2, 6)

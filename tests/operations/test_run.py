@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -263,6 +264,46 @@ def test_fronts_share_one_process_with_the_tails_and_outlive_it(export: Path, tm
     code, _, errors = server.end()
     assert code == 0
     assert "server process with the tails died" in errors
+
+
+def test_fronts_take_new_tails_when_somebody_can_answer_with_them(export: Path, tmp_path: Path, serving: Any) -> None:
+    place = tmp_path / "export"
+    shutil.copytree(export / "first", place)
+    server = serving("--config", written(tmp_path, tails=[str(place)], fronts=1))
+    first = compoff.Head.load(export / "first")
+    with first.connect(server.address, timeout=40) as remote:
+        remote(X)
+        # Another export in the same folder that the process with the tails cannot run.
+        shutil.rmtree(place)
+        shutil.copytree(export / "second", place)
+        written(tmp_path, tails=[{"folder": str(place), "device": "cuda:7"}], fronts=1)
+        server.hang_up()
+        time.sleep(2)
+        remote(X)
+        # And one that it can: whoever is welcomed is answered, what was served goes on for a while behind the scenes.
+        written(tmp_path, tails=[str(place)], fronts=1)
+        server.hang_up()
+
+        def welcomed() -> bool:
+            with contextlib.suppress(compoff.ArtifactMismatch):
+                return answers(export, server.address, "second")
+            return False
+
+        within(60, welcomed)
+        with pytest.raises(compoff.ArtifactMismatch):
+            remote(X)
+    code, _, errors = server.end()
+    assert code == 0
+    assert "the tails stay as they were" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("name", ["--fronts", "--processes"])
+def test_a_typing_error_does_not_take_the_machine(export: Path, name: str) -> None:
+    command = [sys.executable, "-m", "compoff", "serve", str(export / "first"), name, "1025"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert f"{name[2:]} is 1025; expected at most 1024" in done.stderr
 
 
 def test_fronts_and_processes_together_are_refused(export: Path) -> None:
