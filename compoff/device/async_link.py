@@ -63,6 +63,15 @@ class AsyncLink:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._keep(), name="compoff-link")
 
+    def check_open(self) -> None:
+        """Refuse what is asked of a link that was closed.
+
+        Raises:
+            LocalProtocolError: It was.
+        """
+        if self.closed:
+            raise LocalProtocolError("this AsyncRemote was closed; connect again")
+
     def check_loop(self) -> None:
         """Refuse another event loop than the one whose task reads the answers: none would arrive.
 
@@ -89,8 +98,7 @@ class AsyncLink:
         """
         enough = self._attempts + attempts
         while True:
-            if self.closed:
-                raise LocalProtocolError("this AsyncRemote was closed; connect again")
+            self.check_open()
             client = self.current
             if client is not None and not client.closed and not client.stuck:
                 return client

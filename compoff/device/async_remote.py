@@ -11,13 +11,13 @@ from compoff.device.async_link import AsyncLink
 from compoff.device.calls import Call
 from compoff.device.edge import ATTEMPTS
 from compoff.device.fallback import LEAST_PATIENCE, reserve
+from compoff.device.local_runs import LocalRuns
 from compoff.device.remote import FIRST_WAIT, check_all_served, check_policy
 from compoff.device.statistics import RemoteStats, Tally
 from compoff.device.timing import Estimate, RetryBudget
 from compoff.errors import (
     ConnectionLost,
     ConnectTimeout,
-    LocalProtocolError,
     PayloadError,
     ReadTimeout,
     RemoteProtocolError,
@@ -79,12 +79,12 @@ class AsyncRemote:
         self.last: CallReport | None = None
         self._heads = heads
         self._link = link
-        self._whole = whole
+        self._local_seconds = Estimate()
+        self._runs = LocalRuns(whole, self._local_seconds) if whole is not None else None
         self._hedge = on_failure == "hedge"
         self._tally = Tally()
         self._budget = RetryBudget()
         self._edge_seconds = Estimate()
-        self._local_seconds = Estimate()
 
     @property
     def stats(self) -> RemoteStats:
@@ -126,8 +126,7 @@ class AsyncRemote:
         """
         timeout = check_timeout(self.timeout if timeout is None else timeout)
         route, head = self._heads.choose(split)
-        if self._link.closed:
-            raise LocalProtocolError("this AsyncRemote was closed; connect again")
+        self._link.check_open()
         self._link.check_loop()
         call = Call(head, route, inputs, keywords, quality, max_bytes, coding, timeout, self._heads.form)
         try:
@@ -140,15 +139,16 @@ class AsyncRemote:
         return output
 
     async def _answer(self, call: Call) -> tuple[Any, CallReport]:
-        if self._whole is None:
-            return await self._from_edge(call, call.deadline)
+        if self._runs is None:
+            return await self._from_edge(call, self._encode(call, call.deadline), call.deadline)
         breaker = self._link.breaker
         if not breaker.closed:
             return await self._in_time(call, self._on_device(call, breaker.reason or "the edge cannot be reached"))
         if self._hedge:
             return await self._race(call)
         try:
-            return await self._from_edge(call, self._latest(call))
+            latest = self._latest(call)
+            return await self._from_edge(call, self._encode(call, latest), latest)
         except (WireError, PayloadError) as error:
             if self._link.closed:
                 raise
@@ -156,12 +156,14 @@ class AsyncRemote:
 
     async def _race(self, call: Call) -> tuple[Any, CallReport]:
         """The edge; beside it the device, from when the edge takes longer than it mostly does. The first wins."""
-        edge = asyncio.ensure_future(self._from_edge(call, call.deadline))
-        patience = max(LEAST_PATIENCE, self._edge_seconds.upper(otherwise=call.timeout / 2))
-        moment = min(self._latest(call), time.monotonic() + patience)
+        body = asyncio.ensure_future(self._encode(call, call.deadline))
+        edge = asyncio.ensure_future(self._from_edge(call, body, call.deadline))
         running: set[asyncio.Future[tuple[Any, CallReport]]] = {edge}
         try:
-            await asyncio.wait(running, timeout=max(0.0, moment - time.monotonic()))
+            patience = max(LEAST_PATIENCE, self._edge_seconds.upper(otherwise=call.timeout / 2))
+            latest = self._latest(call)
+            await _until(body, latest)
+            await _until(edge, min(latest, call.encoded + patience))  # the head's time is not the edge's
             if edge.done() and (error := edge.exception()) is not None:
                 running = set()
                 if self._link.closed or not isinstance(error, (WireError, PayloadError)):
@@ -170,15 +172,16 @@ class AsyncRemote:
             elif edge.done():
                 return edge.result()
             else:
-                reason = f"the edge had not answered after {patience:.3g} s"
+                late = "the head had not ended in time for the edge"
+                reason = late if call.payload is None else f"the edge had not answered after {patience:.3g} s"
                 self._tally.hedged()
             running.add(asyncio.ensure_future(self._on_device(call, reason)))
             first = await self._first(call, running)
-            if not edge.done():
+            if not edge.done() and call.payload is not None:
                 self._edge_seconds.add(time.monotonic() - call.encoded)  # it takes at least that long now
             return first
         finally:
-            for one in running:
+            for one in (body, *running):
                 one.cancel()
 
     async def _first(self, call: Call, running: set[asyncio.Future[tuple[Any, CallReport]]]) -> tuple[Any, CallReport]:
@@ -203,27 +206,35 @@ class AsyncRemote:
             raise ReadTimeout(f"the device did not answer within {call.timeout:g} s") from None
 
     async def _on_device(self, call: Call, reason: str) -> tuple[Any, CallReport]:
-        if self._whole is None:
+        if self._runs is None:
             raise RuntimeError("there is no whole model on this device")
         call.check()
+        self._link.check_open()
         started = time.monotonic()
-        output = await asyncio.to_thread(self._whole, *call.inputs, **call.keywords)
-        ended = time.monotonic()
-        self._local_seconds.add(ended - started)
-        return output, call.from_device(reason, started, ended)
+        run = self._runs.submit(call, hurry=self._hedge)
+        try:
+            output = await asyncio.wrap_future(run)
+        except asyncio.CancelledError:
+            if run.cancelled():  # by ``close``, or with this task
+                self._link.check_open()
+            raise
+        return output, call.from_device(reason, started, time.monotonic())
 
     def _latest(self, call: Call) -> float:
         """The last moment to turn to the device, so that it ends by the deadline if it can at all."""
         return call.deadline - reserve(self._local_seconds, call.timeout)
 
-    async def _from_edge(self, call: Call, until: float) -> tuple[Any, CallReport]:
-        head = asyncio.to_thread(call.run_head)
+    async def _encode(self, call: Call, until: float) -> bytes:
+        seconds = call.left(until)
         try:
-            payload = await asyncio.wait_for(head, call.left(until))
+            payload = await asyncio.wait_for(asyncio.to_thread(call.run_head), seconds)
         except asyncio.TimeoutError:
             raise call.late() from None
         call.take(payload)
-        body = bytes(payload)
+        return bytes(payload)
+
+    async def _from_edge(self, call: Call, encoded: Awaitable[bytes], until: float) -> tuple[Any, CallReport]:
+        body = await encoded
         client = await self._link.connection(until, ATTEMPTS)
         try:
             answer = await self._ask(call, client, body, until)
@@ -245,8 +256,9 @@ class AsyncRemote:
 
     async def _ask(self, call: Call, client: AsyncClient, body: bytes, until: float) -> Answer:
         link = self._link
+        seconds = call.left(until)  # where the head took it all, the link is not to blame
         try:
-            return await client.ask(body, route=call.route, timeout=call.left(until))
+            return await client.ask(body, route=call.route, timeout=seconds)
         except (ConnectionLost, RemoteProtocolError) as error:
             link.report(client, error)
             raise
@@ -259,6 +271,8 @@ class AsyncRemote:
 
     async def close(self) -> None:
         """Close the connection; calls under way end with ConnectionLost."""
+        if self._runs is not None:
+            self._runs.close()
         await self._link.close()
 
     async def __aenter__(self) -> Self:
@@ -266,6 +280,11 @@ class AsyncRemote:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+async def _until(future: asyncio.Future[Any], moment: float) -> None:
+    """Wait for a future, until a moment of ``time.monotonic()``; it goes on."""
+    await asyncio.wait([future], timeout=max(0.0, moment - time.monotonic()))
 
 
 async def connect_async(

@@ -58,8 +58,9 @@ class Edge:
         """
         body = call.encode()
         client = self.link.connection(until, ATTEMPTS)
+        seconds = call.left(until)  # where the head took it all, the link is not to blame
         try:
-            pending = client.submit(body, route=call.route, timeout=call.left(until))
+            pending = client.submit(body, route=call.route, timeout=seconds)
             reply = pending.result()
         except (ConnectionLost, RemoteProtocolError) as error:
             pending, reply = self._once_more(call, body, client, error, until)
@@ -110,8 +111,9 @@ class Edge:
         call.retried, call.reason = True, str(error)
         self._tally.retried()
         client = link.connection(until, ATTEMPTS)
+        seconds = call.left(until)
         try:
-            pending = client.submit(body, route=call.route, timeout=call.left(until))
+            pending = client.submit(body, route=call.route, timeout=seconds)
             return pending, pending.result()
         except (ConnectionLost, RemoteProtocolError) as again:
             link.report(client, again)

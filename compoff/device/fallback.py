@@ -9,6 +9,7 @@ import concurrent.futures
 import time
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from compoff.device.local_runs import MARGIN, LocalRuns, nobody
 from compoff.device.timing import Estimate
 from compoff.errors import PayloadError, ReadTimeout, WireError
 
@@ -27,7 +28,6 @@ OnFailure: TypeAlias = Literal["raise", "local", "hedge"]
 """What a remote does where the edge gives no answer."""
 
 LEAST_PATIENCE = 0.01  # seconds: below, what a machine does beside this would be taken for a slow edge
-_MARGIN = 0.05  # seconds that a thread may take to wake on a busy machine
 _LOOK = 0.002  # seconds between two looks at the edge while the device computes beside it
 
 
@@ -42,7 +42,7 @@ def reserve(local_seconds: Estimate, timeout: float) -> float:
         Half of it where nothing is known yet, or where the whole model cannot make it anyway.
     """
     seconds = local_seconds.upper(otherwise=timeout / 2)
-    return max(seconds, min(_MARGIN, timeout / 10)) if seconds < 0.9 * timeout else timeout / 2
+    return max(seconds, min(MARGIN, timeout / 10)) if seconds < 0.9 * timeout else timeout / 2
 
 
 class Fallback:
@@ -115,7 +115,7 @@ class Hedge(Fallback):
         """Start with one thread for the whole model, made when it is first needed."""
         super().__init__(edge, whole)
         self._tally = tally
-        self._pool = concurrent.futures.ThreadPoolExecutor(1, "compoff-local")
+        self._runs = LocalRuns(whole, self._seconds)
 
     def answer(self, call: Call) -> tuple[Any, CallReport]:
         """Answer a call by whichever is first.
@@ -149,7 +149,7 @@ class Hedge(Fallback):
 
     def close(self) -> None:
         """Let go of the thread; a whole model that runs in it is not waited for."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._runs.close()
 
     def _after(self, call: Call, client: Client, pending: PendingReply) -> tuple[Any, CallReport]:
         patience = self._patience(call)
@@ -168,8 +168,8 @@ class Hedge(Fallback):
         call.check()
         started = time.monotonic()
         try:
-            run = self._pool.submit(self._timed, call, started)
-        except RuntimeError:  # the pool was shut down
+            run = self._runs.submit(call, hurry=True)
+        except RuntimeError:  # it was closed
             self.edge.link.check_open()
             raise
         try:
@@ -208,7 +208,7 @@ class Hedge(Fallback):
                         raise
                     edge, reason = None, str(error)
             if time.monotonic() >= call.deadline:
-                raise _nobody(call, reason)
+                raise nobody(call, reason)
 
     def _failure(self, run: concurrent.futures.Future[Any]) -> BaseException | None:
         """Why a run that is over has no result; None where it has one."""
@@ -218,15 +218,6 @@ class Hedge(Fallback):
 
     def _patience(self, call: Call) -> float:
         return max(LEAST_PATIENCE, self.edge.seconds.upper(otherwise=call.timeout / 2))
-
-    def _timed(self, call: Call, asked: float) -> Any:
-        started = time.monotonic()
-        # What has waited for others and cannot end in time any more would only keep those behind it waiting.
-        if started - asked > _MARGIN and started + (self._seconds.mean or 0.0) > call.deadline:
-            raise _nobody(call, "it had others to answer first")
-        output = self._whole(*call.inputs, **call.keywords)
-        self._seconds.add(time.monotonic() - started)
-        return output
 
     def _note(self, client: Client, error: WireError | PayloadError) -> None:
         if isinstance(error, ReadTimeout):
@@ -244,10 +235,6 @@ def _wait(
         edge[1].wait(left if local is None else min(left, _LOOK))
     elif local is not None:
         concurrent.futures.wait([local], left)
-
-
-def _nobody(call: Call, reason: str) -> ReadTimeout:
-    return ReadTimeout(f"neither the edge nor the device answered within {call.timeout:g} s ({reason})")
 
 
 def _cancel(edge: tuple[Client, PendingReply] | None) -> None:

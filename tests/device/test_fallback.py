@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 import time
@@ -251,9 +252,9 @@ def test_a_hedged_call_ends_by_its_deadline_whatever_both_do(kind: Any, server: 
     remote.close()
 
 
-def test_calls_that_gave_up_leave_the_device_to_those_that_wait() -> None:
+def test_calls_that_gave_up_leave_the_device_to_those_that_wait(kind: Any) -> None:
     whole = Whole(0.1)
-    remote = Blocking(unused(), on_failure="hedge", local=whole)
+    remote = kind(unused(), on_failure="hedge", local=whole)
 
     def ask(_: int) -> bool:
         try:
@@ -269,8 +270,53 @@ def test_calls_that_gave_up_leave_the_device_to_those_that_wait() -> None:
     remote.close()
 
 
-def test_a_hedged_call_whose_remote_is_closed_says_so() -> None:
-    remote = connect(StandIn(), unused(), on_failure="hedge", local=Whole(0.5), heartbeat=0.1)  # type: ignore[arg-type]
+def test_a_head_that_is_slower_than_the_edge_starts_no_local_run(kind: Any, server: Server) -> None:
+    whole = Whole(0.3)
+    remote = kind(server.address, StandIn(0.05), on_failure="hedge", local=whole)
+    for _ in range(15):
+        assert remote(after(0)) == EDGE
+    assert remote.stats.hedged < 8, "the edge is given its usual time from when the payload is made"
+    remote.close()
+
+
+def test_the_head_s_time_is_not_taken_for_the_edge_s(server: Server) -> None:
+    head = StandIn()
+    remote = Async(server.address, head, on_failure="hedge", local=Whole())
+    for _ in range(5):
+        remote(after(0))
+    head.seconds = 0.6
+    assert remote(after(0), timeout=0.3) == LOCAL
+    assert "the head" in (remote.last.reason or "")
+    assert remote._remote._edge_seconds.mean < 0.1  # type: ignore[attr-defined]
+    remote.close()
+
+
+def test_runs_that_nobody_awaits_keep_no_head_waiting(kind: Any, server: Server) -> None:
+    whole = Whole(1.0)
+    remote = kind(server.address, on_failure="hedge", local=whole)
+    for _ in range(5):
+        remote(after(0))
+    with ThreadPoolExecutor(12) as pool:
+        assert all(answer == EDGE for answer in pool.map(remote, [after(5)] * 12))
+    assert remote(after(0), timeout=0.8) == EDGE
+    assert whole.calls <= 3, "one at a time"
+    remote.close()
+
+
+@pytest.mark.parametrize("policy", ["local", "hedge"])
+def test_a_head_that_takes_all_the_time_says_nothing_of_the_edge(
+    kind: Any, server: Server, policy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    remote = kind(server.address, StandIn(0.1), on_failure=policy, local=Whole(), heartbeat=30)
+    with contextlib.suppress(ReadTimeout):  # a hedged call ends by its deadline
+        assert remote(after(0), timeout=0.05) == LOCAL
+    assert remote(after(0)) == EDGE
+    assert not caplog.records, "the edge was not even asked"
+    remote.close()
+
+
+def test_a_hedged_call_whose_remote_is_closed_says_so(kind: Any) -> None:
+    remote = kind(unused(), on_failure="hedge", local=Whole(0.5))
     with ThreadPoolExecutor(3) as pool:
         calls = [pool.submit(remote, after(0), timeout=5) for _ in range(3)]
         time.sleep(0.2)
