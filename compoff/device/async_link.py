@@ -11,6 +11,7 @@ from compoff.device.breaker import Backoff, Breaker
 from compoff.device.link import FIRST_ATTEMPT, LONGEST_ATTEMPT, warn_of_unserved
 from compoff.device.timing import Estimate
 from compoff.errors import CompoffError, ConnectTimeout, LocalProtocolError
+from compoff.wire.forks import FORKED, leave_to_parent
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -49,6 +50,7 @@ class AsyncLink:
         self.round_trip = Estimate()
         self.opened = 0
         self.closed = False
+        self.forked = False  # whether this is a copy in a child of the process that connected
         self.current: AsyncClient | None = None
         self._open = open_client
         self._heartbeat = heartbeat
@@ -62,13 +64,22 @@ class AsyncLink:
         self._attempted = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._keep(), name="compoff-link")
+        leave_to_parent(self)
+
+    def abandon(self) -> None:
+        """Be closed, in a forked child."""
+        self.closed = self.forked = True
+        self.current = None
+        self._retired = set()
 
     def check_open(self) -> None:
         """Refuse what is asked of a link that was closed.
 
         Raises:
-            LocalProtocolError: It was.
+            LocalProtocolError: It was, or another process made it.
         """
+        if self.forked:
+            raise LocalProtocolError(f"this AsyncRemote was {FORKED}")
         if self.closed:
             raise LocalProtocolError("this AsyncRemote was closed; connect again")
 

@@ -271,6 +271,8 @@ class AsyncRemote:
 
     async def close(self) -> None:
         """Close the connection; calls under way end with ConnectionLost."""
+        if self._link.forked:
+            return
         if self._runs is not None:
             self._runs.close()
         await self._link.close()

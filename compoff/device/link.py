@@ -15,6 +15,7 @@ from compoff.device.breaker import Backoff, Breaker
 from compoff.device.timing import Estimate
 from compoff.errors import CompoffError, ConnectTimeout, LocalProtocolError
 from compoff.wire.client_protocol import unserved_words
+from compoff.wire.forks import FORKED, leave_to_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +51,7 @@ class Link:
         self.round_trip = Estimate()
         self.opened = 0  # connections, the first included
         self.closed = False
+        self.forked = False  # whether this is a copy in a child of the process that connected
         self._open = open_client
         self._heartbeat = heartbeat
         self._backoff = Backoff()
@@ -62,7 +64,15 @@ class Link:
         self._wanted = False  # a call waits for a connection
         self._suspected = False  # a call got no answer
         self._thread = threading.Thread(target=self._keep, name="compoff-link", daemon=True)
+        leave_to_parent(self)
         self._thread.start()
+
+    def abandon(self) -> None:
+        """Be closed, in a forked child: the thread that keeps the connection is not here."""
+        self._changed = threading.Condition()  # a thread that is not here may hold the other
+        self.closed = self.forked = True
+        self._client = None
+        self._retired = set()
 
     def connection(self, deadline: float, attempts: int = 1) -> Client:
         """The connection that stands; where there is none, what the next attempts bring.
@@ -123,8 +133,10 @@ class Link:
         """Refuse what is asked of a link that was closed.
 
         Raises:
-            LocalProtocolError: It was.
+            LocalProtocolError: It was, or another process made it.
         """
+        if self.forked:
+            raise LocalProtocolError(f"this Remote was {FORKED}")
         if self.closed:
             raise LocalProtocolError("this Remote was closed; connect again")
 

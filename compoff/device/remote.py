@@ -155,6 +155,8 @@ class Remote:
 
 
 def _close(link: Link, fallback: Fallback | None) -> None:
+    if link.forked:  # nothing here is ours, and its locks may be held by threads that are not here
+        return
     link.close()
     if fallback is not None:
         fallback.close()
@@ -182,6 +184,7 @@ def connect(
     The connection opens now and stays open: while it is quiet it is watched, and one that breaks or gives no sign is
     replaced by a fresh one. A request that was on it is sent once more, within its deadline.
     With a model of its own a device does not need the edge to start: it waits a second and a half for it, at most.
+    A remote belongs to the process that made it: in a forked child its calls raise LocalProtocolError.
 
     Args:
         heads: One head, or several of different split points.

@@ -6,11 +6,15 @@ Bytes only; the face of this is ``async_client``, the blocking twin ``exchange``
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import ssl
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from compoff.errors import CompoffError, ConnectionLost, RemoteProtocolError, WireError
+from compoff.errors import CompoffError, ConnectionLost, LocalProtocolError, RemoteProtocolError, WireError
 from compoff.wire.exchange import relocate
+from compoff.wire.forks import FORKED, leave_to_parent
 from compoff.wire.protocol import Answer, Opened, Refusal
 from compoff.wire.receiver import Receiver, new_buffer
 from compoff.wire.sockets import tls_error
@@ -44,6 +48,21 @@ class AsyncConnection(Receiver):
         self.writable.set()
         self.gone = asyncio.Event()
         self._transport: asyncio.Transport | None = None
+        leave_to_parent(self)
+
+    def abandon(self) -> None:
+        """Be over, in a forked child: both processes would take each other's answers."""
+        transport, self._transport = self._transport, None
+        sock = transport.get_extra_info("socket") if transport is not None else None
+        if sock is not None and sock.fileno() >= 0:
+            # The descriptor's number stays taken, since the transport closes it some time. To close the transport now
+            # would say goodbye in TLS, and stop the parent's loop from listening where both share its selector.
+            with contextlib.suppress(OSError), Path(os.devnull).open("rb") as nothing:
+                os.dup2(nothing.fileno(), sock.fileno(), inheritable=False)
+        self.failure = LocalProtocolError(f"this connection to {self.address} was {FORKED}")
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self.gone.set()
+            self.fail(self.failure)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send what waits to be sent."""

@@ -12,7 +12,15 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from compoff.errors import CompoffError, ConnectionLost, ConnectTimeout, RemoteProtocolError, WireError
+from compoff.errors import (
+    CompoffError,
+    ConnectionLost,
+    ConnectTimeout,
+    LocalProtocolError,
+    RemoteProtocolError,
+    WireError,
+)
+from compoff.wire.forks import FORKED, leave_to_parent
 from compoff.wire.frames import MAX_DEADLINE_MS
 from compoff.wire.protocol import Answer, ClientEvent, Refusal
 from compoff.wire.sockets import check_timeout
@@ -107,6 +115,21 @@ class Exchange:
         self._reading = False  # whether a thread leads
         self._closed = False
         self._failure: CompoffError | None = None
+        leave_to_parent(self)
+
+    def abandon(self) -> None:
+        """Be over, in a forked child: both processes would take each other's answers."""
+        self._stream.abandon()
+        self._lock, self._send_lock = (
+            threading.Lock(),
+            threading.Lock(),
+        )  # a thread that is not here may hold the others
+        self._closed = True
+        self._failure = LocalProtocolError(f"this connection to {self.address} was {FORKED}")
+        slots, self._slots = self._slots, {}
+        for slot in slots.values():
+            slot.event = None  # the thread that waited is not here
+            slot.settle(error=LocalProtocolError(*self._failure.args))
 
     @property
     def closed(self) -> bool:

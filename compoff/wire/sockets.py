@@ -231,6 +231,11 @@ class Stream:
             # The plain method: an SSLSocket's own would drop its TLS state under the feet of the other threads.
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
+    def abandon(self) -> None:
+        """Free this process's descriptor and leave the connection to the process that it was forked from."""
+        with contextlib.suppress(OSError):
+            os.close(self._socket.detach())  # no shutdown, and no word of TLS
+
     def close(self) -> None:
         """Free the socket; nobody may be waiting on it."""
         self._socket.close()

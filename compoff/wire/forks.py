@@ -1,0 +1,42 @@
+"""What a forked child must not share with its parent: connections, whose bytes and request ids would be mixed up."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Protocol
+
+__all__ = ["FORKED", "Shared", "leave_to_parent"]
+
+FORKED = "made in another process; connect again after the fork"
+"""What is said of a connection in a child of the process that made it."""
+
+
+class Shared(Protocol):
+    """What belongs to the process that made it."""
+
+    def abandon(self) -> None:
+        """Let go of everything, in a forked child, without a byte to the peer; locks of other threads are never free."""
+
+
+# The only state of its kind: the interpreter takes one function for the whole process, and never gives it back.
+_shared: weakref.WeakSet[Shared] = weakref.WeakSet()
+
+
+def leave_to_parent(one: Shared) -> None:
+    """Have something abandoned in every child that is forked from now on.
+
+    Args:
+        one: What belongs to this process; it is not kept alive.
+    """
+    _shared.add(one)
+
+
+def _abandon_all() -> None:
+    for one in list(_shared):
+        one.abandon()
+    _shared.clear()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_abandon_all)

@@ -1,0 +1,58 @@
+"""Remotes in a forked child: refused there at once, and undisturbed in the parent."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from typing import Any
+
+import pytest
+
+from compoff.device.async_remote import connect_async
+from compoff.device.remote import connect
+from compoff.edge.server import serve
+from tests.device.stand_in import StandIn, Tail, after
+from tests.wire.forking import in_child
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+ANSWER = [[0, 1, 2]]
+POLICIES: list[dict[str, Any]] = [{}, {"on_failure": "local", "local": len}, {"on_failure": "hedge", "local": len}]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=["raise", "local", "hedge"])
+def test_a_remote_is_its_process_s_own(policy: dict[str, Any]) -> None:
+    with serve(Tail()) as server:
+        remote = connect(StandIn(), server.address, heartbeat=0.1, **policy)  # type: ignore[arg-type]
+        link = remote._link
+        with link._changed:  # as a thread that is not in the child may hold it
+            assert "this Remote was made in another process; connect again after" in in_child(lambda: remote(after(0)))
+            assert in_child(remote.close) == "None"
+
+        def forget() -> None:
+            nonlocal remote
+            del remote
+            gc.collect()
+
+        assert in_child(forget) == "None"
+        for _ in range(3):
+            assert remote(after(0)).tolist() == ANSWER
+        assert remote.stats.connections == 1
+        remote.close()
+
+
+def test_an_async_remote_is_its_process_s_own() -> None:
+    with serve(Tail()) as server:
+        loop = asyncio.new_event_loop()
+        remote = loop.run_until_complete(connect_async(StandIn(), server.address))  # type: ignore[arg-type]
+        told = "this AsyncRemote was made in another process; connect again after"
+        assert told in in_child(lambda: loop.run_until_complete(remote(after(0))))
+        assert told in in_child(lambda: asyncio.new_event_loop().run_until_complete(remote(after(0))))
+        assert in_child(lambda: loop.run_until_complete(remote.close())) == "None"
+        for _ in range(3):
+            assert loop.run_until_complete(remote(after(0))).tolist() == ANSWER
+        assert remote.stats.connections == 1
+        loop.run_until_complete(remote.close())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()

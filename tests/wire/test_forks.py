@@ -1,0 +1,102 @@
+"""Connections in a forked child: refused there, and undisturbed in the parent."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from compoff.edge.server import serve
+from compoff.operations.certificates import Authority
+from compoff.wire.async_client import open_async_client
+from compoff.wire.client import open_client
+from compoff.wire.tls import TLS, client_context
+from tests.wire.forking import in_child
+from tests.wire.test_client import ID, Reverse
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from compoff.edge.server import Server
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+@pytest.fixture(params=["plain", "tls"])
+def edge(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Server, ssl.SSLContext | None]]:
+    tls = None
+    if request.param == "tls":
+        Authority(tmp_path).issue_server("edge", ["127.0.0.1"])
+        tls = TLS(certificate=tmp_path / "edge.pem", key=tmp_path / "edge.key")
+    with serve(Reverse(), tls=tls) as server:
+        yield server, None if tls is None else client_context(TLS(ca=tmp_path / "ca.pem"))
+
+
+def test_a_client_is_its_process_s_own(edge: tuple[Server, ssl.SSLContext | None]) -> None:
+    server, tls = edge
+    client = open_client(server.address, [ID], tls=tls)
+    pending = client.submit(b"300", timeout=5)
+    told = f"LocalProtocolError: this connection to {server.address} was made in another process; connect again after"
+
+    assert in_child(lambda: client.request(b"child", timeout=5)).startswith(told)
+    assert in_child(pending.result).startswith(told)
+    assert in_child(lambda: client.ping(timeout=5)).startswith(told)
+    assert in_child(lambda: (pending.cancel(), client.look(), client.close(), client.closed)).endswith("True)")
+
+    def forget() -> None:
+        nonlocal client, pending
+        del client, pending
+        gc.collect()
+
+    assert in_child(forget) == "None"
+    assert pending.result() == b"003"
+    assert client.request(b"parent", timeout=5) == b"tnerap"
+    client.close()
+
+
+def test_the_child_says_it_whatever_lock_was_held(edge: tuple[Server, ssl.SSLContext | None]) -> None:
+    with open_client(edge[0].address, [ID], tls=edge[1]) as client:
+        exchange = client._exchange
+        with exchange._lock, exchange._send_lock:
+            assert "another process" in in_child(lambda: client.request(b"child", timeout=5))
+            assert in_child(client.close) == "None"
+        assert client.request(b"parent", timeout=5) == b"tnerap"
+
+
+def test_the_child_connects_anew(edge: tuple[Server, ssl.SSLContext | None]) -> None:
+    server, tls = edge
+
+    def again() -> bytes:
+        with open_client(server.address, [ID], tls=tls) as mine:
+            return mine.request(b"child", timeout=5)
+
+    with open_client(server.address, [ID], tls=tls) as client:
+        assert in_child(again) == "b'dlihc'"
+        assert client.request(b"parent", timeout=5) == b"tnerap"
+
+
+def test_an_async_client_is_its_process_s_own(edge: tuple[Server, ssl.SSLContext | None]) -> None:
+    server, tls = edge
+    loop = asyncio.new_event_loop()
+    client = loop.run_until_complete(open_async_client(server.address, [ID], tls=tls))
+    told = "LocalProtocolError: this connection"
+    for _ in range(2):
+        assert in_child(lambda: loop.run_until_complete(client.request(b"child", timeout=5))).startswith(told)
+        assert in_child(lambda: loop.run_until_complete(client.close())) == "None"
+        assert loop.run_until_complete(client.request(b"parent", timeout=5)) == b"tnerap"
+
+    async def forks_with_a_request_under_way() -> bytes:
+        asked = asyncio.ensure_future(client.request(b"100", timeout=5))
+        await asyncio.sleep(0.01)
+        answer = next(iter(client._connection.waiting.values()))
+        assert "another process" in in_child(lambda: str(answer.exception()))
+        return await asked
+
+    assert loop.run_until_complete(forks_with_a_request_under_way()) == b"001"
+    loop.run_until_complete(client.close())
+    loop.close()
