@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from compoff.device.timing import Estimate, RetryBudget
-from compoff.errors import ConnectionLost, ReadTimeout, RemoteProtocolError
+from compoff.errors import ConnectionLost, ConnectTimeout, PayloadError, ReadTimeout, RemoteProtocolError, WireError
 
 if TYPE_CHECKING:
     from compoff.device.answers import CallReport
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from compoff.errors import CompoffError
     from compoff.wire.client import Client, PendingReply
 
-__all__ = ["ATTEMPTS", "Edge"]
+__all__ = ["ATTEMPTS", "Asked", "Edge"]
 
 ATTEMPTS = 2  # to connect, that a call without a connection waits for
 
@@ -72,7 +72,7 @@ class Edge:
                 self.link.release(client)
         return self.settle(call, reply, pending.server_seconds)
 
-    def submit(self, call: Call, until: float) -> tuple[Client, PendingReply]:
+    def submit(self, call: Call, until: float) -> Asked:
         """Send a call's request without waiting for its answer.
 
         Args:
@@ -80,14 +80,20 @@ class Edge:
             until: Moment of ``time.monotonic()`` until which a connection is waited for.
 
         Returns:
-            The connection it went over, and the answer to come, until the call's own deadline.
+            What asks, until the call's own deadline.
 
         Raises:
             WireError: It could not be sent.
         """
         body = call.encode()
         client = self.link.connection(until, ATTEMPTS)
-        return client, client.submit(body, route=call.route, timeout=call.left(call.deadline))
+        try:
+            pending = client.submit(body, route=call.route, timeout=call.left(call.deadline))
+        except ConnectionLost as error:
+            if not self.repeats(call, client, error, call.deadline):
+                raise
+            pending = None
+        return Asked(self, call, body, client, pending)
 
     def settle(self, call: Call, reply: bytes, server_seconds: float) -> tuple[Any, CallReport]:
         """A call's output and report, from the reply and the time it took at the server.
@@ -99,17 +105,31 @@ class Edge:
         self._budget.earn()
         return call.from_edge(reply, server_seconds)
 
-    def _once_more(
-        self, call: Call, body: bytes, broken: Client, error: CompoffError, until: float
-    ) -> tuple[PendingReply, bytes]:
-        """Send again over a fresh connection: the tail changes nothing by answering, so it may do so twice."""
+    def repeats(self, call: Call, broken: Client, error: CompoffError, until: float) -> bool:
+        """Whether a call is worth sending again: the tail changes nothing by answering, so it may do so twice.
+
+        Args:
+            call: The call; that it is sent again is noted in it, and counted.
+            broken: The connection that broke.
+            error: How.
+            until: Moment of ``time.monotonic()`` at which the edge is given up.
+        """
         link = self.link
         link.report(broken, error)
         least = 2 * (link.round_trip.mean or 0.0)
         if link.closed or until - time.monotonic() <= least or not self._budget.spend():
-            raise error
+            return False
         call.retried, call.reason = True, str(error)
         self._tally.retried()
+        return True
+
+    def _once_more(
+        self, call: Call, body: bytes, broken: Client, error: CompoffError, until: float
+    ) -> tuple[PendingReply, bytes]:
+        """Send again over a fresh connection, and wait for the answer."""
+        if not self.repeats(call, broken, error, until):
+            raise error
+        link = self.link
         client = link.connection(until, ATTEMPTS)
         seconds = call.left(until)
         try:
@@ -124,3 +144,85 @@ class Edge:
         finally:
             if client is not link.current:
                 link.release(client)
+
+
+class Asked:
+    """A call's request on its way, for a caller that looks after the device meanwhile; sent once more where it is lost.
+
+    Args:
+        edge: What sent it.
+        call: The call.
+        body: Its payload.
+        client: The connection that it went over.
+        pending: Its answer to come; None where the connection broke before.
+
+    Source: this project.
+    """
+
+    def __init__(self, edge: Edge, call: Call, body: bytes, client: Client, pending: PendingReply | None) -> None:
+        """Start on the way."""
+        self._edge = edge
+        self._call = call
+        self._body = body
+        self._client = client
+        self._pending = pending
+        self._error: CompoffError | None = None
+
+    def wait(self, until: float) -> bool:
+        """Wait, for the answer or for a fresh connection, until a moment of ``time.monotonic()`` at most.
+
+        Returns:
+            Whether ``settle`` returns or raises at once.
+        """
+        try:
+            if self._error is None:
+                pending = self._pending or self._send_again(until)
+                if not pending.wait(max(0.0, until - time.monotonic())):
+                    return False
+                pending.result()
+        except (WireError, PayloadError) as error:
+            return self._failed(error)
+        return True
+
+    def settle(self) -> tuple[Any, CallReport]:
+        """The call's output and report, after ``wait`` has said that they are there.
+
+        Raises:
+            WireError: The edge gave no answer; the class says why.
+            PayloadError: It could not decode the payload.
+        """
+        if self._error is not None or self._pending is None:
+            raise self._error or self._call.late()
+        return self._edge.settle(self._call, self._pending.result(), self._pending.server_seconds)
+
+    def end(self) -> None:
+        """Give up what has not come, and let go of the connection."""
+        if self._pending is not None:
+            self._pending.cancel()
+        if self._client is not self._edge.link.current:
+            self._edge.link.release(self._client)
+
+    def _send_again(self, until: float) -> PendingReply:
+        call = self._call
+        client = self._edge.link.connection(until, ATTEMPTS)
+        pending = client.submit(self._body, route=call.route, timeout=call.left(call.deadline))
+        self.end()
+        self._client, self._pending = client, pending
+        return pending
+
+    def _failed(self, error: CompoffError) -> bool:
+        """Note an error; whether it is the last word."""
+        call, link = self._call, self._edge.link
+        if self._pending is None:
+            if isinstance(error, ConnectTimeout) and time.monotonic() < call.deadline:
+                return False  # no connection yet
+        elif isinstance(error, ReadTimeout):
+            link.suspect(error)
+        elif isinstance(error, (ConnectionLost, RemoteProtocolError)):
+            if call.retried:
+                link.report(self._client, error)
+            elif self._edge.repeats(call, self._client, error, call.deadline):
+                self._pending = None
+                return False
+        self._error = error
+        return True

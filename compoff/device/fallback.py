@@ -6,21 +6,21 @@ Every such answer is marked in its report. How the edge is asked is for ``edge``
 from __future__ import annotations
 
 import concurrent.futures
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from compoff.device.local_runs import MARGIN, LocalRuns, nobody
 from compoff.device.timing import Estimate
-from compoff.errors import PayloadError, ReadTimeout, WireError
+from compoff.errors import PayloadError, WireError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from compoff.device.answers import CallReport
     from compoff.device.calls import Call
-    from compoff.device.edge import Edge
+    from compoff.device.edge import Asked, Edge
     from compoff.device.statistics import Tally
-    from compoff.wire.client import Client, PendingReply
 
 __all__ = ["LEAST_PATIENCE", "Fallback", "Hedge", "OnFailure", "reserve"]
 
@@ -136,34 +136,32 @@ class Hedge(Fallback):
         if not breaker.closed:
             return self._race(call, None, breaker.reason or "the edge cannot be reached")
         try:
-            client, pending = self.edge.submit(call, min(self._latest(call), time.monotonic() + self._patience(call)))
+            asked = self.edge.submit(call, min(self._latest(call), time.monotonic() + self._patience(call)))
         except (WireError, PayloadError) as error:
             if self.edge.link.closed:
                 raise
             return self._race(call, None, str(error))
         try:
-            return self._after(call, client, pending)
+            return self._after(call, asked)
         finally:
-            if client is not self.edge.link.current:
-                self.edge.link.release(client)
+            asked.end()
 
     def close(self) -> None:
         """Let go of the thread; a whole model that runs in it is not waited for."""
         self._runs.close()
 
-    def _after(self, call: Call, client: Client, pending: PendingReply) -> tuple[Any, CallReport]:
+    def _after(self, call: Call, asked: Asked) -> tuple[Any, CallReport]:
         patience = self._patience(call)
         moment = min(self._latest(call), call.encoded + patience)
-        if pending.wait(max(0.0, moment - time.monotonic())):
+        if asked.wait(moment):
             try:
-                return self.edge.settle(call, pending.result(), pending.server_seconds)
+                return asked.settle()
             except (WireError, PayloadError) as error:
-                self._note(client, error)
                 return self._race(call, None, str(error))
         self._tally.hedged()
-        return self._race(call, (client, pending), f"the edge had not answered after {patience:.3g} s")
+        return self._race(call, asked, call.reason or f"the edge had not answered after {patience:.3g} s")
 
-    def _race(self, call: Call, edge: tuple[Client, PendingReply] | None, reason: str) -> tuple[Any, CallReport]:
+    def _race(self, call: Call, asked: Asked | None, reason: str) -> tuple[Any, CallReport]:
         """Run the whole model beside what may still come from the edge, and take what is first."""
         call.check()
         started = time.monotonic()
@@ -173,40 +171,38 @@ class Hedge(Fallback):
             self.edge.link.check_open()
             raise
         try:
-            return self._first(call, edge, run, reason, started)
+            return self._first(call, asked, run, reason, started)
         finally:
             run.cancel()  # one that waits behind others must not run for nobody, and keep those after it waiting
-            _cancel(edge)
 
     def _first(
         self,
         call: Call,
-        edge: tuple[Client, PendingReply] | None,
+        asked: Asked | None,
         run: concurrent.futures.Future[Any],
         reason: str,
         started: float,
     ) -> tuple[Any, CallReport]:
-        """What is first, edge or run."""
+        """What is first, what was asked of the edge or the run."""
         local: concurrent.futures.Future[Any] | None = run
         while True:
-            _wait(edge, local, call.deadline)
+            _wait(asked, local, call.deadline)
             if local is not None and local.done():
                 failure = self._failure(local)
                 if failure is None:
-                    if edge is not None:
+                    if asked is not None:
                         self.edge.seconds.add(time.monotonic() - call.encoded)  # it takes at least that long now
                     return local.result(), call.from_device(reason, started, time.monotonic())
-                if edge is None:
+                if asked is None:
                     raise failure
                 local = None
-            if edge is not None and edge[1].done():
+            if asked is not None and asked.wait(time.monotonic()):
                 try:
-                    return self.edge.settle(call, edge[1].result(), edge[1].server_seconds)
+                    return asked.settle()
                 except (WireError, PayloadError) as error:
-                    self._note(edge[0], error)
                     if local is None:
                         raise
-                    edge, reason = None, str(error)
+                    asked, reason = None, str(error)
             if time.monotonic() >= call.deadline:
                 raise nobody(call, reason)
 
@@ -219,24 +215,11 @@ class Hedge(Fallback):
     def _patience(self, call: Call) -> float:
         return max(LEAST_PATIENCE, self.edge.seconds.upper(otherwise=call.timeout / 2))
 
-    def _note(self, client: Client, error: WireError | PayloadError) -> None:
-        if isinstance(error, ReadTimeout):
-            self.edge.link.suspect(error)
-        elif client.closed:
-            self.edge.link.report(client, error)
 
-
-def _wait(
-    edge: tuple[Client, PendingReply] | None, local: concurrent.futures.Future[Any] | None, deadline: float
-) -> None:
+def _wait(asked: Asked | None, local: concurrent.futures.Future[Any] | None, deadline: float) -> None:
     """Wait for either, or until the deadline; for both at once by looking at each in turn."""
-    left = max(0.0, deadline - time.monotonic())
-    if edge is not None:
-        edge[1].wait(left if local is None else min(left, _LOOK))
+    now = time.monotonic()
+    if asked is not None:
+        asked.wait(deadline if local is None else min(deadline, now + _LOOK))
     elif local is not None:
-        concurrent.futures.wait([local], left)
-
-
-def _cancel(edge: tuple[Client, PendingReply] | None) -> None:
-    if edge is not None:
-        edge[1].cancel()
+        concurrent.futures.wait([local], min(max(0.0, deadline - now), threading.TIMEOUT_MAX))

@@ -178,7 +178,7 @@ class Link:
         received = client.received
         with self._changed:
             if self.breaker.closed and not (self._suspected or self._wanted or self.closed):
-                self._changed.wait(self._heartbeat)
+                self._changed.wait(min(self._heartbeat, _LONGEST_WAIT))
             quiet = self._suspected or not self.breaker.closed or client.received == received
             self._suspected = self._wanted = False
             if not quiet or self.closed or client is not self._client or client.closed:

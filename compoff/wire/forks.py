@@ -16,7 +16,7 @@ class Shared(Protocol):
     """What belongs to the process that made it."""
 
     def abandon(self) -> None:
-        """Let go of everything, in a forked child, without a byte to the peer; locks of other threads are never free."""
+        """Let go of everything, in a forked child, without a byte to the peer; locks may be held for ever."""
 
 
 # The only state of its kind: the interpreter takes one function for the whole process, and never gives it back.

@@ -22,6 +22,7 @@ from compoff.errors import ArtifactMismatch, AuthenticationError, FeatureError, 
 from compoff.operations.certificates import Authority
 from compoff.wire.tls import TLS
 from tests.device.stand_in import StandIn, Tail, after
+from tests.device.test_link import Relay
 from tests.edge.peers import eventually
 from tests.golden_head import golden_head, golden_inputs
 
@@ -312,6 +313,53 @@ def test_a_head_that_takes_all_the_time_says_nothing_of_the_edge(
         assert remote(after(0), timeout=0.05) == LOCAL
     assert remote(after(0)) == EDGE
     assert not caplog.records, "the edge was not even asked"
+    remote.close()
+
+
+def test_a_hedged_request_whose_connection_breaks_is_sent_again(kind: Any) -> None:
+    class Fickle(Tail):
+        calls = 0
+
+        def answer(self, payload: bytes) -> bytes:
+            self.calls += 1
+            if self.calls == 6:
+                relay.cut()
+            return super().answer(payload)
+
+    with serve(Fickle()) as server:
+        relay = Relay(server.address)
+        remote = kind(relay.address, on_failure="hedge", local=Whole(3.0))
+        for _ in range(5):
+            remote(after(0))
+        assert remote(after(10), timeout=2.5) == EDGE
+        assert remote.last.retried
+        assert (remote.stats.retried, remote.stats.failed) == (1, 0)
+        remote.close()
+        relay.close()
+
+
+def test_an_edge_that_is_gone_for_good_keeps_no_local_answer_waiting(kind: Any, server: Server) -> None:
+    relay = Relay(server.address)
+    remote = kind(relay.address, on_failure="hedge", local=Whole(0.6))
+    for _ in range(5):
+        remote(after(0))
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(remote, after(200), 5.0)
+        time.sleep(0.1)
+        relay.close()
+        began = time.monotonic()
+        assert call.result() == LOCAL
+    assert time.monotonic() - began < 1.5
+    remote.close()
+
+
+def test_a_wait_longer_than_any_thread_can_wait(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    server = serve(Tail())
+    remote = kind(server.address, on_failure="hedge", local=Whole(), heartbeat=1e10)
+    assert remote(after(0), timeout=1e10) == EDGE
+    server.close()
+    assert remote(after(0), timeout=1e10) == LOCAL
+    assert not [record for record in caplog.records if record.exc_info]
     remote.close()
 
 
