@@ -256,6 +256,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **RUNTIME_TABLES,
     **{f"rate-{split}": partial(rate_table, f"rate_accuracy.{_CIFAR}.{split}") for split in _SPLITS},
     **{f"once-{split}": partial(rate_table, one_fit(split)) for split in _SPLITS},
+    "once-layer3-long": partial(rate_table, f"{one_fit('layer3')}.long"),
     **{f"shifted-{split}": partial(shifted_table, split) for split in _SPLITS},
     "coding": coding_table,
     "faults": faults_table,
