@@ -302,7 +302,7 @@ class Service:
         """Answer in this thread: to hand over to another and back would take longer than the answer."""
         outcome = answer_now(job)
         seconds = self._count(job, outcome)
-        self._clock(job.lane, [outcome], seconds)
+        self._clock(job.lane, 1 if outcome.code is None else went_through([outcome]), seconds)
         job.asker.deliver(job, outcome)
 
     def _has_room(self, job: Job) -> bool:
@@ -335,7 +335,7 @@ class Service:
                 self._loop.call_soon_threadsafe(self._finish, jobs, outcomes, seconds)
 
     def _finish(self, jobs: Sequence[Job], outcomes: Sequence[Outcome | None], seconds: float) -> None:
-        self._clock(jobs[0].lane, outcomes, seconds)
+        self._clock(jobs[0].lane, went_through(outcomes), seconds)
         for job, outcome in zip(jobs, outcomes, strict=True):
             self._let_go(job)
             self._count(job, outcome)
@@ -350,9 +350,8 @@ class Service:
         for asker in askers:
             asker.settle()
 
-    def _clock(self, lane: Lane, outcomes: Sequence[Outcome | None], seconds: float) -> None:
-        """Note how long a batch took, and how much of it the tail really answered."""
-        through = went_through(outcomes)
+    def _clock(self, lane: Lane, through: int, seconds: float) -> None:
+        """Note how long a batch took, and how many of it went through the tail."""
         lane.pace.clock(seconds, through=through > 0)
         lane.counters.busy_seconds += seconds
         if through:

@@ -171,7 +171,7 @@ class Client:
             ServerBusy: ``window`` requests are unanswered.
             ConnectionLost: The connection is over, or the server is stopping.
         """
-        if self.unserved:
+        if self._protocol.unserved:
             self.look()  # a server that serves it now has said goodbye, so that its clients ask anew
 
         def queue() -> int:

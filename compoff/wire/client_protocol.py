@@ -82,6 +82,7 @@ class ClientProtocol(Conversation):
         self.idle_timeout = 0.0  # seconds without any message after which the server closes; 0 for never
         self.queue_seconds = 0.0  # what the last PONG said that a request would wait
         self.routes: tuple[Route, ...] = ()
+        self.unserved: tuple[bytes, ...] = ()  # ids of what was offered and is not there, while other artifacts are
         self._offers = tuple(offer if isinstance(offer, Offer) else Offer(offer) for offer in offers)
         hello = Hello(self._offers, token)
         self._send(Frame(FrameType.HELLO, hello.encode()))
@@ -90,15 +91,6 @@ class ClientProtocol(Conversation):
     def stuck(self) -> bool:
         """Whether requests past their deadline hold the whole window: nobody waits here, and nothing can be sent."""
         return 0 < self.window <= len(self._abandoned)
-
-    @property
-    def unserved(self) -> tuple[bytes, ...]:
-        """Ids of the artifacts offered that the server does not hold, while it holds others."""
-        return tuple(
-            offer.artifact_id
-            for offer, route in zip(self._offers, self.routes, strict=False)
-            if not route.max_payload_bytes
-        )
 
     def send_request(self, body: bytes, *, route: int = 0, deadline_ms: int = 0) -> int:
         """Queue a request.
@@ -230,6 +222,8 @@ class ClientProtocol(Conversation):
         welcome = Welcome.decode(frame.body, len(self._offers))
         self.idle_timeout = welcome.idle_ms / 1000
         self.window, self.routes = welcome.window, welcome.routes
+        offered = zip(self._offers, self.routes, strict=True)
+        self.unserved = tuple(offer.artifact_id for offer, route in offered if not route.max_payload_bytes)
         self._state = State.OPEN
         return Opened(welcome.window)
 
