@@ -137,6 +137,7 @@ class Processes:
         with self._lock:
             for keeper in self._keepers:
                 self._awaited = (settings, keeper.reload(settings, keep=True))
+                self._behind = None  # what the fronts still use must not be dropped behind this reload
             if not self._keepers:
                 self._settings = settings
                 for member in self._members:
@@ -154,8 +155,7 @@ class Processes:
         self._settings = settings if read else replace(settings, tails=self._settings.tails)
         for member in self._members:
             member.reload(self._settings, tails=read)
-        if read:
-            self._behind = now + _BEHIND_SECONDS
+        self._behind = now + _BEHIND_SECONDS
 
     def stop(self) -> None:
         """Have each send the answers in flight and end."""
