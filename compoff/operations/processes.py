@@ -44,6 +44,7 @@ _START_SECONDS = 120.0  # to load a large tail from a slow disk
 _ANSWER_SECONDS = 2.0
 _LOOK_SECONDS = 0.2
 _STEADY_SECONDS = 60.0  # a process that has run so long is not part of a series of failures
+_QUIET_SECONDS = 5.0  # after which a process is asked for its figures, wanted or not
 _SILENT_SECONDS = 60.0  # a process that owes an answer for so long hangs
 _BEHIND_SECONDS = 60.0  # for which former tails stay, for requests that a front has taken for them
 
@@ -197,6 +198,7 @@ class _Member:
         self._began = time.monotonic()
         self._starts += 1
         self._asked: float | None = None  # since when it owes its figures
+        self._told = self._began  # when it gave them last
         self._outcomes: dict[str, bool] = {}  # what became of each reload
         self.listening = False
 
@@ -235,10 +237,7 @@ class _Member:
         return self._questions
 
     def figures(self, number: int, deadline: float) -> Figures | None:
-        found = self._receive(f"figures {number}", deadline)
-        if found is not None:
-            self._asked, self._last = None, found
-        return found
+        return self._receive(f"figures {number}", deadline)
 
     @property
     def counted(self) -> list[Figures]:
@@ -262,10 +261,12 @@ class _Member:
         try:
             while self._pipe.poll(max(0.0, deadline - time.monotonic())):
                 found, content = self._pipe.recv()
+                if found.startswith("figures"):
+                    self._asked, self._last, self._told = None, content, time.monotonic()
+                elif found.startswith("reloaded"):
+                    self._outcomes[found] = content
                 if found == kind:
                     return content
-                if found.startswith("reloaded"):
-                    self._outcomes[found] = content
         except (EOFError, OSError):
             pass
         return None
@@ -278,6 +279,8 @@ class _Member:
             _logger.error("server process %s cannot serve: %s", self._number, answer)
         if alive:
             self.listening = self.listening or isinstance(answer, list)
+            if self.listening and time.monotonic() - self._told > _QUIET_SECONDS:
+                self.question()  # also where nobody wants the figures: one that hangs shows only so
             if self._asked is not None and time.monotonic() - self._asked > _SILENT_SECONDS:
                 _logger.error("server process %s has not answered for %g s; killing it", self._number, _SILENT_SECONDS)
                 self._process.kill()
@@ -383,7 +386,11 @@ class _Reader:
                 self._worker.drop_former()
                 continue
             number, settings, tails, keep = wanted
-            done = self._worker.reload(settings, tails=tails, keep=keep)
+            try:
+                done = self._worker.reload(settings, tails=tails, keep=keep)
+            except Exception:  # whatever a tail raises while it is read: somebody waits for the answer
+                _logger.exception("the reload failed")
+                done = False
             with self.sending, contextlib.suppress(OSError):
                 self._pipe.send((f"reloaded {number}", done))
 

@@ -94,6 +94,14 @@ def test_a_process_that_cannot_serve_when_it_starts_again_says_why(
     assert told.startswith(f"server process 0 cannot serve: '{tmp_path / 'gone'}' is not a folder")
 
 
+def within(seconds: float, condition: Callable[[], object]) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.fixture
 def front(tmp_path: Path) -> Iterator[processes._Member]:
     """A front, which needs no torch and so starts quickly; whoever holds its tails is not there."""
@@ -117,6 +125,12 @@ def test_a_process_that_hangs_is_not_asked_again_and_again_and_started_anew(
     front: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert front.figures(front.question(), time.monotonic() + 20)["ready"]
+    # An answer that came too late is one all the same: the next question is asked, and nobody is killed.
+    late = front.question()
+    within(20, lambda: front._pipe.poll(0))
+    front.revive(front.settings)
+    assert front.question() == late + 1
+    assert front.figures(late + 1, time.monotonic() + 20) is not None
     first = front._process.pid
     os.kill(first, signal.SIGSTOP)
     asked = {front.question() for _ in range(2000)}  # far more than its pipe holds
