@@ -6,6 +6,7 @@ Every such answer is marked in its report. How the edge is asked is for ``edge``
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -222,4 +223,6 @@ def _wait(asked: Asked | None, local: concurrent.futures.Future[Any] | None, dea
     if asked is not None:
         asked.wait(deadline if local is None else min(deadline, now + _LOOK))
     elif local is not None:
-        concurrent.futures.wait([local], min(max(0.0, deadline - now), threading.TIMEOUT_MAX))
+        # Unlike ``concurrent.futures.wait`` this wakes up where a closed remote cancels what waits for its turn.
+        with contextlib.suppress(concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
+            local.exception(min(max(0.0, deadline - now), threading.TIMEOUT_MAX))
