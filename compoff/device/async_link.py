@@ -8,10 +8,10 @@ import time
 from typing import TYPE_CHECKING
 
 from compoff.device.breaker import Backoff, Breaker
-from compoff.device.link import FIRST_ATTEMPT, LONGEST_ATTEMPT, warn_of_unserved
+from compoff.device.link import FIRST_ATTEMPT, LONGEST_ATTEMPT, refuse_closed, warn_of_unserved
 from compoff.device.timing import Estimate
 from compoff.errors import CompoffError, ConnectTimeout, LocalProtocolError
-from compoff.wire.forks import FORKED, leave_to_parent
+from compoff.wire.forks import leave_to_parent
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -78,10 +78,7 @@ class AsyncLink:
         Raises:
             LocalProtocolError: It was, or another process made it.
         """
-        if self.forked:
-            raise LocalProtocolError(f"this AsyncRemote was {FORKED}")
-        if self.closed:
-            raise LocalProtocolError("this AsyncRemote was closed; connect again")
+        refuse_closed("AsyncRemote", forked=self.forked, closed=self.closed)
 
     def check_loop(self) -> None:
         """Refuse another event loop than the one whose task reads the answers: none would arrive.

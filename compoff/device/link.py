@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from compoff.wire.client import Client
 
-__all__ = ["FIRST_ATTEMPT", "LONGEST_ATTEMPT", "Link", "warn_of_unserved"]
+__all__ = ["FIRST_ATTEMPT", "LONGEST_ATTEMPT", "Link", "refuse_closed", "warn_of_unserved"]
 
 _logger = logging.getLogger("compoff.connect")
 FIRST_ATTEMPT, LONGEST_ATTEMPT = 1.0, 5.0  # seconds; short first: a lost SYN is sent again only after a second
@@ -135,10 +135,7 @@ class Link:
         Raises:
             LocalProtocolError: It was, or another process made it.
         """
-        if self.forked:
-            raise LocalProtocolError(f"this Remote was {FORKED}")
-        if self.closed:
-            raise LocalProtocolError("this Remote was closed; connect again")
+        refuse_closed("Remote", forked=self.forked, closed=self.closed)
 
     def _wait_for_connection(self, deadline: float, attempts: int) -> Client:
         with self._changed:
@@ -252,6 +249,23 @@ class Link:
     def _succeeded(self) -> None:
         if self.breaker.succeeded():
             _logger.info("the edge at %s answers again", self.address)
+
+
+def refuse_closed(what: str, *, forked: bool, closed: bool) -> None:
+    """Refuse what is asked of a link that is no more.
+
+    Args:
+        what: Whose link it is.
+        forked: Whether another process made it.
+        closed: Whether it was closed.
+
+    Raises:
+        LocalProtocolError: Either.
+    """
+    if forked:
+        raise LocalProtocolError(f"this {what} was {FORKED}")
+    if closed:
+        raise LocalProtocolError(f"this {what} was closed; connect again")
 
 
 def warn_of_unserved(address: str, artifact_ids: tuple[bytes, ...]) -> None:

@@ -183,6 +183,7 @@ class _Member:
         self._questions = 0
         self._dead = False
         self._starts = 0
+        self._reloads = 0
         self._last: Figures | None = None  # as it has told them last
         self._past: list[Figures] = []  # of those that ran before it, added up
         self._start(settings)
@@ -246,9 +247,9 @@ class _Member:
 
     def reload(self, settings: Settings, *, tails: bool = True, keep: bool = False) -> tuple[int, int]:
         """Have it read again what may change; which time this is, for `outcome`."""
-        self._questions += 1
-        self.ask("reload", (self._questions, self.role(settings), tails, keep))
-        return self._starts, self._questions
+        self._reloads += 1
+        self.ask("reload", (self._reloads, self.role(settings), tails, keep))
+        return self._starts, self._reloads
 
     def outcome(self, which: tuple[int, int]) -> bool | None:
         """Whether it has taken over the tails; None while it is at it."""

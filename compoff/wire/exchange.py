@@ -120,10 +120,8 @@ class Exchange:
     def abandon(self) -> None:
         """Be over, in a forked child: both processes would take each other's answers."""
         self._stream.abandon()
-        self._lock, self._send_lock = (
-            threading.Lock(),
-            threading.Lock(),
-        )  # a thread that is not here may hold the others
+        self._lock = threading.Lock()  # a thread that is not here may hold the other
+        self._send_lock = threading.Lock()  # and this one, too
         self._closed = True
         self._failure = LocalProtocolError(f"this connection to {self.address} was {FORKED}")
         slots, self._slots = self._slots, {}

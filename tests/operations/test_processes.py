@@ -159,6 +159,9 @@ def test_a_reload_says_whether_the_tails_were_read(front: Any, tmp_path: Path) -
         assert found is not None
         return found
 
+    asked = front.question()
+    front.reload(front.settings)
+    assert front.question() == asked, "the same, for it is not answered yet"
     assert read(front.settings)
     assert not read(replace(front.settings, tails=(TailPlace(tmp_path / "gone"),)))
     front._process.kill()
