@@ -1,0 +1,201 @@
+"""One process of a server, as the one that started it sees it: told, asked, and started again when it dies or hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from compoff.device.breaker import Backoff
+from compoff.errors import WireError
+from compoff.operations.child import serve_as_told
+from compoff.operations.figures import Figures, counted_only, merge
+from compoff.operations.settings import Settings
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
+__all__ = ["Member", "Role"]
+
+Role: TypeAlias = Callable[[Settings], Settings]
+"""From what the server was told to what one of its processes is told."""
+
+_logger = logging.getLogger("compoff.serve")
+_START_SECONDS = 120.0  # to load a large tail from a slow disk
+_LOOK_SECONDS = 0.2
+_STEADY_SECONDS = 60.0  # a process that has run so long is not part of a series of failures
+_QUIET_SECONDS = 5.0  # after which a process is asked for its figures, wanted or not
+_SILENT_SECONDS = 60.0  # a process that owes an answer for so long hangs
+
+
+class Member:
+    """One process, as the one that started it sees it.
+
+    Args:
+        number: Its name in logs.
+        role: What it is told of the settings.
+        settings: Of the server.
+        address: Where it listens.
+        log: Format and level of its logs.
+    """
+
+    def __init__(self, number: str, role: Role, settings: Settings, address: str, log: tuple[str, str]) -> None:
+        """Start it."""
+        self._number = number
+        self.role = role
+        self._address = address
+        self._log = log
+        self._backoff = Backoff(0.5, 30.0)
+        self._not_before = 0.0
+        self._questions = 0
+        self._dead = False
+        self._starts = 0
+        self._reloads = 0
+        self._last: Figures | None = None  # as it has told them last
+        self._past: list[Figures] = []  # of those that ran before it, added up
+        self._start(settings)
+
+    def _start(self, settings: Settings) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        arguments = (self.role(settings), self._address, theirs, self._log)
+        name = f"compoff-serve-{self._number}"
+        self._process: BaseProcess = context.Process(target=serve_as_told, args=arguments, name=name, daemon=True)
+        self._process.start()
+        theirs.close()
+        self._began = time.monotonic()
+        self._starts += 1
+        self._asked: float | None = None  # since when it owes its figures
+        self._told = self._began  # when it gave them last
+        self._outcomes: dict[str, bool] = {}  # what became of each reload
+        self.listening = False
+
+    def wait_until_ready(self, stopping: Callable[[], bool] = lambda: False) -> list[str]:
+        """What it serves, when it listens.
+
+        Args:
+            stopping: Whether not to wait any longer.
+
+        Raises:
+            CompoffError: It could not, or it is not waited for.
+        """
+        deadline, answer = time.monotonic() + _START_SECONDS, None
+        while answer is None and self._process.is_alive() and time.monotonic() < deadline:
+            if stopping():
+                raise WireError("the server was stopped while it started")
+            answer = self._receive("ready", time.monotonic() + _LOOK_SECONDS)
+        answer = answer or self._receive("ready", 0.0)  # what it said before it ended
+        if answer is None:
+            raise WireError(f"server process {self._number} ended before it listened; its log says why")
+        if isinstance(answer, str):
+            raise WireError(answer)
+        self.listening = True
+        return answer
+
+    def ask(self, what: str, argument: Any = None) -> None:
+        """Tell it something; one that has died hears nothing.
+
+        Args:
+            what: "figures", "reload", "drop" or "stop".
+            argument: What belongs to it.
+        """
+        with contextlib.suppress(OSError):
+            self._pipe.send((what, argument))
+
+    def question(self) -> int:
+        """Ask for the figures, unless it owes them still; the number tells which answer belongs to the question."""
+        if self._asked is None:
+            self._questions += 1
+            self._asked = time.monotonic()
+            self.ask("figures", self._questions)
+        return self._questions
+
+    def figures(self, number: int, deadline: float) -> Figures | None:
+        """The answer to a question.
+
+        Args:
+            number: Of the question.
+            deadline: Until when to wait, by the monotonic clock.
+
+        Returns:
+            What it has counted; None without an answer by then.
+        """
+        return self._receive(f"figures {number}", deadline)
+
+    @property
+    def counted(self) -> list[Figures]:
+        """What it has told last, and what those had counted that ran before it."""
+        return self._past + ([] if self._last is None else [self._last])
+
+    def reload(self, settings: Settings, *, tails: bool = True, keep: bool = False) -> tuple[int, int]:
+        """Have it read again what may change; which time this is, for `outcome`."""
+        self._reloads += 1
+        self.ask("reload", (self._reloads, self.role(settings), tails, keep))
+        return self._starts, self._reloads
+
+    def outcome(self, which: tuple[int, int]) -> bool | None:
+        """Whether it has taken over the tails; None while it is at it."""
+        if which[0] != self._starts or self._dead:
+            return False
+        self._receive("", 0.0)
+        return self._outcomes.pop(f"reloaded {which[1]}", None)
+
+    def _receive(self, kind: str, deadline: float) -> Any:
+        try:
+            while self._pipe.poll(max(0.0, deadline - time.monotonic())):
+                found, content = self._pipe.recv()
+                if found.startswith("figures"):
+                    self._asked, self._last, self._told = None, content, time.monotonic()
+                elif found.startswith("reloaded"):
+                    self._outcomes[found] = content
+                if found == kind:
+                    return content
+        except (EOFError, OSError):
+            pass
+        return None
+
+    def revive(self, settings: Settings) -> None:
+        """Start it again where it has died, after a pause that grows while it keeps dying."""
+        alive = self._process.is_alive()
+        answer = self._receive("ready", 0.0)  # after that look: what it said before it ended is there then
+        if isinstance(answer, str):
+            _logger.error("server process %s cannot serve: %s", self._number, answer)
+        if alive:
+            self.listening = self.listening or isinstance(answer, list)
+            if self.listening and time.monotonic() - self._told > _QUIET_SECONDS:
+                self.question()  # also where nobody wants the figures: one that hangs shows only so
+            if self._asked is not None and time.monotonic() - self._asked > _SILENT_SECONDS:
+                _logger.error("server process %s has not answered for %g s; killing it", self._number, _SILENT_SECONDS)
+                self._process.kill()
+            return
+        now = time.monotonic()
+        if not self._dead:
+            self._past = [counted_only(merge(self.counted, processes=1))] if self.counted else []
+            self._last = None
+            _logger.error("server process %s died (exit code %s)", self._number, self._process.exitcode)
+            if now - self._began > _STEADY_SECONDS:
+                self._backoff.reset()
+            self._dead, self.listening = True, False
+            self._not_before = now + self._backoff.next()
+        if now >= self._not_before:
+            self._pipe.close()
+            self._process.close()
+            self._start(settings)
+            self._dead = False
+            _logger.info("server process %s starts again", self._number)
+
+    def end(self, seconds: float) -> None:
+        """Wait until it has ended, and kill it if it does not.
+
+        Args:
+            seconds: How long to wait.
+        """
+        self._process.join(seconds)
+        if self._process.is_alive():
+            _logger.error("server process %s does not end; killing it", self._number)
+            self._process.kill()
+            self._process.join()
+        self._pipe.close()

@@ -1,0 +1,119 @@
+"""One process of a server as the one that started it sees it: that it dies, hangs, reloads, and what is told of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from compoff.artifact import write_folder
+from compoff.operations import member
+from compoff.operations.member import Member
+from compoff.operations.settings import Relay, Settings, TailPlace
+from tests.small_artifacts import MANIFEST, TABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+def test_a_process_that_cannot_serve_when_it_starts_again_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def front(settings: Settings) -> Settings:  # needs no torch, so it starts quickly
+        return replace(settings, relay=Relay("127.0.0.1:1", "token" * 8))
+
+    settings = Settings((TailPlace(tmp_path / "gone"),), "127.0.0.1:0")
+    caplog.set_level(logging.INFO, "compoff.serve")
+    started = Member("0", front, settings, "127.0.0.1:0", ("text", "info"))
+    try:
+        deadline = time.monotonic() + 60
+        while "died" not in caplog.text and time.monotonic() < deadline:
+            started.revive(settings)
+            time.sleep(0.05)
+    finally:
+        started.end(10.0)
+    assert not started.listening
+    (told,) = [record.getMessage() for record in caplog.records if "cannot serve" in record.getMessage()]
+    assert told.startswith(f"server process 0 cannot serve: '{tmp_path / 'gone'}' is not a folder")
+
+
+def within(seconds: float, condition: Callable[[], object]) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def front(tmp_path: Path) -> Iterator[Member]:
+    """A front, which needs no torch and so starts quickly; whoever holds its tails is not there."""
+    write_folder(tmp_path / "tail", replace(MANIFEST, kind="tail", factory=""), TABLES, {})
+    settings = Settings((TailPlace(tmp_path / "tail"),), "127.0.0.1:0")
+
+    def role(settings: Settings) -> Settings:
+        return replace(settings, relay=Relay("127.0.0.1:1", "token" * 8))
+
+    started = Member("0", role, settings, "127.0.0.1:0", ("text", "warning"))
+    started.settings = settings  # type: ignore[attr-defined]
+    try:
+        started.wait_until_ready()
+        yield started
+    finally:
+        started._process.kill()
+        started.end(10.0)
+
+
+def test_a_process_that_hangs_is_not_asked_again_and_again_and_started_anew(
+    front: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert front.figures(front.question(), time.monotonic() + 20)["ready"]
+    # An answer that came too late is one all the same: the next question is asked, and nobody is killed.
+    late = front.question()
+    within(20, lambda: front._pipe.poll(0))
+    front.revive(front.settings)
+    assert front.question() == late + 1
+    assert front.figures(late + 1, time.monotonic() + 20) is not None
+    first = front._process.pid
+    os.kill(first, signal.SIGSTOP)
+    asked = {front.question() for _ in range(2000)}  # far more than its pipe holds
+    assert len(asked) == 1
+    assert front.figures(*asked, time.monotonic()) is None
+    front.revive(front.settings)
+    assert front._process.pid == first
+    monkeypatch.setattr(member, "_SILENT_SECONDS", 0.0)
+    deadline = time.monotonic() + 60
+    while front._process.pid == first and time.monotonic() < deadline:
+        front.revive(front.settings)
+        time.sleep(0.05)
+    assert "server process 0 has not answered for 0 s; killing it" in caplog.text
+    monkeypatch.setattr(member, "_SILENT_SECONDS", 60.0)
+    front.wait_until_ready()
+    assert front.figures(front.question(), time.monotonic() + 20) is not None
+    assert len(front.counted) == 2, "what the first one had counted stays in the sum"
+
+
+def test_a_reload_says_whether_the_tails_were_read(front: Any, tmp_path: Path) -> None:
+    def read(settings: Settings) -> bool:
+        which = front.reload(settings)
+        deadline = time.monotonic() + 20
+        while (found := front.outcome(which)) is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert found is not None
+        return found
+
+    asked = front.question()
+    front.reload(front.settings)
+    assert front.question() == asked, "the same, for it is not answered yet"
+    assert read(front.settings)
+    assert not read(replace(front.settings, tails=(TailPlace(tmp_path / "gone"),)))
+    front._process.kill()
+    front._process.join()
+    front.revive(front.settings)
+    assert front.outcome((front._starts, 99)) is False
