@@ -21,6 +21,7 @@ from torch.fx import GraphModule
 
 from compoff.codec import Bottleneck
 from compoff.cutting.cut import cut_at
+from compoff.cutting.functional import functional
 from compoff.cutting.inputs import ExampleInputs
 from compoff.cutting.proof import check_sizes, prove
 from compoff.cutting.trace import frozen
@@ -255,7 +256,7 @@ def _export(base: nn.Module, example: ExampleInputs, split: str, most: int) -> G
         program = torch.export.export(
             base, example.args, example.keywords, dynamic_shapes=free_batch(example), strict=False
         )
-        program = program.run_decompositions({})
+        program = functional(program)
     if changed := list(program.graph_signature.buffers_to_mutate.values()):
         raise KeepsState(
             f"{type(base).__name__} changes its own buffer '{changed[0]}' with every batch, but a head and a tail keep "

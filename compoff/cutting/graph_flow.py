@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from compoff.cutting.flow import SIZED, Flow, Operator, Value
 from compoff.cutting.macs import count_macs
 
 if TYPE_CHECKING:
-    from torch.fx import Graph, Node
+    from torch.fx import Graph
 
-__all__ = ["GraphFlow", "drop_copies", "has_batch", "is_size"]
+__all__ = ["GraphFlow", "drop_copies", "has_batch", "is_size", "same_form"]
 
 
 class GraphFlow:
@@ -116,16 +117,24 @@ def drop_copies(graph: Graph) -> None:
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is torch.ops.aten.copy.default:
             target, source = node.args[0], node.args[1]
-            if _same_form(target, source):
+            if same_form(target, source):
                 node.replace_all_uses_with(source)
                 graph.erase_node(node)
 
 
-def _same_form(one: Any, other: Any) -> bool:
-    values = [node.meta.get("val") for node in (one, other)]
-    if not all(isinstance(value, Tensor) for value in values):
+def same_form(one: Any, other: Any) -> bool:
+    """Whether two nodes are tensors of the same sizes and type.
+
+    Args:
+        one: A node, or anything else.
+        other: Another.
+
+    Returns:
+        Whether they are.
+    """
+    left, right = (node.meta.get("val") if isinstance(node, Node) else None for node in (one, other))
+    if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
         return False
-    left, right = values
     return [str(size) for size in left.shape] == [str(size) for size in right.shape] and left.dtype == right.dtype
 
 

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from compoff.codec import Bottleneck
 from compoff.cutting.capture import explained, folded, free_batch, program_of
 from compoff.cutting.cut import head_of
+from compoff.cutting.functional import functional
 from compoff.cutting.graph_flow import has_batch
 from compoff.cutting.inputs import ExampleInputs
 from compoff.cutting.proof import check_sizes, prove
@@ -138,7 +139,7 @@ def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInpu
                 module, example.args, example.keywords, dynamic_shapes=free_batch(example), strict=False
             )
             check_sizes(program, most, site.path)
-            graph = program.run_decompositions({}).module(check_guards=False)
+            graph = functional(program).module(check_guards=False)
         assert isinstance(graph, torch.fx.GraphModule)
         output = next(node for node in graph.graph.nodes if node.op == "output")
         results = [leaf for leaf in pytree.tree_leaves(output.args[0]) if isinstance(leaf, Node)]
