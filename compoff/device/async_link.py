@@ -161,20 +161,23 @@ class AsyncLink:
                 await asyncio.sleep(self._backoff.first)
 
     async def _watch(self, client: AsyncClient) -> None:
-        """Wait for a while; where no message came meanwhile, or there is doubt, ask for a sign."""
-        received = client.received
+        """Wait for a while; where nothing came meanwhile, or there is doubt, ask for a sign."""
+        moved = client.moved
         if self.breaker.closed and not self._suspected:
             self._wake.clear()
             await _happens(self._wake, self._heartbeat)
-        quiet = self._suspected or not self.breaker.closed or client.received == received
+        quiet = self._suspected or not self.breaker.closed or not client.moved.further_than(moved)
         self._suspected = False
         if quiet and client is self.current and not client.closed:
             await self._ping(client)
 
     async def _ping(self, client: AsyncClient) -> None:
+        moved = client.moved
         try:
             self.round_trip.add(await client.ping(timeout=self._heartbeat))
         except CompoffError as error:
+            if not client.closed and client.moved.further_than(moved):
+                return  # the sign waits behind a long message, which is one, too
             self._failed(error)
             if not client.closed:  # no sign: whatever is on its way may come by a fresh connection, long before by this
                 await self._replace(client)

@@ -171,21 +171,24 @@ class Link:
                 time.sleep(self._backoff.first)
 
     def _watch(self, client: Client) -> None:
-        """Wait for a while; where no message came meanwhile, or there is doubt, ask for a sign."""
-        received = client.received
+        """Wait for a while; where nothing came meanwhile, or there is doubt, ask for a sign."""
+        moved = client.moved
         with self._changed:
             if self.breaker.closed and not (self._suspected or self._wanted or self.closed):
                 self._changed.wait(min(self._heartbeat, _LONGEST_WAIT))
-            quiet = self._suspected or not self.breaker.closed or client.received == received
+            quiet = self._suspected or not self.breaker.closed or not client.moved.further_than(moved)
             self._suspected = self._wanted = False
             if not quiet or self.closed or client is not self._client or client.closed:
                 return
         self._ping(client)
 
     def _ping(self, client: Client) -> None:
+        moved = client.moved
         try:
             self.round_trip.add(client.ping(timeout=self._heartbeat))
         except CompoffError as error:
+            if not client.closed and client.moved.further_than(moved):
+                return  # the sign waits behind a long message, which is one, too
             with self._changed:
                 self._failed(error)
             if not client.closed:  # no sign: whatever is on its way may come by a fresh connection, long before by this

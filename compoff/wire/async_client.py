@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from compoff.wire.messages import Offer
+    from compoff.wire.moved import Moved
     from compoff.wire.protocol import Answer
     from compoff.wire.sockets import Addresses
 
@@ -82,6 +83,11 @@ class AsyncClient:
     def received(self) -> int:
         """Messages that have come on this connection: whether it grows says whether the server is there."""
         return self._protocol.received
+
+    @property
+    def moved(self) -> Moved:
+        """How far the bytes in both directions have come: whether a long message is on its way."""
+        return self._connection.moved
 
     @property
     def unserved(self) -> tuple[bytes, ...]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from compoff.errors import CompoffError, ConnectionLost, LocalProtocolError, RemoteProtocolError, WireError
 from compoff.wire.exchange import relocate
 from compoff.wire.forks import FORKED, leave_to_parent
+from compoff.wire.moved import Moved, unsent
 from compoff.wire.protocol import Answer, Opened, Refusal
 from compoff.wire.receiver import Receiver, new_buffer
 from compoff.wire.sockets import tls_error
@@ -48,6 +49,7 @@ class AsyncConnection(Receiver):
         self.writable.set()
         self.gone = asyncio.Event()
         self._transport: asyncio.Transport | None = None
+        self._came = self._written = 0  # bytes
         leave_to_parent(self)
 
     def abandon(self) -> None:
@@ -69,8 +71,19 @@ class AsyncConnection(Receiver):
         self._transport = cast("asyncio.Transport", transport)
         self.flush()
 
+    @property
+    def moved(self) -> Moved:
+        """How far the bytes in both directions have come."""
+        transport = self._transport
+        if transport is None:
+            return Moved(self._came, 0)
+        sock = transport.get_extra_info("socket")
+        below = unsent(sock.fileno()) if sock is not None and sock.fileno() >= 0 else 0
+        return Moved(self._came, self._written - transport.get_write_buffer_size() - below)
+
     def receive(self, data: bytes) -> None:
         """Settle the answers that came."""
+        self._came += len(data)
         try:
             events = self.protocol.receive_data(data)
         except WireError as error:
@@ -114,6 +127,7 @@ class AsyncConnection(Receiver):
         """Write what is to be sent."""
         data = self.protocol.data_to_send()
         if data and self._transport is not None:
+            self._written += len(data)
             self._transport.write(data)
 
     def fail(self, error: CompoffError) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from compoff.wire.messages import Offer
+    from compoff.wire.moved import Moved
 
 __all__ = ["Client", "PendingReply", "open_client"]
 
@@ -140,6 +141,11 @@ class Client:
     def received(self) -> int:
         """Messages that have come on this connection: whether it grows says whether the server is there."""
         return self._protocol.received
+
+    @property
+    def moved(self) -> Moved:
+        """How far the bytes in both directions have come: whether a long message is on its way."""
+        return self._exchange.moved
 
     def look(self) -> None:
         """Read what has arrived, without waiting, so that ``closed`` knows of a goodbye that came meanwhile."""

@@ -22,6 +22,7 @@ from compoff.errors import (
 )
 from compoff.wire.forks import FORKED, leave_to_parent
 from compoff.wire.frames import MAX_DEADLINE_MS
+from compoff.wire.moved import Moved
 from compoff.wire.protocol import Answer, ClientEvent, Refusal
 from compoff.wire.sockets import check_timeout
 
@@ -115,6 +116,7 @@ class Exchange:
         self._reading = False  # whether a thread leads
         self._closed = False
         self._failure: CompoffError | None = None
+        self._came = 0  # bytes
         leave_to_parent(self)
 
     def abandon(self) -> None:
@@ -133,6 +135,11 @@ class Exchange:
     def closed(self) -> bool:
         """Whether a new request would be refused because the connection is over."""
         return self._failure is not None or self.protocol.closing
+
+    @property
+    def moved(self) -> Moved:
+        """How far the bytes in both directions have come."""
+        return Moved(self._came, self._stream.taken)
 
     @property
     def idle(self) -> bool:
@@ -332,6 +339,7 @@ class Exchange:
 
     def _receive(self, data: bytes) -> None:
         with self._lock:
+            self._came += len(data)
             if not data:
                 self.protocol.receive_eof()
             for event in self.protocol.receive_data(data):

@@ -26,6 +26,7 @@ from compoff.errors import (
     WireError,
 )
 from compoff.wire.address import parse_address
+from compoff.wire.moved import unsent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,8 +150,15 @@ class Stream:
         if self._arrivals is not None:
             self._arrivals.register(sock.fileno(), select.POLLIN)
         self._alert = False  # whether the last thing waited for came soon
+        self._sent = 0  # bytes
         # OpenSSL's state for one connection is shared by reading and writing and must not be entered twice at once.
         self._tls_lock = threading.Lock() if isinstance(sock, ssl.SSLSocket) else contextlib.nullcontext()
+
+    @property
+    def taken(self) -> int:
+        """Bytes handed over that the peer's system has acknowledged, as far as ours says."""
+        descriptor = self._socket.fileno()
+        return self._sent - (unsent(descriptor) if descriptor >= 0 else 0)
 
     @property
     def encrypted(self) -> bool:
@@ -184,9 +192,11 @@ class Stream:
         """
         try:
             with self._tls_lock:
-                return self._socket.send(data)
+                sent = self._socket.send(data)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return 0
+        self._sent += sent
+        return sent
 
     def wait(self, deadline: float, *, read: bool = False, write: bool = False) -> bool:
         """Wait until something can be read or written; False when nothing can be yet. One thread at a time may read.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import logging
@@ -9,13 +10,18 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
+from compoff.device.async_remote import connect_async
 from compoff.device.remote import Remote, connect
 from compoff.edge.server import serve
 from compoff.errors import AuthenticationError, ConnectionLost, LocalProtocolError, ReadTimeout, WireError
+from compoff.manifest import TensorSpec
+from compoff.wire.tensors import pack
 from tests.device.stand_in import StandIn, Tail, after
 from tests.edge.peers import eventually
 
@@ -24,9 +30,10 @@ if TYPE_CHECKING:
 
 
 class Relay:
-    """A cable between device and server that can be held: nothing passes, and nobody is told."""
+    """A cable between device and server that can be held: nothing passes, and nobody is told. It can be slow, too."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, bytes_per_second: float = float("inf")) -> None:
+        self._rate = bytes_per_second
         host, port = target.split(":")
         self._target = (host, int(port))
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -57,14 +64,18 @@ class Relay:
                 return
             self.connections += 1
             self._sockets += [near, far]
+            if self._rate < 1e9:
+                for end in (near, far):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._pump, args=(self.connections, source, sink), daemon=True).start()
 
     def _pump(self, number: int, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(65536):
+            while data := source.recv(65536 if self._rate > 1e9 else 2048):
                 if number not in self.held:
                     sink.sendall(data)
+                time.sleep(len(data) / self._rate)
             sink.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
@@ -72,6 +83,44 @@ class Relay:
         self._listener.close()
         self._thread.join(5)
         self.cut()
+
+
+class Large(Tail):
+    """Takes long payloads, and makes long answers."""
+
+    max_payload_bytes = 10**6
+
+    def answer(self, payload: bytes) -> bytes:
+        return pack([np.zeros((1, 3 if len(payload) > 1000 else 40_000), np.float32)])
+
+
+def head_of(numbers: int) -> StandIn:
+    head = StandIn()
+    head.manifest = replace(head.manifest, outputs=(TensorSpec((numbers,), "float32"),))
+    return head
+
+
+@pytest.mark.parametrize("way", ["blocking", "asyncio"])
+@pytest.mark.parametrize("size", [160_000, 10], ids=["a long request", "a long answer"])
+def test_a_message_that_takes_many_heartbeats_arrives_over_the_one_connection(size: int, way: str) -> None:
+    word, numbers = np.zeros(size, np.uint8), 3 if size > 1000 else 40_000
+    with serve(Large()) as server:
+        relay = Relay(server.address, 150_000)
+        try:
+            if way == "blocking":
+                with connect(head_of(numbers), relay.address, heartbeat=0.25) as remote:  # type: ignore[arg-type]
+                    answer = remote(word, timeout=20)
+            else:
+
+                async def ask() -> object:
+                    async with await connect_async(head_of(numbers), relay.address, heartbeat=0.25) as remote:  # type: ignore[arg-type]
+                        return await remote(word, timeout=20)
+
+                answer = asyncio.run(ask())
+            assert np.asarray(answer).shape == (1, numbers)
+            assert relay.connections == 1
+        finally:
+            relay.close()
 
 
 @pytest.fixture
