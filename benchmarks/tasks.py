@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["CONDITIONS", "Photos", "Shuffled", "Task", "load_task"]
 
 _STATES = Path(__file__).resolve().parent / "states"  # not committed
-_PHOTO = 256  # side at which photos are kept, in pixels
+_PHOTO = 224  # side at which photos are kept, in pixels: that of most of them, since enlarging would smooth them
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Photos:
     """Random crops of photos that are kept as bytes; cropped, mirrored and normalized where they are kept.
 
     Args:
-        pixels: The photos, ``(count, 3, 256, 256)`` uint8.
+        pixels: The photos, ``(count, 3, side, side)`` uint8.
         batch: Samples in a batch.
         size: Side of a crop that the network takes, in pixels.
     """
@@ -124,13 +124,17 @@ class Photos:
             yield self._crop(self.pixels[indices.to(self.pixels.device)])
 
     def _crop(self, photos: Tensor) -> Tensor:
-        """Crops of half to all of the area, mirrored at random."""
+        """All of each photo, once to four times its area with its surroundings as in a mirror, turned at random.
+
+        Sampled and not smoothed, as the images to measure on were when they were made smaller: enlarged photos are so
+        smooth that a codec fitted on them has no use for what is fine in those.
+        """
         count, side = len(photos), 2 * torch.rand(3, len(photos)).to(photos.device) - 1
-        scale = torch.sqrt(0.75 + 0.25 * side[0])
+        scale = torch.sqrt(2.5 + 1.5 * side[0])
         mirror = torch.where(torch.rand(count).to(photos.device) < 0.5, -1.0, 1.0)
         grid = torch.zeros(count, 2, 3, device=photos.device)
         grid[:, 0, 0], grid[:, 1, 1] = scale * mirror, scale
-        grid[:, :, 2] = (side[1:] * (1 - scale)).T
+        grid[:, :, 2] = (side[1:] * (scale - 1)).T
         field = F.affine_grid(grid, [count, 3, self.size, self.size], align_corners=False)
         crops = F.grid_sample(photos.float() / 255, field, align_corners=False, padding_mode="reflection")
         return (crops - self._mean) / self._std
@@ -167,8 +171,8 @@ def load_task(name: str, folder: Path, *, batch: int, device: str = "cpu", limit
 
 
 def read_photos(folder: Path, limit: int | None = None) -> Tensor:
-    """The unlabelled photos, their middle squares at 256 pixels; read once and kept beside the states of fits."""
-    kept = _STATES / f"photos{'' if limit is None else f'.{limit}'}.npy"
+    """The unlabelled photos, their middle squares at 224 pixels; read once and kept beside the states of fits."""
+    kept = _STATES / f"photos{_PHOTO}{'' if limit is None else f'.{limit}'}.npy"
     if not kept.exists():
         squares = []
         for path in sorted((folder / "photos").glob("*.jp*g"))[:limit]:

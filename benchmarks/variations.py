@@ -102,14 +102,19 @@ def _stay_linear(model: compoff.Wrapped, batches: KeptFeatures, target: float) -
 
 
 def _with_divergence(
-    teacher: Sequence[Tensor], student: Sequence[Tensor], importance: Tensor | None = None, *, average: bool = False
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    importance: Tensor | None = None,
+    *,
+    average: bool = False,
+    outputs: int = 0,
 ) -> Tensor:
     """Eq. 11 and the divergence of the classes."""
     classes = nn.functional.kl_div(
         student[-1].log_softmax(1), teacher[-1].log_softmax(1), log_target=True, reduction="none"
     ).sum(1)
     weighted = classes.mean() if importance is None else (classes * importance).mean()
-    return distillation(teacher, student, importance, average=average) + 0.2 * weighted
+    return distillation(teacher, student, importance, average=average, outputs=outputs) + 0.2 * weighted
 
 
 _step = Fitter.step

@@ -137,13 +137,46 @@ def _comparable(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> list[tu
     return [(one, other) for one, other in zip(teacher, student, strict=True) if one.numel()]
 
 
+def telling(base: nn.Module, gate: Gate, batch: Batch, features: list[Tensor], teacher: list[Tensor]) -> int:
+    """Which tensor of the output stands for the answer: the first that depends on what is coded.
+
+    An early exit before the split point is the same whatever a codec does.
+
+    Args:
+        base: The model.
+        gate: The split point's gate.
+        batch: A batch.
+        features: The features there.
+        teacher: Floating-point tensors of the model's output for the batch.
+
+    Returns:
+        Its place; 0 where there is only one, or none depends on it.
+
+    Raises:
+        FeatureError: The model refused the batch.
+    """
+    if len(teacher) < 2:
+        return 0
+    disturbed = [y.flip(-1) + 1 + y.abs().mean() for y in features]
+    with torch.no_grad(), gate.replacing(disturbed), spare_buffers(base), refusals_named(batch):
+        output = float_tensors(base(*batch.args, **batch.kwargs))
+    pairs = enumerate(zip(teacher, output, strict=False))
+    return next((place for place, (one, other) in pairs if not torch.equal(one, other)), 0)
+
+
 def answers(
-    base: nn.Module, gate: Gate, site: Site, batch: Batch, restored: list[Tensor], teacher: list[Tensor]
+    base: nn.Module,
+    gate: Gate,
+    site: Site,
+    batch: Batch,
+    restored: list[Tensor],
+    teacher: list[Tensor],
+    which: int = 0,
 ) -> tuple[str, Tensor, Tensor]:
     """What stands for the model's answer with and without restored features.
 
-    That is the first tensor of its output; where restored features give that another shape, such as another number of
-    boxes, what the last block gives whose shape stays.
+    That is a tensor of its output; where restored features give that another shape, such as another number of boxes,
+    what the last block gives whose shape stays.
 
     Args:
         base: The model.
@@ -152,6 +185,7 @@ def answers(
         batch: The batch.
         restored: The restored features.
         teacher: Floating-point tensors of the model's output for the batch.
+        which: Which of them it is, as `telling` finds it.
 
     Returns:
         The path of the block, empty for the output; the teacher's tensor; the student's.
@@ -163,6 +197,8 @@ def answers(
     # Cloned, because the model may go on to change them in place.
     with gate.replacing([y_hat.clone() for y_hat in restored]), spare_buffers(base), refusals_named(batch):
         output = float_tensors(base(*batch.args, **batch.kwargs))
+    if [one.shape for one in teacher] == [other.shape for other in output] and teacher[which].numel():
+        return ("", teacher[which], output[which])
     if pairs := _comparable(teacher, output):
         return ("", *pairs[0])
     blocks: dict[str, list[Tensor]] = {}
@@ -349,19 +385,22 @@ def _distilled(
             f"no gradient of the model's output reaches the bottleneck at '{site.path}'; a common cause is gradient "
             "checkpointing inside the model with use_reentrant=True: pass use_reentrant=False to it, or turn it off"
         )
-    teacher, student = _over_blocks(site, record, blocks, result)
+    teacher, student, count = _over_blocks(site, record, blocks, result)
     weights = [output.importance for output in outputs if output.importance is not None]
     importance = torch.stack(weights).mean(0) if weights else None
-    return distillation(teacher, student, importance, average=average)
+    return distillation(teacher, student, importance, average=average, outputs=count)
 
 
 def _over_blocks(
     site: Site, record: TeacherRecord, blocks: dict[str, list[Tensor]], result: list[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """What Eq. 11 compares: later blocks and output; where the last block's tensor is the output, it counts once."""
+) -> tuple[list[Tensor], list[Tensor], int]:
+    """What Eq. 11 compares: later blocks, then outputs, and how many of these; a block's tensor that is one is no more.
+
+    Where the last block's tensor is the output, it counts once.
+    """
+    outputs = _comparable(record.output, result)
     pairs = [pair for path in site.later for pair in _comparable(record.blocks.get(path, []), blocks.get(path, []))]
-    seen = [teacher for teacher, _ in pairs]
-    pairs += [pair for pair in _comparable(record.output, result) if not any(pair[0] is tensor for tensor in seen)]
+    pairs = [pair for pair in pairs if not any(pair[0] is teacher for teacher, _ in outputs)] + outputs
     if not pairs:
         raise _incomparable(site.path)
-    return [teacher for teacher, _ in pairs], [student for _, student in pairs]
+    return [teacher for teacher, _ in pairs], [student for _, student in pairs], len(outputs)

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["distillation", "reconstruction", "relative_error"]
+__all__ = ["distillation", "reconstruction", "relative_error", "unit_of"]
+
+_NOTHING = 1e-10  # share of the mean square below which a variance is the rounding of equal numbers
+# Of an output's variance. A model whose answer hardly depends on its input would else drown the terms of its blocks.
+_LEAST_BETWEEN = 0.01
 
 
 def reconstruction(y: Tensor, y_hat: Tensor, importance: Tensor | None = None) -> Tensor:
@@ -42,7 +46,35 @@ def reconstruction(y: Tensor, y_hat: Tensor, importance: Tensor | None = None) -
     return distances.mean() if importance is None else (distances * importance).mean()
 
 
-def relative_error(teacher: Tensor, student: Tensor, importance: Tensor | None = None) -> Tensor:
+def unit_of(square: Tensor, whole: Tensor, between: Tensor | None = None) -> Tensor:
+    """What the squared error of an element is measured in.
+
+    Args:
+        square: The teacher's mean square.
+        whole: Its variance over all elements.
+        between: Its variance between samples, the mean over the elements of one; None to leave it out.
+
+    Returns:
+        The variance between samples if there is any, else that of all elements, else the mean square; 1 for zeros.
+
+    Examples:
+        >>> import torch
+        >>> square, whole, between = torch.tensor(104.0), torch.tensor(4.0), torch.tensor(1.0)
+        >>> float(unit_of(square, whole, between)), float(unit_of(square, whole)), float(unit_of(square, 0 * whole))
+        (1.0, 4.0, 104.0)
+
+    Source: this project.
+    """
+    unit = torch.where(square > 0, square, torch.ones_like(square))
+    for variance in (whole, between):
+        if variance is not None:
+            unit = torch.where(variance > _NOTHING * square, variance, unit)
+    return unit
+
+
+def relative_error(
+    teacher: Tensor, student: Tensor, importance: Tensor | None = None, *, between_samples: float | None = None
+) -> Tensor:
     """Squared distance in units of the teacher's own variation.
 
     The paper sums the squared distances of layers whose sizes and scales differ by orders of magnitude and gives no
@@ -52,6 +84,9 @@ def relative_error(teacher: Tensor, student: Tensor, importance: Tensor | None =
         teacher: What the model computes.
         student: What it computes from the restored feature.
         importance: Weight of each sample; None to let them count alike.
+        between_samples: Not None to take what samples differ by for the unit, but at least this share of the variance
+            of all elements. That holds what the elements of one sample differ by, too, which is no answer where the
+            columns of an output have means of their own.
 
     Returns:
         `reconstruction` divided by the teacher's variance per element and by the number of elements: a scalar, 1 for a
@@ -68,14 +103,21 @@ def relative_error(teacher: Tensor, student: Tensor, importance: Tensor | None =
 
     Source: this project.
     """
-    variance = teacher.float().var(unbiased=False)
-    variance = torch.where(variance > 0, variance, teacher.float().square().mean()).clamp_min(1e-12)
-    elements = teacher[0].numel()
-    return reconstruction(teacher, student, importance) / (variance * elements).detach()
+    values = teacher.detach().float()
+    whole, between = values.var(unbiased=False), None
+    if between_samples is not None and len(values) > 1:
+        between = torch.maximum(values.var(0).mean(), between_samples * whole)
+    unit = unit_of(values.square().mean(), whole, between)
+    return reconstruction(teacher, student, importance) / (unit * teacher[0].numel())
 
 
 def distillation(
-    teacher: Sequence[Tensor], student: Sequence[Tensor], importance: Tensor | None = None, *, average: bool = False
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    importance: Tensor | None = None,
+    *,
+    average: bool = False,
+    outputs: int = 0,
 ) -> Tensor:
     """Distance of the student's features from the teacher's, over every later block and the final output.
 
@@ -86,6 +128,8 @@ def distillation(
             there are weights, such as tokens flattened over the batch, counts them alike.
         average: Whether to take the mean over the features instead of the paper's sum, so that one weight of the rate
             fits networks of any depth.
+        outputs: How many of the last features are the model's outputs, whose unit is what samples differ by, but at
+            least a hundredth of the variance of all their elements.
 
     Returns:
         The sum or the mean of Eq. 11 over the features, each in the unit of `relative_error`: a scalar.
@@ -101,8 +145,13 @@ def distillation(
     Source: DeepCOD (SenSys 2020), Sec. 3.3, Eq. 11.
     """
     terms = [
-        relative_error(ours, theirs, importance if importance is None or len(importance) == len(ours) else None)
-        for ours, theirs in zip(teacher, student, strict=True)
+        relative_error(
+            ours,
+            theirs,
+            importance if importance is None or len(importance) == len(ours) else None,
+            between_samples=_LEAST_BETWEEN if place >= len(teacher) - outputs else None,
+        )
+        for place, (ours, theirs) in enumerate(zip(teacher, student, strict=True))
     ]
     total = sum(terms[1:], start=terms[0])
     return total / len(terms) if average else total

@@ -43,6 +43,33 @@ def test_answering_the_mean_is_an_error_of_one_at_any_scale(shape: tuple[int, ..
     assert relative_error(teacher, teacher.mean().expand(shape)).item() == pytest.approx(1, rel=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(8, 5), (8, 3, 4, 4), (8, 1)])
+@pytest.mark.parametrize("scale", [1.0, 1e-8])
+def test_between_samples_the_means_of_places_are_no_part_of_the_unit(shape: tuple[int, ...], scale: float) -> None:
+    teacher, student = (scale * one for one in pair(shape))
+    means = scale * 50 * np.random.default_rng(1).normal(size=shape[1:]).astype(np.float32)
+    expected = np.mean((teacher - student) ** 2) / np.mean(np.var(teacher, axis=0, ddof=1))
+    found = [
+        relative_error(torch.from_numpy(teacher + mean), torch.from_numpy(student + mean), between_samples=0.0).item()
+        for mean in (0, means)
+    ]
+    assert found == pytest.approx([expected, expected], rel=1e-3)
+
+
+def test_equal_samples_are_no_unit() -> None:
+    teacher = torch.randn(5).expand(4, 5) + 1e-6 * torch.randn(4, 5)
+    expected = relative_error(teacher, teacher + 0.1).item()
+    assert relative_error(teacher, teacher + 0.1, between_samples=0.0).item() == pytest.approx(expected)
+
+
+def test_the_last_features_of_equation_11_may_be_outputs() -> None:
+    (block, other), (output, answer) = (map(torch.from_numpy, pair(shape)) for shape in ((6, 4), (6, 3)))
+    for means, least in ((torch.tensor([0.0, 3, 6]), 0.0), (torch.tensor([0.0, 10, 1000]), 0.01)):
+        answers = output + means, answer + means
+        expected = relative_error(block, other) + relative_error(*answers, between_samples=least)
+        assert torch.equal(distillation([block, answers[0]], [other, answers[1]], outputs=1), expected)
+
+
 @pytest.mark.parametrize("teacher", [torch.full((3, 4), 5.0), torch.tensor([5.0])])
 def test_where_nothing_varies_the_square_is_the_unit(teacher: torch.Tensor) -> None:
     assert relative_error(teacher, teacher * 1.1).item() == pytest.approx(0.01, rel=1e-4)

@@ -17,7 +17,7 @@ from torch import Tensor
 from compoff.batch import refusals_named
 from compoff.codec import Geometry, TileMoments, TransformBottleneck
 from compoff.codec.directions import mixed_channels
-from compoff.distilling import answers, float_tensors, teacher_pass
+from compoff.distilling import answers, float_tensors, teacher_pass, telling
 from compoff.errors import FitError
 from compoff.fitting.batches import check_seed, not_finite, require_batches
 from compoff.fitting.finishing import refuse_on, up_to
@@ -299,6 +299,7 @@ def _step_for_error(
     """The step at which the linear codec's error at the output is the one to start from."""
     gate, site = wrapped.gate(split), {split: wrapped.gate(split)}
     teacher = [teacher_pass(wrapped.base, site, wrapped.sites, batch, blocks=True).output for batch in batches]
+    which = telling(wrapped.base, gate, batches[0], features[0], teacher[0])
     for bottleneck in bottlenecks:
         bottleneck.eval()
 
@@ -308,8 +309,8 @@ def _step_for_error(
         errors: list[float] = []
         for batch, ys, expected in zip(batches, features, teacher, strict=True):
             restored = [one.decode_at(y, one.reference_step) for one, y in zip(bottlenecks, ys, strict=True)]
-            _, ours, theirs = answers(wrapped.base, gate, wrapped.sites[split], batch, restored, expected)
-            errors.append(float(relative_error(ours, theirs)))
+            path, ours, theirs = answers(wrapped.base, gate, wrapped.sites[split], batch, restored, expected, which)
+            errors.append(float(relative_error(ours, theirs, between_samples=None if path else 0.0)))
         return sum(errors) / len(errors)
 
     deviation = _largest_deviation(directions)

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from compoff.batch import Batch
 from compoff.checks import check_number
 from compoff.codec import Decoder, Encoder, TransformBottleneck
 from compoff.coding import Code, PayloadFormat, Side, SymbolTables
 from compoff.coding.levels import coarse_tables, coarsen
-from compoff.distilling import answers, float_tensors, teacher_pass
+from compoff.distilling import answers, float_tensors, teacher_pass, telling
 from compoff.errors import FitError
 from compoff.fitting.batches import not_finite
+from compoff.fitting.comparison import Comparison, is_scores
 from compoff.fitting.overhead import sides_at, sides_of
 from compoff.spare import spare_buffers
 
@@ -24,12 +26,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from compoff.batch import Batch
     from compoff.codec import Bottleneck, Quality
     from compoff.fitting.report import SplitReport
     from compoff.wrapping import Wrapped
 
-__all__ = ["Aim", "count_symbols", "features_of", "local_gain", "measure", "symbols_of"]
+__all__ = ["Aim", "count_symbols", "features_of", "local_gain", "measure", "symbols_of", "telling_of"]
 
 
 @torch.no_grad()
@@ -86,6 +87,23 @@ def features_of(wrapped: Wrapped, split: str, batch: Batch) -> list[Tensor]:
     return features
 
 
+def telling_of(wrapped: Wrapped, split: str, batch: Batch, teacher: list[Tensor]) -> int:
+    """Which tensor of the output stands for the answer, as `compoff.distilling.telling` says.
+
+    Args:
+        wrapped: The model.
+        split: The split point.
+        batch: The inputs.
+        teacher: Floating-point tensors of the model's output for them.
+
+    Returns:
+        Its place.
+    """
+    if len(teacher) < 2:
+        return 0
+    return telling(wrapped.base, wrapped.gate(split), batch, features_of(wrapped, split, batch), teacher)
+
+
 @torch.no_grad()
 def symbols_of(wrapped: Wrapped, split: str, batch: Batch) -> list[Tensor]:
     """The symbols that the device would send for a batch.
@@ -118,43 +136,6 @@ def symbols_of(wrapped: Wrapped, split: str, batch: Batch) -> list[Tensor]:
             raise not_finite(batch)
         symbols.append(found)
     return symbols
-
-
-def _is_scores(output: Tensor) -> bool:
-    """Whether an output is a table of scores, whose largest is the answer."""
-    return output.dim() == 2 and output.shape[1] > 1
-
-
-class _Comparison:
-    """Teacher against student over many batches."""
-
-    def __init__(self) -> None:
-        # By block: sums of the teacher, of its square, of the squared difference; number of elements.
-        self._sums: dict[str, Tensor] = {}
-        self._agreed: list[Tensor] = []
-
-    def add(self, block: str, teacher: Tensor, student: Tensor) -> None:
-        """Compare what a block, or with an empty name the model, gives for one batch."""
-        ours, theirs = teacher.detach().cpu().double(), student.detach().cpu().double()
-        sums = torch.stack([ours.sum(), ours.square().sum(), (ours - theirs).square().sum()])
-        self._sums[block] = self._sums.get(block, 0) + torch.cat([sums, sums.new_tensor([ours.numel()])])
-        if not block and _is_scores(teacher):
-            self._agreed.append(ours.argmax(1) == theirs.argmax(1))
-
-    @property
-    def agreement(self) -> float | None:
-        """Share of samples with the same class; None where the output is no table of scores, or not always."""
-        scores = bool(self._agreed) and list(self._sums) == [""]
-        return float(torch.cat(self._agreed).double().mean()) if scores else None
-
-    @property
-    def error(self) -> float:
-        """Squared distance in units of the teacher's variance over all samples; the mean over what was compared."""
-        errors: list[float] = []
-        for sums in self._sums.values():
-            mean, square, distance = (float(value) / float(sums[3]) for value in sums[:3])
-            errors.append(distance / max(square - mean * mean, 1e-12))
-        return sum(errors) / len(errors)
 
 
 @dataclass(frozen=True)
@@ -205,14 +186,17 @@ class Aim:
         if self.max_drop is None:
             return
         example = wrapped.example_inputs()
+        batch = Batch(example.args, example.keywords)
         with torch.no_grad(), spare_buffers(wrapped.base):
-            outputs = float_tensors(wrapped.base(*example.args, **example.keywords))
-        if outputs and not _is_scores(outputs[0]):
-            raise FitError(
-                f"max_drop counts answers that change, which the first tensor that the model returns, "
-                f"{tuple(outputs[0].shape)} for two samples, does not show; expected scores, (batch, classes): give "
-                "target_bytes instead"
-            )
+            outputs = float_tensors(wrapped.base(*batch.args, **batch.kwargs))
+        for split in wrapped.split_points if outputs else ():
+            answer = outputs[telling_of(wrapped, split, batch, outputs)]
+            if not is_scores(answer):
+                raise FitError(
+                    "max_drop counts answers that change, which the first tensor that the model returns and that "
+                    f"depends on '{split}', {tuple(answer.shape)} for two samples, does not show; expected scores, "
+                    "(batch, classes): give target_bytes instead"
+                )
 
     def choose(self, curve: list[dict[str, Any]]) -> int:
         """The quality that keeps to the aim.
@@ -274,18 +258,21 @@ def measure(wrapped: Wrapped, split: str, batches: Iterable[Batch], report: Spli
     ladders = zip(*(bottleneck.qualities() for bottleneck in bottlenecks), strict=True)
     rates, samples = [_Rate(bottlenecks, qualities, kept) for qualities in ladders], 0
     first: Batch | None = None
+    which = 0
     with torch.no_grad():
         for batch in batches:
-            first = first or batch
             symbols = symbols_of(wrapped, split, batch)
             sides = [side.cpu().numpy() for side in gate.sides(len(kept))]
             with spare_buffers(wrapped.base):
                 teacher = float_tensors(wrapped(*batch.args, **batch.kwargs))
             if not teacher:
                 raise FitError("the model returns no floating-point tensor, so there is nothing to compare")
+            if first is None:
+                first, which = batch, telling_of(wrapped, split, batch, teacher)
             for rate in rates:
                 restored = rate.add(symbols, sides)
-                rate.comparison.add(*answers(wrapped.base, gate, wrapped.sites[split], batch, restored, teacher))
+                found = answers(wrapped.base, gate, wrapped.sites[split], batch, restored, teacher, which)
+                rate.comparison.add(*found)
             samples += len(symbols[0])
     if first is None:
         raise FitError("the batches are used up, so there is nothing to measure on; give some that last")
@@ -317,7 +304,7 @@ class _Rate:
             codes.append(Code(SymbolTables(tables.weights[: quality.channels]), shape))
         self.coder = PayloadFormat(bytes(32), codes, sides)
         self.lengths: list[int] = []
-        self.comparison = _Comparison()
+        self.comparison = Comparison()
 
     def add(self, symbols: list[Tensor], sides: list[NDArray[Any]]) -> list[Tensor]:
         """Code the symbols of a batch, and decode what the edge would have of them."""

@@ -30,8 +30,9 @@ class SplitReport:
         raw_bytes: Size of the floating-point tensors that cross, one sample, as they are, in bytes.
         agreement: Share of samples on which student and teacher choose the same class; None where the output is no
             table of scores.
-        output_error: Squared distance of the student's output from the teacher's, in units of the teacher's variance
-            over all measured samples; of the first tensor, where the model returns several.
+        output_error: Squared distance of the student's output from the teacher's, in units of what samples differ by:
+            1 for a student that always answers the same. Over all measured samples; where the model returns several
+            tensors, of the first that depends on what is coded, and so is `agreement`.
         semi_orthogonality_error: ‖EᵀE − I‖ of the encoder (Eq. 7), the largest where several tensors cross; 0 for an
             encoder of your own.
         lipschitz_bound: Upper bound of the decoder's gain over its convolutions (Eq. 8-9); None for a decoder of your

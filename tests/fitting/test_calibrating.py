@@ -13,7 +13,7 @@ import compoff
 from compoff.errors import FeatureError, FitError
 from compoff.fitting import calibrating
 from compoff.fitting.measure import Aim
-from tests.fitting.test_fit import assert_same, batches, bottlenecks, signals, wrapped
+from tests.fitting.test_fit import assert_same, batches, bottlenecks, signals, trained_net, wrapped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -290,3 +290,48 @@ def test_samples_that_no_symbols_stand_for_are_not_counted() -> None:
     for given in (([bad],), ([x], [bad])):
         with pytest.raises(FitError, match="a batch holds NaN or infinity, for which there are no symbols"):
             compoff.finish(model, given[0], validation=given[1] if len(given) > 1 else None)
+
+
+def test_what_is_added_to_a_column_of_the_output_changes_no_fit() -> None:
+    found: list[tuple[int, float, float]] = []
+    for bias in (0.0, 2.0):
+        net = trained_net()
+        with torch.no_grad():
+            net.score.bias[0] += bias
+        report = compoff.fit(wrapped(net=net, codec="transform"), batches(), steps=3, progress=False).splits["body"]
+        found.append((report.quality, report.bytes, report.output_error))
+    (quality, size, error), (other_quality, other_size, other_error) = found
+    assert other_quality == quality
+    assert other_size == pytest.approx(size, rel=0.02)
+    assert other_error == pytest.approx(error, rel=0.2)  # 0.01 and 1.1 in units of the variance of all elements
+
+
+class Exits(nn.Module):
+    """Scores made before the split point, and the scores behind it."""
+
+    def __init__(self, *, first: bool, scores: bool = True) -> None:
+        super().__init__()
+        self.net, self.early, self.first, self.scores = trained_net(), nn.Linear(6, 4), first, scores
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        before = self.net.stem[:2](x)
+        early, late = self.early(before.mean(2)), self.net.body(self.net.stem[2](before))
+        late = self.net.score(late.flatten(1)) if self.scores else late
+        return (early, late) if self.first else (late, early)
+
+
+def test_an_output_that_no_codec_can_change_says_nothing() -> None:
+    found: list[tuple[float, float]] = []
+    for first in (True, False):
+        torch.manual_seed(5)
+        model = wrapped("net.body", net=Exits(first=first).eval(), codec="transform")
+        report = compoff.fit(model, batches(), steps=3, progress=False).splits["net.body"]
+        found.append((report.bytes, report.output_error))
+    assert found[0] == pytest.approx(found[1], rel=0.2)  # other random projections
+    with pytest.raises(FitError, match=r"depends on 'net.body', \(2, 6, 16\) .* does not show; expected scores"):
+        compoff.fit(
+            wrapped("net.body", net=Exits(first=True, scores=False).eval(), codec="transform"),
+            batches(),
+            steps=1,
+            max_drop=0.1,
+        )
