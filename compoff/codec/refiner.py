@@ -6,7 +6,8 @@ where a position knows the whole tile and its neighbors; the second sees the fea
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,8 @@ class RefiningDecoder(nn.Module):
 
     level: Tensor
     floor: Tensor
+    unit: Tensor
+    """About what the feature deviates by; the networks see it and add to it in this unit, whatever its scale is."""
 
     def __init__(self, geometry: Geometry, channels: int) -> None:
         super().__init__()
@@ -62,6 +65,9 @@ class RefiningDecoder(nn.Module):
         self.mean = nn.Parameter(torch.zeros(inner, *geometry.tile))
         self.register_buffer("level", torch.ones(channels))
         self.register_buffer("floor", torch.tensor(torch.finfo(torch.float32).min))
+        self.register_buffer("unit", torch.ones(()))
+        self.folded = False  # whether the unit has become a part of the weights
+        self.register_load_state_dict_pre_hook(_take_unit)
         self.enter = _convolution(axes, channels, _LATENT_WIDTH)
         self.latent_blocks = nn.ModuleList(_Residual(axes, _LATENT_WIDTH) for _ in range(_LATENT_BLOCKS))
         self.enlarge = _enlarge(geometry, _LATENT_WIDTH, _FEATURE_WIDTH, bias=True)
@@ -97,9 +103,21 @@ class RefiningDecoder(nn.Module):
         self.mean.copy_(directions.mean.view_as(self.mean))
         # Channels of less than a third of a step are mostly silent; amplifying their rare values would only add noise.
         self.level.copy_((directions.deviation / step).clamp_min(0.3))
+        deviation = float(y.std(unbiased=False))
+        if deviation > 0:  # a power of two, so that to multiply by it rounds nothing
+            self.unit.fill_(2.0 ** max(-100, min(100, round(math.log2(deviation)))))
         lowest = y.amin()
         if float((y == lowest).float().mean()) > _CLIPPED:
             self.floor.copy_(lowest)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Settle for inference, in place: the unit becomes a part of the weights, which changes no result."""
+        if not self.folded:
+            self.look.weight.div_(self.unit)
+            for parameter in self.leave.parameters():
+                parameter.mul_(self.unit)
+            self.folded = True
 
     @property
     def started(self) -> list[Tensor]:
@@ -123,10 +141,12 @@ class RefiningDecoder(nn.Module):
         inner = self.enter(z_hat / self.level.view(-1, *(1,) * len(self.geometry.space)))
         for block in self.latent_blocks:
             inner = block(inner)
-        outer = self.enlarge(inner) + self.look(linear)
+        outer = self.enlarge(inner) + self.look(linear if self.folded else linear / self.unit)
         for block in self.feature_blocks:
             outer = block(outer)
-        return self.geometry.crop(torch.maximum(linear + self.leave(F.relu(outer)), self.floor))
+        found = self.leave(F.relu(outer))
+        found = found if self.folded else found * self.unit
+        return self.geometry.crop(torch.maximum(linear + found, self.floor))
 
 
 class _Residual(nn.Module):
@@ -142,7 +162,13 @@ class _Residual(nn.Module):
         return x + self.second(F.relu(self.first(F.relu(x))))
 
 
-def _convolution(axes: int, in_channels: int, out_channels: int) -> nn.Module:
+def _take_unit(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Before weights are loaded that know no unit: they were learned in the feature's own."""
+    del module, rest
+    state.setdefault(f"{prefix}unit", torch.ones(()))
+
+
+def _convolution(axes: int, in_channels: int, out_channels: int) -> nn.Linear | nn.Conv1d | nn.Conv2d:
     """A convolution over neighbors that keeps the size; a linear layer where there is no space."""
     if not axes:
         return nn.Linear(in_channels, out_channels)

@@ -234,6 +234,8 @@ class TransformBottleneck(Bottleneck):
     def fold(self) -> None:
         """Settle for inference, in place: gain and offset of the quantizer become the encoder's."""
         super().fold()
+        if isinstance(self.decoder, RefiningDecoder):
+            self.decoder.fold()
         if not self.folded:
             self.encoder.fold(self.quantizer.gain, self.quantizer.bias)
             self.folded = True

@@ -74,7 +74,10 @@ class Fitter:
             loss={split: [] for split in self.gates}, reconstruction={split: [] for split in self.gates}
         )
         groups = wrapped.parameter_groups(lr)
-        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.parameters = [
+            [parameter for bottleneck in gate.bottlenecks for parameter in bottleneck.parameters()]
+            for gate in self.gates.values()
+        ]
         self.optimizer = torch.optim.Adam(groups, betas=recipe.betas)
         self.state.lrs = [group["lr"] for group in groups]
         self.keep()
@@ -103,8 +106,9 @@ class Fitter:
             losses.append(float(loss.detach()))
             state.loss[split].append(losses[-1])
             state.reconstruction[split].append(float(terms.reconstruction.detach()))
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        if not (math.isfinite(sum(losses)) and bool(torch.isfinite(norm))):
+        # Each split point by itself: what is fitted at one must not depend on the others.
+        norms = [torch.nn.utils.clip_grad_norm_(parameters, 1.0) for parameters in self.parameters]
+        if not (math.isfinite(sum(losses)) and all(bool(torch.isfinite(norm)) for norm in norms)):
             self._stop(losses, batch, record)
         if state.step % _KEEP_EVERY == 0:
             self.keep()  # only here is it known that these weights give a finite loss
