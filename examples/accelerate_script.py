@@ -42,7 +42,7 @@ for _ in range(3):
 accelerator.print(f"the model itself: {accuracy(model):.1%}")
 
 model = compoff.wrap(accelerator.unwrap_model(model), "layer2", example_input=images[:2])  # +
-compoff.fit(model, train_loader, steps=60)  # +
+compoff.fit(model, train_loader, steps=30)  # +
 
 with model.at("layer2"):
     accelerator.print(f"through the codec at layer2: {accuracy(model):.1%}")

@@ -50,7 +50,7 @@ trainer.fit(model, train_loader)
 trainer.test(model, test_loader)
 
 model.net = compoff.wrap(model.net, "layer2", example_input=images[:2])  # +
-compoff.fit(model.net, train_loader, steps=60)  # +
+compoff.fit(model.net, train_loader, steps=30)  # +
 
 with model.net.at("layer2"):
     trainer.test(model, test_loader)

@@ -36,7 +36,7 @@ for _ in range(3):
         optimizer.step()
 
 model = compoff.wrap(model.eval(), ["layer1", "layer2"], example_input=images[:2])
-report = compoff.fit(model, train_loader, steps=60, validation=test_loader)
+report = compoff.fit(model, train_loader, steps=30, validation=test_loader)
 print(report)
 
 model.eval()
