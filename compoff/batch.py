@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compoff.errors import CompoffError, FeatureError
-from compoff.trees import tensors_of
+from compoff.trees import map_tensors, tensors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
+
+    from torch import Tensor
 
 __all__ = ["Batch", "refusals_named"]
 
@@ -33,6 +35,48 @@ class Batch:
     def size(self) -> int:
         """Number of samples."""
         return next(len(value) for value in tensors_of((self.args, self.kwargs)) if value.dim())
+
+    def copy(self) -> Batch:
+        """The same in memory of its own.
+
+        Returns:
+            A batch that neither a model that writes to its inputs nor a loader that fills its buffer again can change
+            this one through, nor the other way round.
+
+        Examples:
+            >>> import torch
+            >>> batch = Batch((torch.zeros(2),))
+            >>> _ = batch.copy().args[0].add_(1.0)
+            >>> batch.args[0].tolist()
+            [0.0, 0.0]
+        """
+        copies: dict[Tensor, Tensor] = {}  # what is given twice stays one tensor
+
+        def copied(tensor: Tensor) -> Tensor:
+            if tensor not in copies:
+                copies[tensor] = tensor.clone()
+            return copies[tensor]
+
+        args, kwargs = map_tensors((self.args, self.kwargs), copied)
+        return Batch(args, kwargs)
+
+    def call(self, model: Callable[..., Any]) -> Any:
+        """Call a model with it, which stays as it is whatever the model writes to.
+
+        Args:
+            model: The model.
+
+        Returns:
+            What the model returns.
+
+        Examples:
+            >>> import torch
+            >>> batch = Batch((torch.tensor([-1.0, 1.0]),))
+            >>> batch.call(torch.nn.ReLU(inplace=True)).tolist(), batch.args[0].tolist()
+            ([0.0, 1.0], [-1.0, 1.0])
+        """
+        given = self.copy()
+        return model(*given.args, **given.kwargs)
 
 
 @contextlib.contextmanager

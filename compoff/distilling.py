@@ -159,7 +159,7 @@ def telling(base: nn.Module, gate: Gate, batch: Batch, features: list[Tensor], t
         return 0
     disturbed = [y.flip(-1) + 1 + y.abs().mean() for y in features]
     with torch.no_grad(), gate.replacing(disturbed), spare_buffers(base), refusals_named(batch):
-        output = float_tensors(base(*batch.args, **batch.kwargs))
+        output = float_tensors(batch.call(base))
     pairs = enumerate(zip(teacher, output, strict=False))
     return next((place for place, (one, other) in pairs if not torch.equal(one, other)), 0)
 
@@ -196,7 +196,7 @@ def answers(
     """
     # Cloned, because the model may go on to change them in place.
     with gate.replacing([y_hat.clone() for y_hat in restored]), spare_buffers(base), refusals_named(batch):
-        output = float_tensors(base(*batch.args, **batch.kwargs))
+        output = float_tensors(batch.call(base))
     if [one.shape for one in teacher] == [other.shape for other in output] and teacher[which].numel():
         return ("", teacher[which], output[which])
     if pairs := _comparable(teacher, output):
@@ -204,7 +204,7 @@ def answers(
     blocks: dict[str, list[Tensor]] = {}
     record = teacher_pass(base, {site.path: gate}, {site.path: site}, batch, blocks=True)
     with gate.replacing(restored), _tapped(base, site.later, blocks), refusals_named(batch):
-        base(*batch.args, **batch.kwargs)
+        batch.call(base)
     for path in reversed(site.later):
         if pairs := _comparable(record.blocks.get(path, []), blocks.get(path, [])):
             return (path, *pairs[-1])
@@ -267,7 +267,7 @@ def teacher_pass(
         gate.replace = keep(path)
     try:
         with torch.no_grad(), _tapped(base, later, record.blocks), refusals_named(batch), contextlib.suppress(_Enough):
-            record.output = float_tensors(base(*batch.args, **batch.kwargs))
+            record.output = float_tensors(batch.call(base))
     finally:
         for gate in gates.values():
             gate.replace = None
@@ -379,7 +379,7 @@ def _distilled(
     blocks: dict[str, list[Tensor]] = {}
     restored = [output.y_hat for output in outputs]
     with gate.replacing(restored), _tapped(base, site.later, blocks), refusals_named(batch):
-        result = float_tensors(base(*batch.args, **batch.kwargs))
+        result = float_tensors(batch.call(base))
     if any(y_hat.requires_grad for y_hat in restored) and not any(tensor.requires_grad for tensor in result):
         raise FitError(
             f"no gradient of the model's output reaches the bottleneck at '{site.path}'; a common cause is gradient "

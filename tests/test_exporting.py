@@ -348,6 +348,24 @@ def test_an_export_is_its_own_whatever_becomes_of_the_model() -> None:
     assert tail(head(images(1))).shape == expected.shape
 
 
+def test_a_model_that_writes_to_its_input_is_exported_as_if_it_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Normalizing(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.sub_(0.5).div_(0.5))
+
+    model = tiny(Normalizing().eval(), "stem.2", example=(example := images()))
+    before = example.clone()
+    # Where the model answers otherwise each time, its halves cannot be compared with it, and are not.
+    monkeypatch.setattr("compoff.cutting.proof._random", lambda *_: pytest.fail("the model seems to draw"))
+    head, tail = compoff.export(model, "stem.2")
+    assert torch.equal(example, before)
+    assert not any(tensor.any() for tensor in model.example_inputs().tensors)
+    with model.eval().at("stem.2"), torch.no_grad():
+        expected = model(before.clone())
+    assert_close(tail(bytes(head(example))), expected)
+    assert torch.equal(example, before)
+
+
 def test_inputs_are_known_by_name_whatever_their_order() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

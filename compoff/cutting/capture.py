@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 from torch.fx import GraphModule
 
+from compoff.batch import Batch
 from compoff.codec import Bottleneck
 from compoff.cutting.cut import cut_at
 from compoff.cutting.functional import functional
@@ -128,7 +129,7 @@ def capture(
         frozen(base),
         quiet("torch", contextlib.redirect_stderr),
     ):
-        leaves: tuple[Tensor, ...] = base(*example.args, **example.keywords)
+        leaves: tuple[Tensor, ...] = Batch(example.args, example.keywords).call(base)
         leaves = tuple(leaf.detach() for leaf in leaves)
         structure = structures[-1]
         graph = _export(base, example, split, most)
@@ -136,7 +137,7 @@ def capture(
         halves = cut_at(graph, torch.ops.compoff.cut.default, split, count=count, send=send)
 
         def run(given: ExampleInputs) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-            outputs: tuple[Tensor, ...] = base(*given.args, **given.keywords)
+            outputs: tuple[Tensor, ...] = Batch(given.args, given.keywords).call(base)
             return list(symbols), outputs
 
         prove(

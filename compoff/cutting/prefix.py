@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from compoff.batch import Batch
 from compoff.codec import Bottleneck
 from compoff.cutting.capture import explained, folded, free_batch, program_of
 from compoff.cutting.cut import head_of
@@ -148,7 +149,7 @@ def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInpu
         count = len(bottlenecks)
 
         def run(given: ExampleInputs) -> tuple[tuple[Tensor, ...], tuple[()]]:
-            return module(*given.args, **given.keywords)[:count], ()
+            return Batch(given.args, given.keywords).call(module)[:count], ()
 
         prove(site.path, example, run, half, most=most)
         flags = tuple(has_batch(result) for result in results[count:-count])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from compoff.batch import Batch
 from compoff.cutting.trace import frozen
 from compoff.errors import SplitError
 from compoff.trees import tensors_of
@@ -120,7 +121,7 @@ def answers_alike(base: nn.Module, other: nn.Module, example: ExampleInputs) -> 
     def run(model: nn.Module, given: ExampleInputs) -> list[Tensor]:
         first = next(model.parameters(), None)
         here = given if first is None else given.map(lambda tensor: tensor.to(first.device))
-        return [tensor.cpu() for tensor in tensors_of(model(*here.args, **here.keywords))]
+        return [tensor.cpu() for tensor in tensors_of(Batch(here.args, here.keywords).call(model))]
 
     with torch.random.fork_rng(devices=[]), frozen(base), frozen(other):
         found = _tried(example, lambda given: ((), run(base, given)))

@@ -184,8 +184,10 @@ def watch(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | No
                 f"{what} was compiled by torch.jit, so nothing can be seen of it nor hung into it; give the model as "
                 "it was written"
             )
-    # Own tensor objects over the same values: the caller's may be known to hooks or caches of the model.
-    called: Any = map_tensors((args, keywords or {}), lambda tensor: tensor.view_as(tensor))
+    # Own tensors of the same values: the model may write to them, and the caller's may be known to hooks or caches of
+    # the model. Those that are given twice are one memory, under two names.
+    given = Batch(args, keywords or {}).copy()
+    called: Any = map_tensors((given.args, given.kwargs), lambda tensor: tensor.view_as(tensor))
     with refusals_named(Batch(*called)):
         args, keywords = in_order(model, *called, defaults=True)
     watcher = _Watcher(model, (args, keywords))

@@ -211,7 +211,7 @@ def _slopes(wrapped: Wrapped, split: str, batch: Batch, generator: torch.Generat
             spare_buffers(wrapped.base),
             refusals_named(batch),
         ):
-            outputs = float_tensors(wrapped.base(*batch.args, **batch.kwargs))
+            outputs = float_tensors(batch.call(wrapped.base))
             if not outputs:
                 raise FitError("the model returns no floating-point tensor, so there is nothing to distil")
             outputs = [output for output in outputs if output.numel()]

@@ -188,7 +188,7 @@ class Aim:
         example = wrapped.example_inputs()
         batch = Batch(example.args, example.keywords)
         with torch.no_grad(), spare_buffers(wrapped.base):
-            outputs = float_tensors(wrapped.base(*batch.args, **batch.kwargs))
+            outputs = float_tensors(batch.call(wrapped.base))
         for split in wrapped.split_points if outputs else ():
             answer = outputs[telling_of(wrapped, split, batch, outputs)]
             if not is_scores(answer):
@@ -264,7 +264,7 @@ def measure(wrapped: Wrapped, split: str, batches: Iterable[Batch], report: Spli
             symbols = symbols_of(wrapped, split, batch)
             sides = [side.cpu().numpy() for side in gate.sides(len(kept))]
             with spare_buffers(wrapped.base):
-                teacher = float_tensors(wrapped(*batch.args, **batch.kwargs))
+                teacher = float_tensors(batch.call(wrapped))
             if not teacher:
                 raise FitError("the model returns no floating-point tensor, so there is nothing to compare")
             if first is None:

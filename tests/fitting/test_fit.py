@@ -185,6 +185,38 @@ def test_dropout_and_running_statistics_are_off_in_every_pass() -> None:
     assert not any(seen)
 
 
+class Normalizing(nn.Module):
+    """Brings its input into the network's units, in place or not."""
+
+    def __init__(self, *, inplace: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inplace = inplace
+        self.body, self.score = nn.Conv1d(2, 4, 3, padding=1), nn.Linear(4 * 16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.sub_(0.5).div_(0.5) if self.inplace else x.sub(0.5).div(0.5)
+        return self.score(torch.relu(self.body(x)).flatten(1))
+
+
+@pytest.mark.parametrize("split", ["input", "body"])
+def test_a_model_that_writes_to_its_input_is_fitted_as_if_it_did_not(split: str) -> None:
+    found: list[tuple[Any, dict[str, Tensor]]] = []
+    for inplace in (False, True):
+        x, example = batches(2), signals(2)
+        torch.manual_seed(3)
+        model = compoff.wrap(Normalizing(inplace=inplace), split, example_input=example, stride=2)
+        report = compoff.fit(model, x, steps=2, max_drop=0.5, validation=x[:1])
+        again = compoff.finish(model, x)
+        x.append(example)
+        model.distillation_loss(x[0]).backward()
+        assert all(torch.equal(one, other) for one, other in zip(x, [*batches(2), signals(2)], strict=True))
+        assert not any(tensor.any() for tensor in model.example_inputs().tensors)
+        found.append(([report.splits[split].figures(), again.splits[split].figures()], bottlenecks(model)))
+    assert found[0][0] == found[1][0]
+    assert_same(found[0][1], found[1][1])
+
+
 def test_the_callers_random_numbers_go_on() -> None:
     model = wrapped()
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
