@@ -176,6 +176,14 @@ def test_an_aim_that_nothing_keeps_to_takes_the_nearest() -> None:
     assert Aim(max_drop=0.01).choose(curve) == 1
 
 
+@pytest.mark.parametrize("samples", [100, 2048, 10_000, 50_000])
+def test_a_drop_that_is_exactly_what_may_be_is_within_the_aim(samples: int) -> None:
+    for percent in range(1, 100):
+        changed, allowed = percent * samples // 100, Aim(max_drop=percent / 100)
+        assert allowed.met({"agreement": (samples - changed) / samples})
+        assert not allowed.met({"agreement": (samples - changed - 1) / samples})
+
+
 class NoGradients(nn.Module):
     """A model that answers without a graph."""
 
