@@ -117,7 +117,7 @@ def export(
         "outputs": _specs(made.leaves, "returns"),
         "structure": made.structure,
         "codes": tuple(_code(bottleneck) for bottleneck in bottlenecks),
-        "quality": _default_quality(wrapped.reports.get(split, {}), bottlenecks[0]),
+        "quality": _default_quality(bottlenecks[0]),
         "sides": _specs(made.sides, "computes"),
         "max_batch": max_batch,
         "call": _call(wrapped.base, example),
@@ -173,10 +173,9 @@ def _call(model: nn.Module, example: ExampleInputs) -> dict[str, Any]:
     return {}
 
 
-def _default_quality(report: dict[str, Any], bottleneck: Bottleneck) -> int:
+def _default_quality(bottleneck: Bottleneck) -> int:
     """The quality that the fit chose, or -1 for the last."""
-    chosen, last = report.get("quality", -1), len(bottleneck.qualities()) - 1
-    return chosen if 0 <= chosen < last else -1
+    return bottleneck.chosen if bottleneck.chosen < len(bottleneck.qualities()) - 1 else -1
 
 
 def _code(bottleneck: Bottleneck) -> CodeSpec:

@@ -171,6 +171,9 @@ def load(path: str | Path, model: nn.Module) -> Wrapped:
                 first.adapter = None  # it was taken off
         stacked = nn.ModuleDict({key_of(split, index): one for split in made for index, one in enumerate(made[split])})
         stacked.load_state_dict(tensors)
+        for split, report in reports.items():
+            if split in made and report.get("quality") is not None and f"{key_of(split)}.quality" not in tensors:
+                made[split][0].choose(report["quality"])  # older files have it in the report only
     except (RuntimeError, TypeError, FeatureError) as error:
         raise ArtifactError(f"'{path}': its description does not fit its tensors ({error}); save again") from error
     wrapped = _wrapped(model, options, skips, sites, made, example)

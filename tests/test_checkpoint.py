@@ -107,6 +107,27 @@ def test_a_file_of_the_first_version_is_still_read(saved: tuple[Path, compoff.Wr
     assert student(compoff.load(path, net).eval(), "block1", x).shape == (2, 5)
 
 
+def test_the_default_quality_of_an_older_file_is_that_of_its_report(tmp_path: Path) -> None:
+    wrapped, path = compoff.wrap(nn.Linear(32, 5), "input", example_input=torch.zeros(2, 32)), tmp_path / "fitted"
+    wrapped.bottleneck("input").choose(2)
+    wrapped.save(path)
+    assert compoff.load(path, wrapped.unwrap()).bottleneck("input").chosen == 2
+    tensors = safetensors.torch.load_file(path)
+    del tensors["input.quality"]
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    safetensors.torch.save_file(tensors, path, metadata)
+    for reports, chosen in (
+        ({}, 6),
+        ({"input": {"bytes": 2.5}}, 6),
+        ({"input": {"quality": 3}, "gone": {"quality": 1}}, 3),
+    ):
+        rewrite(path, description={"reports": reports})
+        net = nn.Linear(32, 5)
+        net.load_state_dict(wrapped.base.state_dict())
+        assert compoff.load(path, net).bottleneck("input").chosen == chosen
+
+
 def test_a_file_from_before_there_was_a_choice_holds_the_papers_codec(saved: tuple[Path, compoff.Wrapped]) -> None:
     path, wrapped = saved
     rewrite(path, description={"options": {"channels": 4, "num_centers": 5, "stride": 2}})

@@ -165,6 +165,19 @@ class Bottleneck(nn.Module):
         """
         return (Quality(self.latent_shape[0]),)
 
+    @property
+    def chosen(self) -> int:
+        """Which of its qualities is sent where none is asked for."""
+        return 0
+
+    def choose(self, quality: int) -> None:
+        """Settle which quality is sent where none is asked for.
+
+        Args:
+            quality: Its index in `qualities`.
+        """
+        del quality  # this codec has only one
+
     def received(self, symbols: Tensor, quality: Quality) -> Tensor:
         """The symbols that the edge decodes where a quality was sent.
 

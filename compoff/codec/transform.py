@@ -70,6 +70,8 @@ class TransformBottleneck(Bottleneck):
 
     ladder: Tensor
     """The steps that it is fitted for."""
+    quality: Tensor
+    """Index of the quality that a fit has chosen, kept with the weights; -1 for the last."""
     reference_bits: Tensor
     last_bits: Tensor
     """Bits per sample at the reference step, of the last training batch."""
@@ -106,7 +108,8 @@ class TransformBottleneck(Bottleneck):
         self.folded = False  # whether the encoder gives what the quantizer only rounds
         self.register_buffer("reference_bits", torch.ones(()))
         self.register_buffer("ladder", torch.tensor(LADDER))
-        self.register_load_state_dict_pre_hook(_take_ladder)
+        self.register_buffer("quality", torch.tensor(-1))
+        self.register_load_state_dict_pre_hook(_take_former)
 
     def _make_encoder(self, channels: int) -> Encoder:
         return Encoder(self.geometry, channels, mixed_channels(self.geometry))
@@ -192,6 +195,20 @@ class TransformBottleneck(Bottleneck):
         """
         steps = [int(step) for step in self.ladder.flip(0)]
         return tuple(Quality(max(1, int(self._sent(step).sum())), step) for step in steps)
+
+    @property
+    def chosen(self) -> int:
+        """Which of its qualities is sent where none is asked for."""
+        chosen, last = int(self.quality), len(self.ladder) - 1
+        return chosen if 0 <= chosen < last else last
+
+    def choose(self, quality: int) -> None:
+        """Settle which quality is sent where none is asked for.
+
+        Args:
+            quality: Its index in `qualities`.
+        """
+        self.quality.fill_(quality)
 
     @property
     def reference_step(self) -> int:
@@ -329,9 +346,10 @@ class TransformBottleneck(Bottleneck):
         return BottleneckOutput(y, self.decoder(self.quantizer.restored(values)), rate, prior_rate, importance)
 
 
-def _take_ladder(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Before weights are loaded: the ladder is the one that they were fitted for."""
+def _take_former(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Before weights are loaded: the ladder is the one that they were fitted for, and older ones have no choice."""
     del rest
+    state.setdefault(f"{prefix}quality", torch.tensor(-1))
     assert isinstance(module, TransformBottleneck)
     saved: Tensor = state.setdefault(f"{prefix}ladder", torch.tensor(_FORMER_LADDER))
     module.ladder = torch.empty_like(saved, device=module.ladder.device)

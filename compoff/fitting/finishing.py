@@ -122,6 +122,7 @@ def conclude(
             count_symbols(wrapped, split, counted)
             samples = measure(wrapped, split, counted if measured is None else measured, report, aim)
             wrapped.reports[split] = report.figures()
+            wrapped.bottleneck(split).choose(report.quality)
             if report.aim_met is False:
                 asked = f"target_bytes={aim.target_bytes}" if aim.max_drop is None else f"max_drop={aim.max_drop}"
                 _log.warning("no quality at '%s' keeps to %s; the default is the nearest", split, asked)

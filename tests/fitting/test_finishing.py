@@ -50,6 +50,18 @@ def test_a_loop_of_ones_own_gets_the_tables_and_the_default_of_fit(caplog: pytes
     assert payload_bytes(head) / 16 == pytest.approx(split.bytes, rel=0.2)
 
 
+def test_the_quality_that_was_chosen_is_kept_where_the_weights_are() -> None:
+    model, other = started(), started()
+    chosen = compoff.finish(model, batches(), max_drop=0.3).splits["body"].quality
+    assert 0 <= chosen < len(model.bottleneck("body").qualities()) - 1
+    state = model.bottlenecks.state_dict()
+    other.bottlenecks.load_state_dict(state)
+    assert model.bottleneck("body").chosen == compoff.export(other, "body")[0].quality == chosen
+    # What was kept before has no choice in it, and is read all the same.
+    other.bottlenecks.load_state_dict({name: value for name, value in state.items() if name != "body.quality"})
+    assert other.bottleneck("body").chosen == len(model.bottleneck("body").qualities()) - 1
+
+
 def test_what_fit_measured_stays_when_it_is_measured_again() -> None:
     torch.manual_seed(3)
     model = compoff.wrap(trained_net(), "body", example_input=signals(2), stride=4)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import nn
 
+from compoff.codec import Geometry, TransformBottleneck
 from compoff.errors import FitError
 from compoff.fitting.state import FitState, RandomState, load_state, save_state
 
@@ -91,6 +93,15 @@ def test_what_is_missing_or_too_much_is_named(
     save_state(tmp_path / "state", FitState(), SETTINGS, net, adam, rng())
     with pytest.raises(FitError, match="|".join(name.split(".", 1)[-1] for name in damage)):
         load_state(tmp_path / "state", SETTINGS, net, adam)
+
+
+def test_a_file_from_before_a_bottleneck_held_its_quality_goes_on(tmp_path: Path) -> None:
+    path, old = tmp_path / "state", nn.ModuleDict({"a": TransformBottleneck(Geometry((32,)), 4)})
+    new = copy.deepcopy(old)
+    del old["a"]._buffers["quality"]
+    save_state(path, FitState(step=1), SETTINGS, old, torch.optim.Adam(old.parameters()), rng())
+    assert load_state(path, SETTINGS, new, torch.optim.Adam(new.parameters()))[0].step == 1
+    assert int(new["a"].quality) == -1
 
 
 def test_moments_of_another_shape_are_refused(tmp_path: Path) -> None:
