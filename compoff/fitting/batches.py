@@ -56,7 +56,8 @@ def to_batch(item: Any, model: nn.Module, device: torch.device | None = None) ->
 
     Args:
         item: A tensor; a dict, of which the model's own argument names are taken, labels excepted; or a tuple or list,
-            whose first entry is the input (a tensor, a tuple of them, or such a dict) and whose others are labels.
+            whose first entry is the input (a tensor, a tuple of them, or such a dict) and whose others are labels; or
+            what this gave before.
         model: The model.
         device: Where to move the tensors; None to leave them.
 
@@ -71,6 +72,8 @@ def to_batch(item: Any, model: nn.Module, device: torch.device | None = None) ->
         >>> to_batch((torch.ones(2, 3), torch.tensor([0, 1])), torch.nn.Linear(3, 1)).args[0].shape
         torch.Size([2, 3])
     """
+    if isinstance(item, Batch):
+        return Batch(_move(item.args, device), _move(item.kwargs, device))
     inputs: Any = item
     if isinstance(item, (tuple, list)):
         inputs = item[0] if item else None  # pyright: ignore[reportUnknownVariableType]

@@ -180,7 +180,9 @@ def up_to(batches: Iterable[Any], wrapped: Wrapped, device: torch.device | None,
     taken: list[Batch] = []
     samples = 0
     for item in batches:
-        taken.append(to_batch(item, wrapped.base, device))
+        batch = to_batch(item, wrapped.base, device)
+        # A loader may fill the same memory again; what a list holds is all there.
+        taken.append(batch if isinstance(batches, (list, tuple)) else batch.copy())
         samples += taken[-1].size
         if limit is not None and samples >= limit:
             break

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +35,7 @@ from compoff.mounting import device_of, require_wrapped
 from compoff.recipe import Recipe, recipe_named
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sized
+    from collections.abc import Generator, Iterable, Sized
     from pathlib import Path
 
     from torch import Tensor
@@ -47,6 +48,7 @@ _log = logging.getLogger("compoff.fit")
 
 _SAVE_EVERY = 200  # steps between two states on disk
 _SAVE_SECONDS = 60.0  # no more than that is lost to a kill where steps are slow
+_RECENT = 8  # batches that are kept of what can be gone through only once
 
 
 def _total_steps(batches: Iterable[Any], epochs: int | None, steps: int | None) -> int:
@@ -136,11 +138,11 @@ def _calibrated(wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | 
     if iterator is not batches:
         calibrate(wrapped, batches, target_bytes=target_bytes, seed=seed)
         return batches
-    peeked: list[Any] = []
+    peeked: list[Batch] = []
     samples = 0
     for item in iterator:
-        peeked.append(item)
-        samples += to_batch(item, wrapped.base, None).size
+        peeked.append(to_batch(item, wrapped.base, None).copy())  # a loader may fill the same memory again
+        samples += peeked[-1].size
         if samples >= SAMPLES:
             break
     calibrate(wrapped, peeked, target_bytes=target_bytes, seed=seed)
@@ -342,13 +344,15 @@ def _train(
     keeper: _Keeper | None,
     *,
     progress: bool | None,
-) -> deque[Batch]:
-    """The loop itself; returns the last batches."""
-    wrapped, recent = fitter.wrapped, deque[Batch](maxlen=8)
+) -> list[Batch]:
+    """The loop itself; returns the last batches of what can be gone through only once."""
+    wrapped, recent = fitter.wrapped, _Recent(batches, fitter.wrapped, device)
     rng = keeper.restore() if keeper else None
     if rng is not None:
         finished = fitter.state.step >= fitter.total
         torch.set_rng_state(rng.now if finished and rng.now is not None else rng.round)
+        if finished and recent.wanted:
+            recent.pass_by(iter(batches), fitter.state.position)
     state, was_training = fitter.state, wrapped.training
     start = time.monotonic() - state.seconds
     shown = sys.stderr.isatty() if progress is None else progress
@@ -357,9 +361,10 @@ def _train(
         with tqdm(total=fitter.total, initial=state.step, desc="compoff.fit", disable=not shown, unit="step") as bar:
             while state.step < fitter.total:
                 began = torch.get_rng_state()
-                for item in _one_round(batches, state, rng):
-                    recent.append(to_batch(item, wrapped.base, device))
-                    mean = fitter.step(recent[-1])
+                for item in _one_round(batches, state, rng, recent):
+                    batch = to_batch(item, wrapped.base, device)
+                    recent.keep(batch)
+                    mean = fitter.step(batch)
                     state.seconds = time.monotonic() - start
                     bar.update()
                     bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
@@ -370,18 +375,41 @@ def _train(
                 rng = None
     finally:
         wrapped.train(was_training)
-    return recent
+    return list(recent.batches)
 
 
-def _one_round(batches: Iterable[Any], state: FitState, rng: RandomState | None) -> Iterator[Any]:
+class _Recent:
+    """The last batches of what can be gone through only once; of anything else none, since it gives them again."""
+
+    def __init__(self, given: Iterable[Any], wrapped: Wrapped, device: torch.device | None) -> None:
+        self.batches = deque[Batch](maxlen=_RECENT if isinstance(given, Iterator) else 0)
+        self._wrapped, self._device = wrapped, device
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any are kept."""
+        return self.batches.maxlen != 0
+
+    def keep(self, batch: Batch) -> None:
+        """Keep a batch as it is now: a loader may fill the same memory again."""
+        if self.wanted:
+            self.batches.append(batch.copy())
+
+    def pass_by(self, items: Iterator[Any], count: int) -> None:
+        """Draw batches that were used up before a kill, the last of which are kept all the same."""
+        for place, item in enumerate(itertools.islice(items, count)):
+            if self.wanted and count - place <= _RECENT:
+                self.keep(to_batch(item, self._wrapped.base, self._device))
+
+
+def _one_round(batches: Iterable[Any], state: FitState, rng: RandomState | None, recent: _Recent) -> Iterator[Any]:
     """The batches of one round from where the state stands, which moves on with each.
 
     Those that were used up before a kill are drawn once more, so that the loader shuffles as it did; from there on the
     random numbers are those that followed.
     """
     items = iter(batches)
-    for _ in itertools.islice(items, state.position):
-        pass
+    recent.pass_by(items, state.position)
     if rng is not None and rng.now is not None:
         torch.set_rng_state(rng.now)
     for item in items:
@@ -397,7 +425,7 @@ def _one_round(batches: Iterable[Any], state: FitState, rng: RandomState | None)
 
 def _finish(
     fitter: Fitter,
-    recent: deque[Batch],
+    recent: list[Batch],
     batches: Iterable[Any],
     measured: Iterable[Batch] | None,
     device: torch.device | None,
@@ -406,8 +434,7 @@ def _finish(
     """Measure on what the loop saw, or on what was held out."""
     _log.info("counting symbols and measuring every quality")
     wrapped, state = fitter.wrapped, fitter.state
-    once = iter(batches) is batches
-    counted = list(recent) if once and recent else up_to(batches, wrapped, device, MEASURED)
+    counted = recent or up_to(batches, wrapped, device, MEASURED)
     reports = {
         split: SplitReport(loss=state.loss[split], distilled_from=state.distilled_from.get(split))
         for split in wrapped.split_points

@@ -271,7 +271,7 @@ def measure(wrapped: Wrapped, split: str, batches: Iterable[Batch], report: Spli
             if not teacher:
                 raise FitError("the model returns no floating-point tensor, so there is nothing to compare")
             if first is None:
-                first, which = batch, telling_of(wrapped, split, batch, teacher)
+                first, which = batch.copy(), telling_of(wrapped, split, batch, teacher)
             for rate in rates:
                 restored = rate.add(symbols, sides)
                 found = answers(wrapped.base, gate, wrapped.sites[split], batch, restored, teacher, which)

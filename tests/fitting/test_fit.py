@@ -264,6 +264,30 @@ def test_a_seed_decides_everything() -> None:
     assert_same(results[0][1], results[1][1])
 
 
+class Reusing:
+    """Batches that all lie in the same memory, one after another."""
+
+    def __init__(self, given: list[Tensor]) -> None:
+        self.given = given
+
+    def __iter__(self) -> Iterator[Tensor]:
+        memory = torch.empty_like(self.given[0])
+        for x in self.given:
+            yield memory.copy_(x)
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_a_loader_that_fills_the_same_memory_again_gives_the_same_fit(once: bool) -> None:
+    found: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
+    for given in (batches(), Reusing(batches())):
+        model = wrapped(codec="transform")
+        validation = batches(2) if isinstance(given, list) else Reusing(batches(2))
+        report = compoff.fit(model, iter(given) if once else given, steps=4, validation=validation)
+        found.append((report.splits["body"].figures(), bottlenecks(model)))
+    assert found[0][0] == found[1][0]
+    assert_same(found[0][1], found[1][1])
+
+
 # -- batches as people have them -------------------------------------------------------------------------------------
 
 
