@@ -29,12 +29,12 @@ _FORMATS = {_FORMAT, "compoff-bottlenecks-1"}  # the first knew one feature a sp
 _KEYS = {"format", "base", "description", "checksum"}
 
 
-def save_bottlenecks(path: str | Path, base: nn.Module, bottlenecks: nn.Module, description: dict[str, Any]) -> None:
+def save_bottlenecks(path: str | Path, base: str, bottlenecks: nn.Module, description: dict[str, Any]) -> None:
     """Write bottlenecks to a file.
 
     Args:
         path: The file.
-        base: The model they were fitted for.
+        base: Fingerprint of the model they were fitted for.
         bottlenecks: The bottlenecks.
         description: How to make them again, as JSON can hold it.
 
@@ -46,7 +46,7 @@ def save_bottlenecks(path: str | Path, base: nn.Module, bottlenecks: nn.Module, 
         raise ArtifactError(f"'{target}' is a folder; give a file to save the bottlenecks in")
     tensors = {name: tensor.contiguous() for name, tensor in bottlenecks.state_dict().items()}
     text = json.dumps(description)
-    metadata = {"format": _FORMAT, "base": fingerprint(base.state_dict()), "description": text}
+    metadata = {"format": _FORMAT, "base": base, "description": text}
     metadata["checksum"] = _checksum(text, tensors)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def save_bottlenecks(path: str | Path, base: nn.Module, bottlenecks: nn.Module, 
         raise ArtifactError(f"the bottlenecks cannot be saved in '{target}' ({error}); give another file") from error
 
 
-def read_bottlenecks(path: str | Path, base: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_bottlenecks(path: str | Path, base: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     """Read bottlenecks and check that they belong to this model.
 
     Args:
@@ -65,7 +65,7 @@ def read_bottlenecks(path: str | Path, base: nn.Module) -> tuple[dict[str, Any],
         base: The model.
 
     Returns:
-        The description, and the tensors by name.
+        The description, the tensors by name, and the model's fingerprint.
 
     Raises:
         ArtifactError: The file is damaged or foreign, or was fitted for a model with other weights.
@@ -97,7 +97,7 @@ def read_bottlenecks(path: str | Path, base: nn.Module) -> tuple[dict[str, Any],
             f"'{path}': base is {found[:8]}…, but this {type(base).__name__} has the fingerprint {given[:8]}…; the "
             "bottlenecks were fitted for a model with other weights: load those, or fit again"
         )
-    return description, tensors  # pyright: ignore[reportUnknownVariableType]
+    return description, tensors, given  # pyright: ignore[reportUnknownVariableType]
 
 
 def _checksum(description: str, tensors: dict[str, Tensor]) -> str:

@@ -126,7 +126,7 @@ def export(
         "base": fingerprint(wrapped.base.state_dict()),
     }
     shared["artifact_id"] = _identity(wrapped, Manifest("", "", **shared), tables, made)
-    shared["report"] = {**_report(wrapped, split), **made.macs}
+    shared["report"] = {**_report(wrapped, split, shared["base"]), **made.macs}
     shared["report"]["head_macs"] = _macs(made.head) - _spared(bottlenecks, shared["quality"])
     shared["versions"] = {"compoff": __version__, "torch": torch.__version__}
     head, tail = Manifest("head", **shared), Manifest("tail", **shared)
@@ -134,7 +134,7 @@ def export(
     return Head(head, tables, runner), Tail(tail, tables, made.backend(tail))
 
 
-def _report(wrapped: Wrapped, split: str) -> dict[str, Any]:
+def _report(wrapped: Wrapped, split: str, base: str) -> dict[str, Any]:
     """What was measured at a split point, where it is that which is exported."""
     report, adapter = wrapped.reports.get(split, {}), wrapped.bottleneck(split).adapter
     if report and report.get("adapter_bytes", 0) != (0 if adapter is None else adapter.bytes):
@@ -144,7 +144,14 @@ def _report(wrapped: Wrapped, split: str) -> dict[str, Any]:
             split,
         )
         return {}
-    return report
+    figures = wrapped.figures_of(split, base)
+    if figures is None:
+        _log.warning(
+            "the figures at '%s' were measured with other weights and are left out of the export; measure again with "
+            "compoff.finish",
+            split,
+        )
+    return figures or {}
 
 
 def _missing(split: str, bottlenecks: Sequence[Bottleneck]) -> str:

@@ -7,6 +7,7 @@ loops (`fitting`) and of programs (`cutting.capture`).
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from compoff.cutting.inputs import ExampleInputs
 from compoff.cutting.sites import Site, Skips, check_names, locate
 from compoff.distilling import student_pass, teacher_pass
 from compoff.errors import FitError, SplitError
+from compoff.fingerprint import fingerprint
 from compoff.frozen import Frozen
 from compoff.gates import Gate, Work, only_at
 from compoff.mounting import (
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 __all__ = ["Wrapped"]
+
+_log = logging.getLogger("compoff.save")
 
 
 class Wrapped(nn.Module):
@@ -93,6 +97,7 @@ class Wrapped(nn.Module):
         self.bottlenecks = nn.ModuleDict()
         self.sites: dict[str, Site] = {}
         self.reports: dict[str, dict[str, Any]] = {}
+        self._measured_with: dict[str, str] = {}  # by split point: the weights that its report speaks of
         self._example = ExampleInputs()
         self._handles: list[RemovableHandle] = []
         self._flags = Flags.of(base)
@@ -384,8 +389,39 @@ class Wrapped(nn.Module):
             raise SplitError(f"this model has the split points {names}; say which one with split=")
         return chosen[0]
 
+    def note_figures(self, split: str, figures: dict[str, Any], base: str) -> None:
+        """Keep what was measured at a split point with the weights as they are.
+
+        Args:
+            split: The split point.
+            figures: What was measured.
+            base: Fingerprint of the base.
+        """
+        self.reports[split] = figures
+        self._measured_with[split] = self._weights(split, base)
+
+    def figures_of(self, split: str, base: str) -> dict[str, Any] | None:
+        """What was measured at a split point, as long as the weights are still those.
+
+        Args:
+            split: The split point.
+            base: Fingerprint of the base.
+
+        Returns:
+            The figures; empty where there are none, None where they are those of other weights.
+        """
+        measured, figures = self._measured_with.get(split), self.reports.get(split, {})
+        return None if figures and measured and measured != self._weights(split, base) else figures
+
+    def _weights(self, split: str, base: str) -> str:
+        """A name for all that the figures of a split point depend on; some buffers move with every pass."""
+        parts = [fingerprint(dict(bottleneck.named_parameters())) for bottleneck in self.bottlenecks_at(split)]
+        return " ".join([base, *parts])
+
     def save(self, path: str | Path) -> None:
         """Write the fitted bottlenecks to one safetensors file; the base's weights are not in it.
+
+        Figures that were measured with other weights are not written, and a warning says so.
 
         Args:
             path: The file.
@@ -396,8 +432,17 @@ class Wrapped(nn.Module):
         """
         self._check(self.split_points[0])
         shapes = {split: [list(one.shape) for one in site.features] for split, site in self.sites.items()}
-        fitted = {"options": self.options.describe(), "shapes": shapes, "skips": self.skips, "reports": self.reports}
-        save_bottlenecks(path, self.base, self.bottlenecks, {**fitted, **self._example.describe()})
+        base = fingerprint(self.base.state_dict())
+        reports = {split: self.figures_of(split, base) for split in self.reports if split in self.sites}
+        if stale := [split for split, figures in reports.items() if figures is None]:
+            _log.warning(
+                "the figures at %s were measured with other weights and are not saved; measure again with "
+                "compoff.finish",
+                ", ".join(f"'{split}'" for split in stale),
+            )
+        reports = {split: figures for split, figures in reports.items() if figures is not None}
+        fitted = {"options": self.options.describe(), "shapes": shapes, "skips": self.skips, "reports": reports}
+        save_bottlenecks(path, base, self.bottlenecks, {**fitted, **self._example.describe()})
 
     def unwrap(self) -> nn.Module:
         """Take the hooks out again and hand the model back, bit for bit and with its flags as they were.

@@ -145,7 +145,7 @@ def load(path: str | Path, model: nn.Module) -> Wrapped:
         ('1',)
     """
     refuse_wrapped(model)
-    description, tensors = read_bottlenecks(path, model)
+    description, tensors, base = read_bottlenecks(path, model)
     try:
         options, shapes = CodecOptions(**_OLDEST | description["options"]), _shapes(description["shapes"])
         skips, reports = _skips(description.get("skips", "forbid")), _reports(description["reports"])
@@ -171,13 +171,14 @@ def load(path: str | Path, model: nn.Module) -> Wrapped:
                 first.adapter = None  # it was taken off
         stacked = nn.ModuleDict({key_of(split, index): one for split in made for index, one in enumerate(made[split])})
         stacked.load_state_dict(tensors)
-        for split, report in reports.items():
-            if split in made and report.get("quality") is not None and f"{key_of(split)}.quality" not in tensors:
-                made[split][0].choose(report["quality"])  # older files have it in the report only
     except (RuntimeError, TypeError, FeatureError) as error:
         raise ArtifactError(f"'{path}': its description does not fit its tensors ({error}); save again") from error
     wrapped = _wrapped(model, options, skips, sites, made, example)
-    wrapped.reports = reports
+    for split in (one for one in sites if one in reports):
+        wrapped.note_figures(split, reports[split], base)
+        chosen = reports[split].get("quality")
+        if chosen is not None and f"{key_of(split)}.quality" not in tensors:  # older files have it in the report only
+            wrapped.bottleneck(split).choose(chosen)
     return wrapped
 
 

@@ -208,7 +208,7 @@ class TransformBottleneck(Bottleneck):
         Args:
             quality: Its index in `qualities`.
         """
-        self.quality.fill_(quality)
+        self.quality.fill_(max(-1, min(quality, len(self.ladder) - 1)))
 
     @property
     def reference_step(self) -> int:

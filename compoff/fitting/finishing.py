@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compoff.errors import FitError
+from compoff.fingerprint import fingerprint
 from compoff.fitting.batches import Batches, require_batches, to_batch
 from compoff.fitting.measure import Aim, count_symbols, features_of, measure
 from compoff.fitting.report import FitReport, SplitReport
@@ -113,7 +114,7 @@ def conclude(
     """
     if not counted:
         raise FitError("the batches are empty, so there is nothing to measure on; give at least one")
-    was_training, samples = wrapped.training, 0
+    was_training, samples, base = wrapped.training, 0, fingerprint(wrapped.base.state_dict())
     wrapped.eval()
     try:
         for split, report in reports.items():
@@ -121,7 +122,7 @@ def conclude(
                 layer.settle()
             count_symbols(wrapped, split, counted)
             samples = measure(wrapped, split, counted if measured is None else measured, report, aim)
-            wrapped.reports[split] = report.figures()
+            wrapped.note_figures(split, report.figures(), base)
             wrapped.bottleneck(split).choose(report.quality)
             if report.aim_met is False:
                 asked = f"target_bytes={aim.target_bytes}" if aim.max_drop is None else f"max_drop={aim.max_drop}"

@@ -15,6 +15,7 @@ from tests.fitting.test_fit import batches, signals, trained_net
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 def started(*splits: str) -> compoff.Wrapped:
@@ -73,6 +74,33 @@ def test_what_fit_measured_stays_when_it_is_measured_again() -> None:
 def test_inputs_that_were_held_out() -> None:
     report = compoff.finish(started(), batches(), validation=[signals(5, seed=9)])
     assert (report.held_out, report.measured_on) == (True, 5)
+
+
+@pytest.mark.parametrize("changed", ["base", "bottlenecks"])
+def test_figures_of_other_weights_are_neither_exported_nor_saved(
+    changed: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, path = started(), tmp_path / "fitted"
+    quality = compoff.finish(model, batches(), max_drop=0.3).splits["body"].quality
+    model.train()
+    with model.at("body"):
+        model(batches()[0])  # a pass is no change
+    model.save(path)
+    assert compoff.load(path, trained_net()).reports == model.reports
+    assert not caplog.records
+    with torch.no_grad():
+        next(getattr(model, changed).parameters()).mul_(1.01)
+    model.save(path)
+    net = trained_net()
+    net.load_state_dict(model.base.state_dict())
+    assert compoff.load(path, net).reports == {}
+    head = compoff.export(model, "body")[0]
+    assert not {"bytes", "agreement", "curve"} & {*head.manifest.report}
+    assert head.quality == quality
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("compoff.")]
+    assert told[0].startswith("the figures at 'body' were measured with other weights and are not saved")
+    assert told[1].startswith("the figures at 'body' were measured with other weights and are left out of the export")
+    assert len(told) == 2
 
 
 def test_an_answer_that_is_lost_is_said(caplog: pytest.LogCaptureFixture) -> None:
