@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compoff.errors import CompoffError, FeatureError
+from compoff.hooks import stop_listening
 from compoff.trees import map_tensors, tensors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Generator
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
 __all__ = ["Batch", "refusals_named"]
 
@@ -60,8 +61,10 @@ class Batch:
         args, kwargs = map_tensors((self.args, self.kwargs), copied)
         return Batch(args, kwargs)
 
-    def call(self, model: Callable[..., Any]) -> Any:
+    def call(self, model: nn.Module) -> Any:
         """Call a model with it, which stays as it is whatever the model writes to.
+
+        However the pass ends, nothing of it goes on afterwards.
 
         Args:
             model: The model.
@@ -76,7 +79,11 @@ class Batch:
             ([0.0, 1.0], [-1.0, 1.0])
         """
         given = self.copy()
-        return model(*given.args, **given.kwargs)
+        try:
+            return model(*given.args, **given.kwargs)
+        finally:
+            if not torch.compiler.is_compiling():  # which no Ctrl-C gets into
+                stop_listening(model)
 
 
 @contextlib.contextmanager

@@ -127,21 +127,23 @@ def _hang(model: nn.Module, catcher: Catcher, index: int, tap: Tap) -> list[Remo
 
 
 def stop_listening(model: nn.Module) -> None:
-    """End what hooks of this model have begun; needed only where it was left by an exception while it was traced.
+    """End what hooks of this model have begun and nothing has ended.
 
+    So it is where the model was left by an exception while it was traced, or by what is no `Exception`, such as Ctrl-C:
     PyTorch calls no hook then that would end it by itself.
 
     Args:
-        model: The model.
+        model: The model, which nobody is running.
     """
+    if not isinstance(_get_current_function_mode(), _FunctionTap):
+        return
     hooks: list[Any] = []
     for module in model.modules():
         hooks += module._forward_pre_hooks.values()  # pyright: ignore[reportPrivateUsage] - there is no public way
-    scopes = [hook for hook in hooks if isinstance(hook, _Scope) and hook.mode is not None]
-    while isinstance(top := _get_current_function_mode(), _FunctionTap):
+    scopes = {id(hook): hook for hook in hooks if isinstance(hook, _Scope)}
+    while isinstance(top := _get_current_function_mode(), _FunctionTap) and id(top.scope) in scopes:
         top.__exit__(None, None, None)
-    for scope in scopes:
-        scope.mode = None
+        top.scope.mode = None
 
 
 def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
@@ -333,13 +335,13 @@ class _FunctionTap(TorchFunctionMode):
 
     def __init__(self, scope: _Scope) -> None:
         super().__init__()
-        self._scope = scope
+        self.scope = scope
         self._calls = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         output = func(*args, **(kwargs or {}))
-        scope, tap = self._scope, self._scope.tap
+        scope, tap = self.scope, self.scope.tap
         # What a catcher itself calls is no part of the model.
         if scope.catcher.at_work or function_name(func) != tap.function or not tensors_of(output):
             return output

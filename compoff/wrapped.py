@@ -25,6 +25,7 @@ from compoff.errors import FitError, SplitError
 from compoff.fingerprint import fingerprint
 from compoff.frozen import Frozen
 from compoff.gates import Gate, Work, only_at
+from compoff.hooks import stop_listening
 from compoff.mounting import (
     Flags,
     attach,
@@ -251,7 +252,11 @@ class Wrapped(nn.Module):
         self._check(split)
         gates = self._gates()
         with only_at(gates, split), gates[split].bypassing() if bypass else contextlib.nullcontext():
-            yield self
+            try:
+                yield self
+            finally:
+                if not torch.compiler.is_compiling():
+                    stop_listening(self.base)
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
         """Run the model: the teacher, or the student inside `at`.
@@ -454,6 +459,7 @@ class Wrapped(nn.Module):
             SplitError: This was done before.
         """
         _check_wrapped(self.base)
+        stop_listening(self.base)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

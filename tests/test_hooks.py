@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 import pickle
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import compoff
 from compoff.errors import FeatureError
-from compoff.hooks import Tap, catchers, hang
+from compoff.hooks import Tap, catchers, hang, stop_listening
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Negating:
@@ -148,6 +152,63 @@ def test_functions_are_listened_to_no_longer_after_an_error() -> None:
     catcher.seen.clear()
     torch.relu(torch.ones(1))
     assert catcher.seen == []
+
+
+class Interrupted(nn.Module):
+    """Leaves its pass by Ctrl-C, while a function's result is waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.score, self.breaks = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 4), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        if self.breaks:
+            raise KeyboardInterrupt
+        beside = torch.sin(x)
+        return self.score(torch.relu(self.b(torch.tanh(x))) * beside)
+
+
+def at(model: compoff.Wrapped, x: Tensor) -> None:
+    with model.at("b"):
+        model(x)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, x: compoff.fit(model, [x], steps=1),
+        lambda model, x: compoff.finish(model, [x]),
+        lambda model, x: model.distillation_loss(x),
+        lambda model, x: compoff.calibrate(model, [x]),
+        at,
+    ],
+)
+def test_functions_are_listened_to_no_longer_after_ctrl_c(call: Callable[[compoff.Wrapped, Tensor], Any]) -> None:
+    net, x = Interrupted(), torch.randn(16, 32)
+    model = compoff.wrap(net, "b", example_input=x)
+    assert "function" in {feature.tap.kind for feature in model.sites["b"].features}
+    if "calibrate" not in call.__code__.co_names:
+        compoff.calibrate(model, [x])
+    net.breaks = True
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            call(model, x)
+        assert torch.overrides._get_current_function_mode() is None
+    finally:
+        stop_listening(net)  # or every test behind this one would be listened to
+
+
+def test_of_another_model_nothing_is_ended() -> None:
+    nets = [Net(), Net()]
+    for net in nets:
+        hang(net, Negating(), [Tap("function", 0, "", function="relu")])
+        next(hook for hook in net._forward_pre_hooks.values() if hasattr(hook, "mode"))(net, ())
+    stop_listening(nets[0])
+    assert torch.overrides._get_current_function_mode() is not None
+    stop_listening(nets[1])
+    stop_listening(nets[0])
+    assert torch.overrides._get_current_function_mode() is None
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
