@@ -23,6 +23,7 @@ from compoff.fitting.batches import check_seed, not_finite, require_batches
 from compoff.fitting.finishing import refuse_on, up_to
 from compoff.fitting.measure import Aim
 from compoff.fitting.overhead import overhead_bytes
+from compoff.fitting.randomness import own_random_numbers
 from compoff.hooks import uncompiled
 from compoff.losses import relative_error
 from compoff.mounting import device_of, require_wrapped
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     _Slopes = tuple[list[Tensor], list[tuple[Tensor, ...]]]  # features, and gradients at them, draw by draw
 
-__all__ = ["SAMPLES", "calibrate"]
+__all__ = ["SAMPLES", "calibrate", "start"]
 
 SAMPLES = 2048
 """Samples that directions are found from."""
@@ -65,7 +66,8 @@ def calibrate(wrapped: Wrapped, batches: Iterable[Any], *, target_bytes: float |
         wrapped: What `compoff.wrap` returned.
         batches: Batches as `fit` takes them; the first 2048 samples are looked at.
         target_bytes: Mean length of a payload to aim at, in bytes; None to aim at a small error of the output.
-        seed: Seed of the random projections of the output; the caller's random numbers are left alone.
+        seed: Seed of the random projections of the output, and of what a loader draws; the caller's random numbers are
+            left alone.
 
     Raises:
         FitError: No usable batches, or `target_bytes` leaves no room for symbols.
@@ -87,8 +89,24 @@ def calibrate(wrapped: Wrapped, batches: Iterable[Any], *, target_bytes: float |
     Aim(target_bytes).check()
     check_seed(seed)
     refuse_on(wrapped, "calibrate")
-    where = device_of(wrapped.base)
-    taken = up_to(batches, wrapped, where, SAMPLES)
+    with own_random_numbers(seed, device_of(wrapped.base)):
+        start(wrapped, batches, target_bytes, seed)
+
+
+def start(wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | None, seed: int) -> None:
+    """Start each bottleneck, its arguments checked; what loaders and new bottlenecks draw is the caller's.
+
+    Args:
+        wrapped: As for `calibrate`.
+        batches: As for `calibrate`.
+        target_bytes: As for `calibrate`.
+        seed: As for `calibrate`.
+
+    Raises:
+        FitError: As `calibrate`.
+        FeatureError: As `calibrate`.
+    """
+    taken = up_to(batches, wrapped, device_of(wrapped.base), SAMPLES)
     if not taken:
         raise FitError("the batches are empty, so there is nothing to start from; give at least one")
     if not wrapped.built:

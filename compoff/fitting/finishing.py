@@ -15,6 +15,7 @@ from compoff.errors import FitError
 from compoff.fingerprint import fingerprint
 from compoff.fitting.batches import Batches, require_batches, to_batch
 from compoff.fitting.measure import Aim, count_symbols, features_of, measure
+from compoff.fitting.randomness import own_random_numbers
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.mounting import device_of, require_wrapped
 
@@ -43,7 +44,7 @@ def finish(
     """Make the coder's tables, measure, and choose the default quality; what a loop of your own does last.
 
     `fit` does it by itself. Without it payloads are as long as they can be, since no symbol counts as likelier than
-    another, and the export sends the most of them.
+    another, and the export sends the most of them. The caller's random numbers are left alone, whatever a loader draws.
 
     Args:
         wrapped: The model, its bottlenecks trained with `Wrapped.distillation_loss`.
@@ -85,12 +86,12 @@ def finish(
                 "and call compoff.finish last, or let compoff.fit do all of it"
             )
     refuse_on(wrapped, "finish")
-    aim.check_output(wrapped)
-    where = device_of(wrapped.base)
-    measured = held_out(validation, wrapped, where)
-    counted = up_to(batches, wrapped, where, MEASURED)
-    reports = {split: SplitReport() for split in wrapped.split_points}
-    samples = conclude(wrapped, reports, counted, measured, aim)
+    where, reports = device_of(wrapped.base), {split: SplitReport() for split in wrapped.split_points}
+    with own_random_numbers(0, where):  # a loader that shuffles draws
+        aim.check_output(wrapped)
+        measured = held_out(validation, wrapped, where)
+        counted = up_to(batches, wrapped, where, MEASURED)
+        samples = conclude(wrapped, reports, counted, measured, aim)
     return FitReport(reports, 0, 0.0, samples, held_out=validation is not None)
 
 

@@ -5,7 +5,6 @@ Reads from `batches`, computes through `distilling`, leaves a `FitReport`. The m
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import math
@@ -25,17 +24,18 @@ from compoff.coding.side import DTYPES
 from compoff.errors import FitError
 from compoff.fingerprint import fingerprint
 from compoff.fitting.batches import check_seed, require_batches, require_device, to_batch
-from compoff.fitting.calibrating import SAMPLES, calibrate
+from compoff.fitting.calibrating import SAMPLES, start
 from compoff.fitting.finishing import MEASURED, conclude, held_out, refuse_on, up_to
 from compoff.fitting.fitter import Fitter
 from compoff.fitting.measure import Aim
+from compoff.fitting.randomness import own_random_numbers
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.fitting.state import FitState, RandomState, load_state, save_state
 from compoff.mounting import device_of, require_wrapped
 from compoff.recipe import Recipe, recipe_named
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Sized
+    from collections.abc import Iterable, Sized
     from pathlib import Path
 
     from torch import Tensor
@@ -136,7 +136,7 @@ def _calibrated(wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | 
     _log.info("finding the directions at %s on up to %d samples", ", ".join(wrapped.split_points), SAMPLES)
     iterator = iter(batches)
     if iterator is not batches:
-        calibrate(wrapped, batches, target_bytes=target_bytes, seed=seed)
+        start(wrapped, batches, target_bytes, seed)
         return batches
     peeked: list[Batch] = []
     samples = 0
@@ -145,21 +145,8 @@ def _calibrated(wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | 
         samples += peeked[-1].size
         if samples >= SAMPLES:
             break
-    calibrate(wrapped, peeked, target_bytes=target_bytes, seed=seed)
+    start(wrapped, peeked, target_bytes, seed)
     return itertools.chain(peeked, iterator)
-
-
-@contextlib.contextmanager
-def _own_random_numbers(seed: int, device: torch.device | None) -> Generator[None]:
-    """Seed what the block draws; the caller's random numbers go on afterwards as if nothing had been drawn."""
-    accelerators = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=accelerators):
-        # torch.manual_seed would seed every accelerator, the caller's other ones too.
-        torch.default_generator.manual_seed(seed)
-        for accelerator in accelerators:
-            with torch.cuda.device(accelerator):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 def fit(
@@ -249,7 +236,7 @@ def fit(
         wrapped.to(device)
     where, began = device_of(wrapped.base), time.monotonic()
     again = wrapped.built and _all_started(wrapped)
-    with _own_random_numbers(seed, where), torch.inference_mode(mode=False), torch.enable_grad():
+    with own_random_numbers(seed, where), torch.inference_mode(mode=False), torch.enable_grad():
         batches = _build(wrapped, batches, where)
         _check_precision(wrapped)
         _warn_of_dtypes(wrapped)

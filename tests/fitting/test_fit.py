@@ -217,10 +217,18 @@ def test_a_model_that_writes_to_its_input_is_fitted_as_if_it_did_not(split: str)
     assert_same(found[0][1], found[1][1])
 
 
-def test_the_callers_random_numbers_go_on() -> None:
-    model = wrapped()
+@pytest.mark.parametrize("call", ["fit", "finish", "calibrate", "calibrate a new one"])
+def test_the_callers_random_numbers_go_on(call: str) -> None:
+    model = compoff.wrap(trained_net(), "body") if "new" in call else wrapped(codec="transform")
+    if call == "finish":
+        compoff.calibrate(model, batches())
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    compoff.fit(model, Shuffled(), epochs=2)
+    if call == "fit":
+        compoff.fit(model, Shuffled(), epochs=2)
+    elif call == "finish":
+        compoff.finish(model, Shuffled(), validation=Shuffled())
+    else:
+        compoff.calibrate(model, Shuffled())
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.array_equal(np.random.get_state()[1], states[1])
     assert random.getstate() == states[2]
