@@ -28,7 +28,7 @@ from compoff.fitting.calibrating import SAMPLES, start
 from compoff.fitting.finishing import MEASURED, conclude, held_out, refuse_on, up_to
 from compoff.fitting.fitter import Fitter
 from compoff.fitting.measure import Aim
-from compoff.fitting.randomness import own_random_numbers
+from compoff.fitting.randomness import own_random_numbers, random_states, set_random_states
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.fitting.state import FitState, RandomState, load_state, save_state
 from compoff.mounting import device_of, require_wrapped
@@ -317,10 +317,11 @@ class _Keeper:
         enough = step % _SAVE_EVERY == 0 or step == self.fitter.total
         return enough or time.monotonic() - self._saved >= _SAVE_SECONDS
 
-    def save(self, began: Tensor) -> None:
+    def save(self, began: tuple[Tensor, ...]) -> None:
         """Write the file; `began` is the random state at the start of the round."""
         self._saved = time.monotonic()
-        fitter, rng = self.fitter, RandomState(began, torch.get_rng_state())
+        fitter = self.fitter
+        rng = RandomState(began, random_states(device_of(fitter.wrapped.base)))
         save_state(self.path, fitter.state, self.settings, fitter.wrapped.bottlenecks, fitter.optimizer, rng)
 
 
@@ -337,7 +338,7 @@ def _train(
     rng = keeper.restore() if keeper else None
     if rng is not None:
         finished = fitter.state.step >= fitter.total
-        torch.set_rng_state(rng.now if finished and rng.now is not None else rng.round)
+        set_random_states(rng.now if finished and rng.now else rng.round, device)
         if finished and recent.wanted:
             recent.pass_by(iter(batches), fitter.state.position)
     state, was_training = fitter.state, wrapped.training
@@ -347,7 +348,7 @@ def _train(
     try:
         with tqdm(total=fitter.total, initial=state.step, desc="compoff.fit", disable=not shown, unit="step") as bar:
             while state.step < fitter.total:
-                began = torch.get_rng_state()
+                began = random_states(device)
                 for item in _one_round(batches, state, rng, recent):
                     batch = to_batch(item, wrapped.base, device)
                     recent.keep(batch)
@@ -370,7 +371,7 @@ class _Recent:
 
     def __init__(self, given: Iterable[Any], wrapped: Wrapped, device: torch.device | None) -> None:
         self.batches = deque[Batch](maxlen=_RECENT if isinstance(given, Iterator) else 0)
-        self._wrapped, self._device = wrapped, device
+        self._wrapped, self.device = wrapped, device
 
     @property
     def wanted(self) -> bool:
@@ -386,7 +387,7 @@ class _Recent:
         """Draw batches that were used up before a kill, the last of which are kept all the same."""
         for place, item in enumerate(itertools.islice(items, count)):
             if self.wanted and count - place <= _RECENT:
-                self.keep(to_batch(item, self._wrapped.base, self._device))
+                self.keep(to_batch(item, self._wrapped.base, self.device))
 
 
 def _one_round(batches: Iterable[Any], state: FitState, rng: RandomState | None, recent: _Recent) -> Iterator[Any]:
@@ -397,8 +398,8 @@ def _one_round(batches: Iterable[Any], state: FitState, rng: RandomState | None,
     """
     items = iter(batches)
     recent.pass_by(items, state.position)
-    if rng is not None and rng.now is not None:
-        torch.set_rng_state(rng.now)
+    if rng is not None and rng.now:
+        set_random_states(rng.now, recent.device)
     for item in items:
         state.position += 1
         yield item

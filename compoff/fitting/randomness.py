@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
-__all__ = ["own_random_numbers"]
+    from torch import Tensor
+
+__all__ = ["own_random_numbers", "random_states", "set_random_states"]
 
 
 @contextlib.contextmanager
@@ -40,3 +42,36 @@ def own_random_numbers(seed: int, device: torch.device | None) -> Generator[None
             with torch.cuda.device(accelerator):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+def random_states(device: torch.device | None) -> tuple[Tensor, ...]:
+    """Where PyTorch's random numbers stand that a fit draws from.
+
+    Args:
+        device: Where the model is; None for the CPU.
+
+    Returns:
+        State of the CPU's generator, and of the device's where that is another.
+    """
+    cpu = torch.get_rng_state()
+    return (cpu, torch.cuda.get_rng_state(device)) if device is not None and device.type == "cuda" else (cpu,)
+
+
+def set_random_states(states: Sequence[Tensor], device: torch.device | None) -> None:
+    """Go on with random numbers from where they stood.
+
+    Args:
+        states: What `random_states` gave; a device whose state is not among them is left as it is.
+        device: Where the model is; None for the CPU.
+
+    Examples:
+        >>> import torch
+        >>> states = random_states(None)
+        >>> first = torch.rand(3)
+        >>> set_random_states(states, None)
+        >>> torch.equal(torch.rand(3), first)
+        True
+    """
+    torch.set_rng_state(states[0])
+    if len(states) > 1 and device is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["FitState", "RandomState", "load_state", "save_state"]
 
 _BOTTLENECKS, _ADAM = "bottlenecks.", "adam."
+_ROUND, _NOW = ("rng", "rng_device"), ("rng_now", "rng_now_device")
 _LATER = ("quality",)  # of a bottleneck: what files of older versions lack, and loading fills in
 
 
@@ -61,15 +62,15 @@ class FitState:
 
 @dataclass(frozen=True)
 class RandomState:
-    """PyTorch's random state at two moments.
+    """PyTorch's random state at two moments: of the CPU, and behind it of the device where that is another.
 
     Args:
         round: When the current round of the loader began: it then shuffles as it did.
-        now: After the last step; None in a file of an older version.
+        now: After the last step; empty in a file of an older version.
     """
 
-    round: Tensor
-    now: Tensor | None
+    round: tuple[Tensor, ...]
+    now: tuple[Tensor, ...] = ()
 
 
 def save_state(
@@ -93,7 +94,7 @@ def save_state(
     Examples:
         >>> import tempfile, pathlib, torch
         >>> net = torch.nn.Linear(2, 1)
-        >>> adam, rng = torch.optim.Adam(net.parameters()), RandomState(torch.get_rng_state(), torch.get_rng_state())
+        >>> adam, rng = torch.optim.Adam(net.parameters()), RandomState((torch.get_rng_state(),))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "state.safetensors")
         ...     save_state(path, FitState(step=7), {"seed": 0}, net, adam, rng)
@@ -104,9 +105,7 @@ def save_state(
     for index, moments in optimizer.state_dict()["state"].items():
         for name, value in moments.items():
             tensors[f"{_ADAM}{index}.{name}"] = torch.as_tensor(value).contiguous()
-    tensors["rng"] = rng.round
-    if rng.now is not None:
-        tensors["rng_now"] = rng.now
+    tensors |= dict(zip(_ROUND, rng.round, strict=False)) | dict(zip(_NOW, rng.now, strict=False))
     metadata = {"settings": json.dumps(settings, sort_keys=True), "state": json.dumps(vars(state))}
     metadata["checksum"] = _checksum(metadata, tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +143,9 @@ def load_state(
         found, state = json.loads(metadata["settings"]), FitState(**json.loads(metadata["state"]))
         # A file of an older version has no checksum and fewer settings; what it has must still fit.
         whole = metadata.get("checksum") in (None, _checksum(metadata, tensors))
-        rng = RandomState(tensors["rng"], tensors.get("rng_now"))
+        if _ROUND[0] not in tensors:
+            raise KeyError(_ROUND[0])
+        rng = RandomState(*(tuple(tensors[name] for name in names if name in tensors) for names in (_ROUND, _NOW)))
     except (KeyError, ValueError, TypeError) as error:
         raise FitError(f"'{path}' is not the state of a fit ({error!r}); delete it to start afresh") from error
     if not whole:
