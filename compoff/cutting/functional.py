@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import DispatchKey
+from torch import DispatchKey, Tensor
 from torch._ops import OpOverload
+from torch.fx import Node
 
 from compoff.cutting.graph_flow import same_form
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-    from torch.fx import Graph, Node
+    from torch.fx import Graph
 
 __all__ = ["functional"]
 
@@ -34,11 +35,12 @@ _TRAINING = ("training", "train", "use_input_stats")  # arguments with which an 
 def functional(program: ExportedProgram) -> ExportedProgram:
     """Let nothing in a program write in place.
 
-    PyTorch traces the whole program anew for that, which takes twice as long as the export itself. So it is asked only
-    where something may write besides the decoded feature, which takes the place of the encoded one.
+    PyTorch traces the whole program anew for that, which takes as long as all the rest of an export. So it is asked
+    only where what is written may be seen under another name: an activation in place and a sum in place write to a
+    tensor of their own, and the decoded feature takes the place of the encoded one.
 
     Args:
-        program: What `torch.export.export` returned; changed: dropout that does nothing is taken out.
+        program: What `torch.export.export` returned; changed: what does nothing is taken out.
 
     Returns:
         The program, or another that computes the same.
@@ -52,31 +54,45 @@ def functional(program: ExportedProgram) -> ExportedProgram:
 
     Source: this project.
     """
-    _drop_dropout(program.graph)
-    _settle_copies(program.graph)
+    _drop_nothings(program.graph)
+    _settle_writes(program.graph)
     program.graph_module.recompile()
     if any(_may_write(node) for node in program.graph.nodes):
         return program.run_decompositions({})
     return program
 
 
-def _drop_dropout(graph: Graph) -> None:
-    """Take out the dropout of eval mode: it would become a copy, and stand for random numbers that nobody draws."""
+def _drop_nothings(graph: Graph) -> None:
+    """Take out what computes nothing: the dropout of eval mode, conversions to the type that is there, and checks.
+
+    Dropout would become a copy, and stand for random numbers that nobody draws. What converts says then that it copies.
+    """
     outputs = set(graph.output_node().all_input_nodes)  # known by their names elsewhere
     for node in list(graph.nodes):
-        if node.target in _DROPOUTS and node.args[2:] == (False,) and node not in outputs:
+        if node.target is _aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+        elif node not in outputs and _does_nothing(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        elif node.target is _aten.to.dtype and len(node.args) == 2 and not node.kwargs:
+            node.target, node.args, node.kwargs = _aten._to_copy.default, node.args[:1], {"dtype": node.args[1]}
 
 
-def _settle_copies(graph: Graph) -> None:
+def _does_nothing(node: Node) -> bool:
+    if node.target in _DROPOUTS:
+        return node.args[2:] == (False,)
+    if node.target is not _aten.to.dtype or len(node.args) != 2 or node.kwargs:
+        return False
+    source = node.args[0]
+    return isinstance(source, Node) and same_form(source, node)
+
+
+def _settle_writes(graph: Graph) -> None:
     """Where a tensor is overwritten whole, let those who read it afterwards read what it was overwritten with."""
     places, output = {node: place for place, node in enumerate(graph.nodes)}, graph.output_node()
     for node in list(graph.nodes):
-        if node.target is not _aten.copy_.default or len(node.args) != 2:
-            continue
-        overwritten, source = node.args
-        if not (same_form(overwritten, source) and _is_own(overwritten)):
+        overwritten = node.args[0] if _writes(node) and node.args else None
+        if not (isinstance(overwritten, Node) and _is_own(overwritten)):
             continue
         readers = {user for user in overwritten.users if places[user] > places[node]}
         if output in readers or output in node.users:  # which knows them by their names
@@ -84,19 +100,67 @@ def _settle_copies(graph: Graph) -> None:
         views = {view for user in set(overwritten.users) - readers - {node} for view in _views(user)}
         if any(places[user] > places[node] for view in views for user in view.users):
             continue
+        result = _source(node, places) if node.target is _aten.copy_.default else _computed(graph, node)
+        if result is None:
+            continue
+        places.setdefault(result, places[node])
         for reader in readers:
-            reader.replace_input_with(overwritten, source)
-        node.replace_all_uses_with(source)
+            reader.replace_input_with(overwritten, result)
+        node.replace_all_uses_with(result)
         graph.erase_node(node)
 
 
-def _views(node: Node) -> set[Node]:
-    """A node and those after it that may share memory with what it was given; none if it shares none itself."""
+def _source(node: Node, places: dict[Node, int]) -> Node | None:
+    """The tensor that is copied into another, if nobody reads or writes it afterwards: it is the other from then on."""
+    overwritten, source = node.args[:2]
+    if len(node.args) != 2 or not isinstance(source, Node) or not same_form(overwritten, source):
+        return None
+    root = source
+    while not _is_own(root):
+        given = [one for one in root.all_input_nodes if isinstance(one.meta.get("val"), Tensor)]
+        if root.op != "call_function" or len(given) != 1:
+            return None
+        root = given[0]
+    group = {root}.union(*(_views(user, but=node) for user in root.users))
+    return None if any(places[user] > places[node] for one in group for user in one.users) else source
+
+
+def _computed(graph: Graph, node: Node) -> Node | None:
+    """The result of the operator that computes what a node computes in place."""
+    operator = _operator(node)
+    namespace, _, name = operator._schema.name.partition("::")
+    plain: Any = getattr(getattr(_aten, name[:-1], None), operator._overloadname, None)
+    if namespace != "aten" or not name.endswith("_") or not _computes_only(plain):
+        return None
+    values = [value for value in (one.meta.get("val") for one in node.all_input_nodes) if isinstance(value, Tensor)]
+    # Nothing may be promoted: a tensor that is written to keeps its type.
+    if len({value.dtype for value in values}) != 1 or not values[0].is_floating_point():
+        return None
+    with graph.inserting_before(node):
+        made = graph.call_function(plain, node.args, node.kwargs)
+    made.meta = dict(node.meta)
+    return made
+
+
+def _computes_only(operator: Any) -> bool:
+    """Whether an operator makes one tensor in memory of its own, the same each time."""
+    if operator is None:
+        return False
+    returned = operator._schema.returns
+    seeded = torch.Tag.nondeterministic_seeded in operator.tags
+    return len(returned) == 1 and returned[0].alias_info is None and not (operator._schema.is_mutable or seeded)
+
+
+def _views(node: Node, but: Node | None = None) -> set[Node]:
+    """A node and those after it that may share memory with what it was given; none if it shares none itself.
+
+    What comes by way of `but` is left out.
+    """
     found: set[Node] = set()
     waiting = [node]
     while waiting:
         one = waiting.pop()
-        if one not in found and not _is_own(one):
+        if one not in found and one is not but and not _is_own(one):
             found.add(one)
             waiting += one.users
     return found
@@ -122,7 +186,13 @@ def _may_write(node: Node) -> bool:
     given = dict(zip((argument.name for argument in operator._schema.arguments), node.args, strict=False))
     given |= node.kwargs
     # Running statistics are written, though the operator does not say so.
-    return operator._schema.is_mutable or any(given.get(name) for name in _TRAINING)
+    return _writes(node) or any(given.get(name) for name in _TRAINING)
+
+
+def _writes(node: Node) -> bool:
+    """Whether a node calls an operator that says that it writes."""
+    operator = _operator(node)
+    return operator is not None and operator._schema.is_mutable
 
 
 def _operator(node: Node) -> Any:

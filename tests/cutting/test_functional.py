@@ -92,6 +92,60 @@ def a_row_for_all(x: Tensor) -> Tensor:
     return y + 1
 
 
+def copied_from_what_is_read_later(x: Tensor) -> Tensor:
+    y, source = x * 2, x + 10
+    y.copy_(source)
+    y.add_(1)
+    return y * source
+
+
+def copied_from_what_is_changed_later(x: Tensor) -> Tensor:
+    y, source = x * 2, x + 10
+    row = source[0]
+    y.copy_(source)
+    row.add_(1)
+    return y * 3
+
+
+def copied_from_an_input(x: Tensor) -> Tensor:
+    y = x * 2
+    y.copy_(x)
+    y.add_(1)
+    return y * 3
+
+
+def activated_in_place(x: Tensor) -> Tensor:
+    y = x * 2
+    before = y.cos()
+    y.relu_()
+    z = y.add_(before, alpha=3).clamp_(max=4.0)
+    return torch.cat([z, y, before])
+
+
+def a_sum_in_place_of_another_type(x: Tensor) -> Tensor:
+    y = x * 2
+    y += x.double() / 3
+    return y * 3
+
+
+def of_whole_numbers(x: Tensor) -> Tensor:
+    y = x.to(torch.int64) * 2
+    y.mul_(3)
+    return y + x
+
+
+def drawn(x: Tensor) -> Tensor:
+    y = x * 2
+    y.bernoulli_(1.0)
+    return y + x
+
+
+def turned_in_place(x: Tensor) -> Tensor:
+    y = x * 2
+    y.t_()
+    return y.sum(1) + 1
+
+
 def added_in_place(x: Tensor) -> Tensor:
     y = x * 2
     half = y.view(-1)
@@ -105,6 +159,14 @@ def added_in_place(x: Tensor) -> Tensor:
         (overwritten, True),
         (read_before, True),
         (copied_twice, True),
+        (copied_from_what_is_read_later, False),
+        (copied_from_what_is_changed_later, False),
+        (copied_from_an_input, False),
+        (activated_in_place, True),
+        (a_sum_in_place_of_another_type, False),
+        (of_whole_numbers, False),
+        (drawn, False),
+        (turned_in_place, False),
         (seen_through_a_view, False),
         (seen_through_an_unsaid_view, False),
         (returned, False),
