@@ -10,11 +10,11 @@ from compoff.device.answers import CallReport, Heads
 from compoff.device.async_link import AsyncLink
 from compoff.device.calls import Call
 from compoff.device.edge import ATTEMPTS
-from compoff.device.fallback import LEAST_PATIENCE, reserve
+from compoff.device.fallback import not_answered, reserve
 from compoff.device.local_runs import LocalRuns
 from compoff.device.remote import FIRST_WAIT, check_all_served, check_policy
 from compoff.device.statistics import RemoteStats, Tally
-from compoff.device.timing import Estimate, RetryBudget
+from compoff.device.timing import Estimate, Patience, RetryBudget
 from compoff.errors import (
     ConnectionLost,
     ConnectTimeout,
@@ -79,12 +79,12 @@ class AsyncRemote:
         self.last: CallReport | None = None
         self._heads = heads
         self._link = link
-        self._local_seconds = Estimate()
+        self._local_seconds = Estimate(warm_up=True)
         self._runs = LocalRuns(whole, self._local_seconds) if whole is not None else None
         self._hedge = on_failure == "hedge"
         self._tally = Tally()
         self._budget = RetryBudget()
-        self._edge_seconds = Estimate()
+        self._patience = Patience()
 
     @property
     def stats(self) -> RemoteStats:
@@ -160,7 +160,7 @@ class AsyncRemote:
         edge = asyncio.ensure_future(self._from_edge(call, body, call.deadline))
         running: set[asyncio.Future[tuple[Any, CallReport]]] = {edge}
         try:
-            patience = max(LEAST_PATIENCE, self._edge_seconds.upper(otherwise=call.timeout / 2))
+            patience = self._patience.seconds(call.timeout)
             latest = self._latest(call)
             await _until(body, latest)
             await _until(edge, min(latest, call.encoded + patience))  # the head's time is not the edge's
@@ -173,13 +173,12 @@ class AsyncRemote:
                 return edge.result()
             else:
                 late = "the head had not ended in time for the edge"
-                reason = late if call.payload is None else f"the edge had not answered after {patience:.3g} s"
+                reason = late if call.payload is None else not_answered(patience)
                 self._tally.hedged()
+                if call.payload is not None:
+                    self._patience.missed()
             running.add(asyncio.ensure_future(self._on_device(call, reason)))
-            first = await self._first(call, running)
-            if not edge.done() and call.payload is not None:
-                self._edge_seconds.add(time.monotonic() - call.encoded)  # it takes at least that long now
-            return first
+            return await self._first(call, running)
         finally:
             for one in (body, *running):
                 one.cancel()
@@ -240,7 +239,7 @@ class AsyncRemote:
             answer = await self._ask(call, client, body, until)
         except (ConnectionLost, RemoteProtocolError) as error:
             answer = await self._once_more(call, body, error, until)
-        self._edge_seconds.add(time.monotonic() - call.encoded)
+        self._patience.add(time.monotonic() - call.encoded)
         self._budget.earn()
         return call.from_edge(answer.body, answer.server_seconds)
 

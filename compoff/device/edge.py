@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from compoff.device.timing import Estimate, RetryBudget
+from compoff.device.timing import Patience, RetryBudget
 from compoff.errors import ConnectionLost, ConnectTimeout, PayloadError, ReadTimeout, RemoteProtocolError, WireError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Edge:
     def __init__(self, link: Link, tally: Tally) -> None:
         """Start with a full budget of retries."""
         self.link = link
-        self.seconds = Estimate()  # from sending to the reply
+        self.patience = Patience()  # for what passes from sending to the reply
         self._tally = tally
         self._budget = RetryBudget()
 
@@ -101,7 +101,7 @@ class Edge:
         Raises:
             RemoteProtocolError: The reply is not what this export's tail answers.
         """
-        self.seconds.add(time.monotonic() - call.encoded)
+        self.patience.add(time.monotonic() - call.encoded)
         self._budget.earn()
         return call.from_edge(reply, server_seconds)
 

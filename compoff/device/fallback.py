@@ -23,12 +23,11 @@ if TYPE_CHECKING:
     from compoff.device.edge import Asked, Edge
     from compoff.device.statistics import Tally
 
-__all__ = ["LEAST_PATIENCE", "Fallback", "Hedge", "OnFailure", "reserve"]
+__all__ = ["Fallback", "Hedge", "OnFailure", "not_answered", "reserve"]
 
 OnFailure: TypeAlias = Literal["raise", "local", "hedge"]
 """What a remote does where the edge gives no answer."""
 
-LEAST_PATIENCE = 0.01  # seconds: below, what a machine does beside this would be taken for a slow edge
 _LOOK = 0.002  # seconds between two looks at the edge while the device computes beside it
 
 
@@ -60,7 +59,7 @@ class Fallback:
         """Start without knowing how long the whole model takes."""
         self.edge = edge
         self._whole = whole
-        self._seconds = Estimate()
+        self._seconds = Estimate(warm_up=True)
 
     def answer(self, call: Call) -> tuple[Any, CallReport]:
         """Answer a call, one way or the other.
@@ -137,7 +136,8 @@ class Hedge(Fallback):
         if not breaker.closed:
             return self._race(call, None, breaker.reason or "the edge cannot be reached")
         try:
-            asked = self.edge.submit(call, min(self._latest(call), time.monotonic() + self._patience(call)))
+            patience = self.edge.patience.seconds(call.timeout)
+            asked = self.edge.submit(call, min(self._latest(call), time.monotonic() + patience))
         except (WireError, PayloadError) as error:
             if self.edge.link.closed:
                 raise
@@ -152,7 +152,7 @@ class Hedge(Fallback):
         self._runs.close()
 
     def _after(self, call: Call, asked: Asked) -> tuple[Any, CallReport]:
-        patience = self._patience(call)
+        patience = self.edge.patience.seconds(call.timeout)
         moment = min(self._latest(call), call.encoded + patience)
         if asked.wait(moment):
             try:
@@ -160,7 +160,8 @@ class Hedge(Fallback):
             except (WireError, PayloadError) as error:
                 return self._race(call, None, str(error))
         self._tally.hedged()
-        return self._race(call, asked, call.reason or f"the edge had not answered after {patience:.3g} s")
+        self.edge.patience.missed()
+        return self._race(call, asked, call.reason or not_answered(patience))
 
     def _race(self, call: Call, asked: Asked | None, reason: str) -> tuple[Any, CallReport]:
         """Run the whole model beside what may still come from the edge, and take what is first."""
@@ -191,8 +192,6 @@ class Hedge(Fallback):
             if local is not None and local.done():
                 failure = self._failure(local)
                 if failure is None:
-                    if asked is not None:
-                        self.edge.seconds.add(time.monotonic() - call.encoded)  # it takes at least that long now
                     return local.result(), call.from_device(reason, started, time.monotonic())
                 if asked is None:
                     raise failure
@@ -213,8 +212,14 @@ class Hedge(Fallback):
             self.edge.link.check_open()
         return run.exception()
 
-    def _patience(self, call: Call) -> float:
-        return max(LEAST_PATIENCE, self.edge.seconds.upper(otherwise=call.timeout / 2))
+
+def not_answered(patience: float) -> str:
+    """Why the device started beside the edge.
+
+    Args:
+        patience: How long the edge was waited for, in seconds.
+    """
+    return f"the edge had not answered {f'after {patience:.3g} s' if patience else 'the calls before'}"
 
 
 def _wait(asked: Asked | None, local: concurrent.futures.Future[Any] | None, deadline: float) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["Estimate", "RetryBudget"]
+__all__ = ["LEAST_PATIENCE", "Estimate", "Patience", "RetryBudget"]
+
+LEAST_PATIENCE = 0.01  # seconds: below, what a machine does beside this would be taken for a slow edge
 
 _GAIN, _DEVIATION_GAIN = 1 / 8, 1 / 4
 _CREDIT, _MOST_RETRIES = 0.1, 10.0
+_MISSES, _EVERY = 3, 16
 
 
 class Estimate:
     """Mean and mean deviation of a time, each new one counting an eighth and a quarter.
+
+    Args:
+        warm_up: Whether the first time may hold a warm-up, which no later one does: a shorter second takes its place.
 
     Examples:
         >>> estimate = Estimate()
@@ -23,10 +29,11 @@ class Estimate:
     Source: RFC 6298, Sec. 2.
     """
 
-    __slots__ = ("_deviation", "best", "mean")
+    __slots__ = ("_deviation", "_warm_up", "best", "mean")
 
-    def __init__(self) -> None:
+    def __init__(self, *, warm_up: bool = False) -> None:
         """Start without a time."""
+        self._warm_up = warm_up
         self.mean: float | None = None
         self.best = 0.0
         self._deviation = 0.0
@@ -34,7 +41,8 @@ class Estimate:
     def add(self, seconds: float) -> None:
         """Take a measured time into account, in seconds."""
         mean = self.mean
-        if mean is None:
+        again, self._warm_up = self._warm_up and mean is not None, self._warm_up and mean is None
+        if mean is None or (again and seconds < mean):
             self.mean, self.best, self._deviation = seconds, seconds, seconds / 2
             return
         error = seconds - mean
@@ -55,6 +63,57 @@ class Estimate:
         if self.mean is None:
             return otherwise
         return max(self.mean + 4 * self._deviation, 2 * self.best)
+
+
+class Patience(Estimate):
+    """How long the edge is waited for before the device starts, too: what its answers mostly took.
+
+    A call that it has not answered by then says nothing of its time but that it was longer: it is counted, not taken
+    into the mean, which would make the next call wait longer for an edge that hangs. After three of them in a row the
+    device starts at once, and only one call in sixteen gives an edge that has ever answered its time.
+
+    Examples:
+        >>> patience = Patience()
+        >>> for _ in range(20):
+        ...     patience.add(0.1)
+        >>> 0.1 < patience.seconds(timeout=10.0) < 0.3
+        True
+        >>> for _ in range(3):
+        ...     patience.missed()
+        >>> patience.seconds(timeout=10.0)
+        0.0
+
+    Source: Dean and Barroso, "The Tail at Scale" (2013), hedged requests.
+    """
+
+    __slots__ = ("_misses",)
+
+    def __init__(self) -> None:
+        """Start without an answer."""
+        super().__init__(warm_up=True)
+        self._misses = 0
+
+    def add(self, seconds: float) -> None:
+        """Take the time of an answer into account, in seconds."""
+        super().add(seconds)
+        self._misses = 0
+
+    def missed(self) -> None:
+        """Count a call that the edge had not answered by then; its answer, if it still comes first, takes that back."""
+        self._misses += 1
+
+    def seconds(self, timeout: float) -> float:
+        """How long the edge is waited for now.
+
+        Args:
+            timeout: What the call was given, in seconds.
+
+        Returns:
+            Seconds: half of `timeout` where nothing is known yet; 0 where the edge is not to be waited for.
+        """
+        if self._misses >= _MISSES and (self.mean is None or self._misses % _EVERY):
+            return 0.0
+        return max(LEAST_PATIENCE, self.upper(otherwise=timeout / 2))
 
 
 class RetryBudget:

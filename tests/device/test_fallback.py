@@ -231,6 +231,34 @@ def test_hedging_takes_the_first_and_does_not_wait_for_half_the_deadline(kind: A
     remote.close()
 
 
+def test_an_edge_that_hangs_does_not_make_hedged_calls_wait_longer_and_longer(kind: Any) -> None:
+    class Hanging(Tail):
+        hangs = False
+
+        def answer(self, payload: bytes) -> bytes:
+            freed.wait(10 if self.hangs else 0)
+            return super().answer(payload)
+
+    freed = threading.Event()
+    tail = Hanging()
+    with serve(tail, workers=16) as server, contextlib.ExitStack() as at_last:
+        at_last.callback(freed.set)
+        remote = kind(server.address, on_failure="hedge", local=Whole(0.03))
+        at_last.callback(remote.close)
+        for _ in range(20):
+            remote(after(0))
+        tail.hangs = True
+        times = []
+        for _ in range(9):
+            began = time.monotonic()
+            assert remote(after(0), timeout=5) == LOCAL
+            times.append(time.monotonic() - began)
+        assert "had not answered the calls before" in (remote.last.reason or "")
+        assert sorted(times)[6] < 0.5
+        freed.set()
+        eventually(lambda: remote(after(0), timeout=5) == EDGE)  # it was asked all the same
+
+
 def test_hedging_takes_the_edge_where_that_is_the_first(kind: Any, server: Server) -> None:
     whole = Whole(2.5)
     remote = kind(server.address, on_failure="hedge", local=whole)
@@ -293,7 +321,7 @@ def test_the_head_s_time_is_not_taken_for_the_edge_s(server: Server) -> None:
     head.seconds = 0.6
     assert remote(after(0), timeout=0.3) == LOCAL
     assert "the head" in (remote.last.reason or "")
-    assert remote._remote._edge_seconds.mean < 0.1  # type: ignore[attr-defined]
+    assert remote._remote._patience.mean < 0.1  # type: ignore[attr-defined]
     remote.close()
 
 
