@@ -235,12 +235,15 @@ def call(
     """Run one input through a head here and its tail on a server."""
     from compoff.device.head import Head  # loads the runtime
     from compoff.device.remote import connect
+    from compoff.structure import unflatten
 
     head = Head.load(folder)
     arrays = [_input(path, len(spec.shape)) for path, spec in zip(inputs, head.manifest.taken, strict=False)]
     tls = _tls(certificate, key, ca)
     with connect(head, address, token=_token(token_file), tls=tls, insecure=insecure, timeout=timeout) as remote:
-        answer = remote(*arrays, *inputs[len(arrays) :])
+        call = head.manifest.call if len(inputs) == len(head.manifest.taken) else {}
+        given: Any = unflatten(call["call"], arrays) if call else ([*arrays, *inputs[len(arrays) :]], {})
+        answer = remote(*given[0], **given[1])
         report = remote.last
     if output is not None:
         _save(output, answer)

@@ -360,7 +360,8 @@ def use(manifest: Manifest) -> None:
     if manifest.call:
         form = CallForm(manifest.call, manifest.inputs)
         assert repr(form).startswith("(")
-        assert form.bind([object()] * len(manifest.inputs), {}) is not None
+        with contextlib.suppress(FeatureError):
+            assert form.bind([object()] * len(manifest.inputs), {}) is not None
         with contextlib.suppress(FeatureError):
             form.bind([], {"x": 1})
     if manifest.structure:

@@ -48,6 +48,7 @@ class CallForm:
         self._inputs = inputs
         self._positional: dict[str, _Description] = dict(zip(names, positional, strict=False))
         self._keywords: dict[str, _Description] = dict(keywords)
+        self._parameters: list[str] = call["parameters"]
 
     @property
     def names(self) -> frozenset[str]:
@@ -58,7 +59,8 @@ class CallForm:
         """Find the tensors of a call.
 
         Args:
-            inputs: What is given by position: as the model takes it, or its tensors only, in order.
+            inputs: What is given by position: as the model takes it, or its tensors only, in order, unless the model
+                itself would take one of them for another of its parameters.
             keywords: What is given by keyword.
 
         Returns:
@@ -70,6 +72,7 @@ class CallForm:
         containers = (tuple, list, Mapping, *CONSTANTS)
         flat = len(inputs) == len(self._inputs) and not any(isinstance(value, containers) for value in inputs)
         if flat and not keywords:
+            self._refuse_other_places(len(inputs))
             return list(inputs)
         found: dict[int, Any] = {}
         self._refuse_dict(inputs, keywords)
@@ -83,6 +86,18 @@ class CallForm:
         if missing:
             raise self._refusal(f"{' and '.join(missing)} must be given")
         return [found[index] for index in range(len(self._inputs))]
+
+    def _refuse_other_places(self, count: int) -> None:
+        """Tensors alone, of which the model, called so, would take one for something else than this order does."""
+        names = [*self._parameters, *(name for name in self._positional if name not in self._parameters)]
+        places = {**self._positional, **self._keywords}
+        found = [entry_of(places.get(name)) for name in names[:count]]
+        if count > len(names) or not all(kind in (None, "leaf", "value") for kind, _ in found):
+            return  # the model cannot be called so
+        for index, (name, place) in enumerate(zip(names, found, strict=False)):
+            if place != ("leaf", index):
+                problem = f"by position the model takes tensor {index} for '{name}', which is another; give it by name"
+                raise self._refusal(problem)
 
     def _refuse_dict(self, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> None:
         """A dict of inputs by name, which a loader gives and `fit` takes, is no input of the model."""

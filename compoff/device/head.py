@@ -94,7 +94,8 @@ class Head:
         Args:
             *inputs: What the model takes, as it takes it: tensors of the runtime, or numpy arrays, alone or in tuples,
                 lists and dicts. Flags and numbers became constants at the export: they may be left out, but not
-                changed. The tensors alone, in the model's order, do as well.
+                changed. The tensors alone, in the model's order, do as well where the model, called with them, would
+                take none for another of its parameters.
             quality: Index of the quality, from 0, the fewest bytes; None for the default that the fit chose.
             max_bytes: Most bytes that the payload may have: the best quality up to `quality` that fits is sent, and of
                 the lowest quality only the channels that fit.

@@ -74,6 +74,41 @@ def test_the_tensors_alone_in_order() -> None:
     assert all(map(torch.equal, NESTED.bind(tensors, {}), tensors))
 
 
+@pytest.mark.parametrize(
+    "called",
+    [
+        form(["x", "shift", "scale"], [Mark("x"), Mark("v")], {}),
+        form(["x", "shift", "scale"], [Mark("x"), Mark("v"), None], {}),
+        form(["x", "shift"], [Mark("x")], {"shift": Mark("v")}),
+        form(["x", "shift"], [], {"x": Mark("x"), "shift": Mark("v")}),
+        form(["x"], [Mark("x"), Mark("v")], {}),  # *rest
+        form(["x"], [Mark("x")], {"shift": Mark("v")}),  # for the model two are too many by position
+        form(["pair", "scale"], [(Mark("a"), Mark("b")), None], {}),
+        form(["x", "flag"], [Mark("x"), True], {"more": [Mark("m"), Mark("n")]}),
+    ],
+)
+def test_the_tensors_alone_where_python_puts_them_there_or_nowhere(called: CallForm) -> None:
+    tensors = [torch.ones(index) for index in range(len(called._inputs))]
+    assert all(map(torch.equal, called.bind(tensors, {}), tensors))
+
+
+@pytest.mark.parametrize(
+    "called",
+    [
+        form(["x", "scale", "shift"], [Mark("x"), None, Mark("v")], {}),
+        form(["x", "scale", "shift"], [Mark("x")], {"shift": Mark("v")}),
+        form(["x", "scale", "shift"], [], {"x": Mark("x"), "shift": Mark("v")}),
+        form(["x", "scale"], [Mark("x"), True], {"shift": Mark("v")}),
+        form(["x", "scale"], [], {"scale": Mark("v"), "x": Mark("x")}),
+    ],
+)
+def test_the_tensors_alone_where_the_model_takes_one_for_another_are_refused(called: CallForm) -> None:
+    with pytest.raises(
+        FeatureError, match=r"the model takes tensor [01] for '(scale|x)', which is another"
+    ):
+        called.bind([torch.ones(1), torch.ones(2)], {})
+
+
 GOOD: dict[str, Any] = {"x": "X", "pair": ("A", ["B", 2]), "images": TWO, "sizes": SIZES}
 
 
