@@ -152,6 +152,8 @@ for one in (connect, connect_async):
         (one, {"address": None}, LocalProtocolError, "None is not an address"),
         (one, {"timeout": "1"}, LocalProtocolError, "a timeout of '1' seconds was given; expected a positive number"),
         (one, {"timeout": True}, LocalProtocolError, "a timeout of True seconds"),
+        (one, {"timeout": 10**400}, LocalProtocolError, "a timeout of 10000000"),
+        (one, {"timeout": math.nan}, LocalProtocolError, "a timeout of nan seconds"),
         (one, {"heartbeat": "1"}, LocalProtocolError, "a timeout of '1' seconds"),
         (one, {"token": b"x"}, LocalProtocolError, "the token is a bytes; expected text"),
         (one, {"tls": True}, LocalProtocolError, "tls is a bool"),

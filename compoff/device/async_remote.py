@@ -358,7 +358,7 @@ async def connect_async(
             max_reply_bytes=chosen.max_reply_bytes,
         )
 
-    check_timeout(timeout)
+    timeout = check_timeout(timeout)
     link = AsyncLink(opened, address, check_timeout(heartbeat), warn=whole is not None)
     try:
         client = await link.connection(time.monotonic() + (timeout if whole is None else min(timeout, FIRST_WAIT)))

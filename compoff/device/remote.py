@@ -239,7 +239,7 @@ def connect(
 
     Source: DeepCOD (SenSys 2020), Sec. 4.2, 5.2.
     """
-    check_timeout(timeout)
+    timeout = check_timeout(timeout)
     chosen = Heads(heads, reply)
     whole = check_policy(on_failure, local, chosen)
     opened = _opener(chosen, address, token, device_tls(address, tls, insecure))

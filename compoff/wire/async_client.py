@@ -134,11 +134,12 @@ class AsyncClient:
         Raises:
             CompoffError: What ``request`` raises.
         """
+        seconds = check_timeout(timeout)
 
         def queue() -> int:
-            return self._protocol.send_request(body, route=route, deadline_ms=deadline_field(timeout))
+            return self._protocol.send_request(body, route=route, deadline_ms=deadline_field(seconds))
 
-        return await self._ask(queue, timeout)
+        return await self._ask(queue, seconds)
 
     async def ping(self, *, timeout: float = 5.0) -> float:
         """Seconds from here to the server and back, without any work there.
@@ -169,7 +170,7 @@ class AsyncClient:
         await self.close()
 
     async def _ask(self, queue: Callable[[], int], timeout: float) -> Answer:
-        check_timeout(timeout)
+        timeout = check_timeout(timeout)
         connection = self._connection
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -256,7 +257,7 @@ async def open_async_client(
 
     Source: this project.
     """
-    check_timeout(connect_timeout)
+    connect_timeout = check_timeout(connect_timeout)
     parse_target(address)
     connection = AsyncConnection(ClientProtocol(offers, token=token, max_reply_bytes=max_reply_bytes), address)
     await _connect(connection, tls, connect_timeout)

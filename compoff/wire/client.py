@@ -177,13 +177,14 @@ class Client:
             ServerBusy: ``window`` requests are unanswered.
             ConnectionLost: The connection is over, or the server is stopping.
         """
+        seconds = check_timeout(timeout)
         if self._protocol.unserved:
             self.look()  # a server that serves it now has said goodbye, so that its clients ask anew
 
         def queue() -> int:
-            return self._protocol.send_request(body, route=route, deadline_ms=deadline_field(timeout))
+            return self._protocol.send_request(body, route=route, deadline_ms=deadline_field(seconds))
 
-        return PendingReply(self._exchange, self._exchange.start(queue, timeout))
+        return PendingReply(self._exchange, self._exchange.start(queue, seconds))
 
     def request(self, body: bytes, *, route: int = 0, timeout: float = 30.0) -> bytes:
         """Send a request and wait for its answer.
@@ -273,7 +274,8 @@ def open_client(
 
     Source: this project.
     """
-    deadline = time.monotonic() + check_timeout(connect_timeout)
+    connect_timeout = check_timeout(connect_timeout)
+    deadline = time.monotonic() + connect_timeout
     protocol = ClientProtocol(offers, token=token, max_reply_bytes=max_reply_bytes)
     exchange = Exchange(open_stream(address, tls=tls, deadline=deadline), protocol, address)
     exchange.handshake(connect_timeout, deadline)

@@ -48,8 +48,7 @@ def deadline_field(timeout: float) -> int:
 
     Source: this project.
     """
-    milliseconds = math.ceil(timeout * 1000)
-    return milliseconds if milliseconds <= MAX_DEADLINE_MS else 0
+    return math.ceil(timeout * 1000) if timeout * 1000 <= MAX_DEADLINE_MS else 0
 
 
 def relocate(error: CompoffError, address: str) -> CompoffError:
@@ -191,7 +190,8 @@ class Exchange:
             ServerBusy: The window is full.
             ConnectionLost: The connection is over.
         """
-        deadline = time.monotonic() + check_timeout(timeout)
+        timeout = check_timeout(timeout)
+        deadline = time.monotonic() + timeout
         with self._lock:
             if self._failure is not None:
                 raise type(self._failure)(*self._failure.args)

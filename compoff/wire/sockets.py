@@ -53,7 +53,7 @@ _CHUNK_BYTES = 2**16  # small enough that malloc keeps it off mmap, whose page f
 
 
 def check_timeout(timeout: float) -> float:
-    """A timeout in seconds that can be waited for.
+    """A timeout in seconds that can be waited for, as Python's own float: one of numpy's would round every deadline.
 
     Raises:
         LocalProtocolError: It is not a positive number.
@@ -64,12 +64,16 @@ def check_timeout(timeout: float) -> float:
 
     Source: this project.
     """
-    if not (is_number(timeout) and 0 < timeout < math.inf):
+    try:
+        seconds = float(timeout) if is_number(timeout) else math.nan
+    except OverflowError:  # a whole number that no float holds
+        seconds = math.inf
+    if not 0 < seconds < math.inf:
         message = (
             f"a timeout of {timeout!r:.80} seconds was given; expected a positive number: every call ends some time"
         )
         raise LocalProtocolError(message)
-    return timeout
+    return seconds
 
 
 def parse_target(address: str) -> tuple[str, int]:

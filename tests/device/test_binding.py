@@ -103,9 +103,7 @@ def test_the_tensors_alone_where_python_puts_them_there_or_nowhere(called: CallF
     ],
 )
 def test_the_tensors_alone_where_the_model_takes_one_for_another_are_refused(called: CallForm) -> None:
-    with pytest.raises(
-        FeatureError, match=r"the model takes tensor [01] for '(scale|x)', which is another"
-    ):
+    with pytest.raises(FeatureError, match=r"the model takes tensor [01] for '(scale|x)', which is another"):
         called.bind([torch.ones(1), torch.ones(2)], {})
 
 

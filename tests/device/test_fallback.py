@@ -396,6 +396,15 @@ def test_a_wait_longer_than_any_thread_can_wait(kind: Any, caplog: pytest.LogCap
     remote.close()
 
 
+@pytest.mark.parametrize("number", [np.float16, np.float32, np.longdouble, np.int64])
+def test_numbers_of_numpy_are_times_like_python_s(kind: Any, server: Server, number: Any) -> None:
+    remote = kind(server.address, on_failure="hedge", local=Whole(), timeout=number(3), heartbeat=number(1))
+    assert type(remote._remote.timeout) is float
+    assert remote(after(0), timeout=number(4)) == EDGE
+    assert type(remote._remote._link._heartbeat) is float
+    remote.close()
+
+
 def test_a_hedged_call_whose_remote_is_closed_says_so(kind: Any) -> None:
     remote = kind(unused(), on_failure="hedge", local=Whole(0.5))
     with ThreadPoolExecutor(3) as pool:
