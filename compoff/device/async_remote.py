@@ -73,7 +73,7 @@ class AsyncRemote:
         link: AsyncLink,
         timeout: float,
         on_failure: OnFailure,
-        whole: Callable[..., Any] | None,
+        whole: Sequence[Callable[..., Any]] | None,
     ) -> None:
         self.timeout = timeout
         self.last: CallReport | None = None

@@ -7,7 +7,7 @@ what stands in a tensor's place is checked by the head.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from compoff.errors import FeatureError
 from compoff.structure import CONSTANTS, entry_of, leaf_places
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
     from compoff.manifest import TensorSpec
 
-__all__ = ["CallForm"]
+__all__ = ["CallForm", "Path"]
+
+Path: TypeAlias = "tuple[Any, ...]"
+"""Positions, keys and names of attributes, from the outside in."""
 
 _Description = dict[str, Any]
 
@@ -69,9 +72,7 @@ class CallForm:
         Raises:
             FeatureError: The model was not called so.
         """
-        containers = (tuple, list, Mapping, *CONSTANTS)
-        flat = len(inputs) == len(self._inputs) and not any(isinstance(value, containers) for value in inputs)
-        if flat and not keywords:
+        if self._flat(inputs, keywords):
             self._refuse_other_places(len(inputs))
             return list(inputs)
         found: dict[int, Any] = {}
@@ -86,6 +87,30 @@ class CallForm:
         if missing:
             raise self._refusal(f"{' and '.join(missing)} must be given")
         return [found[index] for index in range(len(self._inputs))]
+
+    def path(self, index: int, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> Path:
+        """Find where a tensor stands in a call that ``bind`` takes.
+
+        Args:
+            index: Its place among the tensors.
+            inputs: What is given by position.
+            keywords: What is given by keyword.
+
+        Returns:
+            The way to it through ``(inputs, keywords)``.
+        """
+        if self._flat(inputs, keywords):
+            return (0, index)
+        places = {**self._positional, **self._keywords}
+        name = next(name for name, description in places.items() if index in leaf_places(description))
+        first: Path = (1, name) if name in keywords else (0, list(places).index(name))
+        return (*first, *_path_in(places[name], index))
+
+    def _flat(self, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> bool:
+        """Whether these are the tensors alone."""
+        containers = (tuple, list, Mapping, *CONSTANTS)
+        alone = len(inputs) == len(self._inputs) and not any(isinstance(value, containers) for value in inputs)
+        return alone and not keywords
 
     def _refuse_other_places(self, count: int) -> None:
         """Tensors alone, of which the model, called so, would take one for something else than this order does."""
@@ -167,6 +192,15 @@ class CallForm:
             return f"({inner})" if kind == "tuple" else f"[{inner}]"
         fields = content if kind == "dict" else content["fields"]
         return "{" + ", ".join(f"{key!r}: {self._text(part)}" for key, part in fields) + "}"
+
+
+def _path_in(description: _Description, index: int) -> Path:
+    """The way to a leaf through what a description, which has it, describes."""
+    kind, content = entry_of(description)
+    if kind == "leaf":
+        return ()
+    parts = enumerate(content) if kind in ("tuple", "list") else content if kind == "dict" else content["fields"]
+    return next((key, *_path_in(part, index)) for key, part in parts if index in leaf_places(part))
 
 
 def _fields(value: Any, names: list[Any]) -> Mapping[Any, Any] | None:

@@ -9,6 +9,8 @@ from compoff.device.answers import CallReport, restore
 from compoff.errors import ReadTimeout
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from compoff.coding import Coding, Payload
     from compoff.device.sender import Sender
     from compoff.wire.replies import ReplyForm
@@ -98,6 +100,14 @@ class Call:
             FeatureError: The head cannot take the inputs.
         """
         return self.head(*self.inputs, **self._options, **self.keywords)
+
+    def run_whole(self, models: Sequence[Callable[..., Any]]) -> Any:
+        """What the whole model makes of the inputs.
+
+        Args:
+            models: It, as each head's calls call it.
+        """
+        return models[self.route](*self.inputs, **self.keywords)
 
     def check(self) -> None:
         """Refuse what the head would refuse, before the whole model answers in its place.

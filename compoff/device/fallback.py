@@ -16,7 +16,7 @@ from compoff.device.timing import Estimate
 from compoff.errors import PayloadError, WireError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from compoff.device.answers import CallReport
     from compoff.device.calls import Call
@@ -50,12 +50,12 @@ class Fallback:
 
     Args:
         edge: The way to the edge.
-        whole: The whole model.
+        whole: The whole model, as each head's calls call it.
 
     Source: this project.
     """
 
-    def __init__(self, edge: Edge, whole: Callable[..., Any]) -> None:
+    def __init__(self, edge: Edge, whole: Sequence[Callable[..., Any]]) -> None:
         """Start without knowing how long the whole model takes."""
         self.edge = edge
         self._whole = whole
@@ -94,7 +94,7 @@ class Fallback:
     def _on_device(self, call: Call, reason: str) -> tuple[Any, CallReport]:
         call.check()
         started = time.monotonic()
-        output = self._whole(*call.inputs, **call.keywords)
+        output = call.run_whole(self._whole)
         ended = time.monotonic()
         self._seconds.add(ended - started)
         return output, call.from_device(reason, started, ended)
@@ -105,13 +105,13 @@ class Hedge(Fallback):
 
     Args:
         edge: The way to the edge.
-        whole: The whole model.
+        whole: The whole model, as each head's calls call it.
         tally: Where hedged calls are counted.
 
     Source: Dean and Barroso, "The Tail at Scale" (2013), hedged requests.
     """
 
-    def __init__(self, edge: Edge, whole: Callable[..., Any], tally: Tally) -> None:
+    def __init__(self, edge: Edge, whole: Sequence[Callable[..., Any]], tally: Tally) -> None:
         """Start with one thread for the whole model, made when it is first needed."""
         super().__init__(edge, whole)
         self._tally = tally

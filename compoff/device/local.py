@@ -5,6 +5,7 @@ Knows nothing of connections. What makes it answer instead of the edge is for ``
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from compoff.device.answers import all_numpy
 from compoff.device.binding import CallForm
+from compoff.device.replacing import path_of_leaf, replaced
 from compoff.device.runners.tensors import from_numpy, to_numpy
 from compoff.errors import BackendError, FeatureError, LocalProtocolError
 from compoff.onnx_session import reason_of
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from compoff.device.sender import Sender
     from compoff.pixels import Pixels
 
-__all__ = ["LocalModel", "OnnxModel", "whole_model"]
+__all__ = ["LocalModel", "OnnxModel", "whole_model", "whole_models"]
 
 LocalModel: TypeAlias = "Callable[..., Any] | str | Path"
 """What a user gives as the whole model: something to call with the inputs, or the path of its ONNX file."""
@@ -46,10 +48,35 @@ def whole_model(local: LocalModel, head: Sender, form: ReplyForm = FULL) -> Call
     Raises:
         BackendError: The file cannot be read, or onnxruntime is not installed.
     """
+    return whole_models(local, [head], form)[0]
+
+
+def whole_models(local: LocalModel, heads: Sequence[Sender], form: ReplyForm = FULL) -> list[Callable[..., Any]]:
+    """The whole model as something to call with what each head is called with: one may take pixels, another not.
+
+    Args:
+        local: As for `whole_model`.
+        heads: Heads of the same model.
+        form: As for `whole_model`.
+
+    Returns:
+        A callable for each head.
+
+    Raises:
+        BackendError: As for `whole_model`.
+    """
     if not callable(local) and not isinstance(local, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance]
         given = type(local).__name__
         raise LocalProtocolError(f"local is a {given}; expected something to call, or the path of an ONNX file")
-    model = OnnxModel(Path(local), head) if isinstance(local, (str, Path)) else _callable(local)
+    if isinstance(local, (str, Path)):
+        first = OnnxModel(Path(local), heads[0])
+        return [_for_head(first.beside(head), head, form) for head in heads]
+    model = _callable(local)
+    return [_for_head(model, head, form) for head in heads]
+
+
+def _for_head(model: Callable[..., Any], head: Sender, form: ReplyForm) -> Callable[..., Any]:
+    """A model that takes what the model takes, as what a head takes calls for it."""
     if head.manifest.pixels is not None:
         model = _given_pixels(model, head, head.manifest.pixels)
     if form.kind in (ReplyKind.FULL, ReplyKind.FP32, ReplyKind.FP16):  # these come back in the model's own dtypes
@@ -93,26 +120,16 @@ def _given_pixels(model: Callable[..., Any], head: Sender, pixels: Pixels) -> Ca
 
     def call(*inputs: Any, **keywords: Any) -> Any:
         values = list(input_leaves(inputs)) if form is None else form.bind(inputs, keywords)
-        picture = values[pixels.input]
+        picture, index = values[pixels.input], pixels.input
         plain = isinstance(picture, np.ndarray)
         array: Any = cast("object", picture) if plain else head.runner.to_numpy(picture)
         normalized: Any = pixels.normalized(array).astype(head.manifest.inputs[pixels.input].dtype, copy=False)
         found = normalized if plain else head.runner.from_numpy(normalized)
-        return model(*_replaced(inputs, picture, found), **_replaced(keywords, picture, found))
+        path = (0, *(path_of_leaf(inputs, index) or ())) if form is None else form.path(index, inputs, keywords)
+        inputs, keywords = replaced((inputs, keywords), path, found)
+        return model(*inputs, **keywords)
 
     return call
-
-
-def _replaced(value: Any, old: Any, new: Any) -> Any:
-    """The same nesting, with another leaf in the place of one."""
-    if value is old:
-        return new
-    if isinstance(value, (tuple, list)):
-        entries = [_replaced(entry, old, new) for entry in cast("Sequence[Any]", value)]
-        return tuple(entries) if isinstance(value, tuple) else entries
-    if isinstance(value, dict):
-        return {key: _replaced(entry, old, new) for key, entry in cast("dict[Any, Any]", value).items()}
-    return value
 
 
 def _reduced(output: Any, inputs: Any, head: Sender, form: ReplyForm) -> Any:
@@ -157,11 +174,26 @@ class OnnxModel:
             reason = reason_of(error)
             raise BackendError(f"onnxruntime cannot read '{path}': {reason}; export the whole model again") from error
         self._names: list[str] = [one.name for one in self._session.get_inputs()]
+        self._path = path
+
+    def beside(self, head: Sender) -> OnnxModel:
+        """The same session for another head.
+
+        Args:
+            head: A head of the same model.
+
+        Raises:
+            BackendError: The file is of another model.
+        """
         given, expected = len(self._session.get_outputs()), len(head.manifest.outputs)
         if head.manifest.structure and given != expected:
             raise BackendError(
-                f"'{path}' returns {given} tensors, and the model of this head returns {expected}; export that model"
+                f"'{self._path}' returns {given} tensors, and the model of this head returns {expected}; export that "
+                "model"
             )
+        other = copy.copy(self)
+        other._head = head
+        return other
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         """Run the whole model.
@@ -192,4 +224,7 @@ class OnnxModel:
             raise FeatureError(f"the local ONNX model takes no such inputs: {reason_of(error)}") from error
         plain = all_numpy((inputs, keywords))
         leaves = [output if plain else self._head.runner.from_numpy(output) for output in outputs]
-        return unflatten(self._head.manifest.structure, leaves, importable)
+        structure = self._head.manifest.structure
+        if not structure:  # it is known only once the edge has answered, and the file knows of tensors only
+            return leaves[0] if len(leaves) == 1 else tuple(leaves)
+        return unflatten(structure, leaves, importable)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from compoff.errors import ReadTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
     from compoff.device.calls import Call
@@ -25,13 +25,13 @@ class LocalRuns:
     """What runs the whole model for one call after another; its thread is made when it is first needed.
 
     Args:
-        whole: The whole model.
+        whole: The whole model, as each head's calls call it.
         seconds: How long it takes; each run counts.
 
     Source: this project.
     """
 
-    def __init__(self, whole: Callable[..., Any], seconds: Estimate) -> None:
+    def __init__(self, whole: Sequence[Callable[..., Any]], seconds: Estimate) -> None:
         """Start without a thread."""
         self._whole = whole
         self._seconds = seconds
@@ -63,7 +63,7 @@ class LocalRuns:
         waited = asked is not None and started - asked > MARGIN
         if waited and started + (self._seconds.mean or 0.0) > call.deadline:
             raise nobody(call, "it had others to answer first")
-        output = self._whole(*call.inputs, **call.keywords)
+        output = call.run_whole(self._whole)
         self._seconds.add(time.monotonic() - started)
         return output
 

@@ -15,7 +15,7 @@ from compoff.device.calls import Call
 from compoff.device.edge import Edge
 from compoff.device.fallback import Fallback, Hedge, OnFailure
 from compoff.device.link import Link
-from compoff.device.local import LocalModel, whole_model
+from compoff.device.local import LocalModel, whole_models
 from compoff.device.statistics import RemoteStats, Tally
 from compoff.errors import (
     ArtifactMismatch,
@@ -252,7 +252,7 @@ def connect(
     try:
         client = link.connection(time.monotonic() + (timeout if fallback is None else min(timeout, FIRST_WAIT)))
         check_all_served(client.unserved)
-    except WireError as error:
+    except BaseException as error:  # an interrupt, too: a thread would go on connecting for nobody
         # With a model of its own a device works from the start; what no waiting mends is still an error.
         if fallback is None or not isinstance(error, (ConnectionLost, ConnectTimeout, ServerBusy)):
             _close(link, fallback)
@@ -273,8 +273,8 @@ def check_all_served(unserved: tuple[bytes, ...]) -> None:
         raise ArtifactMismatch(unserved_words(*unserved))
 
 
-def check_policy(on_failure: OnFailure, local: LocalModel | None, heads: Heads) -> Callable[..., Any] | None:
-    """The whole model that a policy needs; None where it needs none.
+def check_policy(on_failure: OnFailure, local: LocalModel | None, heads: Heads) -> list[Callable[..., Any]] | None:
+    """The whole model that a policy needs, as each head's calls call it; None where it needs none.
 
     Raises:
         LocalProtocolError: An unknown policy, one without its model, or a model without a policy that uses it.
@@ -287,7 +287,7 @@ def check_policy(on_failure: OnFailure, local: LocalModel | None, heads: Heads) 
             f"on_failure={on_failure!r} was given {'without' if local is None else 'with'} local=, the whole model; "
             "'local' and 'hedge' need it, 'raise' does not use it"
         )
-    return None if local is None else whole_model(local, heads.all[0], heads.form)
+    return None if local is None else whole_models(local, heads.all, heads.form)
 
 
 def _opener(

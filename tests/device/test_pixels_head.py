@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import UserDict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -138,6 +139,51 @@ def test_the_whole_model_gets_numpy_for_numpy() -> None:
     inputs, named = taken(x=pixels, gain=GAIN)
     assert inputs == ()
     np.testing.assert_allclose(named["x"], x, atol=1e-5)
+
+
+class Parcel(nn.Module):
+    """Takes what a processor gives: a mapping of its own class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, given: dict[str, Tensor]) -> Tensor:
+        return self.net(given["x"], given["gain"])
+
+
+def test_a_picture_in_a_mapping_that_is_no_dict_is_normalized_for_the_whole_model() -> None:
+    pixels, x = pictures("hwc")
+    given = {"x": torch.from_numpy(x), "gain": torch.from_numpy(GAIN)}
+    wrapped = compoff.wrap(Parcel().eval(), "input", example_input=(given,))
+    head, _ = compoff.export(wrapped, "input", pixels=Pixels(MEAN, STD))
+    batch = UserDict(x=pixels, gain=GAIN)
+    for called in (lambda whole: whole(batch), lambda whole: whole(given=batch), lambda whole: whole(pixels, GAIN)):
+        inputs, named = called(whole_model(lambda *inputs, **named: (inputs, named), head))
+        taken = [*inputs, *named.values()]
+        picture, gain = taken if len(taken) == 2 else (taken[0]["x"], taken[0]["gain"])
+        np.testing.assert_allclose(picture, x, atol=1e-5)
+        assert gain is GAIN
+        assert len(taken) == 2 or type(taken[0]) is UserDict
+    assert batch["x"] is pixels
+
+
+def test_each_call_is_normalized_as_its_own_head_says() -> None:
+    pixels, x = pictures("hwc")
+    net = Net().eval()
+    wrapped = compoff.wrap(net, ["input", "body"], example_input=(torch.from_numpy(x), torch.from_numpy(GAIN)))
+    heads, tails = zip(
+        compoff.export(wrapped, "input", pixels=Pixels(MEAN, STD)), compoff.export(wrapped, "body"), strict=True
+    )
+    expected = net(torch.from_numpy(x), torch.from_numpy(GAIN)).detach().numpy()
+    for first in (0, 1):
+        server = compoff.serve(tails)
+        ordered = [heads[first], heads[1 - first]]
+        with compoff.connect(ordered, server.address, on_failure="local", local=net, timeout=5) as remote:
+            server.close()
+            np.testing.assert_allclose(remote(pixels, GAIN, split="input"), expected, atol=1e-5)
+            np.testing.assert_allclose(remote(x, GAIN, split="body"), expected, atol=1e-5)
+            assert remote.stats.local == 2
 
 
 def test_inspect_says_what_is_taken(tmp_path: Path) -> None:

@@ -449,3 +449,16 @@ def test_a_reply_in_the_form_that_was_asked_for() -> None:
         head.connect("127.0.0.1:1", reply=compoff.TopK(31))
     with pytest.raises(compoff.LocalProtocolError, match="expected 'full'"):
         head.connect("127.0.0.1:1", reply="fp8")
+
+
+def test_an_interrupt_while_connecting_leaves_no_thread_that_connects(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compoff.device.link.Link.connection", interrupted)
+    before = set(threading.enumerate())
+    with socket.create_server(("127.0.0.1", 0)) as free, pytest.raises(KeyboardInterrupt):
+        compoff.connect(parts[0], f"127.0.0.1:{free.getsockname()[1]}")
+    eventually(lambda: not {one.name for one in set(threading.enumerate()) - before} & {"compoff-link"})
