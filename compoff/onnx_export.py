@@ -83,7 +83,13 @@ def to_onnx(
     exported = program.exported
     with _explained(name), quiet("torch.onnx", contextlib.redirect_stdout):
         translated: Any = torch.onnx.export(
-            exported, (), dynamo=True, opset_version=_OPSET, external_data=False, verbose=False
+            exported,
+            (),
+            dynamo=True,
+            opset_version=_OPSET,
+            external_data=False,
+            verbose=False,
+            custom_translation_table=_translations(),
         )
         model = translated.model_proto
         if model.ByteSize() > _MOST_BYTES:
@@ -149,6 +155,20 @@ def _onnx() -> Any:
     except ImportError as error:
         raise BackendError(f'ONNX needs more packages ({error}): pip install "compoff[onnx]"') from error
     return onnx
+
+
+def _translations() -> dict[Any, Any]:
+    """Translations of our own: a negative number counts rows from the end in ONNX, and is an error in PyTorch."""
+    op: Any = importlib.import_module("onnxscript").opset20
+    embedding: Any = torch.ops.aten.embedding.default
+
+    def translated(
+        weight: Any, indices: Any, padding_idx: int = -1, scale_grad: bool = False, sparse: bool = False
+    ) -> Any:
+        rows = op.CastLike(op.Shape(weight, start=0, end=1), indices)
+        return op.Gather(weight, op.Where(op.Less(indices, op.CastLike(0, indices)), rows, indices))
+
+    return {embedding: translated}
 
 
 def _tidy(model: Any) -> None:

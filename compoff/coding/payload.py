@@ -304,7 +304,7 @@ class PayloadFormat:
         check_whole("quality", quality)
         if not 0 <= quality < self.num_qualities:
             raise FeatureError(f"there is no quality {quality}; this export has 0 to {self.num_qualities - 1}")
-        return quality
+        return int(quality)  # one of numpy's would overflow in a byte
 
     def _checked_tensors(
         self, symbols: Sequence[ArrayLike], sides: Sequence[ArrayLike], quality: int

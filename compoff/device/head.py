@@ -114,7 +114,7 @@ class Head:
         parts = self._run(arrays, best)  # lower qualities send no other channels
         if max_bytes is None:
             return self._payload(parts, best, coding)
-        payload = self._payload(parts, best, coding)
+        max_bytes, payload = int(max_bytes), self._payload(parts, best, coding)
         for lower in range(best - 1, -1, -1):
             if len(payload) <= max_bytes:
                 break
@@ -149,8 +149,7 @@ class Head:
         """The inputs as arrays, and the best quality that may be sent."""
         check_whole("quality", quality, or_none=True)
         check_whole("max_bytes", max_bytes, or_none=True)
-        best = self.quality if quality is None else quality
-        self.payload_format.check_choice(best, coding)
+        best = self.payload_format.check_choice(self.quality if quality is None else quality, coding)
         return self._inputs.arrays(inputs, keywords), best
 
     @property
@@ -177,7 +176,13 @@ class Head:
 
     def _run(self, arrays: list[NDArray[Any]], quality: int | None = None) -> list[NDArray[Any]]:
         """What crosses the cut, if there are symbols for it."""
-        parts = self.runner.run(arrays, quality)
+        try:
+            parts = self.runner.run(arrays, quality)
+        except IndexError as error:
+            raise FeatureError(
+                f"a whole number in the inputs stands for nothing that the model has ({error}); look for one that is "
+                "negative, or beyond the vocabulary"
+            ) from error
         for finite in parts[self._crossing :]:  # programs of older exports, and most in integers, say nothing of it
             samples = finite.tolist()
             if not all(samples):

@@ -118,6 +118,8 @@ class Inputs:
                 f"input {index} holds NaN or infinity, which no symbol stands for; clean the input "
                 "(in a mask, the dtype's lowest number does what -infinity does)"
             )
-        if any(stride < 0 for stride in array.strides):  # an axis of one sample counts as contiguous all the same
+        # An axis of one sample counts as contiguous all the same, and so does a field of a record of odd length.
+        odd = any(stride < 0 or stride % array.itemsize for stride in array.strides)
+        if odd or not array.flags.aligned:
             array = np.array(array, order="C", copy=True)
         return np.asarray(array, order="C")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import compoff
-from compoff.errors import ArtifactError, FeatureError
+from compoff.errors import ArtifactError, BackendError, FeatureError
 from tests.small_artifacts import forge
 from tests.small_networks import OptionalInputs, Plain, TwoInputs, tiny_decoder, tiny_encoder
 
@@ -90,6 +90,42 @@ def test_takes_tensors_and_arrays_of_any_layout(head: compoff.Head) -> None:
         assert np.array_equal(head.symbols(same)[0], expected[0])
 
 
+def test_takes_a_field_of_records_of_odd_length(head: compoff.Head) -> None:
+    x = images(3)
+    records = np.zeros(3, [("time", "u1"), ("image", "f4", (3, 8, 8))])
+    records["image"] = x.numpy()
+    for count in (1, 3):
+        assert np.array_equal(head.symbols(records["image"][:count])[0], head.symbols(x[:count])[0])
+
+
+class Words(torch.nn.Module):
+    """Looks up rows by their numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.body = torch.nn.Embedding(9, 8), torch.nn.Linear(8, 4)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        return self.body(self.rows(numbers).relu())
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnx"])
+def test_a_number_that_stands_for_no_row_is_refused(runtime: Any) -> None:
+    right = torch.tensor([[0, 8, 3]])
+    wrapped = compoff.wrap(Words().eval(), "body", example_input=right.repeat(2, 1), codec="deepcod")
+    head = compoff.export(wrapped, "body")[0]
+    if runtime == "onnx":
+        pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+        pytest.importorskip("onnxscript", reason="needs the extra onnx")
+        plain, head = head, head.compile("onnx")
+        assert head(right) == plain(right)
+    for wrong in (-1, -9, 9, 2**40):
+        with pytest.raises(
+            (FeatureError, BackendError), match=r"stands for nothing that the model has|out of data bounds"
+        ):
+            head(torch.tensor([[0, wrong, 3]]))
+
+
 def test_leaves_its_input_alone(head: compoff.Head) -> None:
     x = images()
     before = x.clone()
@@ -110,9 +146,12 @@ def test_inputs_without_a_batch_and_constants() -> None:
     x, scale = images(3), torch.rand(8)
     with wrapped.at("block1"):
         expected = wrapped(x, None, scale, double=True)
-    torch.testing.assert_close(tail(head(x, scale)), expected, rtol=0, atol=1e-5)
+    for payload in (head(x, scale=scale), head(x, None, scale), head(x, None, scale, double=True)):
+        torch.testing.assert_close(tail(payload), expected, rtol=0, atol=1e-5)
     with pytest.raises(FeatureError, match=r"input 1 has shape \(3, 8\); expected float32 of shape \(8,\)"):
-        head(x, torch.rand(3, 8))
+        head(x, scale=torch.rand(3, 8))
+    with pytest.raises(FeatureError, match="by position the model takes tensor 1 for 'mask', which is another"):
+        head(x, scale)  # the model would multiply by it as its mask
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,15 @@ def test_a_limit_takes_the_best_quality_that_fits(exported: Export) -> None:
         assert head(x, quality=quality, max_bytes=10_000).quality == quality
 
 
+def test_a_quality_and_a_limit_may_be_numbers_of_numpy(exported: Export) -> None:
+    head, x = exported[0], 50 * signals(1)
+    for quality, limit in ((0, 8), (3, 20), (6, 30)):
+        expected = bytes(head(x, quality=quality, max_bytes=limit))
+        for kind in (np.uint8, np.int8, np.int64):
+            assert bytes(head(x, quality=kind(quality), max_bytes=kind(limit))) == expected
+        assert bytes(head(x, quality=np.uint8(quality))) == bytes(head(x, quality=quality))
+
+
 def test_a_limit_below_the_header_is_refused(exported: Export) -> None:
     with pytest.raises(FeatureError, match="max_bytes is 6; header and checksum alone take 7"):
         exported[0](signals(1), max_bytes=6)
