@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextvars
+import queue
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+import weakref
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from compoff.errors import ReadTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from concurrent.futures import Future
 
     from compoff.device.calls import Call
     from compoff.device.timing import Estimate
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["MARGIN", "LocalRuns", "nobody"]
 
 MARGIN = 0.05  # seconds that a thread may take to wake on a busy machine
+_LONGEST_END = 5.0  # seconds that a process which ends waits for the run under way
+
+_Waiting: TypeAlias = "queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]"
 
 
 class LocalRuns:
@@ -35,7 +40,11 @@ class LocalRuns:
         """Start without a thread."""
         self._whole = whole
         self._seconds = seconds
-        self._pool = ThreadPoolExecutor(1, "compoff-local")
+        self._lock = threading.Lock()
+        self._closed = False
+        self._waiting: _Waiting = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        weakref.finalize(self, self._waiting.put, None).atexit = False  # nobody asks any more
 
     def submit(self, call: Call, *, hurry: bool) -> Future[Any]:
         """Have the whole model run, after those that were submitted before.
@@ -51,11 +60,21 @@ class LocalRuns:
             RuntimeError: This was closed.
         """
         asked = time.monotonic() if hurry else None
-        return self._pool.submit(contextvars.copy_context().run, self._run, call, asked)
+        context, future = contextvars.copy_context(), Future[Any]()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("these local runs were closed")
+            if self._thread is None:
+                self._thread = _started(self._waiting)
+            self._waiting.put((future, lambda: context.run(self._run, call, asked)))
+        return future
 
     def close(self) -> None:
         """Let go of the thread and cancel what waits for it; a run under way is not waited for."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            self._closed = True
+            _cancel(self._waiting)
+            self._waiting.put(None)
 
     def _run(self, call: Call, asked: float | None) -> Any:
         started = time.monotonic()
@@ -66,6 +85,52 @@ class LocalRuns:
         output = call.run_whole(self._whole)
         self._seconds.add(time.monotonic() - started)
         return output
+
+
+def _started(waiting: _Waiting) -> threading.Thread:
+    """A thread that runs what waits; unlike one of a pool, it keeps no process from ending for longer than a moment."""
+    idle = threading.Event()
+    idle.set()
+    thread = threading.Thread(target=_work, args=(waiting, idle), name="compoff-local", daemon=True)
+    thread.start()
+    weakref.finalize(thread, _end, waiting, idle)
+    return thread
+
+
+def _end(waiting: _Waiting, idle: threading.Event) -> None:
+    """At the end of the process: PyTorch aborts one that ends while a thread is inside it."""
+    _cancel(waiting)
+    idle.wait(_LONGEST_END)
+
+
+def _cancel(waiting: _Waiting) -> None:
+    """Cancel what has not begun."""
+    while True:
+        try:
+            entry = waiting.get_nowait()
+        except queue.Empty:
+            return
+        if entry is not None:
+            entry[0].cancel()
+
+
+def _work(waiting: _Waiting, idle: threading.Event) -> None:
+    while (entry := waiting.get()) is not None:
+        idle.clear()
+        _complete(*entry)
+        del entry  # neither a call's inputs nor its answer are kept until the next
+        idle.set()
+
+
+def _complete(future: Future[Any], run: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = run()
+    except BaseException as error:  # whatever it is, somebody waits
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 def nobody(call: Call, reason: str) -> ReadTimeout:
