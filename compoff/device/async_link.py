@@ -127,9 +127,14 @@ class AsyncLink:
             self._failed(error)
         self._wake.set()
 
-    def suspect(self, error: CompoffError) -> None:
-        """Say that a call got no answer in time: the server is asked for two signs at once."""
-        self._failed(error)
+    def suspect(self, error: CompoffError, *, again: bool = False) -> None:
+        """Say that a call got no answer in time: the server is asked for two signs at once.
+
+        Args:
+            error: How the call ended.
+            again: Whether the log has heard of it.
+        """
+        self._failed(error, again=again)
         self._suspected = True
         self._wake.set()
 
@@ -223,10 +228,10 @@ class AsyncLink:
         if not client.idle:
             self._retired.add(client)
 
-    def _failed(self, error: CompoffError) -> None:
+    def _failed(self, error: CompoffError, *, again: bool = False) -> None:
         if self.breaker.failed(str(error)):
-            told = self.breaker.reason
-            _logger.log(self._level, "the edge gives no answer, and is asked again until it does: %s", told)
+            level, told = logging.DEBUG if again else self._level, self.breaker.reason
+            _logger.log(level, "the edge gives no answer, and is asked again until it does: %s", told)
 
     def _succeeded(self) -> None:
         if self.breaker.succeeded():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from compoff.device.answers import CallReport, Heads
 from compoff.device.async_link import AsyncLink
+from compoff.device.breaker import Stall
 from compoff.device.calls import Call
 from compoff.device.edge import ATTEMPTS
 from compoff.device.fallback import not_answered, reserve
@@ -85,6 +87,7 @@ class AsyncRemote:
         self._tally = Tally()
         self._budget = RetryBudget()
         self._patience = Patience()
+        self._stalls: defaultdict[int, Stall] = defaultdict(Stall)
 
     @property
     def stats(self) -> RemoteStats:
@@ -146,6 +149,9 @@ class AsyncRemote:
             return await self._in_time(call, self._on_device(call, breaker.reason or "the edge cannot be reached"))
         if self._hedge:
             return await self._race(call)
+        stall = self._stalls[call.route]
+        if not stall.asks(time.monotonic(), call.timeout):
+            return await self._on_device(call, stall.reason)
         try:
             latest = self._latest(call)
             return await self._from_edge(call, self._encode(call, latest), latest)
@@ -241,6 +247,7 @@ class AsyncRemote:
             answer = await self._once_more(call, body, error, until)
         self._patience.add(time.monotonic() - call.encoded)
         self._budget.earn()
+        self._stalls[call.route].answered()
         return call.from_edge(answer.body, answer.server_seconds)
 
     async def _once_more(self, call: Call, body: bytes, error: CompoffError, until: float) -> Answer:
@@ -262,7 +269,8 @@ class AsyncRemote:
             link.report(client, error)
             raise
         except ReadTimeout as error:
-            link.suspect(error)
+            first = self._stalls[call.route].unanswered(time.monotonic())
+            link.suspect(error, again=not first)
             raise
         finally:
             if client is not link.current:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Backoff", "Breaker"]
+__all__ = ["Backoff", "Breaker", "Stall"]
 
 _GOOD_SIGNS = 2
+_UNANSWERED = 3
 
 
 class Breaker:
@@ -86,3 +87,65 @@ class Backoff:
     def reset(self) -> None:
         """Start again with the first pause, after a success."""
         self._pause = self.first
+
+
+class Stall:
+    """Calls of one head that got no answer from a server that gives signs: a tail that hangs.
+
+    After three in a row only one call in a while asks it, and the others need not wait out their deadlines. The pauses
+    grow from a second to a minute, until one is answered.
+
+    Args:
+        draw: A random number from 0 to 1.
+
+    Examples:
+        >>> stall = Stall(lambda: 1.0)
+        >>> for _ in range(3):
+        ...     first = stall.unanswered(10.0)
+        >>> stall.asks(10.5, 2.0), stall.asks(11.0, 2.0), stall.asks(11.0, 2.0)
+        (False, True, False)
+
+    Source: Nygard, "Release It!" (2007), circuit breaker, half-open.
+    """
+
+    def __init__(self, draw: Callable[[], float] = random.random) -> None:
+        """Start without a call."""
+        self._pauses = Backoff(1.0, 60.0, draw)
+        self._count = 0
+        self._again = 0.0
+
+    @property
+    def reason(self) -> str:
+        """Why the edge is not asked."""
+        return f"the edge gave no answer to {self._count} calls in a row, and only one in a while asks it until it does"
+
+    def asks(self, now: float, seconds: float) -> bool:
+        """Whether a call is to ask the edge.
+
+        Args:
+            now: A moment of any clock, in seconds.
+            seconds: How long the call may take; until then no other one asks in its place.
+        """
+        if self._count < _UNANSWERED:
+            return True
+        if now < self._again:
+            return False
+        self._again = now + seconds
+        return True
+
+    def unanswered(self, now: float) -> bool:
+        """Count a call without an answer; True for the first since the last answer.
+
+        Args:
+            now: A moment of the same clock.
+        """
+        self._count += 1
+        if self._count >= _UNANSWERED:
+            self._again = now + self._pauses.next()
+        return self._count == 1
+
+    def answered(self) -> None:
+        """Start again, after an answer."""
+        if self._count:
+            self._count = 0
+            self._pauses.reset()

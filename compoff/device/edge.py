@@ -6,8 +6,10 @@ Knows nothing of what happens where the edge cannot answer; that is for ``fallba
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from compoff.device.breaker import Stall
 from compoff.device.timing import Patience, RetryBudget
 from compoff.errors import ConnectionLost, ConnectTimeout, PayloadError, ReadTimeout, RemoteProtocolError, WireError
 
@@ -40,6 +42,7 @@ class Edge:
         self.patience = Patience()  # for what passes from sending to the reply
         self._tally = tally
         self._budget = RetryBudget()
+        self.stalls: defaultdict[int, Stall] = defaultdict(Stall)  # by route: one tail may hang, and others not
 
     def answer(self, call: Call, until: float) -> tuple[Any, CallReport]:
         """Have a call answered.
@@ -65,7 +68,7 @@ class Edge:
         except (ConnectionLost, RemoteProtocolError) as error:
             pending, reply = self._once_more(call, body, client, error, until)
         except ReadTimeout as error:
-            self.link.suspect(error)
+            self.unanswered(call, error)
             raise
         finally:
             if client is not self.link.current:
@@ -103,7 +106,13 @@ class Edge:
         """
         self.patience.add(time.monotonic() - call.encoded)
         self._budget.earn()
+        self.stalls[call.route].answered()
         return call.from_edge(reply, server_seconds)
+
+    def unanswered(self, call: Call, error: ReadTimeout) -> None:
+        """Note that the edge was asked and gave no answer in time; the log hears of it once until there is one."""
+        first = self.stalls[call.route].unanswered(time.monotonic())
+        self.link.suspect(error, again=not first)
 
     def repeats(self, call: Call, broken: Client, error: CompoffError, until: float) -> bool:
         """Whether a call is worth sending again: the tail changes nothing by answering, so it may do so twice.
@@ -139,7 +148,7 @@ class Edge:
             link.report(client, again)
             raise
         except ReadTimeout as late:
-            link.suspect(late)
+            self.unanswered(call, late)
             raise
         finally:
             if client is not link.current:
@@ -217,7 +226,7 @@ class Asked:
             if isinstance(error, ConnectTimeout) and time.monotonic() < call.deadline:
                 return False  # no connection yet
         elif isinstance(error, ReadTimeout):
-            link.suspect(error)
+            self._edge.unanswered(call, error)
         elif isinstance(error, (ConnectionLost, RemoteProtocolError)):
             if call.retried:
                 link.report(self._client, error)

@@ -77,6 +77,9 @@ class Fallback:
         breaker = self.edge.link.breaker
         if not breaker.closed:
             return self._on_device(call, breaker.reason or "the edge cannot be reached")
+        stall = self.edge.stalls[call.route]
+        if not stall.asks(time.monotonic(), call.timeout):
+            return self._on_device(call, stall.reason)
         try:
             return self.edge.answer(call, self._latest(call))
         except (WireError, PayloadError) as error:

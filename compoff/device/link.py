@@ -105,10 +105,15 @@ class Link:
                 self._failed(error)
             self._changed.notify_all()
 
-    def suspect(self, error: CompoffError) -> None:
-        """Say that a call got no answer in time: the server is asked for two signs at once."""
+    def suspect(self, error: CompoffError, *, again: bool = False) -> None:
+        """Say that a call got no answer in time: the server is asked for two signs at once.
+
+        Args:
+            error: How the call ended.
+            again: Whether the log has heard of it.
+        """
         with self._changed:
-            self._failed(error)
+            self._failed(error, again=again)
             self._suspected = True
             self._changed.notify_all()
 
@@ -244,10 +249,10 @@ class Link:
         if not client.idle:
             self._retired.add(client)
 
-    def _failed(self, error: CompoffError) -> None:
+    def _failed(self, error: CompoffError, *, again: bool = False) -> None:
         if self.breaker.failed(str(error)):
-            told = self.breaker.reason
-            _logger.log(self._level, "the edge gives no answer, and is asked again until it does: %s", told)
+            level, told = logging.DEBUG if again else self._level, self.breaker.reason
+            _logger.log(level, "the edge gives no answer, and is asked again until it does: %s", told)
 
     def _succeeded(self) -> None:
         if self.breaker.succeeded():

@@ -30,7 +30,7 @@ class RemoteStats:
         retried: Requests sent again over a fresh connection.
         hedged: Calls for which the whole model was started while the edge was still being waited for.
         connections: Connections opened, the first included.
-        reachable: Whether the edge answers; False while local answers are given at once.
+        reachable: Whether the edge gives signs; False while local answers are given at once because it gives none.
         reason: Why it is not reachable.
         round_trip_seconds: Running mean of the pings' times, in seconds; None before the first.
         payload_bytes: Bytes of all payloads, without frames.

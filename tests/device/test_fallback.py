@@ -176,6 +176,39 @@ def test_an_edge_that_goes_is_noticed_and_no_call_waits_for_it_again(kind: Any, 
     remote.close()
 
 
+def test_a_tail_that_hangs_in_a_server_that_lives_is_not_waited_for_by_every_call(
+    kind: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hanging(Tail):
+        def answer(self, payload: bytes) -> bytes:
+            freed.wait(10)
+            return super().answer(payload)
+
+    monkeypatch.setattr("compoff.device.breaker.Backoff.next", lambda self: 0.6)
+    freed = threading.Event()
+    with serve(Hanging(), workers=16) as server, contextlib.ExitStack() as at_last:
+        at_last.callback(freed.set)
+        remote = kind(server.address, on_failure="local", local=Whole())
+        at_last.callback(remote.close)
+        for _ in range(3):
+            assert remote(after(0), timeout=0.2) == LOCAL
+            eventually(lambda: remote.stats.reachable)
+        began = time.monotonic()
+        for _ in range(5):
+            assert remote(after(0), timeout=20) == LOCAL
+        assert time.monotonic() - began < 0.5, "none of them has waited"
+        assert "no answer to 3 calls in a row" in (remote.last.reason or "")
+        assert len(caplog.records) == 1
+        time.sleep(0.6)
+        assert remote(after(0), timeout=0.2) == LOCAL
+        assert "gave no answer within" in (remote.last.reason or "")
+        eventually(lambda: remote.stats.reachable)
+        freed.set()
+        eventually(lambda: remote(after(0)) == EDGE)
+        assert remote(after(0)) == EDGE
+        assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize("policy", ["local", "hedge"])
 def test_a_limit_is_for_the_head_and_not_for_the_whole_model(kind: Any, policy: str) -> None:
     server = serve(Tail())
