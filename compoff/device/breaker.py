@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["Backoff", "Breaker", "Stall"]
 
 _GOOD_SIGNS = 2
-_UNANSWERED = 3
+_UNANSWERED, _LONGEST_PAUSE = 3, 60.0
 
 
 class Breaker:
@@ -110,7 +110,7 @@ class Stall:
 
     def __init__(self, draw: Callable[[], float] = random.random) -> None:
         """Start without a call."""
-        self._pauses = Backoff(1.0, 60.0, draw)
+        self._pauses = Backoff(1.0, _LONGEST_PAUSE, draw)
         self._count = 0
         self._again = 0.0
 
@@ -124,13 +124,13 @@ class Stall:
 
         Args:
             now: A moment of any clock, in seconds.
-            seconds: How long the call may take; until then no other one asks in its place.
+            seconds: How long the call may take; until then, a minute at most, no other one asks in its place.
         """
         if self._count < _UNANSWERED:
             return True
         if now < self._again:
             return False
-        self._again = now + seconds
+        self._again = now + min(seconds, _LONGEST_PAUSE)  # it may end some other way, long before
         return True
 
     def unanswered(self, now: float) -> bool:

@@ -71,4 +71,5 @@ def test_a_call_that_asks_and_ends_some_other_way_leaves_the_next_to_another() -
         stall.unanswered(0.0)
     assert stall.asks(1.0, 2.0)
     assert not stall.asks(2.9, 2.0)
-    assert stall.asks(3.0, 2.0)
+    assert stall.asks(3.0, 1e10)
+    assert stall.asks(63.0, 1e10)
