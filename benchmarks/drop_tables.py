@@ -27,7 +27,12 @@ _AIMS: list[tuple[str, str, str, int | None, int]] = [
 ]
 # By commit: tiles that results do not tell of themselves, from before the codec took those that it takes now.
 _TILES = {"7185ada": "1 × 1 tile", "3c53dca": "2 × 2 tile", "bb3b2e7": "7 × 7 tile"}
-_CALLED = {"cpu.long": "1,000 steps", "cpu.192": "192 directions", "cpu.deepcod": "2,800 steps"}
+_CALLED = {
+    "cpu.long": "1,000 steps",
+    "cpu.192": "192 directions",
+    "cpu.deepcod": "2,800 steps",
+    "cpu.enlarged": "enlarged photos",
+}
 _DROPS = {"top-1": ("drop", "drop_stderr"), "top-5": ("drop_top5", "drop_top5_stderr")}
 
 
