@@ -17,6 +17,7 @@ from compoff.cutting.inputs import example_call
 from compoff.cutting.moment import Cut, cut_at_call
 from compoff.cutting.trace import Trace, watch
 from compoff.errors import BackendError, SplitError
+from compoff.hooks import catchers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,7 +162,7 @@ def list_split_points(model: nn.Module, example_input: Any, *, clean: bool = Tru
         The split points, in the order in which they run.
 
     Raises:
-        SplitError: The model has no such place.
+        SplitError: The model has no such place, or is wrapped: its modules have other names then.
 
     Examples:
         >>> import torch, compoff
@@ -175,6 +176,8 @@ def list_split_points(model: nn.Module, example_input: Any, *, clean: bool = Tru
     """
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's mistake all the same
         raise SplitError(f"the model is a {type(model).__name__}; expected a torch.nn.Module")
+    if any(catchers(module) for module in model.modules()):
+        raise SplitError("this model is wrapped already; list its split points before compoff.wrap, or after unwrap()")
     args, keywords = example_call(example_input)
     trace = watch(model, args, keywords)
     points = points_of(trace, clean=clean)

@@ -131,3 +131,12 @@ def test_a_module_called_auto_is_a_module() -> None:
     net.add_module("first", nn.Linear(32, 32))
     net.add_module("auto", nn.Linear(32, 5))
     assert compoff.wrap(net, "auto", example_input=torch.randn(2, 32)).split_points == ("auto",)
+
+
+def test_a_wrapped_model_is_refused_since_its_modules_have_other_names() -> None:
+    model = compoff.wrap(Plain(), "block1", example_input=torch.randn(2, 3, 16, 16))
+    for given in (model, model.base):
+        with pytest.raises(SplitError, match=r"wrapped already; list its split points before compoff.wrap"):
+            compoff.list_split_points(given, torch.randn(2, 3, 16, 16))
+    points = compoff.list_split_points(model.unwrap(), torch.randn(2, 3, 16, 16))
+    assert "block1" in [point.path for point in points]
