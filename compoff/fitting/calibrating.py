@@ -23,6 +23,7 @@ from compoff.fitting.batches import check_seed, not_finite, require_batches
 from compoff.fitting.finishing import refuse_on, up_to
 from compoff.fitting.measure import Aim
 from compoff.fitting.overhead import overhead_bytes
+from compoff.fitting.progress import Bar, bar
 from compoff.fitting.randomness import own_random_numbers
 from compoff.hooks import uncompiled
 from compoff.losses import relative_error
@@ -56,7 +57,14 @@ _START_ERROR = 0.1
 _FINEST, _COARSEST = 1e-3, 10.0  # steps that are looked at, in units of the largest deviation
 
 
-def calibrate(wrapped: Wrapped, batches: Iterable[Any], *, target_bytes: float | None = None, seed: int = 0) -> None:
+def calibrate(
+    wrapped: Wrapped,
+    batches: Iterable[Any],
+    *,
+    target_bytes: float | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> None:
     """Start each bottleneck from real features; `fit` does it by itself, a loop of your own calls it once.
 
     Those of codec ``"transform"`` find their directions, those of ``"deepcod"`` take their units from the first batch.
@@ -68,6 +76,7 @@ def calibrate(wrapped: Wrapped, batches: Iterable[Any], *, target_bytes: float |
         target_bytes: Mean length of a payload to aim at, in bytes; None to aim at a small error of the output.
         seed: Seed of the random projections of the output, and of what a loader draws; the caller's random numbers are
             left alone.
+        progress: Whether to draw a progress bar; None to draw it on a terminal only.
 
     Raises:
         FitError: No usable batches, or `target_bytes` leaves no room for symbols.
@@ -90,10 +99,12 @@ def calibrate(wrapped: Wrapped, batches: Iterable[Any], *, target_bytes: float |
     check_seed(seed)
     refuse_on(wrapped, "calibrate")
     with own_random_numbers(seed, device_of(wrapped.base)):
-        start(wrapped, batches, target_bytes, seed)
+        start(wrapped, batches, target_bytes, seed, progress=progress)
 
 
-def start(wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | None, seed: int) -> None:
+def start(
+    wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | None, seed: int, *, progress: bool | None
+) -> None:
     """Start each bottleneck, its arguments checked; what loaders and new bottlenecks draw is the caller's.
 
     Args:
@@ -101,6 +112,7 @@ def start(wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | None, 
         batches: As for `calibrate`.
         target_bytes: As for `calibrate`.
         seed: As for `calibrate`.
+        progress: As for `calibrate`.
 
     Raises:
         FitError: As `calibrate`.
@@ -118,7 +130,8 @@ def start(wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | None, 
         found = wrapped.bottlenecks_at(split)
         bottlenecks = [one for one in found if isinstance(one, TransformBottleneck) and not one.calibrated]
         if bottlenecks and len(bottlenecks) == len(found):
-            _start(wrapped, split, bottlenecks, taken, target_bytes, generator)
+            with bar(f"compoff.calibrate {split}", len(taken), "batch", progress) as drawn:
+                _start(wrapped, split, bottlenecks, taken, target_bytes, generator, drawn)
         elif not any(one.calibrated for one in found):
             record = teacher_pass(wrapped.base, {split: wrapped.gate(split)}, wrapped.sites, taken[0], blocks=False)
             for bottleneck, y in zip(found, record.features[split], strict=True):
@@ -132,6 +145,7 @@ def _start(
     batches: list[Batch],
     target_bytes: float | None,
     generator: torch.Generator,
+    drawn: Bar,
 ) -> None:
     """Find directions of the bottlenecks at one split point, and the step that they share.
 
@@ -149,6 +163,7 @@ def _start(
         if samples < _SEARCHED:
             features.append([y.to(one.quantizer.centers.dtype) for one, y in zip(bottlenecks, ys, strict=True)])
             samples += len(ys[0])
+        drawn.update()
     directions = [
         moment.directions(bottleneck.latent_shape[0]) for moment, bottleneck in zip(moments, bottlenecks, strict=True)
     ]

@@ -9,14 +9,12 @@ import itertools
 import logging
 import math
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from compoff.batch import Batch, refusals_named
 from compoff.checks import check_path, check_whole, is_number
@@ -28,6 +26,7 @@ from compoff.fitting.calibrating import SAMPLES, start
 from compoff.fitting.finishing import MEASURED, conclude, held_out, refuse_on, up_to
 from compoff.fitting.fitter import Fitter
 from compoff.fitting.measure import Aim
+from compoff.fitting.progress import bar
 from compoff.fitting.randomness import own_random_numbers, random_states, set_random_states
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.fitting.state import FitState, RandomState, load_state, save_state
@@ -129,14 +128,16 @@ def _all_started(wrapped: Wrapped) -> bool:
     return all(one.calibrated for split in wrapped.split_points for one in wrapped.bottlenecks_at(split))
 
 
-def _calibrated(wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | None, seed: int) -> Iterable[Any]:
+def _calibrated(
+    wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | None, seed: int, progress: bool | None
+) -> Iterable[Any]:
     """Start the bottlenecks that need it; returns batches that still hold what was looked at."""
     if _all_started(wrapped) or wrapped.options.codec == "deepcod":
         return batches
     _log.info("finding the directions at %s on up to %d samples", ", ".join(wrapped.split_points), SAMPLES)
     iterator = iter(batches)
     if iterator is not batches:
-        start(wrapped, batches, target_bytes, seed)
+        start(wrapped, batches, target_bytes, seed, progress=progress)
         return batches
     peeked: list[Batch] = []
     samples = 0
@@ -145,7 +146,7 @@ def _calibrated(wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | 
         samples += peeked[-1].size
         if samples >= SAMPLES:
             break
-    start(wrapped, peeked, target_bytes, seed)
+    start(wrapped, peeked, target_bytes, seed, progress=progress)
     return itertools.chain(peeked, iterator)
 
 
@@ -243,7 +244,7 @@ def fit(
         aim.check_output(wrapped)
         measured = held_out(validation, wrapped, where)
         if state is None or not state.exists():
-            batches = _calibrated(wrapped, batches, target_bytes, seed)
+            batches = _calibrated(wrapped, batches, target_bytes, seed, progress)
         fitter = Fitter(wrapped, chosen, lr=lr, rate=rate, total=total, target_bytes=target_bytes)
         fitter.state.seconds = time.monotonic() - began  # what finding the directions took
         keeper = _Keeper(state, seed, fitter) if state is not None else None
@@ -343,10 +344,9 @@ def _train(
             recent.pass_by(iter(batches), fitter.state.position)
     state, was_training = fitter.state, wrapped.training
     start = time.monotonic() - state.seconds
-    shown = sys.stderr.isatty() if progress is None else progress
     wrapped.train()
     try:
-        with tqdm(total=fitter.total, initial=state.step, desc="compoff.fit", disable=not shown, unit="step") as bar:
+        with bar("compoff.fit", fitter.total, "step", progress, begun=state.step) as drawn:
             while state.step < fitter.total:
                 began = random_states(device)
                 for item in _one_round(batches, state, rng, recent):
@@ -354,8 +354,8 @@ def _train(
                     recent.keep(batch)
                     mean = fitter.step(batch)
                     state.seconds = time.monotonic() - start
-                    bar.update()
-                    bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+                    drawn.update()
+                    drawn.set_postfix(loss=f"{mean:.4f}", refresh=False)
                     if keeper and keeper.due:
                         keeper.save(began)
                     if state.step == fitter.total:

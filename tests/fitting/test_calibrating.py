@@ -343,3 +343,12 @@ def test_an_output_that_no_codec_can_change_says_nothing() -> None:
             steps=1,
             max_drop=0.1,
         )
+
+
+@pytest.mark.parametrize("shown", [True, False, None])
+def test_a_bar_is_drawn_from_the_first_look_at_the_data(shown: bool | None, capsys: pytest.CaptureFixture[str]) -> None:
+    compoff.calibrate(transform("body"), batches(3), progress=shown)
+    assert ("compoff.calibrate body: 100%" in capsys.readouterr().err) == bool(shown)  # no terminal here
+    compoff.fit(transform("body"), batches(3), steps=1, progress=shown)
+    told = capsys.readouterr().err
+    assert ("compoff.calibrate body: 100%" in told) == ("compoff.fit: 100%" in told) == bool(shown)
