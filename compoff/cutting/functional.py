@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -29,6 +30,9 @@ _FRESH = (
     _aten.layer_norm.default,
     _aten.group_norm.default,
 )
+_ACTIVATIONS = ("relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "mish", "leaky_relu", "elu")
+# Those whose form that only computes takes the same arguments under the same name.
+_IN_PLACE = (*_ACTIVATIONS, "sigmoid", "tanh", "clamp", "clamp_min", "clamp_max", "add", "sub", "mul", "div")
 _TRAINING = ("training", "train", "use_input_stats")  # arguments with which an operator keeps statistics
 
 
@@ -47,18 +51,21 @@ def functional(program: ExportedProgram) -> ExportedProgram:
 
     Examples:
         >>> import torch
-        >>> net = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.ReLU(inplace=True), torch.nn.Linear(3, 2)).eval()
-        >>> program = functional(torch.export.export(net, (torch.zeros(2, 3),)))
-        >>> [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-        ['aten.relu.default', 'aten.linear.default']
+        >>> layers = [torch.nn.Linear(3, 3), torch.nn.Dropout(), torch.nn.ReLU(inplace=True), torch.nn.Linear(3, 2)]
+        >>> program = torch.export.export(torch.nn.Sequential(*layers).eval(), (torch.zeros(2, 3),))
+        >>> [str(node.target) for node in functional(program).graph.nodes if node.op == "call_function"]
+        ['aten.linear.default', 'aten.relu.default', 'aten.linear.default']
 
     Source: this project.
     """
+    before = copy.deepcopy(program.graph)
     _drop_nothings(program.graph)
     _settle_writes(program.graph)
-    program.graph_module.recompile()
     if any(_may_write(node) for node in program.graph.nodes):
+        # What was settled is right only where nothing else writes: who shares memory with whom is not as it was.
+        program.graph_module.graph = before
         return program.run_decompositions({})
+    program.graph_module.recompile()
     return program
 
 
@@ -74,7 +81,7 @@ def _drop_nothings(graph: Graph) -> None:
         elif node not in outputs and _does_nothing(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-        elif node.target is _aten.to.dtype and len(node.args) == 2 and not node.kwargs:
+        elif node.target is _aten.to.dtype and len(node.args) == 2 and not (node.kwargs or _does_nothing(node)):
             node.target, node.args, node.kwargs = _aten._to_copy.default, node.args[:1], {"dtype": node.args[1]}
 
 
@@ -113,7 +120,7 @@ def _settle_writes(graph: Graph) -> None:
 def _source(node: Node, places: dict[Node, int]) -> Node | None:
     """The tensor that is copied into another, if nobody reads or writes it afterwards: it is the other from then on."""
     overwritten, source = node.args[:2]
-    if len(node.args) != 2 or not isinstance(source, Node) or not same_form(overwritten, source):
+    if len(node.args) != 2 or not isinstance(source, Node) or not _same_layout(overwritten, source):
         return None
     root = source
     while not _is_own(root):
@@ -128,27 +135,31 @@ def _source(node: Node, places: dict[Node, int]) -> Node | None:
 def _computed(graph: Graph, node: Node) -> Node | None:
     """The result of the operator that computes what a node computes in place."""
     operator = _operator(node)
-    namespace, _, name = operator._schema.name.partition("::")
-    plain: Any = getattr(getattr(_aten, name[:-1], None), operator._overloadname, None)
-    if namespace != "aten" or not name.endswith("_") or not _computes_only(plain):
+    name = operator._schema.name.removeprefix("aten::").removesuffix("_")
+    if name not in _IN_PLACE:
         return None
-    values = [value for value in (one.meta.get("val") for one in node.all_input_nodes) if isinstance(value, Tensor)]
-    # Nothing may be promoted: a tensor that is written to keeps its type.
-    if len({value.dtype for value in values}) != 1 or not values[0].is_floating_point():
-        return None
+    plain: Any = getattr(getattr(_aten, name), operator._overloadname)
+    for one in node.all_input_nodes:
+        value, written = one.meta.get("val"), cast("Node", node.args[0]).meta.get("val")
+        if not (isinstance(value, Tensor) and isinstance(written, Tensor)):
+            return None
+        # Nothing may be promoted or laid out otherwise: a tensor that is written to keeps its type and its strides.
+        if value.dtype != written.dtype or not value.is_floating_point():
+            return None
+        if value.dim() == written.dim() and not _same_layout(one, node.args[0]):
+            return None
     with graph.inserting_before(node):
         made = graph.call_function(plain, node.args, node.kwargs)
     made.meta = dict(node.meta)
     return made
 
 
-def _computes_only(operator: Any) -> bool:
-    """Whether an operator makes one tensor in memory of its own, the same each time."""
-    if operator is None:
+def _same_layout(one: Any, other: Any) -> bool:
+    """Whether two nodes are tensors of the same sizes, type and strides, none of whose elements share memory."""
+    if not same_form(one, other):
         return False
-    returned = operator._schema.returns
-    seeded = torch.Tag.nondeterministic_seeded in operator.tags
-    return len(returned) == 1 and returned[0].alias_info is None and not (operator._schema.is_mutable or seeded)
+    strides = [[str(stride) for stride in node.meta["val"].stride()] for node in (one, other)]
+    return strides[0] == strides[1] and "0" not in strides[0]
 
 
 def _views(node: Node, but: Node | None = None) -> set[Node]:

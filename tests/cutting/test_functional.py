@@ -114,6 +114,50 @@ def copied_from_an_input(x: Tensor) -> Tensor:
     return y * 3
 
 
+def copied_from_one_row_for_all(x: Tensor) -> Tensor:
+    y = x * 2
+    y.copy_(x[:1].exp().expand(x.shape[0], 3) * 1.0)
+    y.copy_(x.sum(1, keepdim=True).expand(x.shape[0], 3))
+    y[:, 1] = 100.0
+    return y + 1
+
+
+def copied_from_another_layout(x: Tensor) -> Tensor:
+    y = x[:, None] * torch.ones(1, 2, 1)
+    y.copy_((y.transpose(1, 2) + 1).exp().transpose(1, 2))
+    y.reshape(x.shape[0], -1)[:, 0] = 1000.0
+    return y + 1
+
+
+def seen_through_a_conversion_to_the_same_type(x: Tensor) -> Tensor:
+    y = (x * 2).argmax(1)
+    view, same = y.view(-1, 1), y.long()
+    view.add_(1000)
+    return same
+
+
+def powers_in_place(x: Tensor) -> Tensor:
+    y = x * 2
+    y.pow_(2)
+    return y + 1
+
+
+def compared_in_place(x: Tensor) -> Tensor:
+    y = x * 2
+    y.gt_(0)
+    return y / 2
+
+
+def subtracted_from_itself(x: Tensor) -> tuple[Tensor, Tensor]:
+    y = x * 1.5
+    y.copy_(y)
+    y.sub_(y, alpha=2)
+    y[:, 0] = 1.25
+    with torch.no_grad():
+        y.copy_(y[:1] * 1)
+    return y, y * 2
+
+
 def activated_in_place(x: Tensor) -> Tensor:
     y = x * 2
     before = y.cos()
@@ -162,6 +206,12 @@ def added_in_place(x: Tensor) -> Tensor:
         (copied_from_what_is_read_later, False),
         (copied_from_what_is_changed_later, False),
         (copied_from_an_input, False),
+        (copied_from_one_row_for_all, False),
+        (copied_from_another_layout, False),
+        (seen_through_a_conversion_to_the_same_type, False),
+        (powers_in_place, False),
+        (compared_in_place, False),
+        (subtracted_from_itself, False),
         (activated_in_place, True),
         (a_sum_in_place_of_another_type, False),
         (of_whole_numbers, False),
