@@ -120,7 +120,7 @@ def _settle_writes(graph: Graph) -> None:
 def _source(node: Node, places: dict[Node, int]) -> Node | None:
     """The tensor that is copied into another, if nobody reads or writes it afterwards: it is the other from then on."""
     overwritten, source = node.args[:2]
-    if len(node.args) != 2 or not isinstance(source, Node) or not _same_layout(overwritten, source):
+    if len(node.args) != 2 or not isinstance(source, Node) or not same_form(overwritten, source):
         return None
     root = source
     while not _is_own(root):
