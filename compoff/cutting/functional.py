@@ -33,6 +33,14 @@ _FRESH = (
 _ACTIVATIONS = ("relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "mish", "leaky_relu", "elu")
 # Those whose form that only computes takes the same arguments under the same name.
 _IN_PLACE = (*_ACTIVATIONS, "sigmoid", "tanh", "clamp", "clamp_min", "clamp_max", "add", "sub", "mul", "div")
+# They ask a tensor for its sizes or its type alone, which a second trace shows and a cut has to know.
+_MEASURES = (
+    _aten.expand_as.default,
+    _aten.view_as.default,
+    _aten.reshape_as.default,
+    _aten.type_as.default,
+    _aten.to.other,
+)
 _TRAINING = ("training", "train", "use_input_stats")  # arguments with which an operator keeps statistics
 
 
@@ -61,7 +69,7 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     before = copy.deepcopy(program.graph)
     _drop_nothings(program.graph)
     _settle_writes(program.graph)
-    if any(_may_write(node) for node in program.graph.nodes):
+    if any(_may_write(node) or node.target in _MEASURES for node in program.graph.nodes):
         # What was settled is right only where nothing else writes: who shares memory with whom is not as it was.
         program.graph_module.graph = before
         return program.run_decompositions({})
@@ -121,6 +129,9 @@ def _source(node: Node, places: dict[Node, int]) -> Node | None:
     """The tensor that is copied into another, if nobody reads or writes it afterwards: it is the other from then on."""
     overwritten, source = node.args[:2]
     if len(node.args) != 2 or not isinstance(source, Node) or not same_form(overwritten, source):
+        return None
+    value = source.meta["val"]
+    if value.is_complex() or any(str(stride) == "0" for stride in value.stride()):  # elements may share memory
         return None
     root = source
     while not _is_own(root):

@@ -136,6 +136,22 @@ def seen_through_a_conversion_to_the_same_type(x: Tensor) -> Tensor:
     return same
 
 
+def copied_from_one_row_and_seen_flat(x: Tensor) -> Tensor:
+    y = x * 2
+    y.copy_(x.sum(1, keepdim=True).expand(x.shape[0], 3))
+    return y.view(-1) * 1
+
+
+def copied_from_a_conjugate(x: Tensor) -> Tensor:
+    y = torch.complex(x, x) * 2
+    y.copy_(torch.complex(x, -x).exp().conj())
+    return torch.view_as_real(y) * 1
+
+
+def as_large_as_another(x: Tensor) -> Tensor:
+    return x.sum(1, keepdim=True).expand_as(x.relu()) + (x * 2).view(-1).view_as(x)
+
+
 def powers_in_place(x: Tensor) -> Tensor:
     y = x * 2
     y.pow_(2)
@@ -209,6 +225,9 @@ def added_in_place(x: Tensor) -> Tensor:
         (copied_from_one_row_for_all, False),
         (copied_from_another_layout, False),
         (seen_through_a_conversion_to_the_same_type, False),
+        (copied_from_one_row_and_seen_flat, False),
+        (copied_from_a_conjugate, False),
+        (as_large_as_another, False),
         (powers_in_place, False),
         (compared_in_place, False),
         (subtracted_from_itself, False),
