@@ -1,7 +1,7 @@
 """The tasks of the benchmarks: a trained network, images to fit on, and labelled images to measure on.
 
 CIFAR-10 is small enough to be held as floats; the photos for ImageNet's networks are kept as bytes, on the card if
-there is one, and cropped there. Names: ``cifar10-resnet20``, ``cifar10-resnet56``, ``resnet18``, ``resnet50``.
+there is one, and sampled there. Names: ``cifar10-resnet20``, ``cifar10-resnet56``, ``resnet18``, ``resnet50``.
 """
 
 from __future__ import annotations
@@ -99,12 +99,12 @@ class Shuffled:
 
 
 class Photos:
-    """Random crops of photos that are kept as bytes; cropped, mirrored and normalized where they are kept.
+    """Photos that are kept as bytes; seen from nearer or farther, mirrored and normalized where they are kept.
 
     Args:
         pixels: The photos, ``(count, 3, side, side)`` uint8.
         batch: Samples in a batch.
-        size: Side of a crop that the network takes, in pixels.
+        size: Side of what the network takes, in pixels.
     """
 
     def __init__(self, pixels: Tensor, batch: int, size: int = 224) -> None:
@@ -121,9 +121,9 @@ class Photos:
     def __iter__(self) -> Iterator[Tensor]:
         order = torch.randperm(len(self.pixels))[: len(self) * self.batch]
         for indices in order.view(-1, self.batch):
-            yield self._crop(self.pixels[indices.to(self.pixels.device)])
+            yield self._sampled(self.pixels[indices.to(self.pixels.device)])
 
-    def _crop(self, photos: Tensor) -> Tensor:
+    def _sampled(self, photos: Tensor) -> Tensor:
         """All of each photo, once to four times its area with its surroundings as in a mirror, turned at random.
 
         Sampled and not smoothed, as the images to measure on were when they were made smaller: enlarged photos are so
@@ -136,8 +136,8 @@ class Photos:
         grid[:, 0, 0], grid[:, 1, 1] = scale * mirror, scale
         grid[:, :, 2] = (side[1:] * (scale - 1)).T
         field = F.affine_grid(grid, [count, 3, self.size, self.size], align_corners=False)
-        crops = F.grid_sample(photos.float() / 255, field, align_corners=False, padding_mode="reflection")
-        return (crops - self._mean) / self._std
+        samples = F.grid_sample(photos.float() / 255, field, align_corners=False, padding_mode="reflection")
+        return (samples - self._mean) / self._std
 
 
 def load_task(name: str, folder: Path, *, batch: int, device: str = "cpu", limit: int | None = None) -> Task:

@@ -89,17 +89,20 @@ def _drop_nothings(graph: Graph) -> None:
         elif node not in outputs and _does_nothing(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-        elif node.target is _aten.to.dtype and len(node.args) == 2 and not (node.kwargs or _does_nothing(node)):
+        elif _converts(node) and not _does_nothing(node):
             node.target, node.args, node.kwargs = _aten._to_copy.default, node.args[:1], {"dtype": node.args[1]}
 
 
+def _converts(node: Node) -> bool:
+    """Whether a node changes the type of a tensor, or returns it as it is where it has the type."""
+    return node.target is _aten.to.dtype and len(node.args) == 2 and not node.kwargs
+
+
 def _does_nothing(node: Node) -> bool:
+    """Whether a node returns the tensor that it was given."""
     if node.target in _DROPOUTS:
         return node.args[2:] == (False,)
-    if node.target is not _aten.to.dtype or len(node.args) != 2 or node.kwargs:
-        return False
-    source = node.args[0]
-    return isinstance(source, Node) and same_form(source, node)
+    return _converts(node) and same_form(node.args[0], node)
 
 
 def _settle_writes(graph: Graph) -> None:

@@ -80,11 +80,6 @@ class AsyncClient:
         return not self._connection.waiting
 
     @property
-    def received(self) -> int:
-        """Messages that have come on this connection: whether it grows says whether the server is there."""
-        return self._protocol.received
-
-    @property
     def moved(self) -> Moved:
         """How far the bytes in both directions have come: whether a long message is on its way."""
         return self._connection.moved
