@@ -10,8 +10,6 @@ import logging
 import math
 import os
 import time
-from collections import deque
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,16 +18,16 @@ from compoff.batch import Batch, refusals_named
 from compoff.checks import check_path, check_whole, is_number
 from compoff.coding.side import DTYPES
 from compoff.errors import FitError
-from compoff.fingerprint import fingerprint
 from compoff.fitting.batches import check_seed, require_batches, require_device, to_batch
 from compoff.fitting.calibrating import SAMPLES, start
 from compoff.fitting.finishing import MEASURED, conclude, held_out, refuse_on, up_to
 from compoff.fitting.fitter import Fitter
+from compoff.fitting.keeper import Keeper
 from compoff.fitting.measure import Aim
 from compoff.fitting.progress import bar
 from compoff.fitting.randomness import own_random_numbers, random_states, set_random_states
 from compoff.fitting.report import FitReport, SplitReport
-from compoff.fitting.state import FitState, RandomState, load_state, save_state
+from compoff.fitting.rounds import Recent, one_round
 from compoff.mounting import device_of, require_wrapped
 from compoff.recipe import Recipe, recipe_named
 
@@ -37,17 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sized
     from pathlib import Path
 
-    from torch import Tensor
-
     from compoff.wrapping import Wrapped
 
 __all__ = ["fit"]
 
 _log = logging.getLogger("compoff.fit")
-
-_SAVE_EVERY = 200  # steps between two states on disk
-_SAVE_SECONDS = 60.0  # no more than that is lost to a kill where steps are slow
-_RECENT = 8  # batches that are kept of what can be gone through only once
 
 
 def _total_steps(batches: Iterable[Any], epochs: int | None, steps: int | None) -> int:
@@ -247,7 +239,7 @@ def fit(
             batches = _calibrated(wrapped, batches, target_bytes, seed, progress)
         fitter = Fitter(wrapped, chosen, lr=lr, rate=rate, total=total, target_bytes=target_bytes)
         fitter.state.seconds = time.monotonic() - began  # what finding the directions took
-        keeper = _Keeper(state, seed, fitter) if state is not None else None
+        keeper = Keeper(state, seed, fitter) if state is not None else None
         recent = _train(fitter, batches, where, keeper, progress=progress)
         report = _finish(fitter, recent, batches, measured, where, aim)
     if again and target_bytes is not None:
@@ -282,60 +274,16 @@ def _build(wrapped: Wrapped, batches: Iterable[Any], device: torch.device | None
     return itertools.chain(peeked, iterator) if iterator is batches else batches
 
 
-class _Keeper:
-    """Writes the state of a fit to disk now and then, and reads it back at the start."""
-
-    def __init__(self, path: Path, seed: int, fitter: Fitter) -> None:
-        self.path = path
-        self.fitter = fitter
-        self._saved = -math.inf  # the first step is worth a file: looking at the data may have taken longer than it
-        self.settings: dict[str, Any] = {
-            "model": fingerprint(fitter.wrapped.base.state_dict()),
-            "split_points": list(fitter.wrapped.split_points),
-            "steps": fitter.total,
-            "recipe": vars(fitter.recipe),
-            "rate": fitter.rate,
-            "lr": fitter.lr,
-            "target_bytes": fitter.target_bytes,
-            "seed": seed,
-        }
-
-    def restore(self) -> RandomState | None:
-        """Go on from the file if there is one; returns the random state to go on with."""
-        if not self.path.exists():
-            return None
-        fitter, lrs = self.fitter, self.fitter.state.lrs
-        fitter.state, rng = load_state(self.path, self.settings, fitter.wrapped.bottlenecks, fitter.optimizer)
-        fitter.state.lrs = fitter.state.lrs or lrs  # a file of an older version has none
-        fitter.keep()
-        _log.info("going on from step %d of %s", fitter.state.step, self.path)
-        return rng
-
-    @property
-    def due(self) -> bool:
-        """Whether a kill would lose too much."""
-        step = self.fitter.state.step
-        enough = step % _SAVE_EVERY == 0 or step == self.fitter.total
-        return enough or time.monotonic() - self._saved >= _SAVE_SECONDS
-
-    def save(self, began: tuple[Tensor, ...]) -> None:
-        """Write the file; `began` is the random state at the start of the round."""
-        self._saved = time.monotonic()
-        fitter = self.fitter
-        rng = RandomState(began, random_states(device_of(fitter.wrapped.base)))
-        save_state(self.path, fitter.state, self.settings, fitter.wrapped.bottlenecks, fitter.optimizer, rng)
-
-
 def _train(
     fitter: Fitter,
     batches: Iterable[Any],
     device: torch.device | None,
-    keeper: _Keeper | None,
+    keeper: Keeper | None,
     *,
     progress: bool | None,
 ) -> list[Batch]:
     """The loop itself; returns the last batches of what can be gone through only once."""
-    wrapped, recent = fitter.wrapped, _Recent(batches, fitter.wrapped, device)
+    wrapped, recent = fitter.wrapped, Recent(batches, fitter.wrapped, device)
     rng = keeper.restore() if keeper else None
     if rng is not None:
         finished = fitter.state.step >= fitter.total
@@ -349,7 +297,7 @@ def _train(
         with bar("compoff.fit", fitter.total, "step", progress, begun=state.step) as drawn:
             while state.step < fitter.total:
                 began = random_states(device)
-                for item in _one_round(batches, state, rng, recent):
+                for item in one_round(batches, state, rng, recent):
                     batch = to_batch(item, wrapped.base, device)
                     recent.keep(batch)
                     mean = fitter.step(batch)
@@ -364,51 +312,6 @@ def _train(
     finally:
         wrapped.train(was_training)
     return list(recent.batches)
-
-
-class _Recent:
-    """The last batches of what can be gone through only once; of anything else none, since it gives them again."""
-
-    def __init__(self, given: Iterable[Any], wrapped: Wrapped, device: torch.device | None) -> None:
-        self.batches = deque[Batch](maxlen=_RECENT if isinstance(given, Iterator) else 0)
-        self._wrapped, self.device = wrapped, device
-
-    @property
-    def wanted(self) -> bool:
-        """Whether any are kept."""
-        return self.batches.maxlen != 0
-
-    def keep(self, batch: Batch) -> None:
-        """Keep a batch as it is now: a loader may fill the same memory again."""
-        if self.wanted:
-            self.batches.append(batch.copy())
-
-    def pass_by(self, items: Iterator[Any], count: int) -> None:
-        """Draw batches that were used up before a kill, the last of which are kept all the same."""
-        for place, item in enumerate(itertools.islice(items, count)):
-            if self.wanted and count - place <= _RECENT:
-                self.keep(to_batch(item, self._wrapped.base, self.device))
-
-
-def _one_round(batches: Iterable[Any], state: FitState, rng: RandomState | None, recent: _Recent) -> Iterator[Any]:
-    """The batches of one round from where the state stands, which moves on with each.
-
-    Those that were used up before a kill are drawn once more, so that the loader shuffles as it did; from there on the
-    random numbers are those that followed.
-    """
-    items = iter(batches)
-    recent.pass_by(items, state.position)
-    if rng is not None and rng.now:
-        set_random_states(rng.now, recent.device)
-    for item in items:
-        state.position += 1
-        yield item
-    if state.position == 0:
-        raise FitError(
-            "the batches gave nothing, or were used up before the last step; give a list, a DataLoader, or anything "
-            "that can be gone through again and again, or ask for fewer steps"
-        )
-    state.position = 0
 
 
 def _finish(

@@ -87,7 +87,7 @@ def assert_same(first: compoff.Wrapped, second: compoff.Wrapped) -> None:
 
 @pytest.fixture(autouse=True)
 def _saves_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("compoff.fitting.fit"), "_SAVE_EVERY", 3)
+    monkeypatch.setattr(importlib.import_module("compoff.fitting.keeper"), "_SAVE_EVERY", 3)
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_a_real_kill(path: Path) -> None:
         import importlib, runpy, sys
         from pathlib import Path
         tests = runpy.run_path(sys.argv[1])
-        importlib.import_module("compoff.fitting.fit")._SAVE_EVERY = 3
+        importlib.import_module("compoff.fitting.keeper")._SAVE_EVERY = 3
         tests["fit"](tests["wrapped"](), tests["Loader"](8, kill=True), Path(sys.argv[2]))
     """)
     environment = {**os.environ, "PYTHONPATH": str(Path(compoff.__file__).parents[1])}
