@@ -14,7 +14,7 @@ from torch import nn
 
 from compoff.checks import check_whole
 from compoff.codec import Bottleneck, CodecFactory, CodecName, Geometry, TransformBottleneck
-from compoff.codec.transform import default_channels, widest_stride
+from compoff.codec.defaults import default_channels, widest_stride
 from compoff.errors import FeatureError, SplitError
 
 __all__ = ["CodecOptions"]

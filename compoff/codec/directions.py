@@ -22,7 +22,7 @@ from compoff.errors import FeatureError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Directions", "TileMoments", "check_tile", "mixed_channels"]
+__all__ = ["Directions", "TileMoments", "check_tile", "mixed_channels", "mixed_numbers"]
 
 _LARGEST = 4096  # tile elements up to which second moments are kept whole
 _PRECISE = 2048  # rows up to which eigenvectors are found in double precision
@@ -98,6 +98,24 @@ def mixed_channels(geometry: Geometry) -> int:
     Source: this project.
     """
     return min(geometry.channels, _LARGEST // math.prod(geometry.tile))
+
+
+def mixed_numbers(geometry: Geometry) -> int:
+    """How many numbers a tile is described by: what `mixed_channels` hold of it.
+
+    Args:
+        geometry: Layout of the feature.
+
+    Returns:
+        At most 4096.
+
+    Examples:
+        >>> mixed_numbers(Geometry((3, 224, 224), stride=8))
+        192
+
+    Source: this project.
+    """
+    return mixed_channels(geometry) * math.prod(geometry.tile)
 
 
 def check_tile(geometry: Geometry) -> None:

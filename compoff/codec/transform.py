@@ -6,7 +6,6 @@ One fit serves every rate: each sample of a batch is rounded to a step of its ow
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,9 +14,8 @@ from torch import Tensor, nn
 from compoff.checks import check_whole
 from compoff.codec.bottleneck import Bottleneck, BottleneckOutput, CodecFactory, Quality, where_finite
 from compoff.codec.density import Density
-from compoff.codec.directions import check_tile, mixed_channels
+from compoff.codec.directions import check_tile, mixed_channels, mixed_numbers
 from compoff.codec.encoder import Encoder
-from compoff.codec.geometry import Geometry
 from compoff.codec.precision import full_precision
 from compoff.codec.refiner import RefiningDecoder
 from compoff.codec.uniform import UniformQuantizer, coarsen
@@ -25,15 +23,14 @@ from compoff.errors import FeatureError, FitError
 
 if TYPE_CHECKING:
     from compoff.codec.directions import Directions
+    from compoff.codec.geometry import Geometry
 
-__all__ = ["LADDER", "TransformBottleneck", "default_channels", "widest_stride"]
+__all__ = ["LADDER", "TransformBottleneck"]
 
 LADDER = (3, 5, 7, 9, 11, 15, 21)
 """The steps that one fit is for, in units of the finest; odd, since halves of even ones would all go up. It is aimed
 with the one in the middle."""
 _FORMER_LADDER = (1, 2, 3, 4, 5, 7, 9)  # of what was saved before a ladder was saved with it
-_MANY = 2048  # elements of a tile
-_MOST_SYMBOLS = 25088  # of a sample, by default; 512 for each of 7 x 7 tiles
 _SILENT = 0.05  # a channel that is zero but for this share of its values costs as many bits as it is worth
 _DEVIATIONS = 4.0  # standard deviations of a channel that its levels hold at least
 # Learning rates beside the networks', relative to the size of the weights where the start already is nearly right.
@@ -89,7 +86,7 @@ class TransformBottleneck(Bottleneck):
         check_whole("channels", channels)
         check_whole("num_centers", num_centers)
         check_tile(geometry)
-        most = _numbers(geometry)
+        most = mixed_numbers(geometry)
         if channels > most:
             raise FeatureError(
                 f"channels is {channels}, but a tile of {geometry.tile} elements of this feature is described by "
@@ -353,65 +350,3 @@ def _take_former(module: nn.Module, state: dict[str, Any], prefix: str, *rest: A
     assert isinstance(module, TransformBottleneck)
     saved: Tensor = state.setdefault(f"{prefix}ladder", torch.tensor(_FORMER_LADDER))
     module.ladder = torch.empty_like(saved, device=module.ladder.device)
-
-
-def widest_stride(shape: tuple[int, ...]) -> int:
-    """Side of the widest tile that a start can be found for: wide tiles need fewer bytes.
-
-    Args:
-        shape: Shape of the feature without the batch axis.
-
-    Returns:
-        Up to 8 elements for a map, those that leave the least over at its borders; up to 64 for a sequence.
-
-    Examples:
-        >>> widest_stride((32, 16, 16)), widest_stride((1024, 14, 14)), widest_stride((80, 100))
-        (8, 4, 16)
-
-    Source: this project (docs/benchmarks.md, the ablations).
-    """
-    channels, *space = shape
-    if len(space) < 2:
-        side = 1
-        while side < 64 and channels * (2 * side) ** len(space) <= _MANY:
-            side *= 2
-        return side
-    # A tile of many elements has to be seen in several places of a map, or too few of them would stand for it. Where
-    # its channels are mixed to fewer than a quarter, the best rates lose by it what wide tiles gain.
-    widest = max(
-        side
-        for side in range(1, 9)
-        if channels * side**2 <= _MANY
-        or (2 * side <= max(space) + 1 and 4 * mixed_channels(Geometry(shape, side)) >= channels)
-    )
-    # What lies over the borders costs by its area; twice the width saves a fifth to a third.
-    sides = range(widest, widest // 2, -1)
-    return min(sides, key=lambda side: math.prod(Geometry(shape, side).padded) / math.sqrt(side))
-
-
-def default_channels(geometry: Geometry) -> int:
-    """Channels that hold all that a moderate rate has a use for.
-
-    Args:
-        geometry: Layout of the feature.
-
-    Returns:
-        Number of channels.
-
-    Examples:
-        >>> from compoff.codec import Geometry
-        >>> default_channels(Geometry((32, 16, 16), stride=8)), default_channels(Geometry((3, 224, 224), stride=8))
-        (192, 160)
-
-    Source: this project.
-    """
-    most, few = _numbers(geometry), 192
-    if most > _MANY:  # few tiles, of many numbers: an eighth of them, as far as the device's work allows
-        few = max(few, min(1024, geometry.tile_elements // 8, _MOST_SYMBOLS // math.prod(geometry.latent_space)))
-    # The last sixth of a small tile is noise to the network; from pixels at 224 x 224 this makes 24 MMAC.
-    return min(few, max(1, most * 5 // 6))
-
-
-def _numbers(geometry: Geometry) -> int:
-    """How many numbers a tile is described by."""
-    return mixed_channels(geometry) * math.prod(geometry.tile)

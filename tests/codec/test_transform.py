@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compoff.codec import Encoder, Geometry, Quality, RefiningDecoder, TileMoments, TransformBottleneck
-from compoff.codec.transform import LADDER, default_channels, widest_stride
+from compoff.codec.transform import LADDER
 from compoff.codec.uniform import coarsen
 from compoff.codec_options import CodecOptions
 from compoff.errors import FeatureError, FitError
@@ -203,33 +203,8 @@ def test_the_options_choose_sizes() -> None:
     bottleneck = CodecOptions(codec="transform").build((32, 16, 16))
     assert isinstance(bottleneck, TransformBottleneck)
     assert bottleneck.latent_shape == (192, 2, 2)
-    assert default_channels(Geometry((3, 4, 4), stride=4)) == 40
-    assert default_channels(Geometry((256, 14, 14), stride=4)) == 512  # an eighth of a tile of many numbers
-    assert default_channels(Geometry((64, 56, 56), stride=8)) == 512
-    assert default_channels(Geometry((256, 14, 14), stride=7)) == 1024  # and no more
-    assert default_channels(Geometry((64, 128, 128), stride=8)) == 192  # where tiles are many, symbols would be
     with pytest.raises(FeatureError, match="encoder of your own"):
         CodecOptions(codec="transform", encoder=lambda _, __: torch.nn.Identity()).build((3, 8, 8))
-
-
-@pytest.mark.parametrize(
-    ("shape", "side"),
-    [
-        ((3, 224, 224), 8),
-        ((256, 56, 56), 8),
-        ((128, 28, 28), 7),  # 28 = 4 x 7, where tiles of 8 would leave 4 over
-        ((512, 28, 28), 4),  # and wider ones less than a quarter of the channels
-        ((1024, 14, 14), 4),
-        ((256, 7, 7), 4),  # one tile in a map would be seen too seldom
-        ((8, 10, 10), 5),
-        ((3, 4, 4), 8),
-        ((80, 100), 16),
-        ((5000, 1, 1), 1),
-        ((300,), 64),
-    ],
-)
-def test_tiles_are_wide_and_fit_the_map(shape: tuple[int, ...], side: int) -> None:
-    assert widest_stride(shape) == side
 
 
 def test_a_deep_feature_is_described_by_few_channels_in_two_factors() -> None:

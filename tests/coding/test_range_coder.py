@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compoff.coding import SymbolTables, range_coder
+from compoff.coding import SymbolTables, range_coder, range_constriction
 from compoff.errors import FeatureError, PayloadError
 
 if TYPE_CHECKING:
@@ -256,14 +256,14 @@ def test_without_constriction_the_same_functions_work(monkeypatch: pytest.Monkey
     symbols = np.random.default_rng(8).integers(0, 3, (1, 500))
     compiled_bytes = range_coder.encode(symbols, tables)
     monkeypatch.setitem(sys.modules, "constriction", None)
-    range_coder._constriction.cache_clear()
+    range_constriction.find.cache_clear()
     try:
         fresh = SymbolTables(tables.weights)
         assert range_coder.encode(symbols, fresh) == compiled_bytes
         assert np.array_equal(range_coder.decode(compiled_bytes, fresh, 500), symbols)
-        assert range_coder._constriction() is None
+        assert range_constriction.find() is None
     finally:
-        range_coder._constriction.cache_clear()
+        range_constriction.find.cache_clear()
 
 
 def test_a_prefix_gives_the_first_channels_whatever_came_after() -> None:
