@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from compoff.checks import check_number
 from compoff.edge.connection import Connection
 from compoff.edge.door import Door
+from compoff.edge.limits import Limits
 from compoff.edge.servable import Servable
-from compoff.edge.service import Limits, Service
+from compoff.edge.service import Service
 from compoff.errors import LocalProtocolError, WireError
 from compoff.wire.address import format_address, parse_address
 from compoff.wire.security import check_tokens, server_tls

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from compoff.checks import check_whole, is_number
@@ -29,52 +28,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from compoff.edge.batching import Asker
+    from compoff.edge.limits import Limits
     from compoff.edge.servable import Servable
     from compoff.wire.messages import Offer
     from compoff.wire.protocol import Request
     from compoff.wire.replies import ReplyForm
     from compoff.wire.security import Tokens
 
-__all__ = ["Limits", "Peer", "Service"]
+__all__ = ["Peer", "Service"]
 
 _logger = logging.getLogger("compoff.serve")
 _BUFFER_BYTES = 2**18
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a server allows; times in seconds. ``serve`` explains each.
-
-    Source: this project.
-    """
-
-    max_connections: int
-    window: int
-    max_pending: int
-    max_held_bytes: int
-    max_batch: int
-    handshake_timeout: float
-    message_timeout: float
-    idle_timeout: float
-    drain_timeout: float
-
-    def check(self) -> None:
-        """Refuse limits that nothing fits.
-
-        Raises:
-            LocalProtocolError: A limit is not positive and finite.
-        """
-        for name, value in vars(self).items():
-            if name.startswith(("max_", "window")):
-                check_whole(name, value, LocalProtocolError)
-            if not (is_number(value) and 0 < value < math.inf):
-                message = f"{name}={value} was given; expected a positive number"
-                raise LocalProtocolError(message)
-
-    @property
-    def tick(self) -> float:
-        """Seconds between two looks at all clocks: every timeout is kept to a fifth of the shortest."""
-        return min(1.0, min(self.handshake_timeout, self.message_timeout, self.idle_timeout) / 5)
 
 
 class Peer(Protocol):

@@ -1,0 +1,47 @@
+"""What a server allows a client: how many, how much, how long."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from compoff.checks import check_whole, is_number
+from compoff.errors import LocalProtocolError
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server allows; times in seconds. ``serve`` explains each.
+
+    Source: this project.
+    """
+
+    max_connections: int
+    window: int
+    max_pending: int
+    max_held_bytes: int
+    max_batch: int
+    handshake_timeout: float
+    message_timeout: float
+    idle_timeout: float
+    drain_timeout: float
+
+    def check(self) -> None:
+        """Refuse limits that nothing fits.
+
+        Raises:
+            LocalProtocolError: A limit is not positive and finite.
+        """
+        for name, value in vars(self).items():
+            if name.startswith(("max_", "window")):
+                check_whole(name, value, LocalProtocolError)
+            if not (is_number(value) and 0 < value < math.inf):
+                message = f"{name}={value} was given; expected a positive number"
+                raise LocalProtocolError(message)
+
+    @property
+    def tick(self) -> float:
+        """Seconds between two looks at all clocks: every timeout is kept to a fifth of the shortest."""
+        return min(1.0, min(self.handshake_timeout, self.message_timeout, self.idle_timeout) / 5)
