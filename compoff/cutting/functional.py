@@ -66,10 +66,12 @@ def functional(program: ExportedProgram) -> ExportedProgram:
 
     Source: this project.
     """
+    if any(node.target in _MEASURES for node in program.graph.nodes):
+        return program.run_decompositions({})
     before = copy.deepcopy(program.graph)
     _drop_nothings(program.graph)
     _settle_writes(program.graph)
-    if any(_may_write(node) or node.target in _MEASURES for node in program.graph.nodes):
+    if any(_may_write(node) for node in program.graph.nodes):
         # What was settled is right only where nothing else writes: who shares memory with whom is not as it was.
         program.graph_module.graph = before
         return program.run_decompositions({})
