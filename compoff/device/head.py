@@ -16,7 +16,7 @@ from compoff.device.c_header import c_header
 from compoff.device.inputs import Inputs
 from compoff.device.runners.choice import load_runner
 from compoff.device.samples import first_samples
-from compoff.errors import FeatureError
+from compoff.errors import BackendError, FeatureError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -286,8 +286,15 @@ class Head:
             >>> quick(x) == head(x)
             True
         """
-        from compoff.device.compiling import compiled_head  # only here, since it imports torch
-
+        try:
+            from compoff.device.compiling import compiled_head  # only here, since it imports torch
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise BackendError(
+                "compiling a head needs torch, which is not installed; compile and save it where the model was "
+                "exported, and copy the folder"
+            ) from error
         manifest, runner = compiled_head(
             self.manifest,
             self.runner.files,

@@ -50,6 +50,10 @@ try:
     compoff.Head.load(sys.argv[2], runtime="torch")
 except compoff.BackendError as error:
     said["torch"] = str(error)
+try:
+    head.compile("onnx")
+except compoff.BackendError as error:
+    said["compiled"] = str(error)
 with compoff.connect(head, sys.argv[3]) as remote:
     answer = remote(x)
     said["answer"] = {key: [type(value).__name__, value.tolist()] for key, value in answer.items()}
@@ -111,6 +115,7 @@ def test_a_device_without_torch_runs_a_head_and_asks_the_edge(tmp_path: Path) ->
     assert said["answer"] == {"sums": ["ndarray", tail(bytes.fromhex(GOLDEN["range"][3]))["sums"].tolist()]}
     assert said["sent"] == len(GOLDEN["range"][3]) // 2
     assert "needs torch, which is not installed" in said["torch"]
+    assert said["compiled"].startswith("compiling a head needs torch, which is not installed; compile and save it")
     assert said["loaded"] == []
 
 
