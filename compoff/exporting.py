@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compoff import __version__
+from compoff.autocast import no_autocast
 from compoff.checks import check_whole
 from compoff.codec import Encoder
 from compoff.cutting.capture import KeepsState, capture
@@ -53,6 +54,7 @@ Crossing: TypeAlias = Sequence[tuple[Tensor, bool]]
 """Tensors, and for each whether its first axis is the batch."""
 
 
+@no_autocast()
 def export(
     wrapped: Wrapped,
     split: str,

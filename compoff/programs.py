@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
+from compoff.autocast import no_autocast
 from compoff.errors import ArtifactError, BackendError
 from compoff.narrowing import narrowed
 
@@ -173,7 +174,7 @@ class TorchProgram:
             One array an output.
         """
         module = self._module if channels is None else self._narrowed(channels)
-        with torch.inference_mode():
+        with torch.inference_mode(), no_autocast():
             tensors = [to_tensor(array).to(self._device) for array in inputs]
             outputs: Sequence[Tensor] | Tensor = module(*tensors)
             leaves = [outputs] if isinstance(outputs, Tensor) else outputs

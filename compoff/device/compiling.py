@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from compoff.autocast import no_autocast
 from compoff.checks import check_number, check_whole
 from compoff.device.runners.executorch import OWNER as PTE_OWNER
 from compoff.device.runners.executorch import ExecuTorchRunner
@@ -42,6 +43,7 @@ _LEAST_IN_FLOATS = 0.99  # share of the symbols; a translation that loses more i
 _MOST_DEVIATION = {"fp32": 1e-3, "int8": 0.1}  # of what is sent as it is, relative to its largest value
 
 
+@no_autocast()
 def compiled_head(
     manifest: Manifest,
     files: Mapping[str, bytes],

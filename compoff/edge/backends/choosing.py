@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
 
 import torch
 
+from compoff.autocast import no_autocast
 from compoff.edge.backends.eager import PROGRAM, EagerBackend
 from compoff.edge.backends.engine import has_engine, read_engine
 from compoff.edge.backends.inductor import InductorBackend
@@ -88,6 +89,7 @@ def check_backend(name: str, device: str) -> None:
         raise BackendError(f"the program cannot run on device '{device}' ({reason}); choose another")
 
 
+@no_autocast()
 def compile_backend(
     manifest: Manifest, source: bytes, name: str, device: str, like: Backend | None = None
 ) -> tuple[Backend, Choice]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compoff.autocast import no_autocast
 from compoff.errors import ArtifactError, BackendError
 from compoff.fingerprint import fingerprint
 from compoff.hooks import Tap, hang
@@ -162,7 +163,7 @@ class ModuleBackend:
         features = self._decoders.run(parts[:count])
         arrived = [torch.from_numpy(np.array(array)).to(self._device) for array in (*features, *parts[count:])]  # pyright: ignore[reportUnknownMemberType]
         args, keywords = self._inputs(len(parts[0]))
-        with self._lock, torch.no_grad(), self._feed.giving(arrived):
+        with self._lock, torch.no_grad(), no_autocast(), self._feed.giving(arrived):
             output = self._model(*args, **keywords)
         return output if self._device == "cpu" else map_tensors(output, Tensor.cpu)
 
