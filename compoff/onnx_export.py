@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from compoff.programs import TorchProgram
 
-__all__ = ["Agreement", "agreement", "to_onnx"]
+__all__ = ["Agreement", "agreement", "every_other", "to_onnx"]
 
 _OPSET = 20  # the newest that every onnxruntime from 1.20 on runs whole
 _MOST_BYTES = (1 << 31) - (1 << 20)  # of a protobuf message
@@ -53,6 +53,7 @@ def to_onnx(
     metadata: Mapping[str, str] | None = None,
     least_symbols: float = 0.99,
     most_deviation: float = 1e-3,
+    advice: str = "run it in PyTorch",
 ) -> tuple[bytes, Agreement]:
     """Translate a program into ONNX, its batch size free, and compare the two.
 
@@ -63,6 +64,7 @@ def to_onnx(
         metadata: Words to store in the file, such as whose program it is.
         least_symbols: Share of the whole numbers in the outputs that have to be equal.
         most_deviation: Most that a floating-point output may differ, relative to its largest value.
+        advice: What to do where they do not agree, for messages.
 
     Returns:
         The bytes of the ONNX file, and how closely it agrees with the program.
@@ -105,7 +107,7 @@ def to_onnx(
         raise BackendError(
             f"{name} in ONNX does not agree with PyTorch: {agreed.symbols:.2%} of its whole numbers are equal and "
             f"others differ by {agreed.deviation:.2g} of the largest, expected at least {least_symbols:.2%} and at "
-            f"most {most_deviation:.2g}; compare them on real inputs (batches=), or run it in PyTorch"
+            f"most {most_deviation:.2g}; {advice}"
         )
     return data, agreed
 
@@ -134,6 +136,25 @@ def agreement(pairs: Sequence[tuple[Sequence[NDArray[Any]], Sequence[NDArray[Any
             else:
                 equal, whole = equal + int((one == other).sum()), whole + one.size
     return Agreement(equal / whole if whole else 1.0, deviation)
+
+
+def every_other(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """A mask to compare programs with, since one that is all true hides everything where true means hidden.
+
+    Args:
+        shape: Its shape.
+
+    Returns:
+        True at every other place of the last axis, from the first on.
+
+    Examples:
+        >>> every_other((1, 3)).tolist()
+        [[True, False, True]]
+    """
+    mask = np.ones(shape, np.bool_)
+    if mask.ndim:
+        mask[..., 1::2] = False
+    return mask
 
 
 def _deviation(expected: NDArray[Any], found: NDArray[Any]) -> float:

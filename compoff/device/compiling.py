@@ -16,7 +16,7 @@ from compoff.device.runners.onnx import OWNER, OnnxRunner
 from compoff.device.runners.torch import PROGRAM as TORCH_PROGRAM
 from compoff.errors import BackendError
 from compoff.executorch_export import to_executorch
-from compoff.onnx_export import agreement, to_onnx
+from compoff.onnx_export import agreement, every_other, to_onnx
 from compoff.onnx_int8 import quantized
 from compoff.onnx_narrowing import with_quality
 from compoff.onnx_pixels import take_in_normalization
@@ -123,7 +123,8 @@ def _for_onnx(
     threads: int | None,
 ) -> tuple[Runner, dict[str, str]]:
     batches = samples or _made_up(manifest)
-    data, _ = to_onnx(program, "the head", batches, metadata={OWNER: manifest.artifact_id})
+    advice = "compare them on real inputs (batches=), or run it in PyTorch"
+    data, _ = to_onnx(program, "the head", batches, metadata={OWNER: manifest.artifact_id}, advice=advice)
     if manifest.pixels is not None:
         data = take_in_normalization(data)
     if precision == "int8":
@@ -152,7 +153,7 @@ def _torch_program(files: Mapping[str, bytes]) -> TorchProgram:
 
 
 def _made_up(manifest: Manifest) -> list[_Arrays]:
-    """Inputs of one and of three samples: noise, index 0, masks that hide nothing."""
+    """Inputs of one and of three samples: noise, index 0, masks that are true at every other place."""
     picture = -1 if manifest.pixels is None else manifest.pixels.input
     rng = np.random.default_rng(0)
 
@@ -162,6 +163,6 @@ def _made_up(manifest: Manifest) -> list[_Arrays]:
             return rng.integers(0, 256, shape, np.uint8)
         if np.dtype(spec.dtype).kind == "f":
             return rng.standard_normal(shape).astype(spec.dtype)
-        return np.full(shape, spec.dtype == "bool", spec.dtype)
+        return every_other(shape) if spec.dtype == "bool" else np.zeros(shape, spec.dtype)
 
     return [[array(index, spec, batch) for index, spec in enumerate(manifest.taken)] for batch in (1, 3)]

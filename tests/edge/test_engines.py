@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import compoff
 from compoff.artifact import read_folder, write_folder
@@ -293,3 +293,26 @@ def test_unknown_names_and_devices_are_refused(pair: Pair, tmp_path: Path, load:
     with pytest.raises(BackendError, match="'onnx' runs on the CPU"):
         OnnxBackend.compile(pair[1].manifest, b"", "cuda")
     assert isinstance(run(backend="onnx", device=torch.device("cpu", 0)).backend, OnnxBackend)
+
+
+class Hiding(nn.Module):
+    """A transformer whose mask says, as PyTorch's own does, what is hidden."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True) for _ in range(2))
+
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=hidden)
+        return x[:, 0]
+
+
+def test_a_mask_that_says_what_is_hidden_does_not_hide_everything_in_the_comparison() -> None:
+    torch.manual_seed(0)
+    x, hidden = torch.rand(3, 4, 8), torch.tensor([[False, False, True, True]] * 3)
+    wrapped = compoff.wrap(Hiding().eval(), "layers.1", example_input=(x, hidden), codec="deepcod", channels=2)
+    head, tail = compoff.export(wrapped, "layers.1")
+    payload = head(x, hidden)
+    assert head.compile("onnx", threads=1)(x, hidden) == payload
+    torch.testing.assert_close(tail.compile("onnx")(payload), tail(payload))

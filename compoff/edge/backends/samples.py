@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compoff.errors import BackendError
-from compoff.onnx_export import agreement
+from compoff.onnx_export import agreement, every_other
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,8 +31,9 @@ def sample_parts(manifest: Manifest, batch: int, seed: int = 0) -> list[NDArray[
         seed: Seed of the symbols.
 
     Returns:
-        Random symbols of each code; then the side tensors: masks that hide nothing, whole numbers that are zero, and
-        others from 0 to 1, since zeros would not show what is done with them.
+        Random symbols of each code; then the side tensors: masks that are true at every other place, since one that is
+        all true hides nothing in one network and everything in another; whole numbers that are zero; and others from 0
+        to 1, since zeros would not show what is done with them.
     """
     random = np.random.default_rng(seed)
     symbols: list[NDArray[Any]] = [
@@ -41,7 +42,9 @@ def sample_parts(manifest: Manifest, batch: int, seed: int = 0) -> list[NDArray[
 
     def side(spec: TensorSpec) -> NDArray[Any]:
         shape, dtype = spec.sized(batch), np.dtype(spec.dtype)
-        return random.random(shape).astype(dtype) if dtype.kind == "f" else np.full(shape, dtype.kind == "b", dtype)
+        if dtype.kind == "f":
+            return random.random(shape).astype(dtype)
+        return every_other(shape) if dtype.kind == "b" else np.zeros(shape, dtype)
 
     return [*symbols, *map(side, manifest.sides)]
 
