@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["in_order"]
+__all__ = ["by_name", "in_order"]
 
 
 def in_order(
@@ -39,3 +39,33 @@ def in_order(
     if defaults:
         bound.apply_defaults()
     return bound.args, bound.kwargs
+
+
+def by_name(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
+    """What a call gives, by the names of the model's own signature.
+
+    Args:
+        model: The model.
+        args: Positional inputs.
+        keywords: Keyword inputs.
+
+    Returns:
+        The inputs that are there, in the order of the signature; of a call that the model does not take, none.
+
+    Examples:
+        >>> import torch
+        >>> by_name(torch.nn.Bilinear(1, 1, 1), (1,), {}), by_name(torch.nn.Linear(1, 1), (), {"labels": 2})
+        ({'input1': 1}, {})
+    """
+    try:
+        bound = inspect.signature(model.forward).bind_partial(*args, **keywords)
+    except TypeError:
+        return {}
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            found.update({f"{name}[{place}]": entry for place, entry in enumerate(value)})
+        else:
+            found.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+    return found

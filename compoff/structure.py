@@ -38,7 +38,9 @@ CONSTANTS = (bool, int, float, str, type(None))
 """What a description holds as it is."""
 
 LABELS = frozenset({"label", "labels", "target", "targets"})
-"""Names under which loaders give what a model is not called with here, though it may have parameters of these names."""
+"""Names under which loaders give what a model is not called with here, though it may have parameters of these names.
+
+Unless it was wrapped with them."""
 
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 

@@ -56,10 +56,10 @@ def wrap(
             module; ``"pool#1"`` is the second call of a module that runs more than once. ``"input"`` cuts before the
             model. ``"auto"`` chooses up to four that span the network.
         example_input: One batch to learn shapes from: a tensor, a tuple of positional inputs, a dict of keyword inputs,
-            or ``(tuple, dict)`` of both. Without it shapes are learnt from the first batch that `fit` or the model
-            itself sees, and what crosses at the split points is checked only then. The bottlenecks' first weights are
-            drawn where they are made: here, from PyTorch's random numbers as they stand, or in `fit` and `calibrate`,
-            by their `seed`.
+            or ``(tuple, dict)`` of both; what `fit` is given must hold the same inputs. Without it shapes are learnt
+            from the first batch that `fit` or the model itself sees, and what crosses at the split points is checked
+            only then. The bottlenecks' first weights are drawn where they are made: here, from PyTorch's random numbers
+            as they stand, or in `fit` and `calibrate`, by their `seed`.
         skips: What happens to further floating-point tensors that cross, such as those of skip connections:
             ``"encode"`` gives each a bottleneck of its own, fitted together; ``"send"`` sends them as they are;
             ``"forbid"`` refuses the split point. Masks, token ids and sizes always cross as they are, packed.

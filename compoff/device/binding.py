@@ -58,6 +58,15 @@ class CallForm:
         """The names that an input may be given by."""
         return frozenset((*self._positional, *self._keywords))
 
+    @property
+    def needed(self) -> frozenset[str]:
+        """Those of them that stand for tensors, without which there is no call."""
+        return frozenset(name for name in self.names if self._is_needed(name))
+
+    def _is_needed(self, name: str) -> bool:
+        described = self._positional.get(name) or self._keywords[name]
+        return any(True for _ in leaf_places(described))
+
     def bind(self, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> list[Any]:
         """Find the tensors of a call.
 
@@ -82,7 +91,7 @@ class CallForm:
         for name, description in {**self._positional, **self._keywords}.items():
             if name in given:
                 self._match(description, given[name], f"'{name}'", found)
-            elif any(True for _ in leaf_places(description)):
+            elif self._is_needed(name):
                 missing.append(f"'{name}'")
         if missing:
             raise self._refusal(f"{' and '.join(missing)} must be given")

@@ -11,7 +11,7 @@ import numpy as np
 
 from compoff.device.binding import CallForm
 from compoff.errors import FeatureError
-from compoff.structure import input_leaves
+from compoff.structure import LABELS, input_leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,8 +46,8 @@ class Inputs:
 
     @property
     def names(self) -> frozenset[str] | None:
-        """The names that an input may be given by; None where they are not known."""
-        return None if self._form is None else self._form.names
+        """The names that an input may be given by, labels excepted that stand for none; None where not known."""
+        return None if self._form is None else self._form.names - (LABELS - self._form.needed)
 
     def arrays(
         self, inputs: tuple[Any, ...], keywords: dict[str, Any], *, normalized: bool = False

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from compoff.errors import FeatureError
-from compoff.structure import LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -52,7 +51,7 @@ def first_samples(
         inputs = cast("Any", batch[0] if isinstance(batch, (tuple, list)) and batch else batch)
         if isinstance(inputs, Mapping):
             named = cast("Mapping[str, Any]", inputs).items()
-            known = {name: value for name, value in named if names is None or name in names - LABELS}
+            known = {name: value for name, value in named if names is None or name in names}
             taken.append(arrays((), known))
         else:
             taken.append(arrays(cast("tuple[Any, ...]", inputs if isinstance(inputs, tuple) else (inputs,)), {}))

@@ -15,6 +15,7 @@ from torch import Tensor
 from compoff.batch import Batch
 from compoff.checks import check_whole
 from compoff.errors import BackendError, FitError
+from compoff.fitting.form import missing, names_of, refusal
 from compoff.programs import device_trouble
 from compoff.structure import LABELS
 from compoff.trees import map_tensors, tensors_of
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from compoff.wrapping import Wrapped
+
 __all__ = ["Batches", "check_seed", "not_finite", "require_batches", "require_device", "to_batch"]
 
 
@@ -32,55 +35,58 @@ class Batches:
 
     Args:
         items: What gives them as people have them, again and again.
-        model: The model.
+        wrapped: The wrapped model.
         device: Where to move them; None to leave them.
 
     Examples:
-        >>> import torch
-        >>> batches = Batches([torch.ones(2, 3), torch.ones(1, 3)], torch.nn.Linear(3, 1))
+        >>> import torch, compoff
+        >>> model = compoff.wrap(torch.nn.Linear(3, 1), "input")
+        >>> batches = Batches([torch.ones(2, 3), torch.ones(1, 3)], model)
         >>> [batch.size for batch in batches], [batch.size for batch in batches]
         ([2, 1], [2, 1])
     """
 
-    def __init__(self, items: Iterable[Any], model: nn.Module, device: torch.device | None = None) -> None:
+    def __init__(self, items: Iterable[Any], wrapped: Wrapped, device: torch.device | None = None) -> None:
         self._items = items
-        self._model = model
+        self._wrapped = wrapped
         self._device = device
 
     def __iter__(self) -> Iterator[Batch]:
-        return (to_batch(item, self._model, self._device) for item in self._items)
+        return (to_batch(item, self._wrapped, self._device) for item in self._items)
 
 
-def to_batch(item: Any, model: nn.Module, device: torch.device | None = None) -> Batch:
+def to_batch(item: Any, wrapped: Wrapped, device: torch.device | None = None) -> Batch:
     """Take the model's inputs out of one item of a loader.
 
     Args:
-        item: A tensor; a dict, of which the model's own argument names are taken, labels excepted; or a tuple or list,
-            whose first entry is the input (a tensor, a tuple of them, or such a dict) and whose others are labels; or
-            what this gave before.
-        model: The model.
+        item: A tensor; a dict, of which the model's own argument names are taken, labels excepted that the model was
+            not wrapped with; or a tuple or list, whose first entry is the input (a tensor, a tuple of them, or such a
+            dict) and whose others are labels; or what this gave before.
+        wrapped: The wrapped model.
         device: Where to move the tensors; None to leave them.
 
     Returns:
         The inputs.
 
     Raises:
-        FitError: The item holds no tensor, or no samples.
+        FitError: The item holds no tensor, or no samples, or what falls away may be an input that the model was
+            wrapped with.
 
     Examples:
-        >>> import torch
-        >>> to_batch((torch.ones(2, 3), torch.tensor([0, 1])), torch.nn.Linear(3, 1)).args[0].shape
+        >>> import torch, compoff
+        >>> model = compoff.wrap(torch.nn.Linear(3, 1), "input")
+        >>> to_batch((torch.ones(2, 3), torch.tensor([0, 1])), model).args[0].shape
         torch.Size([2, 3])
     """
     if isinstance(item, Batch):
         return Batch(_move(item.args, device), _move(item.kwargs, device))
-    inputs: Any = item
+    model, inputs, others = wrapped.base, item, ()
     if isinstance(item, (tuple, list)):
-        inputs = item[0] if item else None  # pyright: ignore[reportUnknownVariableType]
+        inputs, *others = cast("tuple[Any, ...]", item) or (None,)
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     if isinstance(inputs, Mapping):
-        kwargs = _arguments(cast("Mapping[str, Any]", inputs), model)
+        kwargs = _arguments(cast("Mapping[str, Any]", inputs), model, names_of(wrapped))
     elif isinstance(inputs, (tuple, list)):
         args = tuple(cast("tuple[Any, ...]", inputs))
     else:
@@ -97,7 +103,31 @@ def to_batch(item: Any, model: nn.Module, device: torch.device | None = None) ->
         )
     if not any(tensor.dim() for tensor in tensors) or any(tensor.dim() and not len(tensor) for tensor in tensors):
         raise FitError("a batch is empty (no samples in its first axis); drop empty batches from the loader")
-    return Batch(_move(args, device), _move(kwargs, device))
+    batch = Batch(_move(args, device), _move(kwargs, device))
+    if absent := missing(batch, wrapped):
+        _refuse_doubt(absent, inputs, others, kwargs, wrapped)
+    return batch
+
+
+def _refuse_doubt(
+    absent: list[str], inputs: Any, others: Iterable[Any], taken: dict[str, Any], wrapped: Wrapped
+) -> None:
+    """Refuse a batch without an input that the model was wrapped with where that may be in what falls away.
+
+    Where nothing falls away, it was left out on purpose.
+    """
+    if isinstance(inputs, Mapping):
+        named = cast("Mapping[str, Any]", inputs)
+        unknown = [name for name in named if name not in taken and name not in LABELS and tensors_of(named[name])]
+        if unknown:
+            why = f"of a dict the model's own arguments are taken, and {', '.join(map(repr, unknown))} is none"
+            raise refusal(absent, wrapped, why)
+    nested = isinstance(inputs, (Mapping, tuple, list))
+    for other in others:
+        if any(name in other for name in absent) if isinstance(other, Mapping) else not nested and tensors_of(other):
+            raise refusal(
+                absent, wrapped, "of a tuple the first entry is the input, and what comes after it are labels"
+            )
 
 
 def not_finite(batch: Batch) -> FitError:
@@ -166,11 +196,15 @@ def _names(model: nn.Module) -> list[str]:
     return list(inspect.signature(model.forward).parameters)
 
 
-def _arguments(item: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The entries of a dict that the model takes, without labels."""
+def _arguments(item: Mapping[str, Any], model: nn.Module, known: list[str]) -> dict[str, Any]:
+    """The entries of a dict that the model takes, without labels that it was not wrapped with."""
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return {key: value for key, value in item.items() if (takes_any or key in parameters) and key not in LABELS}
+    return {
+        key: value
+        for key, value in item.items()
+        if (takes_any or key in parameters) and (key not in LABELS or key in known)
+    }
 
 
 def _described(inputs: Any) -> str:

@@ -164,7 +164,7 @@ def held_out(validation: Iterable[Any] | None, wrapped: Wrapped, device: torch.d
         raise FitError("the validation batches are empty, so there is nothing to measure on; give at least one")
     for split in wrapped.sites:
         features_of(wrapped, split, given[0])
-    return given if once else Batches(validation, wrapped.base, device)
+    return given if once else Batches(validation, wrapped, device)
 
 
 def up_to(batches: Iterable[Any], wrapped: Wrapped, device: torch.device | None, limit: int | None) -> list[Batch]:
@@ -182,7 +182,7 @@ def up_to(batches: Iterable[Any], wrapped: Wrapped, device: torch.device | None,
     taken: list[Batch] = []
     samples = 0
     for item in batches:
-        batch = to_batch(item, wrapped.base, device)
+        batch = to_batch(item, wrapped, device)
         # A loader may fill the same memory again; what a list holds is all there.
         taken.append(batch if isinstance(batches, (list, tuple)) else batch.copy())
         samples += taken[-1].size

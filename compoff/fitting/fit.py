@@ -134,7 +134,7 @@ def _calibrated(
     peeked: list[Batch] = []
     samples = 0
     for item in iterator:
-        peeked.append(to_batch(item, wrapped.base, None).copy())  # a loader may fill the same memory again
+        peeked.append(to_batch(item, wrapped).copy())  # a loader may fill the same memory again
         samples += peeked[-1].size
         if samples >= SAMPLES:
             break
@@ -168,8 +168,11 @@ def fit(
 
     Args:
         wrapped: What `compoff.wrap` returned.
-        batches: Any iterable of tensors, of (input, label) tuples, or of dicts; labels are ignored. Gone through again
-            and again; one that can be gone through only once needs `steps`, and is measured by its last 8 batches.
+        batches: Any iterable of tensors, of (input, label) tuples, or of dicts with the names of the model's arguments;
+            labels are ignored. Several inputs are ``((image, mask), label)`` or a dict. In a dict ``label``,
+            ``labels``, ``target`` and ``targets`` are labels, unless the model was wrapped with an input of this name.
+            Gone through again and again; one that can be gone through only once needs `steps`, and is measured by its
+            last 8 batches.
         epochs: Rounds through `batches`; None for 10.
         steps: Optimizer steps instead of rounds.
         recipe: ``"deepcod"`` (the paper's), ``"transform"``, or a `Recipe` of your own; None for that of the codec
@@ -195,8 +198,9 @@ def fit(
 
     Raises:
         BackendError: There is no such `device` here.
-        FitError: No usable batches, an argument out of range, a loss that is not finite (the last good state is kept),
-            NaN in `validation` (the bottlenecks stay fitted: measure with `finish`), or a foreign or damaged `resume`.
+        FitError: No usable batches, or one of which an input that the model was wrapped with may fall away, an argument
+            out of range, a loss that is not finite (the last good state is kept), NaN in `validation` (the bottlenecks
+            stay fitted: measure with `finish`), or a foreign or damaged `resume`.
         SplitError: Shapes were not known before and a split point turns out to be unusable.
         FeatureError: An input has another size or dtype than the model takes or was wrapped with.
 
@@ -268,7 +272,7 @@ def _build(wrapped: Wrapped, batches: Iterable[Any], device: torch.device | None
     peeked = list(itertools.islice(iterator, 1))
     if not peeked:
         raise FitError("the batches are empty; give at least one")
-    first = to_batch(peeked[0], wrapped.base, device)
+    first = to_batch(peeked[0], wrapped, device)
     with refusals_named(first):
         wrapped.build(*first.args, **first.kwargs)
     return itertools.chain(peeked, iterator) if iterator is batches else batches
@@ -298,7 +302,7 @@ def _train(
             while state.step < fitter.total:
                 began = random_states(device)
                 for item in one_round(batches, state, rng, recent):
-                    batch = to_batch(item, wrapped.base, device)
+                    batch = to_batch(item, wrapped, device)
                     recent.keep(batch)
                     mean = fitter.step(batch)
                     state.seconds = time.monotonic() - start

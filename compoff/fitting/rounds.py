@@ -61,7 +61,7 @@ class Recent:
         """
         for place, item in enumerate(itertools.islice(items, count)):
             if self.wanted and count - place <= _RECENT:
-                self.keep(to_batch(item, self._wrapped.base, self.device))
+                self.keep(to_batch(item, self._wrapped, self.device))
 
 
 def one_round(batches: Iterable[Any], state: FitState, rng: RandomState | None, recent: Recent) -> Iterator[Any]:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import compoff
 from compoff.device.binding import CallForm
+from compoff.device.inputs import Inputs
 from compoff.errors import FeatureError
-from compoff.manifest import TensorSpec
+from compoff.manifest import Manifest, TensorSpec
 from compoff.structure import flatten
 from tests.small_networks import tiny_decoder, tiny_encoder
 
@@ -52,6 +53,18 @@ def test_says_how_it_is_called() -> None:
         "sizes: {'height': float32 of (batch, 3, 3, 3, 3, 3), 'width': None}, scale=1.0)"
     )
     assert repr(form([], [], {})) == "()"
+
+
+def test_labels_are_among_the_names_where_the_head_takes_them() -> None:
+    """Of batches as `fit` takes them, others fall away."""
+    found: list[frozenset[str] | None] = []
+    for labels in (Mark("labels"), None):
+        leaves, call = flatten([[Mark("x"), labels], {}], lambda value: isinstance(value, Mark))
+        specs = tuple(TensorSpec((3,), "float32") for _ in leaves)
+        described = {"parameters": ["x", "labels"], "call": call}
+        manifest = Manifest("head", "", "input", "Net", specs, (), {}, (), (), 8, call=described)
+        found.append(Inputs(manifest, lambda value: None).names)
+    assert found == [{"x", "labels"}, {"x"}]
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import collections
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import compoff
 from compoff.errors import FitError
 from compoff.fitting.batches import to_batch
+from compoff.signature import by_name
+
+if TYPE_CHECKING:
+    from compoff.batch import Batch
 
 X, LABELS = torch.ones(2, 3), torch.tensor([0, 1])
 
@@ -25,12 +30,17 @@ class Anything(nn.Module):
         raise NotImplementedError
 
 
+def taken(item: Any, net: nn.Module, device: torch.device | None = None) -> Batch:
+    """What is taken where nothing is known yet of the model's inputs."""
+    return to_batch(item, compoff.wrap(net, "input"), device)
+
+
 Pair = collections.namedtuple("Pair", ["image", "label"])
 
 
 @pytest.mark.parametrize("item", [X, (X,), (X, LABELS), [X, LABELS], ((X,), LABELS), ([X], LABELS), Pair(X, LABELS)])
 def test_inputs_come_first_and_labels_fall_away(item: Any) -> None:
-    batch = to_batch(item, nn.Linear(3, 1))
+    batch = taken(item, nn.Linear(3, 1))
     assert len(batch.args) == 1
     assert batch.args[0] is X
     assert batch.kwargs == {}
@@ -38,7 +48,7 @@ def test_inputs_come_first_and_labels_fall_away(item: Any) -> None:
 
 
 def test_several_inputs_are_nested() -> None:
-    batch = to_batch(((X, LABELS), "label"), Two())
+    batch = taken(((X, LABELS), "label"), Two())
     assert batch.args == (X, LABELS)
 
 
@@ -46,20 +56,93 @@ def test_several_inputs_are_nested() -> None:
 @pytest.mark.parametrize("paired", [False, True])
 def test_a_dict_gives_the_models_arguments(kind: type, paired: bool) -> None:
     item = kind(ids=X, mask=LABELS, scale=2.0, labels=LABELS, name=["a", "b"])
-    batch = to_batch((item, LABELS) if paired else item, Two())
+    batch = taken((item, LABELS) if paired else item, Two())
     assert batch.args == ()
     assert batch.kwargs == {"ids": X, "mask": LABELS, "scale": 2.0}
 
 
 def test_a_model_that_takes_any_name_gets_all_but_labels() -> None:
-    assert to_batch({"ids": X, "target": LABELS}, Anything()).kwargs == {"ids": X}
+    assert taken({"ids": X, "target": LABELS}, Anything()).kwargs == {"ids": X}
 
 
 def test_tensors_are_moved_and_other_values_kept() -> None:
-    batch = to_batch(((X, 3, None), LABELS), Two(), torch.device("meta"))
+    batch = taken(((X, 3, None), LABELS), Two(), torch.device("meta"))
     assert batch.args[0].device.type == "meta"
     assert batch.args[1:] == (3, None)
-    assert to_batch({"ids": X}, Two(), torch.device("meta")).kwargs["ids"].device.type == "meta"
+    assert taken({"ids": X}, Two(), torch.device("meta")).kwargs["ids"].device.type == "meta"
+
+
+# -- what the model was wrapped with ---------------------------------------------------------------------------------
+
+
+class Masked(nn.Module):
+    """Reads a mask before its codec, and labels behind it, as models of text do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor, scale: float = 1.0, mask: Tensor | None = None, labels: Tensor | None = None) -> Any:
+        scores = self.score(x * scale if mask is None else x * mask)
+        return scores if labels is None else (scores, scores[:, :2] - labels.view(-1, 1))
+
+
+SIGNAL, MASK, CLASSES = torch.randn(6, 32), torch.ones(6, 32), torch.arange(6)
+
+
+def masked(**example: Tensor) -> compoff.Wrapped:
+    return compoff.wrap(Masked().eval(), "score", example_input={"x": SIGNAL, **example}, codec="deepcod")
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ((SIGNAL, MASK), "of a tuple the first entry is the input"),
+        ([SIGNAL, MASK, CLASSES], "of a tuple the first entry is the input"),
+        (((SIGNAL,), {"mask": MASK}), "of a tuple the first entry is the input"),
+        ({"x": SIGNAL, "masks": MASK}, "of a dict the model's own arguments are taken, and 'masks' is none"),
+    ],
+)
+def test_an_input_that_the_model_was_wrapped_with_does_not_fall_away(item: Any, words: str) -> None:
+    forms = r"Give \(\(x, 1.0, mask\), label\) or a dict {'x': …, 'mask': …}, None for what is left out"
+    expected = f"the model was wrapped with 'mask', which a batch does not give: {words}.*{forms}"
+    with pytest.raises(FitError, match=expected):
+        to_batch(item, masked(mask=MASK))
+    if isinstance(item, tuple):
+        with pytest.raises(FitError, match=expected):
+            compoff.fit(masked(mask=MASK), [item], steps=1)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        SIGNAL,
+        (SIGNAL,),
+        (SIGNAL, ["a.png"] * 6),
+        (SIGNAL, {"boxes": MASK}),
+        ((SIGNAL,), CLASSES),
+        ((SIGNAL, 1.0, None), CLASSES),
+        {"x": SIGNAL, "labels": CLASSES, "name": ["a"] * 6},
+        ({"x": SIGNAL}, CLASSES),
+        {"x": SIGNAL, "mask": None, "number": CLASSES},
+    ],
+)
+def test_an_input_may_be_left_out_on_purpose(item: Any) -> None:
+    batch = to_batch(item, masked(mask=MASK))
+    assert [name for name, value in by_name(Masked(), batch.args, batch.kwargs).items() if torch.is_tensor(value)] == [
+        "x"
+    ]
+
+
+def test_labels_that_the_model_was_wrapped_with_are_inputs() -> None:
+    model, batches = masked(labels=CLASSES), [{"x": SIGNAL, "labels": CLASSES}]
+    assert to_batch(batches[0], model).kwargs["labels"] is CLASSES
+    compoff.fit(model, batches, steps=2)
+    head, tail = compoff.export(model, "score")
+    assert len(tail(head(**batches[0]))) == 2
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -76,10 +159,10 @@ def test_tensors_are_moved_and_other_values_kept() -> None:
 )
 def test_an_item_without_an_input_is_refused(item: Any, words: str) -> None:
     with pytest.raises(FitError, match=f"a batch is {words}"):
-        to_batch(item, Two())
+        taken(item, Two())
 
 
 @pytest.mark.parametrize("item", [torch.zeros(0, 3), torch.tensor(1.0), (torch.zeros(0), X), {"ids": X, "mask": X[:0]}])
 def test_an_empty_batch_is_refused(item: Any) -> None:
     with pytest.raises(FitError, match="a batch is empty"):
-        to_batch(item, Two())
+        taken(item, Two())
