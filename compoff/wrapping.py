@@ -56,7 +56,9 @@ def wrap(
             module; ``"pool#1"`` is the second call of a module that runs more than once. ``"input"`` cuts before the
             model. ``"auto"`` chooses up to four that span the network.
         example_input: One batch to learn shapes from: a tensor, a tuple of positional inputs, a dict of keyword inputs,
-            or ``(tuple, dict)`` of both; what `fit` is given must hold the same inputs. Without it shapes are learnt
+            or ``(tuple, dict)`` of both; what `fit` is given must hold the same inputs. The first axis of the model's
+            first tensor is the batch, and so is that of every other tensor that is as long: where one is the same for
+            all samples, give several samples, in another number than it is long. Without an example shapes are learnt
             from the first batch that `fit` or the model itself sees, and what crosses at the split points is checked
             only then. The bottlenecks' first weights are drawn where they are made: here, from PyTorch's random numbers
             as they stand, or in `fit` and `calibrate`, by their `seed`.

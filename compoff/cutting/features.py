@@ -78,10 +78,21 @@ def feature_of(trace: Trace, number: int, tap: Tap, path: str) -> Feature:
         raise SplitError(
             f"a tensor that crosses at '{path}' ({tap}) has shape {value.shape}; expected a batch of {trace.batch} "
             "features with one to four more axes, none of them empty: choose a split point where the batch is still as "
-            "it came in"
+            f"it came in{_other_batches(trace)}"
         )
     shape = _without(value.shape, batch)
     return Feature(tap, shape, value.dtype, _layout(trace, value, batch), value.own)
+
+
+def _other_batches(trace: Trace) -> str:
+    """A word on inputs of another length than the first, which is taken for the batch."""
+    shapes = [trace.flow.values[number].shape for number in trace.flow.inputs]
+    if len({shape[0] for shape in shapes if shape}) < 2:
+        return ""
+    return (
+        f". The batch is the first axis of the model's first input; its inputs are {', '.join(map(str, shapes))}: if "
+        "the first of them has no batch axis, wrap the model in a module that takes one that has before it"
+    )
 
 
 def side_of(trace: Trace, number: int, tap: Tap) -> Feature:

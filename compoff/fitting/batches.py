@@ -15,7 +15,7 @@ from torch import Tensor
 from compoff.batch import Batch
 from compoff.checks import check_whole
 from compoff.errors import BackendError, FitError
-from compoff.fitting.form import missing, names_of, refusal
+from compoff.fitting.form import missing, names_of, refusal, require_samples
 from compoff.programs import device_trouble
 from compoff.structure import LABELS
 from compoff.trees import map_tensors, tensors_of
@@ -70,7 +70,7 @@ def to_batch(item: Any, wrapped: Wrapped, device: torch.device | None = None) ->
 
     Raises:
         FitError: The item holds no tensor, or no samples, or what falls away may be an input that the model was
-            wrapped with.
+            wrapped with, or an input has samples where it had none then.
 
     Examples:
         >>> import torch, compoff
@@ -106,6 +106,7 @@ def to_batch(item: Any, wrapped: Wrapped, device: torch.device | None = None) ->
     batch = Batch(_move(args, device), _move(kwargs, device))
     if absent := missing(batch, wrapped):
         _refuse_doubt(absent, inputs, others, kwargs, wrapped)
+    require_samples(batch, wrapped)
     return batch
 
 

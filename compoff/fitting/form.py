@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from compoff.batch import Batch
     from compoff.wrapping import Wrapped
 
-__all__ = ["missing", "names_of", "refusal"]
+__all__ = ["missing", "names_of", "refusal", "require_samples"]
 
 
 def names_of(wrapped: Wrapped) -> list[str]:
@@ -45,6 +45,39 @@ def missing(batch: Batch, wrapped: Wrapped) -> list[str]:
     """
     given = by_name(wrapped.base, batch.args, batch.kwargs)
     return [name for name in names_of(wrapped) if name not in given]
+
+
+def require_samples(batch: Batch, wrapped: Wrapped) -> None:
+    """Refuse a batch in which other inputs have a part for each sample than those that had when the model was wrapped.
+
+    Args:
+        batch: The batch.
+        wrapped: The model.
+
+    Raises:
+        FitError: There is such an input.
+    """
+    example, flags = wrapped.example, iter(wrapped.example.batched)
+    given = by_name(wrapped.base, batch.args, batch.kwargs)
+    first, size = "", 0
+    for name, value in by_name(wrapped.base, example.args, example.keywords).items():
+        known = [(tensor, next(flags)) for tensor in tensors_of(value)]
+        found = tensors_of(given.get(name))
+        for (expected, batched), tensor in zip(known, found, strict=False) if len(known) == len(found) else ():
+            shape, length = tuple(tensor.shape), len(tensor) if tensor.dim() else 1
+            if batched and not first:
+                first, size = name, length
+            elif batched and length != size:
+                raise FitError(
+                    f"'{name}' of a batch has shape {shape}, and '{first}' is {size} long; the model was wrapped with "
+                    "both of one length, which was taken for the number of samples. Give as many of each, or, where "
+                    "one is the same for all samples, wrap the model with an example_input where their lengths differ"
+                )
+            elif not batched and len(expected.shape) == len(shape) and length == size > 1 == len(expected):
+                raise FitError(
+                    f"'{name}' of a batch has shape {shape}, one for each sample; the model was wrapped with one for "
+                    f"all, {tuple(expected.shape)}. Give that, or wrap the model with one for each in example_input"
+                )
 
 
 def refusal(absent: list[str], wrapped: Wrapped, why: str) -> FitError:

@@ -244,6 +244,15 @@ def test_keyword_inputs_are_inputs() -> None:
     assert site["block1"].features[0].shape == (8, 8, 8)
 
 
+def test_inputs_are_named_where_the_first_is_not_as_long_as_the_batch() -> None:
+    class WordsFirst(Plain):
+        def forward(self, words: Tensor, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return super().forward(x) * words.mean()
+
+    with pytest.raises(SplitError, match=r"a batch of 7 features.*its inputs are \(7, 5\), \(4, 3, 8, 8\)"):
+        locate(WordsFirst(), ["block1"], (torch.randn(7, 5), images(4)))
+
+
 def test_the_run_leaves_no_trace() -> None:
     net = Nested()
     net.block1.eval()

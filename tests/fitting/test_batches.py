@@ -142,6 +142,32 @@ def test_labels_that_the_model_was_wrapped_with_are_inputs() -> None:
     assert len(tail(head(**batches[0]))) == 2
 
 
+@pytest.mark.parametrize(
+    ("example", "item", "words"),
+    [
+        ((SIGNAL[:1], MASK[:1]), (SIGNAL, MASK[:1]), r"'mask' of a batch has shape \(1, 32\), and 'x' is 6 long"),
+        ((SIGNAL[:2], MASK[:2]), (SIGNAL[:1], MASK), r"'mask' of a batch has shape \(6, 32\), and 'x' is 1 long"),
+        ((SIGNAL, MASK[:1]), (SIGNAL, MASK), r"'mask' of a batch has shape \(6, 32\), one for each.* all, \(1, 32\)"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["nested", "dict", "other order"])
+def test_inputs_have_a_batch_axis_where_they_had_one_in_the_example(
+    example: tuple[Tensor, Tensor], item: tuple[Tensor, Tensor], words: str, kind: str
+) -> None:
+    model = compoff.wrap(Masked().eval(), "score", example_input={"x": example[0], "mask": example[1]})
+    named = {"x": item[0], "mask": item[1]} if kind == "dict" else {"mask": item[1], "x": item[0]}
+    with pytest.raises(FitError, match=words):
+        compoff.fit(model, [((item[0], 1.0, item[1]), CLASSES) if kind == "nested" else named], steps=1)
+    assert not model.bottleneck("score").calibrated
+
+
+@pytest.mark.parametrize("mask", [MASK[:1], MASK])
+def test_a_batch_of_any_size_is_taken(mask: Tensor) -> None:
+    model = masked(mask=mask)
+    for size in (1, 2, 6):
+        assert to_batch({"x": SIGNAL[:size], "mask": mask[:size]}, model).size == size
+
+
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 
