@@ -15,6 +15,7 @@ from torch import nn
 from compoff.checks import check_whole
 from compoff.codec import Bottleneck, CodecFactory, CodecName, Geometry, TransformBottleneck
 from compoff.codec.defaults import default_channels, widest_stride
+from compoff.codec.precision import made_in_float32
 from compoff.errors import FeatureError, SplitError
 
 __all__ = ["CodecOptions"]
@@ -95,7 +96,8 @@ class CodecOptions:
         Raises:
             FeatureError: A size is out of range, or a factory's module gives another shape than was asked of it.
         """
-        with torch.inference_mode(mode=False):  # parameters born in inference mode could never be trained
+        # Parameters born in inference mode could never be trained.
+        with torch.inference_mode(mode=False), made_in_float32():
             if self.codec == "transform":
                 return self._build_transform(shape)
             geometry = Geometry(shape, _given(self.stride, 4))

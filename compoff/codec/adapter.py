@@ -40,7 +40,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.axes = tuple(axis for _, axis in places)
         # One parameter a tensor, the scales' difference from 1 above the shifts.
-        self.deltas = nn.ParameterList(torch.zeros(2, channels) for channels, _ in places)
+        self.deltas = nn.ParameterList(torch.zeros(2, channels, dtype=torch.float32) for channels, _ in places)
 
     @property
     def bytes(self) -> int:

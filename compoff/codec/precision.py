@@ -1,7 +1,8 @@
-"""The codec computes in its own precision, whatever autocast the user's loop has on for the model around it."""
+"""The codec is made and computes in its own precision, whatever default or autocast the user's script has on."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -9,12 +10,36 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
-__all__ = ["full_precision"]
+__all__ = ["full_precision", "made_in_float32"]
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
+
+
+@contextlib.contextmanager
+def made_in_float32() -> Generator[None]:
+    """Let modules that are made in the block, those of the user's own factories too, have float32 parameters.
+
+    Yields:
+        Nothing.
+
+    Examples:
+        >>> import torch
+        >>> torch.set_default_dtype(torch.float64)
+        >>> with made_in_float32():
+        ...     layer = torch.nn.Linear(2, 2)
+        >>> layer.weight.dtype, torch.ones(2).dtype
+        (torch.float32, torch.float64)
+        >>> torch.set_default_dtype(torch.float32)
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def full_precision(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:

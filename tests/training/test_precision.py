@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 import compoff
 from compoff.errors import FitError
-from tests.small_networks import Plain, same, values
+from tests.small_networks import Plain, same, tiny_encoder, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,6 +150,28 @@ def test_bottlenecks_in_float16_are_refused_before_they_are_started(codec: Codec
     assert not model.bottleneck("block1").calibrated
     model.bottlenecks.float()
     compoff.fit(model, [images(32).half()], steps=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("options", [{"strict": False}, {"codec": "deepcod"}, {"encoder": tiny_encoder}])
+def test_bottlenecks_are_made_in_float32_whatever_the_scripts_default_is(
+    options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    x, net, made = images(32), Plain(), []
+    for default in (torch.float32, dtype):
+        torch.manual_seed(0)
+        torch.set_default_dtype(default)
+        try:
+            model = compoff.wrap(net, "block1", example_input=x[:2], **options)
+            made.append(values(model.bottlenecks))
+            if default == dtype:
+                compoff.fit(model, [x], steps=2)
+            assert torch.get_default_dtype() == default
+        finally:
+            torch.set_default_dtype(torch.float32)
+        model.unwrap()
+    assert same(*made)
+    assert {value.dtype for value in model.bottlenecks.parameters()} == {torch.float32}
 
 
 def test_a_far_from_orthogonal_encoder_does_not_overflow_in_float16() -> None:
