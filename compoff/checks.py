@@ -1,10 +1,11 @@
 """What a user gives for a number or a path, refused by its name where it is of another kind.
 
-Knows no ranges but a least one; what a number is for says more.
+Knows no ranges but a least one, and that of a weight; what a number is for says more.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from compoff.errors import CompoffError, FeatureError
 
-__all__ = ["check_number", "check_path", "check_whole", "is_number"]
+__all__ = ["check_number", "check_path", "check_weight", "check_whole", "is_number"]
 
 
 def is_number(value: Any) -> bool:
@@ -47,6 +48,23 @@ def check_number(
     """
     if not (is_number(value) or (or_none and value is None)):
         raise error(f"{name} is {value!r:.80}; expected {expected}")
+
+
+def check_weight(name: str, value: Any, error: type[CompoffError]) -> None:
+    """Refuse what no term of a sum can be multiplied by.
+
+    Args:
+        name: Name of the argument.
+        value: What was given.
+        error: What to raise.
+
+    Examples:
+        >>> check_weight("rate", -1, FeatureError)
+        Traceback (most recent call last):
+        compoff.errors.FeatureError: rate is -1; expected a weight of 0 or more
+    """
+    if not (is_number(value) and math.isfinite(value) and value >= 0):
+        raise error(f"{name} is {value!r:.80}; expected a weight of 0 or more")
 
 
 def check_whole(

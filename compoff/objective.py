@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from compoff.checks import check_number
+from compoff.checks import check_weight
 from compoff.errors import FitError
 from compoff.mounting import require_wrapped
+from compoff.recipe import recipe_for
 
 if TYPE_CHECKING:
     from compoff.recipe import Recipe
@@ -35,6 +36,7 @@ class DistillationLoss(nn.Module):
 
     Raises:
         SplitError: `split` is not one of the model's split points, or shapes are not known yet.
+        FitError: `recipe` is for another codec, or `rate` is negative or not finite.
 
     Examples:
         >>> import torch, compoff
@@ -58,7 +60,8 @@ class DistillationLoss(nn.Module):
     ) -> None:
         super().__init__()
         require_wrapped(model)
-        check_number("rate", rate, FitError, or_none=True)
+        chosen = recipe_for(model.options.codec, recipe)
+        check_weight("rate", chosen.rate if rate is None else rate, FitError)
         self.splits = model.split_points if split is None else (split,)
         for name in self.splits:
             model.bottleneck(name)

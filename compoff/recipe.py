@@ -9,13 +9,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compoff.checks import check_number, check_whole, is_number
+from compoff.checks import check_number, check_weight, check_whole, is_number
 from compoff.errors import FitError
 
 if TYPE_CHECKING:
     from compoff.codec import CodecName
 
-__all__ = ["Recipe", "recipe_named"]
+__all__ = ["Recipe", "recipe_for", "recipe_named"]
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,7 @@ class Recipe:
         if not (isinstance(self.betas, (tuple, list)) and len(self.betas) == 2 and all(map(is_number, self.betas))):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise FitError(f"the recipe's betas are {self.betas!r:.80}; expected two numbers from 0 to below 1")
         for name in ("rate", "orthogonality", "reconstruction", "distillation", "prior"):
-            weight = getattr(self, name)
-            if not (math.isfinite(weight) and weight >= 0):
-                raise FitError(f"the recipe's {name} is {weight}; expected a weight of 0 or more")
+            check_weight(f"the recipe's {name}", getattr(self, name), FitError)
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise FitError(f"the recipe's lr is {self.lr}; expected a learning rate above 0, such as 1e-3")
         if not 0 <= self.reconstruction_share <= 1:
@@ -144,3 +142,29 @@ def recipe_named(recipe: str | Recipe) -> Recipe:
         known = sorted(_RECIPES)
         raise FitError(f"'{recipe}' is not a recipe; expected one of {known}, or a compoff.Recipe of your own")
     return _RECIPES[recipe]
+
+
+def recipe_for(codec: CodecName, recipe: str | Recipe | None) -> Recipe:
+    """The recipe to train a codec with.
+
+    Args:
+        codec: The codec that the model was wrapped with.
+        recipe: What was asked for; None for the codec's own.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        FitError: There is no recipe of this name, or it is for another codec.
+
+    Examples:
+        >>> recipe_for("transform", None).rate
+        0.14
+    """
+    chosen = recipe_named(codec if recipe is None else recipe)
+    if chosen.codec != codec:
+        raise FitError(
+            f'the recipe is for codec "{chosen.codec}", but the model was wrapped with "{codec}"; wrap it with '
+            f'codec="{chosen.codec}", or leave out the recipe'
+        )
+    return chosen

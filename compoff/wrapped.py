@@ -15,7 +15,7 @@ from torch import nn
 
 from compoff.batch import Batch
 from compoff.checkpoint import save_bottlenecks
-from compoff.checks import check_number
+from compoff.checks import check_weight
 from compoff.codec import Bottleneck
 from compoff.codec_options import CodecOptions
 from compoff.cutting.inputs import ExampleInputs
@@ -38,7 +38,7 @@ from compoff.mounting import (
     refuse_wrapped,
     unmark,
 )
-from compoff.recipe import Recipe, recipe_named
+from compoff.recipe import Recipe, recipe_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -81,6 +81,7 @@ class Wrapped(nn.Module):
     """
 
     base: nn.Module
+    _told_of_eval_mode = False
 
     def __init__(
         self,
@@ -356,7 +357,8 @@ class Wrapped(nn.Module):
 
         Raises:
             SplitError: `split` is not one of this model's split points, or is needed and not given.
-            FitError: The transform codec has no directions yet: call `compoff.calibrate` first.
+            FitError: The transform codec has no directions yet: call `compoff.calibrate` first; or `recipe` is for
+                another codec, or `rate` is negative or not finite.
 
         Examples:
             >>> import torch, compoff
@@ -373,9 +375,11 @@ class Wrapped(nn.Module):
         """
         if not self.built:
             self.build(*inputs, **(keywords or {}))
-        check_number("rate", rate, FitError, or_none=True)
-        split, chosen = split or self._the_split(), recipe_named(self.options.codec if recipe is None else recipe)
+        split, chosen = split or self._the_split(), recipe_for(self.options.codec, recipe)
+        rate = chosen.rate if rate is None else rate
+        check_weight("rate", rate, FitError)
         gates = {split: self.gate(split)}
+        self._warn_of_eval_mode(gates[split])
         self.freeze()
         batch = Batch(inputs, keywords or {})
         with only_at(self._gates(), None):  # inside `at`, the teacher must still be the model without bottlenecks
@@ -383,7 +387,22 @@ class Wrapped(nn.Module):
             terms = student_pass(
                 self.base, gates[split], self.sites[split], record, batch, distill=distill, average=chosen.average
             )
-        return terms.total(chosen, chosen.rate if rate is None else rate)
+        return terms.total(chosen, rate)
+
+    def _warn_of_eval_mode(self, gate: Gate) -> None:
+        """Say once that a step in eval mode, as a script leaves it after an evaluation, does not train an encoder."""
+        if torch.compiler.is_compiling() or self._told_of_eval_mode or not torch.is_grad_enabled():
+            return
+        for bottleneck in gate.bottlenecks:
+            if not bottleneck.training and any(one.requires_grad for one in bottleneck.encoder.parameters()):
+                self._told_of_eval_mode = True
+                logging.getLogger("compoff.fit").warning(
+                    "the bottleneck at '%s' is in eval mode, in which numbers are rounded and what is restored has no "
+                    "gradient for its encoder; call model.train() before you train on, or compute this loss under "
+                    "torch.no_grad()",
+                    gate.split,
+                )
+                return
 
     def _the_split(self) -> str:
         """The split point that goes without saying."""

@@ -6,6 +6,7 @@ gradients of the model's own output there. Knows no optimizer and no loop.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SAMPLES", "calibrate", "start"]
 
+_log = logging.getLogger("compoff.fit")
+
 SAMPLES = 2048
 """Samples that directions are found from."""
 _SEARCHED = 256  # samples that the step is sought with
@@ -68,7 +71,7 @@ def calibrate(
     """Start each bottleneck from real features; `fit` does it by itself, a loop of your own calls it once.
 
     Those of codec ``"transform"`` find their directions, those of ``"deepcod"`` take their units from the first batch.
-    Bottlenecks that have been started before are left as they are.
+    Bottlenecks that have been started before are left as they are, and a warning says so.
 
     Args:
         wrapped: What `compoff.wrap` returned.
@@ -98,6 +101,12 @@ def calibrate(
     Aim(target_bytes).check()
     check_seed(seed)
     refuse_on(wrapped, "calibrate")
+    if started := [split for split in wrapped.sites if all(one.calibrated for one in wrapped.bottlenecks_at(split))]:
+        _log.warning(
+            "the bottlenecks at %s have been started before and stay as they are; to start them from other batches or "
+            "for other bytes, wrap the model anew",
+            ", ".join(f"'{split}'" for split in started),
+        )
     with own_random_numbers(seed, device_of(wrapped.base)):
         start(wrapped, batches, target_bytes, seed, progress=progress)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compoff.batch import Batch, refusals_named
-from compoff.checks import check_path, check_whole, is_number
+from compoff.checks import check_path, check_weight, check_whole, is_number
 from compoff.coding.side import DTYPES
 from compoff.errors import FitError
 from compoff.fitting.batches import check_seed, require_batches, require_device, to_batch
@@ -29,12 +29,13 @@ from compoff.fitting.randomness import own_random_numbers, random_states, set_ra
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.fitting.rounds import Recent, one_round
 from compoff.mounting import device_of, require_wrapped
-from compoff.recipe import Recipe, recipe_named
+from compoff.recipe import recipe_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sized
     from pathlib import Path
 
+    from compoff.recipe import Recipe
     from compoff.wrapping import Wrapped
 
 __all__ = ["fit"]
@@ -64,8 +65,7 @@ def _check_weights(lr: float, rate: float) -> None:
     """Refuse a learning rate or a weight that cannot be meant."""
     if not (is_number(lr) and math.isfinite(lr) and lr > 0):
         raise FitError(f"lr is {lr!r:.80}; expected a learning rate above 0, such as 3e-3")
-    if not (is_number(rate) and math.isfinite(rate) and rate >= 0):
-        raise FitError(f"rate is {rate!r:.80}; expected a weight of 0 or more")
+    check_weight("rate", rate, FitError)
 
 
 def _state_file(resume: str | Path) -> Path:
@@ -80,15 +80,9 @@ def _state_file(resume: str | Path) -> Path:
     return path
 
 
-def _check_codec(wrapped: Wrapped, recipe: Recipe, aim: Aim) -> None:
-    """Refuse a recipe or an aim of another codec than the one the model was wrapped with."""
-    codec = wrapped.options.codec
-    if recipe.codec != codec:
-        raise FitError(
-            f'the recipe is for codec "{recipe.codec}", but the model was wrapped with "{codec}"; wrap it with '
-            f'codec="{recipe.codec}", or leave out the recipe'
-        )
-    if codec == "deepcod" and aim != Aim():
+def _check_aim(wrapped: Wrapped, aim: Aim) -> None:
+    """Refuse an aim that cannot be meant, or that the codec which the model was wrapped with does not have."""
+    if wrapped.options.codec == "deepcod" and aim != Aim():
         raise FitError(
             'target_bytes and max_drop need a codec with several rates; wrap with codec="transform", or set the bytes '
             'of "deepcod" by channels'
@@ -219,14 +213,11 @@ def fit(
     require_batches("validation", validation, or_none=True)
     check_seed(seed)
     state = None if resume is None else _state_file(resume)
-    chosen, total = (
-        recipe_named(wrapped.options.codec if recipe is None else recipe),
-        _total_steps(batches, epochs, steps),
-    )
+    chosen, total = recipe_for(wrapped.options.codec, recipe), _total_steps(batches, epochs, steps)
     lr, rate = chosen.lr if lr is None else lr, chosen.rate if rate is None else rate
     _check_weights(lr, rate)
     aim = Aim(target_bytes, max_drop)
-    _check_codec(wrapped, chosen, aim)
+    _check_aim(wrapped, aim)
     refuse_on(wrapped, "fit")
     if device is not None:
         require_device(device)

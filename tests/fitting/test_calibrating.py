@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,10 +14,13 @@ import compoff
 from compoff.errors import FeatureError, FitError
 from compoff.fitting import calibrating
 from compoff.fitting.measure import Aim
+from compoff.recipe import Recipe
 from tests.fitting.test_fit import assert_same, batches, bottlenecks, signals, trained_net, wrapped
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from compoff.recipe import CodecName
 
 
 def transform(*splits: str) -> compoff.Wrapped:
@@ -126,12 +130,33 @@ def test_a_loop_of_ones_own_calibrates_first() -> None:
     model.distillation_loss(signals(8)).backward()
 
 
-def test_a_second_calibration_changes_nothing() -> None:
+def test_a_second_calibration_changes_nothing_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     model = transform("body")
     compoff.calibrate(model, batches())
     before = bottlenecks(model)
+    assert not caplog.text
     compoff.calibrate(model, batches()[:1])
     assert_same(before, bottlenecks(model))
+    assert "the bottlenecks at 'body' have been started before and stay as they are" in caplog.text
+
+
+@pytest.mark.parametrize("codec", ["transform", "deepcod"])
+def test_a_step_that_trains_no_encoder_is_told_once(codec: CodecName, caplog: pytest.LogCaptureFixture) -> None:
+    model, x = compoff.wrap(trained_net(), "body", example_input=signals(2), codec=codec), signals(16)
+    compoff.calibrate(model, [x])
+    encoder = model.bottleneck("body").encoder
+    model.distillation_loss(x).backward()
+    assert float(encoder.weight.grad.norm()) > 0
+    with model.eval().at("body"), torch.no_grad():
+        model.distillation_loss(x)
+    encoder.requires_grad_(False)  # on purpose: the decoder alone
+    model.distillation_loss(x).backward()
+    assert not caplog.text
+    encoder.requires_grad_(True).zero_grad()
+    for _ in range(2):
+        model.distillation_loss(x, recipe=replace(Recipe.named(codec), orthogonality=0.0)).backward()
+    assert not encoder.weight.grad.any(), "eval mode has gradients for an encoder: the warning is needless"
+    assert caplog.text.count("the bottleneck at 'body' is in eval mode") == 1
 
 
 def test_callers_random_numbers_are_left_alone() -> None:
