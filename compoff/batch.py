@@ -10,6 +10,7 @@ import torch
 
 from compoff.errors import CompoffError, FeatureError
 from compoff.hooks import stop_listening
+from compoff.printable import first_line
 from compoff.trees import map_tensors, tensors_of
 
 if TYPE_CHECKING:
@@ -114,6 +115,6 @@ def refusals_named(batch: Batch) -> Generator[None]:
         tensors = tensors_of((batch.args, batch.kwargs))
         given = ", ".join(f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}" for tensor in tensors)
         raise FeatureError(
-            f"the model refuses a batch of {given}: {error}. Give the batches that the model itself takes: the same "
-            "shapes, floating-point where it expects them, inputs before labels"
+            f"the model refuses a batch of {given}: {first_line(error)}. Give the batches that the model itself takes: "
+            "the same shapes, floating-point where it expects them, inputs before labels"
         ) from error

@@ -122,12 +122,23 @@ def float_tensors(value: Any) -> list[Tensor]:
     Returns:
         The tensors; scalars, such as a loss that the model computes itself, are left out.
 
+    Raises:
+        FitError: One of them is sparse or ragged, so that it cannot be compared.
+
     Examples:
         >>> import torch
         >>> len(float_tensors({"logits": torch.zeros(1), "ids": torch.zeros(1, dtype=torch.long)}))
         1
     """
-    return [tensor for tensor in tensors_of(value) if tensor.is_floating_point() and tensor.dim() > 0]
+    found = [tensor for tensor in tensors_of(value) if tensor.is_floating_point() and tensor.dim() > 0]
+    for tensor in found:
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+            raise FitError(
+                f"the model, or a block of it, returns a tensor of layout {layout}, which cannot be compared; let it "
+                "return a dense one, as .to_dense() gives"
+            )
+    return found
 
 
 def _comparable(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

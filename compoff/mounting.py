@@ -13,7 +13,7 @@ from torch import nn
 
 from compoff.codec import Adapter
 from compoff.cutting.trace import named_modules
-from compoff.errors import SplitError
+from compoff.errors import FitError, SplitError
 from compoff.gates import Gate
 from compoff.hooks import Adapting, catchers, hang
 
@@ -35,7 +35,9 @@ __all__ = [
     "is_marked",
     "key_of",
     "mark",
+    "quantized_modules",
     "refuse_wrapped",
+    "require_gradients",
     "require_wrapped",
     "unmark",
 ]
@@ -234,6 +236,39 @@ def refuse_wrapped(model: nn.Module) -> None:
         raise SplitError(
             "this model is wrapped already; give every split point to one call of compoff.wrap, or unwrap() it first"
         )
+
+
+def require_gradients(model: nn.Module) -> None:
+    """Refuse a model through which no gradient can pass, since it was made in inference mode.
+
+    Args:
+        model: The model.
+
+    Raises:
+        FitError: It was.
+    """
+    first = next(model.parameters(), None)  # a model is made there whole
+    if first is not None and first.is_inference():
+        raise FitError(
+            f"this {type(model).__name__} was made inside torch.inference_mode(), so no gradient passes through it; "
+            "make or load it outside, under torch.no_grad() if need be, and wrap it again"
+        )
+
+
+def quantized_modules(model: nn.Module) -> list[str]:
+    """Names of PyTorch's modules in 8-bit integers, which have no gradient and become no program.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The names.
+
+    Examples:
+        >>> quantized_modules(nn.Sequential(nn.Linear(2, 2)))
+        []
+    """
+    return [name for name, module in named_modules(model).items() if ".nn.quantized." in type(module).__module__]
 
 
 def require_wrapped(model: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["printable"]
+__all__ = ["first_line", "printable"]
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -20,3 +20,22 @@ def printable(text: str, keep: str = "") -> str:
         ('?[2Jnet?layer1', 'one\ntwo?')
     """
     return "".join(char if char.isprintable() or char in keep else "?" for char in text)
+
+
+def first_line(error: BaseException, most: int = 300) -> str:
+    r"""What an error says first; some of PyTorch's go on for a hundred lines.
+
+    Args:
+        error: The error.
+        most: The most characters.
+
+    Returns:
+        One line without a stop at its end; empty where the error says nothing.
+
+    Examples:
+        >>> first_line(RuntimeError("\nnot so.\nCPU: registered at …"))
+        'not so'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[0].rstrip(".") if lines else ""
+    return line if len(line) <= most else f"{line[:most]}…"

@@ -36,6 +36,7 @@ from compoff.mounting import (
     key_of,
     mark,
     refuse_wrapped,
+    require_gradients,
     unmark,
 )
 from compoff.recipe import Recipe, recipe_for
@@ -380,6 +381,7 @@ class Wrapped(nn.Module):
         check_weight("rate", rate, FitError)
         gates = {split: self.gate(split)}
         self._warn_of_eval_mode(gates[split])
+        require_gradients(self.base)
         self.freeze()
         batch = Batch(inputs, keywords or {})
         with only_at(self._gates(), None):  # inside `at`, the teacher must still be the model without bottlenecks

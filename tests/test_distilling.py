@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from compoff.recipe import Recipe
 
 if TYPE_CHECKING:
     from compoff.codec import Bottleneck
+    from compoff.recipe import CodecName
 
 
 class Net(nn.Module):
@@ -226,6 +228,39 @@ def test_inputs_of_another_kind_are_refused_at_the_input(x: Tensor, words: str) 
     model = wrapped_at(Net(), "input", x=torch.randn(2, 3, 8, 8))
     with pytest.raises(FeatureError, match=words):
         passes(model, "input", x, distill=False)
+
+
+class Sparse(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).to_sparse()
+
+
+class Dense(nn.Module):
+    def forward(self, y: Tensor) -> Tensor:
+        return y.to_dense()
+
+
+@pytest.mark.parametrize("net", [nn.Sequential(Sparse(32, 8)), nn.Sequential(Sparse(32, 8), Dense())])
+@pytest.mark.parametrize("codec", ["transform", "deepcod"])
+def test_a_sparse_tensor_is_named(codec: CodecName, net: nn.Module) -> None:
+    x = torch.randn(8, 32)
+    model = compoff.wrap(copy.deepcopy(net), "input", example_input=x, codec=codec)
+    with pytest.raises(FitError, match="returns a tensor of layout sparse_coo, which cannot be compared"):
+        compoff.fit(model, [x], steps=1, recipe=replace(Recipe.named(codec), reconstruction_share=0.0))
+
+
+def test_a_model_made_in_inference_mode_is_named() -> None:
+    with torch.inference_mode():
+        net = nn.Sequential(nn.Linear(32, 8), nn.Linear(8, 4))
+    x = torch.randn(4, 32)
+    model = compoff.wrap(net, "1", example_input=x)
+    for train in (
+        lambda: compoff.fit(model, [x], steps=1),
+        lambda: compoff.calibrate(model, [x]),
+        lambda: model.distillation_loss(x),
+    ):
+        with pytest.raises(FitError, match=r"this Sequential was made inside torch.inference_mode\(\)"):
+            train()
 
 
 @pytest.mark.parametrize("x", [torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, 5, 8, 8)])

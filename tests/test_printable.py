@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 import sys
 
-from compoff.printable import printable
+from compoff.printable import first_line, printable
 
 
 def test_no_control_character_passes_and_no_letter_is_lost() -> None:
@@ -18,3 +18,9 @@ def test_no_control_character_passes_and_no_letter_is_lost() -> None:
 
 def test_what_is_to_be_kept_is_kept() -> None:
     assert printable("one\ntwo\r\x1b", keep="\n") == "one\ntwo??"
+
+
+def test_an_error_is_told_in_its_first_line() -> None:
+    assert first_line(RuntimeError(" \n  no.\nCPU: registered at …")) == "no"
+    assert first_line(ValueError()) == ""
+    assert first_line(ValueError("abcd"), 3) == "abc…"

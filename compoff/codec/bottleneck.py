@@ -90,7 +90,8 @@ class Bottleneck(nn.Module):
         y and result ``(batch, *geometry.shape)``; symbols ``(batch, channels, *geometry.latent_space)``, uint8.
 
     Raises:
-        FeatureError: A size is out of range, or a module from a factory gives another shape than was asked of it.
+        FeatureError: A size is out of range, or a factory raises, or its module gives another shape than was asked of
+            it.
 
     Examples:
         >>> import torch
@@ -123,9 +124,10 @@ class Bottleneck(nn.Module):
             raise FeatureError(f"num_centers is {num_centers}; expected 2 to 256, such as 8")
         self.geometry = geometry
         self.latent_shape = (channels, *geometry.latent_space)
-        self.encoder = encoder(geometry.shape, self.latent_shape) if encoder else self._make_encoder(channels)
+        between = (geometry.shape, self.latent_shape)
+        self.encoder = _made("encoder", encoder, *between) if encoder else self._make_encoder(channels)
         self.quantizer = self._make_quantizer(channels, num_centers)
-        self.decoder = decoder(self.latent_shape, geometry.shape) if decoder else self._make_decoder(channels)
+        self.decoder = _made("decoder", decoder, *between[::-1]) if decoder else self._make_decoder(channels)
         self.prior = Prior(channels, num_centers)
         self.adapter: Adapter | None = None  # of the layers behind; put in by whoever knows them
         self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
@@ -341,6 +343,17 @@ def where_finite(finite: Tensor, y_hat: Tensor) -> Tensor:
         [[1.0], [nan]]
     """
     return torch.where(finite.view(-1, *(1,) * (y_hat.dim() - 1)), y_hat, math.nan)
+
+
+def _made(role: str, factory: CodecFactory, given: tuple[int, ...], expected: tuple[int, ...]) -> nn.Module:
+    """Call the user's factory."""
+    try:
+        return factory(given, expected)
+    except Exception as error:
+        raise FeatureError(
+            f"your {role} factory raised {type(error).__name__} ({error}); it is called with (input shape, output "
+            f"shape), here ({given}, {expected}), and must return a module that turns the one into the other"
+        ) from error
 
 
 def _check_shape(role: str, module: nn.Module, given: tuple[int, ...], expected: tuple[int, ...]) -> None:

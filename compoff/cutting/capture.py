@@ -331,6 +331,11 @@ def explained(what: str) -> Generator[None]:
                 f"{what}{f' ({place})' if place else ''}: the size of the batch becomes a fixed number on the way, by "
                 "len(x), by int(x.shape[0]), or by a batch size written into it; use x.shape[0] as it is"
             ) from error
+        if reason.startswith("quantized."):
+            raise SplitError(
+                f"{what}: {reason} runs on PyTorch's quantized integers, which no program can; export the model in "
+                "floating-point"
+            ) from error
         raise SplitError(
             f"{what}{f' ({place})' if place else ''}: {reason} Fitting works; a common cause is control flow that "
             "depends on tensor values (rewrite it with torch.where) or a batch size written into it"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compoff.batch import refusals_named
 from compoff.codec import Geometry, TileMoments, TransformBottleneck
@@ -28,7 +28,7 @@ from compoff.fitting.progress import Bar, bar
 from compoff.fitting.randomness import own_random_numbers
 from compoff.hooks import uncompiled
 from compoff.losses import relative_error
-from compoff.mounting import device_of, require_wrapped
+from compoff.mounting import device_of, quantized_modules, require_gradients, require_wrapped
 from compoff.spare import spare_buffers
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def calibrate(
     Aim(target_bytes).check()
     check_seed(seed)
     refuse_on(wrapped, "calibrate")
+    require_gradients(wrapped.base)
     if started := [split for split in wrapped.sites if all(one.calibrated for one in wrapped.bottlenecks_at(split))]:
         _log.warning(
             "the bottlenecks at %s have been started before and stay as they are; to start them from other batches or "
@@ -263,7 +264,7 @@ def _slopes(wrapped: Wrapped, split: str, batch: Batch, generator: torch.Generat
                     "depends on; fit with a lower threshold, or wrap the part of the model that returns scores"
                 )
             projections = [_projection(outputs, generator) for _ in range(_DRAWS)]
-            slopes = [_gradients(projection, leaves, split) for projection in projections]
+            slopes = [_gradients(projection, leaves, split, wrapped.base) for projection in projections]
     finally:
         gate.replace = None
     for bottleneck, leaf in zip(gate.bottlenecks, leaves, strict=True):
@@ -273,12 +274,17 @@ def _slopes(wrapped: Wrapped, split: str, batch: Batch, generator: torch.Generat
     return ys, slopes
 
 
-def _gradients(projection: Tensor, leaves: list[Tensor], split: str) -> tuple[Tensor, ...]:
+def _gradients(projection: Tensor, leaves: list[Tensor], split: str, base: nn.Module) -> tuple[Tensor, ...]:
     """Gradients of a projection of the output at the features."""
     found: tuple[Tensor | None, ...] = (None,)
     if projection.requires_grad:
         found = torch.autograd.grad(projection, leaves, retain_graph=True, allow_unused=True)
     if all(slope is None for slope in found):
+        if quantized := quantized_modules(base):
+            raise FitError(
+                f"no gradient of the model's output reaches the feature at '{split}': '{quantized[0]}' is quantized, "
+                "and such a module has none, and becomes no program; fit and export the model in floating-point"
+            )
         raise FitError(
             f"no gradient of the model's output reaches the feature at '{split}', so nothing says what the output "
             "depends on; a common cause is gradient checkpointing inside the model with use_reentrant=True, or a model "

@@ -28,7 +28,7 @@ from compoff.fitting.progress import bar
 from compoff.fitting.randomness import own_random_numbers, random_states, set_random_states
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.fitting.rounds import Recent, one_round
-from compoff.mounting import device_of, require_wrapped
+from compoff.mounting import device_of, quantized_modules, require_gradients, require_wrapped
 from compoff.recipe import recipe_for
 
 if TYPE_CHECKING:
@@ -99,8 +99,14 @@ def _check_precision(wrapped: Wrapped) -> None:
         )
 
 
-def _warn_of_dtypes(wrapped: Wrapped) -> None:
+def _warn_of_export(wrapped: Wrapped) -> None:
     """Say before a long fit what the export will refuse after it."""
+    if quantized := quantized_modules(wrapped.base):
+        _log.warning(
+            "'%s' is quantized, and export makes no program of such a module; to export what is fitted, fit the model "
+            "in floating-point",
+            quantized[0],
+        )
     names = {str(tensor.dtype).removeprefix("torch.") for tensor in wrapped.example_inputs().tensors}
     if unknown := sorted(names - {*DTYPES}):
         _log.warning(
@@ -222,12 +228,13 @@ def fit(
     if device is not None:
         require_device(device)
         wrapped.to(device)
+    require_gradients(wrapped.base)
     where, began = device_of(wrapped.base), time.monotonic()
     again = wrapped.built and _all_started(wrapped)
     with own_random_numbers(seed, where), torch.inference_mode(mode=False), torch.enable_grad():
         batches = _build(wrapped, batches, where)
         _check_precision(wrapped)
-        _warn_of_dtypes(wrapped)
+        _warn_of_export(wrapped)
         aim.check_output(wrapped)
         measured = held_out(validation, wrapped, where)
         if state is None or not state.exists():

@@ -177,6 +177,10 @@ class Pair(nn.Module):
         (lambda given, expected: nn.Linear(5, 3), "cannot take"),
         (lambda given, expected: Pair(), "into tuple per sample"),
         (lambda given, expected: torch.relu, "expected a torch.nn.Module"),
+        (
+            lambda given, expected: given[7],
+            r"factory raised IndexError \(tuple index out of range\); it is called with",
+        ),
     ],
 )
 @pytest.mark.parametrize("role", ["encoder", "decoder"])

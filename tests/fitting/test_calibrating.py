@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import compoff
-from compoff.errors import FeatureError, FitError
+from compoff.errors import FeatureError, FitError, SplitError
 from compoff.fitting import calibrating
 from compoff.fitting.measure import Aim
 from compoff.recipe import Recipe
@@ -236,6 +236,20 @@ def test_an_output_without_gradients_is_refused() -> None:
     model = compoff.wrap(NoGradients(), "body", example_input=torch.zeros(2, 12), codec="transform")
     with pytest.raises(FitError, match="no gradient of the model's output reaches the feature at 'body'"):
         compoff.calibrate(model, [torch.randn(8, 12)])
+
+
+# The first is deprecated, and still what people have.
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning", "ignore:quantized..linear_dynamic")
+def test_a_quantized_module_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    quantized = torch.ao.nn.quantized.dynamic.Linear
+    model = compoff.wrap(
+        nn.Sequential(quantized(32, 32), nn.ReLU(), quantized(32, 4)).eval(), "2", example_input=torch.zeros(2, 32)
+    )
+    with pytest.raises(FitError, match="'0' is quantized, and such a module has none, and becomes no program"):
+        compoff.fit(model, [torch.randn(8, 32)], steps=1)
+    assert "'0' is quantized, and export makes no program of such a module" in caplog.text
+    with pytest.raises(SplitError, match="runs on PyTorch's quantized integers, which no program can"):
+        compoff.export(model, "2")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -18,6 +18,7 @@ import torch
 from compoff.artifact import ENGINE
 from compoff.edge.backends.eager import PROGRAM
 from compoff.errors import BackendError
+from compoff.printable import first_line
 
 if TYPE_CHECKING:
     from compoff.artifact import Folder
@@ -163,5 +164,5 @@ def told(error: Exception) -> str:
     Returns:
         At most a line.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    line = first_line(error, 200)
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
