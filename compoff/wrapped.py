@@ -101,7 +101,7 @@ class Wrapped(nn.Module):
         self.sites: dict[str, Site] = {}
         self.reports: dict[str, dict[str, Any]] = {}
         self._measured_with: dict[str, str] = {}  # by split point: the weights that its report speaks of
-        self.example = ExampleInputs()
+        self._example = ExampleInputs()
         self._handles: list[RemovableHandle] = []
         self._flags = Flags.of(base)
         self.base = base
@@ -141,7 +141,7 @@ class Wrapped(nn.Module):
             made: The bottlenecks of each split point, one a feature.
             example: Inputs of the shapes that the sites were found with.
         """
-        self.example = example
+        self._example = example
         work = Work()
         for path, bottlenecks in made.items():
             for index, bottleneck in enumerate(bottlenecks):
@@ -157,6 +157,11 @@ class Wrapped(nn.Module):
         """The gates by split point."""
         return find_gates(self.base, {self.bottlenecks[key_of(path)]: path for path in self.sites})
 
+    @property
+    def example(self) -> ExampleInputs:
+        """The same as `example_inputs` gives, where it was first seen; none where shapes are not known yet."""
+        return self._example
+
     def example_inputs(self) -> ExampleInputs:
         """Inputs of the shapes that this model was wrapped with: two samples of zeros, where the model is.
 
@@ -168,12 +173,12 @@ class Wrapped(nn.Module):
         """
         self._check(self.split_points[0])
         where = device_of(self.base)
-        return self.example.map(lambda tensor: tensor.to(where))
+        return self._example.map(lambda tensor: tensor.to(where))
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Wrapped:
         # What ``.to()``, ``.half()`` and the like call: the example inputs keep up with the model's dtype.
         super()._apply(fn, recurse)
-        self.example = self.example.map(fn)
+        self._example = self._example.map(fn)
         return self
 
     # -- using ---------------------------------------------------------------------------------------------------------
@@ -468,7 +473,7 @@ class Wrapped(nn.Module):
             )
         reports = {split: figures for split, figures in reports.items() if figures is not None}
         fitted = {"options": self.options.describe(), "shapes": shapes, "skips": self.skips, "reports": reports}
-        save_bottlenecks(path, base, self.bottlenecks, {**fitted, **self.example.describe()})
+        save_bottlenecks(path, base, self.bottlenecks, {**fitted, **self._example.describe()})
 
     def unwrap(self) -> nn.Module:
         """Take the hooks out again and hand the model back, bit for bit and with its flags as they were.
