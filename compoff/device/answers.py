@@ -80,7 +80,7 @@ class Heads:
 
     Raises:
         SplitError: There is no head, or two of the same split point.
-        FeatureError: A model's outputs have no such form.
+        FeatureError: A model's outputs have no such form, or the text "argmax" leaves open along which axis.
         LocalProtocolError: There is no such form.
     """
 
@@ -99,6 +99,8 @@ class Heads:
             )
         for head in self.all:
             _check_form(self.form, head.manifest)
+            if reply == "argmax":
+                _check_classes(head.manifest.outputs)
 
     @property
     def offers(self) -> list[Offer]:
@@ -193,6 +195,17 @@ def _expected(
 
 def _words(tensors: list[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[tuple[tuple[int, ...], str]]:
     return [(shape, str(dtype)) for shape, dtype in tensors]
+
+
+def _check_classes(outputs: Sequence[TensorSpec]) -> None:
+    """Refuse to guess where the classes are: image models have them first, token models last."""
+    for output in outputs:
+        if output.batched and output.dtype.startswith("float") and len(output.shape) == 2:
+            first, last = output.shape
+            raise FeatureError(
+                f"reply='argmax' does not say which axis holds the classes of an output of shape (batch, {first}, "
+                f"{last}); give compoff.ArgMax(dim=1) for the {first}, compoff.ArgMax(dim=2) for the {last}"
+            )
 
 
 def _check_form(form: ReplyForm, manifest: Manifest) -> None:
