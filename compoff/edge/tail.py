@@ -295,8 +295,8 @@ class Tail(Described):
             path: A folder that `save` wrote, or the one around ``head`` and ``tail``.
             device: Where to run it, such as ``"cuda"``.
             factory: For a tail that runs the model itself: ``"package.module:function"`` that makes the model, or the
-                function. Its code runs here, so it is never taken from the folder. A tail that is a program does not
-                use it, which the log says.
+                function. Its code runs here, so it is never taken from the folder: its weights are compared, its code
+                cannot be. A tail that is a program does not use it, which the log says.
             backend: The runtime, as for `compile`. The folder's engine is used where it was made from this program, for
                 this machine and with these versions; else the program is compiled anew, and the log says why.
             pool: Weights in memory that this tail shares with others loaded with it, where it runs in PyTorch.
@@ -316,6 +316,14 @@ class Tail(Described):
             if factory is not None:
                 _log.warning("the tail at '%s' is a program and needs no factory; %s is not used", folder.path, factory)
             return cls(folder.manifest, folder.tables, *load_backend(folder, backend, device, pool))
+        if isinstance(factory, str) and factory != folder.manifest.factory:
+            _log.warning(
+                "the tail at '%s' was exported and tried with the factory '%s', and '%s' is loaded: its weights are "
+                "compared, its code is not",
+                folder.path,
+                folder.manifest.factory,
+                factory,
+            )
         choice = _uncompiled(folder.manifest, backend, device)
         return cls(folder.manifest, folder.tables, ModuleBackend.load(folder, factory, device), choice)
 

@@ -142,6 +142,14 @@ def test_a_factory_that_makes_something_else_is_refused(factory: Any, reason: st
         compoff.Tail.load(folder, factory=factory)
 
 
+def test_a_factory_of_another_name_is_named_when_it_is_loaded(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    compoff.Tail.load(folder, factory="tests.eager_models:make_stronger_picker")
+    assert f"tried with the factory '{FACTORY}', and 'tests.eager_models:make_stronger_picker' is loaded" in caplog.text
+    caplog.clear()
+    compoff.Tail.load(folder, factory=FACTORY)
+    assert not caplog.text
+
+
 def test_a_factory_whose_model_has_another_number_in_its_code_is_refused(picker: compoff.Wrapped) -> None:
     with pytest.raises(ArtifactError, match="answers otherwise than the one that was wrapped, though its weights"):
         compoff.export(picker, "head", tail_factory="tests.eager_models:make_stronger_picker")
