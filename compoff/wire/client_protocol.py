@@ -75,7 +75,8 @@ class ClientProtocol(Conversation):
         super().__init__()
         self._max_reply_bytes = max_reply_bytes
         self._expected: dict[int, FrameType] = {}  # what would answer each unanswered id
-        self._abandoned: set[int] = set()  # ids among them whose answer nobody waits for
+        self._abandoned: set[int] = set()  # ids among them of requests whose answer nobody waits for
+        self._missed: set[int] = set()  # ids among them of such pings
         self._pings = 0  # how many of them are pings, which take no place in the window
         self._last_id = 0
         self.window = 0
@@ -147,8 +148,9 @@ class ClientProtocol(Conversation):
 
     def abandon(self, request_id: int) -> None:
         """Wait no longer for an answer: a late one is dropped, and keeps its id and place in the window till then."""
-        if request_id in self._expected:
-            self._abandoned.add(request_id)
+        expected = self._expected.get(request_id)
+        if expected is not None:
+            (self._missed if expected is FrameType.PONG else self._abandoned).add(request_id)
 
     def send_cancel(self, request_id: int) -> None:
         """Queue word to the server that nobody waits for an answer, and ``abandon`` it."""
@@ -242,8 +244,9 @@ class ClientProtocol(Conversation):
             message = f"the server sent {frame.type.name} for request {frame.request_id}, which does not await one"
             raise RemoteProtocolError(message)
         error = _request_error(*decode_error(frame.body)) if frame.type is FrameType.ERROR else None
-        if frame.request_id in self._abandoned:
-            self._abandoned.remove(frame.request_id)
+        given_up = self._missed if expected is FrameType.PONG else self._abandoned
+        if frame.request_id in given_up:
+            given_up.remove(frame.request_id)
             return None
         if error is not None:
             return Refusal(frame.request_id, error)

@@ -246,6 +246,21 @@ def test_it_is_stuck_where_requests_past_their_deadline_hold_the_window() -> Non
     assert not client.stuck
 
 
+def test_late_pings_hold_no_place_in_the_window() -> None:
+    client = opened(window=2)
+    long = client.send_request(b"x")
+    pings = [client.send_ping() for _ in range(3)]
+    for ping in pings:  # they wait behind the long answer
+        client.abandon(ping)
+    assert not client.stuck
+    client.send_request(b"x")
+    with pytest.raises(ServerBusy, match=r"2 requests are unanswered, 0 of them past"):
+        client.send_request(b"x")
+    pongs = b"".join(serialize(Frame(FrameType.PONG, request_id=ping)) for ping in pings)
+    assert client.receive_data(reply(long) + pongs) == [Answer(long, b"answer")]
+    assert not client._missed
+
+
 def test_a_late_refusal_is_dropped_too() -> None:
     client = opened()
     client.send_request(b"x")
