@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from compoff.manifest import Manifest, TensorSpec
     from compoff.wire.replies import Reply, ReplyForm
 
-__all__ = ["CallReport", "Heads", "Source", "all_numpy", "restore"]
+__all__ = ["CallReport", "Heads", "Source", "all_numpy", "longest_reply", "restore"]
 
 Source: TypeAlias = Literal["edge", "local"]
 """Where an answer was made."""
@@ -110,7 +110,7 @@ class Heads:
     @property
     def max_reply_bytes(self) -> int:
         """Length that no right reply exceeds, in bytes: the most that a server can make this side hold."""
-        return max(_longest_reply(self.form, head.manifest) for head in self.all)
+        return max(longest_reply(self.form, head.manifest) for head in self.all)
 
     def choose(self, split: str | None) -> tuple[int, Sender]:
         """The head to run.
@@ -220,8 +220,16 @@ def _check_form(form: ReplyForm, manifest: Manifest) -> None:
         )
 
 
-def _longest_reply(form: ReplyForm, manifest: Manifest) -> int:
-    """Length of the reply to the largest batch, as ``compoff.wire.tensors`` packs it, or a few bytes more."""
+def longest_reply(form: ReplyForm, manifest: Manifest) -> int:
+    """Length of the reply to the largest batch, as ``compoff.wire.tensors`` packs it, or a few bytes more.
+
+    Args:
+        form: The form that is asked for.
+        manifest: What the export is.
+
+    Returns:
+        What no right reply exceeds, in bytes.
+    """
     if not manifest.structure:
         return manifest.max_reply_bytes
     total = _NUMBER_BYTES

@@ -5,13 +5,24 @@ The fronts ask over our own wire, so batches form in that process from the reque
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from compoff.errors import BackendError, ConnectionLost, ConnectTimeout, ReadTimeout
+from compoff.device.answers import longest_reply
+from compoff.errors import (
+    BackendError,
+    ConnectionLost,
+    ConnectTimeout,
+    PayloadError,
+    ReadTimeout,
+    RemoteProtocolError,
+    WireError,
+)
 from compoff.operations.checked import CheckedTail
 from compoff.wire.client import open_client
+from compoff.wire.replies import FULL
 from compoff.wire.tensors import unpack
 
 if TYPE_CHECKING:
@@ -25,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RelayTail"]
 
+_logger = logging.getLogger("compoff.serve")
 _PAUSE = 0.1  # seconds before the process with the tail is looked for again; it may be starting
 
 
@@ -68,11 +80,17 @@ class RelayTail(CheckedTail):
         deadline = time.monotonic() + self._timeout
         while True:
             try:
-                return self._asked(decoded, deadline)
-            except (ConnectionLost, ConnectTimeout, ReadTimeout) as error:  # a tail may be asked twice
+                replies = self._asked(decoded, deadline)
+                break
+            # A tail may be asked twice; whoever broke the protocol ended the connection of every other request, too.
+            except (ConnectionLost, ConnectTimeout, ReadTimeout, RemoteProtocolError) as error:
                 if time.monotonic() + _PAUSE >= deadline:
+                    _logger.error("the process with the tail gave no answer: %s", error)
                     raise BackendError(f"the process with the tail gave no answer within {self._timeout} s") from error
                 time.sleep(_PAUSE)
+            except (WireError, PayloadError) as error:  # the words are for devices, to whom this address is nobody's
+                raise type(error)(str(error).replace(self._address, "the process with the tail")) from error
+        return [unpack(reply) for reply in replies]
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""
@@ -81,12 +99,12 @@ class RelayTail(CheckedTail):
                 self._client.close()
                 self._client = None
 
-    def _asked(self, decoded: Sequence[Checked], deadline: float) -> list[list[NDArray[Any]]]:
+    def _asked(self, decoded: Sequence[Checked], deadline: float) -> list[bytes]:
         """All of them at once over the one connection."""
         client = self._connection(deadline)
         left = max(0.001, deadline - time.monotonic())
         asked = [client.submit(one.payload, timeout=left) for one in decoded]
-        return [unpack(reply.result()) for reply in asked]
+        return [reply.result() for reply in asked]
 
     def _connection(self, deadline: float) -> Client:
         """The connection that stands, or a new one."""
@@ -95,5 +113,11 @@ class RelayTail(CheckedTail):
                 if self._client is not None:
                     self._client.close()
                 left = max(0.001, min(5.0, deadline - time.monotonic()))
-                self._client = open_client(self._address, [self.artifact_id], token=self._token, connect_timeout=left)
+                self._client = open_client(
+                    self._address,
+                    [self.artifact_id],
+                    token=self._token,
+                    connect_timeout=left,
+                    max_reply_bytes=longest_reply(FULL, self.manifest),
+                )
             return self._client

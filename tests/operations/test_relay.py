@@ -11,11 +11,15 @@ import torch
 from torch import nn
 
 import compoff
-from compoff.errors import AuthenticationError, BackendError, PayloadError, RemoteError
+from compoff.errors import AuthenticationError, BackendError, PayloadError, RemoteError, ServerBusy
 from compoff.operations.relay import RelayTail
+from compoff.wire.frames import Frame, FrameParser, FrameType, serialize
+from compoff.wire.messages import ErrorCode, Route, Welcome, encode_error
 from tests.small_networks import tiny_decoder, tiny_encoder
+from tests.wire.scripted import read_frame, reply, scripted_server
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -101,5 +105,37 @@ def test_what_the_tail_raises_and_a_wrong_token_come_through(
             raise RuntimeError("out of memory")
 
         monkeypatch.setattr(tail.backend, "run", breaking)
-        with pytest.raises(RemoteError, match="out of memory"):
+        with pytest.raises(RemoteError, match=r"^the process with the tail: .*out of memory"):
             closing(RelayTail(folder, keeper.address, token="inside")).answer(payload)
+
+
+def test_asks_again_where_another_request_ended_the_connection(pair: Pair, folder: Path, closing: Any) -> None:
+    head, tail = pair
+    (payload,) = payloads(head, 2)
+    greeting = serialize(Frame(FrameType.WELCOME, Welcome(4, (Route(0, tail.max_payload_bytes),)).encode()))
+    replies = [bytes(2**20), tail.answer(payload)]  # the first is longer than any that this export has
+
+    def script(connection: socket.socket, parser: FrameParser) -> None:
+        read_frame(connection, parser)
+        connection.sendall(greeting)
+        reply(connection, read_frame(connection, parser).request_id, replies.pop(0))
+
+    with scripted_server(script) as address:
+        assert closing(RelayTail(folder, address)).answer(payload) == tail.answer(payload)
+    assert not replies
+
+
+def test_devices_hear_no_inner_address(pair: Pair, folder: Path, closing: Any) -> None:
+    (payload,) = payloads(pair[0], 1)
+    greeting = serialize(Frame(FrameType.WELCOME, Welcome(4, (Route(0, len(payload)),)).encode()))
+
+    def script(connection: socket.socket, parser: FrameParser) -> None:
+        read_frame(connection, parser)
+        connection.sendall(greeting)
+        number = read_frame(connection, parser).request_id
+        connection.sendall(serialize(Frame(FrameType.ERROR, encode_error(ErrorCode.BUSY, "no room"), number)))
+
+    with scripted_server(script) as address:
+        with pytest.raises(ServerBusy, match=r"^the process with the tail: .*no room") as caught:
+            closing(RelayTail(folder, address)).answer(payload)
+        assert address not in str(caught.value)
