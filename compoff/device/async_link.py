@@ -44,7 +44,7 @@ class AsyncLink:
         warn: bool = False,
     ) -> None:
         """Start to connect, in a task of its own."""
-        self._level = logging.WARNING if warn else logging.INFO
+        self.level = logging.WARNING if warn else logging.INFO  # of what the log hears of an edge without an answer
         self.address = address
         self.breaker = Breaker()
         self.round_trip = Estimate()
@@ -230,7 +230,7 @@ class AsyncLink:
 
     def _failed(self, error: CompoffError, *, again: bool = False) -> None:
         if self.breaker.failed(str(error)):
-            level, told = logging.DEBUG if again else self._level, self.breaker.reason
+            level, told = logging.DEBUG if again else self.level, self.breaker.reason
             _logger.log(level, "the edge gives no answer, and is asked again until it does: %s", told)
 
     def _succeeded(self) -> None:

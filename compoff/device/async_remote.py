@@ -11,7 +11,7 @@ from compoff.device.answers import CallReport, Heads
 from compoff.device.async_link import AsyncLink
 from compoff.device.breaker import Stall
 from compoff.device.calls import Call
-from compoff.device.edge import ATTEMPTS
+from compoff.device.edge import ATTEMPTS, refused
 from compoff.device.fallback import not_answered, reserve
 from compoff.device.local_runs import LocalRuns
 from compoff.device.remote import FIRST_WAIT, check_all_served, check_policy
@@ -22,6 +22,7 @@ from compoff.errors import (
     ConnectTimeout,
     PayloadError,
     ReadTimeout,
+    RemoteError,
     RemoteProtocolError,
     ServerBusy,
     WireError,
@@ -247,8 +248,16 @@ class AsyncRemote:
             answer = await self._once_more(call, body, error, until)
         self._patience.add(time.monotonic() - call.encoded)
         self._budget.earn()
+        try:
+            settled = call.from_edge(answer.body, answer.server_seconds)
+        except RemoteProtocolError as error:
+            self._refused(call, error)
+            raise
         self._stalls[call.route].answered()
-        return call.from_edge(answer.body, answer.server_seconds)
+        return settled
+
+    def _refused(self, call: Call, error: CompoffError) -> None:
+        refused(self._stalls[call.route], call, error, self._link.level)
 
     async def _once_more(self, call: Call, body: bytes, error: CompoffError, until: float) -> Answer:
         """Send again over a fresh connection: the tail changes nothing by answering, so it may do so twice."""
@@ -271,6 +280,9 @@ class AsyncRemote:
         except ReadTimeout as error:
             first = self._stalls[call.route].unanswered(time.monotonic())
             link.suspect(error, again=not first)
+            raise
+        except (RemoteError, PayloadError) as error:
+            self._refused(call, error)
             raise
         finally:
             if client is not link.current:

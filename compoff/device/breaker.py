@@ -90,7 +90,7 @@ class Backoff:
 
 
 class Stall:
-    """Calls of one head that got no answer from a server that gives signs: a tail that hangs.
+    """Calls of one head that got no answer from a server that gives signs: a tail that hangs, or fails each time.
 
     After three in a row only one call in a while asks it, and the others need not wait out their deadlines. The pauses
     grow from a second to a minute, until one is answered.

@@ -5,13 +5,22 @@ Knows nothing of what happens where the edge cannot answer; that is for ``fallba
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from compoff.device.breaker import Stall
 from compoff.device.timing import Patience, RetryBudget
-from compoff.errors import ConnectionLost, ConnectTimeout, PayloadError, ReadTimeout, RemoteProtocolError, WireError
+from compoff.errors import (
+    ConnectionLost,
+    ConnectTimeout,
+    PayloadError,
+    ReadTimeout,
+    RemoteError,
+    RemoteProtocolError,
+    WireError,
+)
 
 if TYPE_CHECKING:
     from compoff.device.answers import CallReport
@@ -21,8 +30,9 @@ if TYPE_CHECKING:
     from compoff.errors import CompoffError
     from compoff.wire.client import Client, PendingReply
 
-__all__ = ["ATTEMPTS", "Asked", "Edge"]
+__all__ = ["ATTEMPTS", "Asked", "Edge", "refused"]
 
+_logger = logging.getLogger("compoff.connect")
 ATTEMPTS = 2  # to connect, that a call without a connection waits for
 
 
@@ -70,6 +80,9 @@ class Edge:
         except ReadTimeout as error:
             self.unanswered(call, error)
             raise
+        except (RemoteError, PayloadError) as error:
+            self.refused(call, error)
+            raise
         finally:
             if client is not self.link.current:
                 self.link.release(client)
@@ -106,13 +119,22 @@ class Edge:
         """
         self.patience.add(time.monotonic() - call.encoded)
         self._budget.earn()
+        try:
+            settled = call.from_edge(reply, server_seconds)
+        except RemoteProtocolError as error:
+            self.refused(call, error)
+            raise
         self.stalls[call.route].answered()
-        return call.from_edge(reply, server_seconds)
+        return settled
 
     def unanswered(self, call: Call, error: ReadTimeout) -> None:
         """Note that the edge was asked and gave no answer in time; the log hears of it once until there is one."""
         first = self.stalls[call.route].unanswered(time.monotonic())
         self.link.suspect(error, again=not first)
+
+    def refused(self, call: Call, error: CompoffError) -> None:
+        """Note that the edge answered with an error or wrongly, as `refused` does."""
+        refused(self.stalls[call.route], call, error, self.link.level)
 
     def repeats(self, call: Call, broken: Client, error: CompoffError, until: float) -> bool:
         """Whether a call is worth sending again: the tail changes nothing by answering, so it may do so twice.
@@ -150,9 +172,29 @@ class Edge:
         except ReadTimeout as late:
             self.unanswered(call, late)
             raise
+        except (RemoteError, PayloadError) as refusal:
+            self.refused(call, refusal)
+            raise
         finally:
             if client is not link.current:
                 link.release(client)
+
+
+def refused(stall: Stall, call: Call, error: CompoffError, level: int) -> None:
+    """Note that the edge answered with an error or wrongly: no answer either, though the link is not to blame.
+
+    The log hears of it once until there is an answer, since where the device answers no call raises.
+
+    Args:
+        stall: Of the call's route.
+        call: The call.
+        error: How it ended.
+        level: Of the log.
+    """
+    if stall.unanswered(time.monotonic()):
+        _logger.log(
+            level, "the edge fails the calls at '%s', and is asked again until it answers: %s", call.head.split, error
+        )
 
 
 class Asked:
@@ -227,6 +269,8 @@ class Asked:
                 return False  # no connection yet
         elif isinstance(error, ReadTimeout):
             self._edge.unanswered(call, error)
+        elif isinstance(error, (RemoteError, PayloadError)):
+            self._edge.refused(call, error)
         elif isinstance(error, (ConnectionLost, RemoteProtocolError)):
             if call.retried:
                 link.report(self._client, error)

@@ -18,8 +18,16 @@ from compoff.device.fallback import reserve
 from compoff.device.remote import connect
 from compoff.device.timing import Estimate
 from compoff.edge.server import Server, serve
-from compoff.errors import ArtifactMismatch, AuthenticationError, FeatureError, LocalProtocolError, ReadTimeout
+from compoff.errors import (
+    ArtifactMismatch,
+    AuthenticationError,
+    FeatureError,
+    LocalProtocolError,
+    PayloadError,
+    ReadTimeout,
+)
 from compoff.operations.certificates import Authority
+from compoff.wire.tensors import pack
 from compoff.wire.tls import TLS
 from tests.device.stand_in import StandIn, Tail, after
 from tests.device.test_link import Relay
@@ -209,6 +217,49 @@ def test_a_tail_that_hangs_in_a_server_that_lives_is_not_waited_for_by_every_cal
         stall._again = 0.0
         assert [remote(after(0)) for _ in range(3)] == [EDGE] * 3
         assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("policy", ["local", "hedge"])
+@pytest.mark.parametrize("how", ["raises", "refuses", "damaged", "other shape"])
+def test_a_tail_that_fails_each_time_is_told_once_and_not_asked_by_every_call(
+    kind: Any, caplog: pytest.LogCaptureFixture, policy: str, how: str
+) -> None:
+    class Failing(Tail):
+        fails, asked = True, 0
+
+        def answer(self, payload: bytes) -> bytes:
+            self.asked += 1
+            if not self.fails:
+                return super().answer(payload)
+            if how == "raises":
+                raise RuntimeError("out of memory")
+            if how == "refuses":
+                raise PayloadError("not what this tail takes")
+            return b"\0" if how == "damaged" else pack([np.zeros((1, 4), np.float32)])
+
+    def warnings() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name == "compoff.connect"]
+
+    tail = Failing()
+    with serve(tail) as server, contextlib.ExitStack() as at_last:
+        remote = kind(server.address, on_failure=policy, local=Whole())
+        at_last.callback(remote.close)
+        stall = (remote._remote._stalls if kind is Async else remote._remote._edge.stalls)[0]
+        for _ in range(3):
+            eventually(lambda: remote(after(0)) == LOCAL and "had not answered" not in (remote.last.reason or ""))
+        (warning,) = warnings()
+        assert "fails the calls at 'input'" in warning
+        assert remote.stats.reachable, "the link is not to blame"
+        if policy == "local":
+            stall._again = time.monotonic() + 60.0
+            asked = tail.asked
+            assert remote(after(0)) == LOCAL
+            assert "no answer to 3 calls in a row" in (remote.last.reason or "")
+            assert tail.asked == asked
+        tail.fails, stall._again = False, 0.0
+        eventually(lambda: remote(after(0)) == EDGE)
+        assert stall._count == 0
+        assert len(warnings()) == 1
 
 
 @pytest.mark.parametrize("policy", ["local", "hedge"])
