@@ -28,7 +28,7 @@ __all__ = ["Connection"]
 _logger = logging.getLogger("compoff.serve")
 _WRITE_BUFFER_BYTES = 2**18  # beyond this a client that does not read its answers is not read from, either
 _LAST_WORDS = 1.0  # seconds for a closing connection to take what is still written
-_LINGER = 0.2  # seconds of quiet before a stopping server closes: closing under a request could destroy a reply
+_LINGER = 0.2  # seconds without a request before a stopping server closes: under a request it could destroy a reply
 
 
 class Connection(Receiver):
@@ -55,14 +55,16 @@ class Connection(Receiver):
         self._transport: asyncio.Transport | None = None
         self._gone = False
         self._left = False  # the client's side is closed, and ours may not be yet
-        self._draining = False
+        self._drain_end: float | None = None  # when a connection that was asked to go has to be gone
+        self._asked = 0.0  # when the last request came, or the last answer went
         self._paused = False
         self._since = time.monotonic()  # when the handshake, the half message or the quiet began
-        self._messages = 0
+        self._messages = self._requests = 0
         self._held_bytes = 0
         self._unwritten = 0  # answers in the transport when the client last took some of them
         self.unread_bytes = 0
         self._abort_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
         self._canceled: set[int] = set()
 
     @property
@@ -123,8 +125,9 @@ class Connection(Receiver):
         self._hold(0)
         self._protocol.discard()
         self.count_unread()
-        if self._abort_timer is not None:
-            self._abort_timer.cancel()
+        for timer in (self._abort_timer, self._linger_timer):
+            if timer is not None:
+                timer.cancel()
         if self._transport is not None:
             self._transport.close()  # no effect, but without it Python 3.10 complains of a TLS transport left open
         self._service.leave(self)
@@ -164,11 +167,13 @@ class Connection(Receiver):
             self._close()
 
     def drain(self) -> None:
-        """Say goodbye; close when the answers in flight are sent."""
+        """Say goodbye; close when the answers in flight are sent, whatever else the client still says."""
         if not self._protocol.opened:
             self._dismiss(ErrorCode.CLOSING, "the server is stopping; connect again later")
             return
-        self._draining = True
+        if self._drain_end is None:
+            self._asked = time.monotonic()
+            self._drain_end = self._asked + self._service.limits.drain_timeout
         self._protocol.send_goodbye()
         self._flush()
         self._finish_if_drained()
@@ -205,8 +210,9 @@ class Connection(Receiver):
 
     def settle(self) -> None:
         """Send what was delivered."""
+        self._asked = time.monotonic()
         if not self._protocol.buffered:
-            self._since = time.monotonic()
+            self._since = self._asked
         self._flush()
         if self._protocol.closing:
             self._finish_if_drained()
@@ -224,6 +230,8 @@ class Connection(Receiver):
         if self._protocol.opened and (self._protocol.received != self._messages or not (buffered and self._held_bytes)):
             self._since = time.monotonic()
         self._messages = self._protocol.received
+        if self._protocol.requests != self._requests:
+            self._requests, self._asked = self._protocol.requests, time.monotonic()
         self._hold(buffered)
         if self._service.held_bytes > self._service.limits.max_held_bytes and buffered:
             self._dismiss(ErrorCode.BUSY, "the server holds as many bytes as it may; try again later")
@@ -241,13 +249,19 @@ class Connection(Receiver):
             transport.abort()
 
     def _finish_if_drained(self) -> None:
-        if self._protocol.in_flight or self._gone:
+        if self._protocol.in_flight or self._gone or self._linger_timer is not None:
             return
-        rest = _LINGER - (time.monotonic() - self._since) if self._draining else 0.0
+        rest = 0.0
+        if self._drain_end is not None:
+            rest = min(self._asked + _LINGER, self._drain_end) - time.monotonic()
         if rest > 0:
-            asyncio.get_running_loop().call_later(rest, self._finish_if_drained)
+            self._linger_timer = asyncio.get_running_loop().call_later(rest, self._linger_is_over)
         else:
             self._close()
+
+    def _linger_is_over(self) -> None:
+        self._linger_timer = None
+        self._finish_if_drained()
 
     def _dismiss(self, code: ErrorCode, text: str) -> None:
         """Tell the client why, and close."""
@@ -265,9 +279,12 @@ class Connection(Receiver):
             self._abort_later()
 
     def _abort_later(self) -> None:
-        """Give a closing connection a moment for what is still written, and no more."""
+        """Give a closing connection a moment for what is still written; one that was asked to go has till its end."""
         if self._transport is not None and self._abort_timer is None:
-            self._abort_timer = asyncio.get_running_loop().call_later(_LAST_WORDS, self._transport.abort)
+            seconds = _LAST_WORDS
+            if self._drain_end is not None and not self._left:
+                seconds = max(seconds, self._drain_end - time.monotonic())
+            self._abort_timer = asyncio.get_running_loop().call_later(seconds, self._transport.abort)
 
     def _flush(self) -> None:
         data = self._protocol.data_to_send()

@@ -288,7 +288,7 @@ def serve(
         handshake_timeout: Seconds for a new client to say HELLO.
         message_timeout: Seconds from a message's first byte to its last, or without any answer being read.
         idle_timeout: Seconds without any message after which a connection is closed.
-        drain_timeout: Seconds that ``close`` gives the answers in flight.
+        drain_timeout: Seconds that ``close`` gives the answers in flight, and ``readmit`` a client to go.
 
     Returns:
         The server, listening.

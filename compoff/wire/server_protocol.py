@@ -124,6 +124,7 @@ class ServerProtocol(Conversation):
         self._offers: tuple[Offer, ...] = ()
         self._maxima: tuple[int, ...] = ()  # longest payload of each offer; 0 where none is served
         self._in_flight: set[int] = set()
+        self.requests = 0  # that came, taken or refused
 
     @property
     def in_flight(self) -> int:
@@ -275,6 +276,7 @@ class ServerProtocol(Conversation):
         if frame.type is FrameType.PING:
             self._output.append(serialize_timed(FrameType.PONG, b"", frame.request_id, self._expected_wait()))
             return None
+        self.requests += 1
         if self._state is State.CLOSING:
             self._refuse(frame.request_id, ErrorCode.CLOSING, "the server is stopping; connect again")
             return None

@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from compoff.edge import connection
 from compoff.edge.server import Server, serve
 from compoff.errors import ConnectionLost, LocalProtocolError, PayloadError, WireError
 from compoff.wire.client import open_client
-from compoff.wire.frames import Frame, FrameType
+from compoff.wire.frames import Frame, FrameType, serialize
 from compoff.wire.messages import ErrorCode, Welcome, decode_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-from tests.edge.peers import HELLO, ID, Echo, Peer, content, request, still_right
+from tests.edge.peers import HELLO, ID, Echo, Peer, content, eventually, request, still_right
 
 
 @pytest.fixture
@@ -118,6 +119,55 @@ def test_stopping_lets_answers_out_and_nothing_in() -> None:
     with pytest.raises(ConnectionLost, match="refused"):
         open_client(server.address, [ID])
     server.close()
+
+
+def test_who_is_asked_to_go_cannot_stay_by_pinging() -> None:
+    ping = serialize(Frame(FrameType.PING, request_id=1))
+    with serve(Echo(), drain_timeout=30) as server, Peer(server) as peer:
+        peer.read()
+        server.readmit()
+        assert peer.read() == Frame(FrameType.GOODBYE)
+        before = len(server._loop._scheduled)  # type: ignore[attr-defined]
+        deadline = time.monotonic() + 3
+        with contextlib.suppress(OSError):
+            while time.monotonic() < deadline:
+                peer.send(ping)
+                if peer.read() is None:
+                    break
+                assert len(server._loop._scheduled) <= before + 3  # type: ignore[attr-defined]
+        assert time.monotonic() < deadline
+        still_right(server)
+
+
+def test_who_is_asked_to_go_and_asks_on_has_until_the_drain_timeout() -> None:
+    with serve(Echo(), drain_timeout=0.6) as server, Peer(server) as peer:
+        peer.read()
+        server.readmit()
+        assert peer.read() == Frame(FrameType.GOODBYE)
+        start = time.monotonic()
+        with contextlib.suppress(OSError):
+            for number in range(1, 300):
+                peer.send(request(number, b"x"))
+                refused = peer.read()
+                if refused is None:
+                    break
+                assert decode_error(refused.body)[0] is ErrorCode.CLOSING
+                time.sleep(0.01)
+        assert 0.4 < time.monotonic() - start < 2
+
+
+def test_answers_in_flight_have_until_the_drain_timeout_to_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_LAST_WORDS", 0.01)
+    body = random.Random(0).randbytes(2**22)
+    with serve(Echo(2**22), drain_timeout=20) as server, Peer(server, receive_buffer=4096) as peer:
+        peer.read()
+        peer.send(request(1, body))
+        eventually(lambda: server.stats().tails[0].replies == 1)
+        server.readmit()
+        time.sleep(0.4)  # longer than the server lingers
+        assert content(peer.read()) == (FrameType.REPLY, body, 1)
+        assert peer.read() == Frame(FrameType.GOODBYE)
+        assert peer.read() is None
 
 
 def test_stopping_does_not_wait_for_ever() -> None:
