@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from compoff.errors import WireError
 from compoff.wire.frames import MAX_BODY_BYTES
 from compoff.wire.messages import ErrorCode
+from compoff.wire.moved import unsent
 from compoff.wire.protocol import Canceled, Request
 from compoff.wire.receiver import Receiver
 from compoff.wire.server_protocol import ServerProtocol
@@ -29,6 +30,30 @@ _logger = logging.getLogger("compoff.serve")
 _WRITE_BUFFER_BYTES = 2**18  # beyond this a client that does not read its answers is not read from, either
 _LAST_WORDS = 1.0  # seconds for a closing connection to take what is still written
 _LINGER = 0.2  # seconds without a request before a stopping server closes: under a request it could destroy a reply
+
+
+class _Untaken(NamedTuple):
+    """Bytes of answers that a client has not taken: in the transport, and in the system below it.
+
+    The system asks for more only when about a third of what it holds is gone, which takes a slow link many seconds: the
+    transport alone does not show that a client reads.
+    """
+
+    here: int
+    below: int
+
+    def less_than(self, before: _Untaken) -> bool:
+        """Whether the client took some since an earlier look.
+
+        What TLS has on its way to the system is in neither count: it may fill up ``below``, but never lessens it.
+        """
+        return self.below < before.below or sum(self) < sum(before)
+
+
+def _untaken(transport: asyncio.Transport) -> _Untaken:
+    sock = transport.get_extra_info("socket")
+    below = unsent(sock.fileno()) if sock is not None and sock.fileno() >= 0 else 0
+    return _Untaken(transport.get_write_buffer_size(), below)
 
 
 class Connection(Receiver):
@@ -61,7 +86,7 @@ class Connection(Receiver):
         self._since = time.monotonic()  # when the handshake, the half message or the quiet began
         self._messages = self._requests = 0
         self._held_bytes = 0
-        self._unwritten = 0  # answers in the transport when the client last took some of them
+        self._untaken = _Untaken(0, 0)  # at the last look while writing is paused
         self.unread_bytes = 0
         self._abort_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
@@ -137,7 +162,7 @@ class Connection(Receiver):
         self._paused = True
         self._since = time.monotonic()
         if self._transport is not None:
-            self._unwritten = self._transport.get_write_buffer_size()
+            self._untaken = _untaken(self._transport)
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
@@ -241,12 +266,13 @@ class Connection(Receiver):
         self._held_bytes = num_bytes
 
     def _check_progress(self, now: float, transport: asyncio.Transport) -> None:
-        unwritten = transport.get_write_buffer_size()
-        if unwritten < self._unwritten:
-            self._unwritten, self._since = unwritten, now
+        untaken = _untaken(transport)
+        if untaken.less_than(self._untaken):
+            self._since = now
         elif now - self._since >= self._service.limits.message_timeout:
             _logger.info("closed %s: it reads none of its answers", self._name())
             transport.abort()
+        self._untaken = untaken
 
     def _finish_if_drained(self) -> None:
         if self._protocol.in_flight or self._gone or self._linger_timer is not None:
@@ -290,7 +316,7 @@ class Connection(Receiver):
         data = self._protocol.data_to_send()
         if data and self._transport is not None and not self._transport.is_closing():
             if self._paused:
-                self._unwritten += len(data)
+                self._untaken = self._untaken._replace(here=self._untaken.here + len(data))
             self._transport.write(data)
             if self.unread_bytes or self._transport.get_write_buffer_size():  # mostly the socket has taken everything
                 self.count_unread()

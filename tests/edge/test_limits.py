@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -271,19 +272,34 @@ def test_a_slow_reader_is_not_cut_off() -> None:
             time.sleep(0.15)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not say what a peer has not taken")
+def test_a_link_so_slow_that_the_system_asks_for_nothing_more_is_not_cut_off() -> None:
+    with serve(Echo(2**24), message_timeout=0.2) as server, Peer(server, receive_buffer=4096) as peer:
+        body = random.Random(0).randbytes(2**24)
+        peer.read()
+        peer.send(request(1, body))
+        [connection] = server._service.peers
+        eventually(lambda: connection._paused)
+        for _ in range(30):
+            peer.parser.feed(peer.socket.recv(2048))
+            time.sleep(0.03)
+        assert content(peer.read()) == (FrameType.REPLY, body, 1)
+
+
 def test_reading_goes_on_counts_although_more_answers_come() -> None:
     with serve(Echo(2**23), message_timeout=30) as server, Peer(server, receive_buffer=4096) as peer:
         peer.read()
         peer.send(request(1, bytes(2**23)))
         [connection] = server._service.peers
         eventually(lambda: connection._paused)
-        before = connection._unwritten
+        eventually(lambda: connection._untaken.here == connection._transport.get_write_buffer_size())
+        before = connection._untaken.here
         connection._protocol._in_flight.add(2)
         job = Job(Lane(Echo(), 1), b"", FULL, 0.0, connection, 2, 0.0)
         server._loop.call_soon_threadsafe(connection.deliver, job, Outcome(bytes(2**20)))
         server._loop.call_soon_threadsafe(connection.settle)
         eventually(lambda: connection._protocol.in_flight == 0)
-        assert connection._unwritten == before + 2**20 + 16, "what came on top is no proof that nothing was read"
+        assert connection._untaken.here == before + 2**20 + 16, "what came on top is no proof that nothing was read"
 
 
 def test_unread_answers_cannot_fill_the_server() -> None:
