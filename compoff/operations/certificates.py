@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compoff.checks import is_number
+from compoff.drafts import drafts
 from compoff.errors import BackendError, LocalProtocolError
 
 try:
@@ -24,7 +25,7 @@ except ModuleNotFoundError as error:
     raise BackendError('making certificates needs cryptography: pip install "compoff[tls]"') from error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["Authority"]
 
@@ -63,7 +64,8 @@ class Authority:
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._key, self._certificate = self._make()
-            self._write_revoked([])
+            contents = {"revoked.pem": self._revoked([]), "ca.key": _key_bytes(self._key)}
+            _write(self.folder, {**contents, "ca.pem": _pem(self._certificate)})
 
     @property
     def path(self) -> Path:
@@ -126,7 +128,8 @@ class Authority:
         certificates = [_read_certificate(self.folder / f"{_check_name(name)}.pem")]
         certificates += [_read_certificate(path) for path in self._replaced(name)]
         serials = [entry.serial_number for entry in _read_list(self.revoked_path)]
-        self._write_revoked([*serials, *(certificate.serial_number for certificate in certificates)])
+        data = self._revoked([*serials, *(certificate.serial_number for certificate in certificates)])
+        _write(self.folder, {self.revoked_path.name: data})
         return self.revoked_path
 
     def _make(self) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
@@ -137,10 +140,7 @@ class Authority:
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         builder = builder.add_extension(usage, critical=True)
         builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        certificate = builder.sign(key, hashes.SHA256())
-        _write_key(self.folder / "ca.key", key)
-        self.path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        return key, certificate
+        return key, builder.sign(key, hashes.SHA256())
 
     def _read(self) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
         path = self.folder / "ca.key"
@@ -177,11 +177,11 @@ class Authority:
         if hosts is not None:
             builder = builder.add_extension(hosts, critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
+        contents: dict[str, bytes] = {}
         if paths[0].exists():  # valid until it ends, and so to be taken back with the name
             old = _read_certificate(paths[0])
-            paths[0].replace(self.folder / f"{name}.{old.serial_number:x}{_REPLACED}")
-        paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        _write_key(paths[1], key)
+            contents[f"{name}.{old.serial_number:x}{_REPLACED}"] = _pem(old)
+        _write(self.folder, {**contents, paths[1].name: _key_bytes(key), paths[0].name: _pem(certificate)})
         return paths
 
     def _replaced(self, name: str) -> list[Path]:
@@ -192,7 +192,7 @@ class Authority:
     def _key_identifier(self) -> x509.AuthorityKeyIdentifier:
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
 
-    def _write_revoked(self, serials: list[int]) -> None:
+    def _revoked(self, serials: list[int]) -> bytes:
         now = datetime.datetime.now(datetime.timezone.utc)
         builder = x509.CertificateRevocationListBuilder().issuer_name(self._certificate.subject)
         builder = builder.last_update(now - datetime.timedelta(days=1))
@@ -201,8 +201,7 @@ class Authority:
         for serial in dict.fromkeys(serials):
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
             builder = builder.add_revoked_certificate(entry)
-        data = builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-        self.revoked_path.write_bytes(data)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 def _builder(
@@ -263,11 +262,22 @@ def _read_list(path: Path) -> x509.CertificateRevocationList:
         raise LocalProtocolError(f"'{path}' holds no list of revoked certificates ({error})") from error
 
 
-def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    """Write a key that its owner alone may read."""
-    data = key.private_bytes(
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _key_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
+
+
+def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files whole or, on a full disk, not at all; their owner alone may read a key."""
+    with drafts(folder, contents) as made:
+        for name, draft in made.items():
+            mode = 0o600 if name.endswith(".key") else 0o666
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                file.write(contents[name])
+        for name, draft in made.items():
+            draft.replace(folder / name)

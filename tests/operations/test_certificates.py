@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import stat
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from compoff.errors import LocalProtocolError
 from compoff.operations.certificates import Authority
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -53,6 +56,34 @@ def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
         authority.issue_device("camera-1")
     assert (tmp_path / "camera-1.pem").read_bytes() == before
     assert authority.issue_device("camera-1", renew=True)[0].read_bytes() != before
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """Files end after 300 bytes: a key fits, a certificate does not."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    with full_disk():
+        Authority(tmp_path)
+    assert not list(tmp_path.iterdir())
+    authority = Authority(tmp_path)
+    authority.issue_device("camera-1")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with full_disk():
+        authority.revoke("camera-1")
+    with full_disk():
+        authority.issue_device("camera-1", renew=True)
+    with full_disk():
+        authority.issue_device("camera-2")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_revoked_certificates_are_on_the_list(tmp_path: Path) -> None:
