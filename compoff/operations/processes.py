@@ -176,6 +176,7 @@ def _reserve(address: str) -> socket.socket:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind(target)
-    except OSError as error:
-        raise WireError(f"cannot listen on {address}: {error.strerror}; choose another port, or port 0") from error
+    except (OSError, UnicodeError) as error:  # the latter for what cannot be a host's name
+        reason = getattr(error, "strerror", None) or error
+        raise WireError(f"cannot listen on {address}: {reason}; choose another port, or port 0") from error
     return holder

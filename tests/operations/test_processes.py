@@ -69,6 +69,13 @@ def test_a_port_that_others_share_among_themselves_is_not_shared_with_them() -> 
             Processes(Settings((TailPlace(Path("export")),), address, processes=2), ("text", "info"))
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64])
+@pytest.mark.parametrize("counts", [{"processes": 2}, {"fronts": 1}])
+def test_what_cannot_be_a_hosts_name_is_one_line(host: str, counts: dict[str, Any]) -> None:
+    with pytest.raises(WireError, match=f"cannot listen on {host}:7878: .*label"):
+        Processes(Settings((TailPlace(Path("export")),), f"{host}:7878", **counts), ("text", "info"))
+
+
 def test_a_start_ends_when_the_server_shall_stop(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(WireError, match="was stopped while it started"):
