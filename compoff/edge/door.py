@@ -1,13 +1,16 @@
-"""The door of a TLS server: who has not shown that it speaks TLS costs a socket, and only some shake hands at a time.
+"""The door of a server. With TLS, who has not shown that it speaks it costs a socket; some shake hands at a time.
 
 asyncio sets up a quarter of a megabyte for each TLS connection before the first byte has come. Here a client waits
-outside until the whole first record of its handshake is there to be looked at; then ``connection`` takes over.
+outside until the whole first record of its handshake is there to be looked at; then ``connection`` takes over. Where
+the system has no descriptor left for another one, asyncio would log that hundreds of times a second; here whoever has
+been silent the longest makes room.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import socket
 from typing import TYPE_CHECKING
@@ -28,6 +31,7 @@ _ACCEPTS = 64  # connections taken before other events have their turn
 _PAUSE = 0.5  # seconds without new connections after one could not be taken: there are no descriptors left
 # Seconds until a first record that was half there is looked at again: soon, then at twice the time each.
 _PATIENCE, _LEAST_OFTEN = 0.05, 1.0
+_WARN_AGAIN = 10.0  # seconds
 _HANDSHAKES = 64  # at a time; one more ends the oldest, which an honest client would have finished
 _RECORD_HEADER_BYTES = 5
 _LONGEST_RECORD = 2**14 + 256
@@ -35,23 +39,24 @@ _HANDSHAKE_RECORD = b"\x16\x03"
 
 
 class Door:
-    """Takes the connections of a TLS server.
+    """Takes the connections of a server.
 
     Args:
         bound: Bound sockets; the door listens on duplicates of them.
         service: Whose connections they become, and whose limits are kept.
-        context: The server's TLS context.
+        context: The server's TLS context, or None for plain TCP.
 
     Source: RFC 8446, Sec. 5.1 (the form of a record).
     """
 
-    def __init__(self, bound: Sequence[socket.socket], service: Service, context: ssl.SSLContext) -> None:
+    def __init__(self, bound: Sequence[socket.socket], service: Service, context: ssl.SSLContext | None) -> None:
         self._service = service
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._listeners = [socket.socket(fileno=os.dup(one.fileno())) for one in bound]
         self._outside: dict[socket.socket, asyncio.TimerHandle] = {}  # in the order they came
         self._shaking: dict[asyncio.Task[None], None] = {}
+        self._warned = -math.inf
 
     def open(self) -> None:
         """Listen."""
@@ -77,11 +82,36 @@ class Door:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                _logger.warning("no connection can be taken: %s", error.strerror)
-                self._loop.remove_reader(listener.fileno())
-                self._loop.call_later(_PAUSE, self._listen_again, listener)
-                return
-            self._receive(sock)
+                self._warn(error)
+                if not self._make_room():
+                    self._loop.remove_reader(listener.fileno())
+                    self._loop.call_later(_PAUSE, self._listen_again, listener)
+                return  # the place is free when the loop comes by again
+            sock.setblocking(False)
+            if self._context is None:
+                self._hand_over(sock, None)
+            else:
+                self._receive(sock)
+
+    def _warn(self, error: OSError) -> None:
+        if self._loop.time() - self._warned >= _WARN_AGAIN:
+            self._warned = self._loop.time()
+            _logger.warning("no connection can be taken, or only in the place of a silent one: %s", error.strerror)
+
+    def _make_room(self) -> bool:
+        """Put out whoever has been silent the longest; False where nobody is."""
+        if self._outside:
+            self._send_away(next(iter(self._outside)))
+        elif self._shaking and self._context is not None:  # without TLS they are in the next moment
+            self._end_oldest_handshake()
+        else:
+            return self._service.put_out_silent()
+        return True
+
+    def _end_oldest_handshake(self) -> None:
+        oldest = next(iter(self._shaking))
+        del self._shaking[oldest]
+        oldest.cancel()
 
     def _listen_again(self, listener: socket.socket) -> None:
         if listener.fileno() >= 0:
@@ -90,7 +120,6 @@ class Door:
     def _receive(self, sock: socket.socket) -> None:
         if len(self._outside) >= self._service.limits.max_connections:
             self._send_away(next(iter(self._outside)))
-        sock.setblocking(False)
         timeout = self._service.limits.handshake_timeout
         self._outside[sock] = self._loop.call_later(timeout, self._send_away, sock)
         self._loop.add_reader(sock.fileno(), self._look, sock)
@@ -132,22 +161,22 @@ class Door:
         timer = self._outside.pop(sock)
         timer.cancel()
         if len(self._shaking) >= _HANDSHAKES:
-            oldest = next(iter(self._shaking))
-            del self._shaking[oldest]
-            oldest.cancel()
-        rest = max(0.001, timer.when() - self._loop.time())
+            self._end_oldest_handshake()
+        self._hand_over(sock, max(0.001, timer.when() - self._loop.time()))
+
+    def _hand_over(self, sock: socket.socket, rest: float | None) -> None:
         task = self._loop.create_task(self._shake_hands(sock, rest))
         self._shaking[task] = None
         task.add_done_callback(lambda done: self._finish(done, sock))
 
-    async def _shake_hands(self, sock: socket.socket, timeout: float) -> None:
+    async def _shake_hands(self, sock: socket.socket, timeout: float | None) -> None:
         try:
             await self._loop.connect_accepted_socket(
                 lambda: Connection(self._service), sock, ssl=self._context, ssl_handshake_timeout=timeout
             )
         except OSError as error:
             self._service.refused += 1
-            _logger.info("a TLS handshake failed: %s", error)
+            _logger.info("a handshake failed: %s", error)
 
     def _finish(self, task: asyncio.Task[None], sock: socket.socket) -> None:
         self._shaking.pop(task, None)

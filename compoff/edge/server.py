@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import dataclasses
 import logging
 import threading
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from compoff.checks import check_number
 from compoff.edge.connection import Connection
+from compoff.edge.descriptors import room_for
 from compoff.edge.door import Door
 from compoff.edge.limits import Limits
 from compoff.edge.servable import Servable
@@ -204,7 +206,7 @@ class Server:
         self._service.begin(self._loop)
         self._stop = asyncio.Event()
         # The door watches sockets itself, which the event loop of Windows cannot: there asyncio's own has to do.
-        guarded = self._tls is not None and isinstance(self._loop, asyncio.SelectorEventLoop)
+        guarded = isinstance(self._loop, asyncio.SelectorEventLoop)
         listener = await self._loop.create_server(
             lambda: Connection(self._service),
             self._host,
@@ -215,7 +217,7 @@ class Server:
             reuse_port=self._reuse_port or None,
             start_serving=not guarded,
         )
-        door = Door(listener.sockets, self._service, self._tls) if guarded and self._tls is not None else None
+        door = Door(listener.sockets, self._service, self._tls) if guarded else None
         if door is not None:
             door.open()
         host, port = listener.sockets[0].getsockname()[:2]
@@ -223,19 +225,11 @@ class Server:
         watch = asyncio.create_task(self._service.watch())
         started.set_result(format_address(host, port))
         await self._stop.wait()
-        await self._stop_listening(listener)
+        listener.close()
         if door is not None:
             door.close()
         await self._service.drain()
         watch.cancel()
-
-    async def _stop_listening(self, listener: asyncio.Server) -> None:
-        """Close, but not under those accepted a moment ago: asyncio would forget their sockets without closing them."""
-        if isinstance(self._loop, asyncio.SelectorEventLoop):
-            for sock in listener.sockets:
-                self._loop.remove_reader(sock.fileno())
-            await asyncio.sleep(0.001)
-        listener.close()
 
 
 def serve(
@@ -274,6 +268,7 @@ def serve(
         reuse_port: Whether other processes of this user may listen on the same port, too; the system shares the
             connections out among them.
         max_connections: Clients at a time; one more is told to come later. With TLS each takes a quarter of a megabyte.
+            This process's soft limit of descriptors is raised for them; where the hard one is lower, they are fewer.
         window: Unanswered requests at a time on one connection; one more is refused as busy.
         workers: Threads that run tails. A tail that answers in microseconds needs none: it is asked where its requests
             are received.
@@ -314,6 +309,8 @@ def serve(
     tls = server_tls(address, tls, insecure)
     every_tail = list(tails) if isinstance(tails, Sequence) else [tails]
     limits = Limits(*how_much, *how_long)
+    limits.check()
+    limits = dataclasses.replace(limits, max_connections=room_for(max_connections))
     service = Service(every_tail, token, limits, workers=workers, decoders=decoders, max_wait=max_wait)
     try:
         return Server(service, address, tls, reuse_port)

@@ -223,14 +223,19 @@ class Service:
         Who holds a place without having said HELLO gives it up to a newcomer: a client of ours speaks at once.
         """
         self.accepted += 1
-        if len(self.peers) >= self.limits.max_connections:
-            silent = next((other for other in self.peers if not other.greeted), None)
-            if silent is None:
-                return False
-            self.refused += 1
-            silent.abort()
-            self.leave(silent)
+        if len(self.peers) >= self.limits.max_connections and not self.put_out_silent():
+            return False
         self.peers[peer] = None
+        return True
+
+    def put_out_silent(self) -> bool:
+        """Put out whoever has been here the longest without having said HELLO; False where there is nobody."""
+        silent = next((other for other in self.peers if not other.greeted), None)
+        if silent is None:
+            return False
+        self.refused += 1
+        silent.abort()
+        self.leave(silent)
         return True
 
     def leave(self, peer: Peer) -> None:

@@ -1,10 +1,12 @@
-"""The door of a TLS server: what it lets in, what it keeps outside, and what waiting there may cost."""
+"""The door of a server, mostly with TLS: what it lets in, what it keeps outside, and what waiting there may cost."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -138,3 +140,45 @@ def test_closing_sends_everybody_away(folder: Path) -> None:
                 pass
         with pytest.raises(ConnectionRefusedError):
             dial(server)
+
+
+FEW_DESCRIPTORS = """
+import resource, sys
+from compoff.edge.server import serve
+from compoff.wire.tls import TLS
+from tests.edge.peers import Echo
+
+tls = TLS(certificate=sys.argv[1], key=sys.argv[2]) if sys.argv[1:] else None
+server = serve(Echo(), handshake_timeout=60, tls=tls)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+print(server.address, flush=True)
+sys.stdin.read()
+server.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the limit is that of POSIX")
+@pytest.mark.parametrize("tls", [False, True])
+def test_silent_ones_make_room_when_there_are_no_descriptors_left(folder: Path, tls: bool) -> None:
+    files = [str(folder / "edge.pem"), str(folder / "edge.key")] if tls else []
+    context = TLS(ca=folder / "ca.pem").client_context() if tls else None
+    command = [sys.executable, "-c", FEW_DESCRIPTORS, *files]
+    with (
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process,
+        contextlib.ExitStack() as stack,
+    ):
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        host, port = address.split(":")
+        with open_client(address, [ID], tls=context) as standing:
+            for _ in range(100):
+                stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
+            with open_client(address, [ID], tls=context) as client:
+                assert client.request(b"good", timeout=5) == b"good"
+            assert standing.request(b"good", timeout=5) == b"good"
+        _, said = process.communicate("", timeout=20)
+    assert process.returncode == 0
+    assert said.count("Too many open files") == 1, "and no traceback for each"
+    assert said.count("\n") == 1
