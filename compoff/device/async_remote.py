@@ -188,6 +188,7 @@ class AsyncRemote:
             return await self._first(call, running)
         finally:
             for one in (body, *running):
+                one.add_done_callback(_seen)
                 one.cancel()
 
     async def _first(self, call: Call, running: set[asyncio.Future[tuple[Any, CallReport]]]) -> tuple[Any, CallReport]:
@@ -289,9 +290,14 @@ class AsyncRemote:
                 await link.release(client)
 
     async def close(self) -> None:
-        """Close the connection; calls under way end with ConnectionLost."""
+        """Close the connection; calls under way end with ConnectionLost.
+
+        Raises:
+            LocalProtocolError: The running event loop is another one.
+        """
         if self._link.forked:
             return
+        self._link.check_loop()
         if self._runs is not None:
             self._runs.close()
         await self._link.close()
@@ -301,6 +307,12 @@ class AsyncRemote:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def _seen(future: asyncio.Future[Any]) -> None:
+    """Look at how a future ended that nobody awaits any more, or asyncio logs a traceback."""
+    if not future.cancelled():
+        future.exception()
 
 
 async def _until(future: asyncio.Future[Any], moment: float) -> None:

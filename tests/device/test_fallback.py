@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import threading
 import time
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from compoff.coding import Payload
     from compoff.device.answers import CallReport
+    from compoff.device.calls import Call
     from compoff.device.statistics import RemoteStats
 
 EDGE, LOCAL = [[0, 1, 2]], [[7, 7, 7]]
@@ -343,6 +345,26 @@ def test_an_edge_that_hangs_does_not_make_hedged_calls_wait_longer_and_longer(ki
         assert sorted(times)[6] < 1.0, "without a bound it takes five seconds by then"
         freed.set()
         eventually(lambda: remote(after(0), timeout=5) == EDGE)  # it was asked all the same
+
+
+def test_a_head_that_fails_as_it_is_given_up_leaves_nothing_to_asyncios_log(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def encode(call: Call, until: float) -> bytes:
+        with contextlib.suppress(asyncio.CancelledError):  # as Python 3.11 does where the head ends in that moment
+            await asyncio.sleep(5)
+        raise call.late()
+
+    async def main() -> list[str]:
+        told: list[str] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
+        async with await connect_async(StandIn(), server.address, on_failure="hedge", local=Whole()) as remote:  # type: ignore[arg-type]
+            monkeypatch.setattr(remote, "_encode", encode)
+            assert (await remote(after(0), timeout=0.1)).tolist() == LOCAL
+        gc.collect()
+        return told
+
+    assert asyncio.run(main()) == []
 
 
 def test_hedging_takes_the_edge_where_that_is_the_first(kind: Any, server: Server) -> None:

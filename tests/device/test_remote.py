@@ -166,8 +166,9 @@ def test_an_async_remote_says_that_it_belongs_to_another_loop(parts: Parts, serv
     async def elsewhere() -> None:
         await remote(torch.zeros(1, 3, 12, 12))
 
-    with pytest.raises(compoff.LocalProtocolError, match="belongs to another event loop"):
-        asyncio.run(elsewhere())
+    for work in (elsewhere, remote.close):
+        with pytest.raises(compoff.LocalProtocolError, match="belongs to another event loop"):
+            asyncio.run(asyncio.wait_for(work(), 5))
     loop.run_until_complete(remote(torch.zeros(1, 3, 12, 12)))
     loop.run_until_complete(remote.close())
     loop.close()
