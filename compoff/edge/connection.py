@@ -85,7 +85,7 @@ class Connection(Receiver):
         self._paused = False
         self._since = time.monotonic()  # when the handshake, the half message or the quiet began
         self._messages = self._requests = 0
-        self._held_bytes = 0
+        self.held_bytes = 0
         self._untaken = _Untaken(0, 0)  # at the last look while writing is paused
         self.unread_bytes = 0
         self._abort_timer: asyncio.TimerHandle | None = None
@@ -124,12 +124,13 @@ class Connection(Receiver):
             self._service.refused += 1
             self._close()
             return
+        self._account()
         for event in events:
             if isinstance(event, Request):
                 self._service.take(event, self)
             elif isinstance(event, Canceled) and self._protocol.awaits(event.request_id):  # not answered meanwhile
                 self._canceled.add(event.request_id)
-        self._account()
+        self._service.relieve()
         self._flush()
         if self._protocol.closing:
             self._finish_if_drained()
@@ -203,6 +204,10 @@ class Connection(Receiver):
         self._flush()
         self._finish_if_drained()
 
+    def put_out(self) -> None:
+        """Close, since the bytes held here are wanted."""
+        self._dismiss(ErrorCode.BUSY, "the server holds as many bytes as it may; try again later")
+
     def abort(self) -> None:
         """Close at once."""
         self._gone = True
@@ -252,18 +257,16 @@ class Connection(Receiver):
     def _account(self) -> None:
         """Restart the clock unless the same message is still half received; keep the count of bytes held."""
         buffered = self._protocol.buffered
-        if self._protocol.opened and (self._protocol.received != self._messages or not (buffered and self._held_bytes)):
+        if self._protocol.opened and (self._protocol.received != self._messages or not (buffered and self.held_bytes)):
             self._since = time.monotonic()
         self._messages = self._protocol.received
         if self._protocol.requests != self._requests:
             self._requests, self._asked = self._protocol.requests, time.monotonic()
         self._hold(buffered)
-        if self._service.held_bytes > self._service.limits.max_held_bytes and buffered:
-            self._dismiss(ErrorCode.BUSY, "the server holds as many bytes as it may; try again later")
 
     def _hold(self, num_bytes: int) -> None:
-        self._service.held_bytes += num_bytes - self._held_bytes
-        self._held_bytes = num_bytes
+        self._service.held_bytes += num_bytes - self.held_bytes
+        self.held_bytes = num_bytes
 
     def _check_progress(self, now: float, transport: asyncio.Transport) -> None:
         untaken = _untaken(transport)

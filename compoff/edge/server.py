@@ -278,8 +278,9 @@ def serve(
             of what that took; who is alone never waits.
         max_pending: Requests that may wait for the workers, of all connections; beyond it the newest of whoever has the
             most of them is refused as busy.
-        max_held_bytes: Payloads waiting and messages half received, of all connections, in bytes; and as many again of
-            answers that clients do not take: beyond it, whoever leaves the most of them is cut off.
+        max_held_bytes: Payloads waiting and messages half received, of all connections, in bytes: beyond it, whoever
+            has the longest message half received is put out. And as many again of answers that clients do not take:
+            beyond it, whoever leaves the most of them is cut off.
         handshake_timeout: Seconds for a new client to say HELLO.
         message_timeout: Seconds from a message's first byte to its last, or without any answer being read.
         idle_timeout: Seconds without any message after which a connection is closed.

@@ -50,6 +50,11 @@ class Peer(Protocol):
         ...
 
     @property
+    def held_bytes(self) -> int:
+        """Bytes of a message half received from this connection's client."""
+        ...
+
+    @property
     def greeted(self) -> bool:
         """Whether the client has said HELLO and was welcomed."""
         ...
@@ -74,6 +79,10 @@ class Peer(Protocol):
 
     def drain(self) -> None:
         """Take no new requests, and close when the answers in flight are sent."""
+        ...
+
+    def put_out(self) -> None:
+        """Tell the client that the server is busy, and close."""
         ...
 
     def abort(self) -> None:
@@ -275,6 +284,7 @@ class Service:
         job.asker.deliver(job, outcome)
 
     def _has_room(self, job: Job) -> bool:
+        self.relieve(len(job.payload))
         if self.held_bytes + len(job.payload) > self.limits.max_held_bytes:
             return False
         if self._pending < self.limits.max_pending:
@@ -353,6 +363,18 @@ class Service:
             if self.unread_bytes <= self.limits.max_held_bytes:
                 return
             peer.abort()
+
+    def relieve(self, num_bytes: int = 0) -> None:
+        """Where too many bytes are held, put out whoever holds the most of a message half received, until it is enough.
+
+        Args:
+            num_bytes: How many are to be held besides; nobody is put out for them who holds no more than that.
+        """
+        while self.held_bytes + num_bytes > self.limits.max_held_bytes:
+            greediest = max(self.peers, key=lambda peer: peer.held_bytes, default=None)
+            if greediest is None or greediest.held_bytes <= num_bytes:
+                return
+            greediest.put_out()
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Say whose thread outcomes are delivered in."""

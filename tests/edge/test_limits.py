@@ -132,6 +132,35 @@ def test_half_messages_cannot_fill_the_server() -> None:
         still_right(server)
 
 
+def test_who_holds_the_most_of_a_half_message_makes_room_for_the_others() -> None:
+    big, small = request(1, bytes(2**16))[:-1], request(1, bytes(2**12))
+    with serve(Echo(2**16), max_held_bytes=2**17 + 100, message_timeout=30) as server, contextlib.ExitStack() as stack:
+        greedy, modest, newcomer = (stack.enter_context(Peer(server)) for _ in range(3))
+        for peer, held in ((greedy, big), (modest, big[:-3000])):
+            peer.read()
+            total = server._service.held_bytes + len(held)
+            peer.send(held)
+            eventually(lambda total=total: server._service.held_bytes == total)
+        newcomer.read()
+        newcomer.send(small[:3500])  # half a message first, and then a whole one
+        assert greedy.refused() is ErrorCode.BUSY
+        newcomer.send(small[3500:])
+        assert content(newcomer.read()) == (FrameType.REPLY, bytes(2**12), 1)
+        modest.send(request(1, bytes(2**16))[-3001:])
+        assert content(modest.read()) == (FrameType.REPLY, bytes(2**16), 1)
+
+
+def test_a_request_has_room_in_the_place_of_a_longer_half_message() -> None:
+    with serve(Echo(2**16), max_held_bytes=2**16 + 100, message_timeout=30) as server, Peer(server) as greedy:
+        greedy.read()
+        greedy.send(request(1, bytes(2**16))[:-1])
+        eventually(lambda: server._service.held_bytes > 2**16)
+        still_right(server)
+        with open_client(server.address, [ID]) as client:
+            assert client.request(bytes(2**12), timeout=2) == bytes(2**12)
+        assert greedy.refused() is ErrorCode.BUSY
+
+
 def test_expired_requests_never_reach_the_tail() -> None:
     echo = Echo()
     with serve(echo) as server, open_client(server.address, [ID]) as client:
