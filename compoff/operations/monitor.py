@@ -6,9 +6,12 @@ own looks at the figures once a second, so that everybody who asks sees the same
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import importlib.resources
 import json
+import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["Monitor"]
 
 _LOOK_SECONDS = 1.0
+_HANDLERS = 32  # requests at a time; one more ends the oldest, which an honest one would have finished
+_REQUEST_SECONDS = 5.0  # for the whole of a request and its answer, however slowly they come and go
 _LIVE_LOOKS = 5  # how many looks back "live" reaches
 _JSON, _TEXT, _HTML = "application/json", "text/plain; charset=utf-8", "text/html; charset=utf-8"
 
@@ -108,6 +113,7 @@ class Monitor:
             look = (time.monotonic(), self._figures())
             with self._lock:
                 self._looks.append(look)
+            self._server.end_late()
             if self._closed.wait(_LOOK_SECONDS):
                 return
 
@@ -118,15 +124,46 @@ class _HTTPServer(http.server.ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], monitor: Monitor) -> None:
         self.monitor = monitor
+        self._handled: dict[socket.socket, float] = {}  # since when, the oldest first
+        self._handled_lock = threading.Lock()
         if ":" in address[0]:
-            import socket
-
             self.address_family = socket.AF_INET6
         super().__init__(address, _Handler)
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give it a thread, and where there are too many the oldest its end."""
+        with self._handled_lock:
+            self._handled[request] = time.monotonic()
+            if len(self._handled) > _HANDLERS:
+                self._end(next(iter(self._handled)))
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close what was answered, or ended."""
+        with self._handled_lock:
+            self._handled.pop(request, None)
+        super().shutdown_request(request)
+
+    def end_late(self) -> None:
+        """End the requests whose time is over."""
+        with self._handled_lock:
+            for sock, since in tuple(self._handled.items()):
+                if time.monotonic() - since >= _REQUEST_SECONDS:
+                    self._end(sock)
+
+    def _end(self, sock: socket.socket) -> None:
+        del self._handled[sock]
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)  # its thread wakes up and closes it
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing for who has gone or was ended; a traceback for everything else."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    timeout = 5.0  # seconds; who says nothing does not keep a thread
+    timeout = _REQUEST_SECONDS
 
     def do_GET(self) -> None:
         status, kind, body = cast("_HTTPServer", self.server).monitor.answer(self.path.partition("?")[0])

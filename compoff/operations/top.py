@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import socket
+import threading
 import time
 from typing import TYPE_CHECKING, cast
 
@@ -16,6 +19,8 @@ from compoff.printable import printable
 from compoff.wire.sockets import connect_error, parse_target
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Console
 
     from compoff.operations.figures import Figures, Live, TailFigures
@@ -24,7 +29,9 @@ __all__ = ["fetch", "show_top", "table_of"]
 
 # Each as wide as what usually stands in it, so that the figures of several tails stand below one another.
 _COLUMNS = {"requests/s": 10, "in": 10, "out": 10, "waiting": 7, "p50": 8, "p90": 8, "p99": 8, "batch": 5, "busy": 5}
-_SECONDS = 3.0
+_SECONDS = 3.0  # for a whole answer
+_LONGEST = 2**20  # bytes
+_NO_HTTP = (http.client.HTTPException, ConnectionResetError, BrokenPipeError)
 
 
 def show_top(address: str, console: Console, *, interval: float = 1.0, looks: int | None = None) -> None:
@@ -57,16 +64,21 @@ def fetch(address: str) -> Figures:
     """
     host, port = parse_target(address)
     connection = http.client.HTTPConnection(host, port, timeout=_SECONDS)
+    ended = threading.Event()
     try:
-        connection.request("GET", "/figures.json")
-        response = connection.getresponse()
-        figures = json.loads(response.read())
-        if response.status != 200 or "tails" not in figures:
+        connection.connect()
+        with _ended_at(connection.sock, ended):
+            connection.request("GET", "/figures.json")
+            with connection.getresponse() as response:
+                body = response.read(_LONGEST + 1)
+        if len(body) > _LONGEST:
+            raise ValueError(f"an answer of more than {_LONGEST} bytes")
+        figures = json.loads(body)
+        if response.status != 200:
             raise ValueError(f"status {response.status}")
-    except (ValueError, TypeError, ConnectionResetError, http.client.HTTPException) as error:
-        raise RemoteProtocolError(
-            f"{address} shows no figures ({error}); give the address of the server's metrics, not the devices'"
-        ) from error
+        table_of(figures, address)  # what cannot be shown is none
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, *_NO_HTTP) as error:
+        raise _no_figures(address, error, ended) from error
     except WireError:
         raise
     except ConnectionRefusedError as error:
@@ -79,6 +91,31 @@ def fetch(address: str) -> Figures:
     finally:
         connection.close()
     return cast("Figures", figures)
+
+
+@contextlib.contextmanager
+def _ended_at(sock: socket.socket, ended: threading.Event) -> Iterator[None]:
+    """End a connection when its time is over: the timeout of a socket is one for each read, and a drip has no end."""
+
+    def end() -> None:
+        ended.set()
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(_SECONDS, end)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _no_figures(address: str, error: Exception, ended: threading.Event) -> RemoteProtocolError:
+    said = str(error) if isinstance(error, (ValueError, *_NO_HTTP)) else "it answers something else"
+    reason = f"no whole answer within {_SECONDS:g} s" if ended.is_set() else said
+    return RemoteProtocolError(
+        f"{address} shows no figures ({printable(reason)}); give the address of the server's metrics, not the devices'"
+    )
 
 
 def table_of(figures: Figures, address: str) -> Table:

@@ -8,8 +8,9 @@ import json
 import shutil
 import socket
 import subprocess
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +22,7 @@ from compoff.operations.figures import Figures, figures_of, merge
 from compoff.operations.monitor import Monitor
 from compoff.operations.top import fetch, show_top, table_of
 from compoff.wire.client import open_client
-from tests.edge.peers import ID, Echo
+from tests.edge.peers import ID, Echo, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,6 +88,32 @@ def test_who_connects_and_says_nothing_stops_nobody() -> None:
             sock.close()
 
 
+def test_no_more_than_32_are_answered_at_a_time_and_the_oldest_goes() -> None:
+    with monitored() as monitor, ExitStack() as stack:
+        host, port = monitor.address.split(":")
+        before = threading.active_count()
+        silent = [stack.enter_context(socket.create_connection((host, int(port)), timeout=5)) for _ in range(60)]
+        assert get(monitor, "/healthz")[0] == 200
+        assert [sock.recv(1) for sock in silent[:20]] == [b""] * 20
+        eventually(lambda: threading.active_count() <= before + 32)
+
+
+def test_a_request_in_drips_ends(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("compoff.operations.monitor._REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr("compoff.operations.monitor._LOOK_SECONDS", 0.05)
+    with monitored() as monitor:
+        host, port = monitor.address.split(":")
+        with socket.create_connection((host, int(port)), timeout=5) as sock:
+            deadline = time.monotonic() + 3
+            with suppress(OSError):
+                while time.monotonic() < deadline:
+                    sock.sendall(b"G")
+                    time.sleep(0.02)
+            assert time.monotonic() < deadline
+        assert get(monitor, "/healthz")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_top_shows_a_row_for_each_tail() -> None:
     with monitored(requests=3) as monitor:
         console = Console(width=200, record=True, force_terminal=False)
@@ -102,6 +129,58 @@ def test_top_says_what_is_wrong_with_an_address() -> None:
         fetch(server.address)
     with pytest.raises(WireError, match=r"nobody shows figures at 127.0.0.1:9: .*; start the server with --metrics"):
         fetch("127.0.0.1:9")
+
+
+@contextmanager
+def answering(*parts: bytes, pause: float = 0.0) -> Iterator[str]:
+    """A server that says these to whoever comes, whatever is asked."""
+
+    def answer() -> None:
+        with suppress(OSError):
+            sock, _ = listener.accept()
+            with sock, suppress(OSError):
+                sock.recv(4096)
+                for part in parts:
+                    sock.sendall(part)
+                    time.sleep(pause)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        thread.join(10)
+
+
+OK = b"HTTP/1.1 200 OK\r\n\r\n"
+WHOLE: Figures = merge([], processes=1)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"[]", "no figures"),
+        (b'{"tails": []}', "no figures"),
+        (json.dumps({**WHOLE, "uptime": "x"}).encode(), "no figures"),
+        (json.dumps({**WHOLE, "tails": 5}).encode(), "no figures"),
+        (json.dumps({**WHOLE, "tails": [{"live": {}}]}).encode(), "no figures"),
+        (b"[" * 200_000, "no figures"),
+        (b" " * (2**20 + 1), "more than 1048576 bytes"),
+    ],
+    ids=["list", "keys", "kind", "tails", "tail", "deep", "long"],
+)
+def test_top_refuses_what_is_no_figures(body: bytes, words: str) -> None:
+    with answering(OK + body) as address, pytest.raises(WireError, match=words):
+        fetch(address)
+
+
+@pytest.mark.parametrize("start", [b"", OK], ids=["head", "body"])
+def test_top_waits_for_no_drip(monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
+    monkeypatch.setattr("compoff.operations.top._SECONDS", 0.2)
+    begin = time.monotonic()
+    drip = answering(start, *[b" "] * 200, pause=0.02)
+    with drip as address, pytest.raises(WireError, match="no whole answer within"):
+        fetch(address)
+    assert time.monotonic() - begin < 3, "200 drips take 4 s"
 
 
 def test_a_server_that_is_not_ready_stands_out() -> None:
