@@ -24,7 +24,7 @@ from compoff.codec import Bottleneck
 from compoff.cutting.cut import cut_at
 from compoff.cutting.functional import functional
 from compoff.cutting.inputs import ExampleInputs
-from compoff.cutting.proof import check_sizes, prove
+from compoff.cutting.proof import check_sizes, prove, require_finite
 from compoff.cutting.trace import frozen
 from compoff.errors import CompoffError, SplitError
 from compoff.quiet import quiet
@@ -124,7 +124,7 @@ def capture(
     Source: this project.
     """
     with (
-        _marked(base, gate) as symbols,
+        _marked(base, gate) as crossed,
         flat_output(base) as structures,
         frozen(base),
         quiet("torch", contextlib.redirect_stderr),
@@ -138,7 +138,8 @@ def capture(
 
         def run(given: ExampleInputs) -> tuple[list[Tensor], tuple[Tensor, ...]]:
             outputs: tuple[Tensor, ...] = Batch(given.args, given.keywords).call(base)
-            return list(symbols), outputs
+            require_finite([finite for _, finite in crossed])
+            return [symbols for symbols, _ in crossed], outputs
 
         prove(
             split,
@@ -198,20 +199,20 @@ def _is_tensor(value: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _marked(base: nn.Module, gate: Gate) -> Generator[list[Tensor]]:
+def _marked(base: nn.Module, gate: Gate) -> Generator[list[tuple[Tensor, Tensor]]]:
     """Put a copy of the bottleneck with the marker in its middle at the split point while the block runs.
 
-    Yields a list that holds the symbols of the last pass.
+    Yields a list that holds the symbols of the last pass, and for each sample whether they stand for finite values.
     """
     bottlenecks = nn.ModuleList(folded(bottleneck) for bottleneck in gate.bottlenecks)
-    crossed: list[Tensor] = []
+    crossed: list[tuple[Tensor, Tensor]] = []
 
     def through_markers(features: list[Tensor]) -> list[Tensor]:
         restored: list[Tensor] = []
         crossed.clear()
         for index, (bottleneck, y) in enumerate(zip(_bottlenecks(bottlenecks), features, strict=True)):
             symbols, finite = bottleneck.encode_checked(y.to(bottleneck.quantizer.centers.dtype))
-            crossed.append(symbols)
+            crossed.append((symbols, finite))
             restored.append(bottleneck.decode(marker(symbols, index, finite)).to(y.dtype))
         return restored
 

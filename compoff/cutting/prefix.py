@@ -22,7 +22,7 @@ from compoff.cutting.cut import head_of
 from compoff.cutting.functional import functional
 from compoff.cutting.graph_flow import has_batch
 from compoff.cutting.inputs import ExampleInputs
-from compoff.cutting.proof import check_sizes, prove
+from compoff.cutting.proof import check_sizes, prove, require_finite
 from compoff.cutting.trace import frozen
 from compoff.hooks import stop_listening
 from compoff.quiet import quiet
@@ -149,7 +149,9 @@ def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInpu
         count = len(bottlenecks)
 
         def run(given: ExampleInputs) -> tuple[tuple[Tensor, ...], tuple[()]]:
-            return Batch(given.args, given.keywords).call(module)[:count], ()
+            crossed = Batch(given.args, given.keywords).call(module)
+            require_finite(crossed[-count:])
+            return crossed[:count], ()
 
         prove(site.path, example, run, half, most=most)
         flags = tuple(has_batch(result) for result in results[count:-count])

@@ -7,6 +7,7 @@ What torch.export notes of the former is read, the rest is seen by trying. Knows
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -14,25 +15,32 @@ from torch import Tensor, nn
 
 from compoff.batch import Batch
 from compoff.cutting.trace import frozen
-from compoff.errors import SplitError
+from compoff.errors import FeatureError, SplitError
 from compoff.trees import tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch.export import ExportedProgram
+    from torch.fx import GraphModule
 
     from compoff.cutting.inputs import ExampleInputs
 
     Run: TypeAlias = Callable[[ExampleInputs], tuple[Sequence[Tensor], Sequence[Tensor]]]
 
-__all__ = ["answers_alike", "check_sizes", "prove"]
+__all__ = ["answers_alike", "check_sizes", "prove", "require_finite"]
 
-_SIZES = (1, 3)  # of the batches that are tried; a program is made with two samples
-# Rounding, and kernels that take another way for another size, move an output by far less than these shares of its
-# largest value; a branch not taken or a neighbor mixed in moves it by more.
-_CLOSE = {torch.float16: 0.25, torch.bfloat16: 0.25}
-_CLOSE_OTHERS = 0.05
+_log = logging.getLogger("compoff.export")
+
+_MANY = 3  # samples in the larger of the two batches that are tried; a program is made with two samples
+# A branch not taken or a neighbor mixed in moves an output by more than this share of what samples differ by, which may
+# be far less than the output itself is: a temperature in kelvin is about 300 whatever the picture.
+_APART = 0.05
+# Shares of its largest value that rounding may move an output by, where kernels take another way for another size.
+_ROUNDING = {torch.float16: 0.25, torch.bfloat16: 0.25}
+_ROUNDING_CPU = 1e-3
+_ROUNDING_OTHERS = 1e-2  # accelerators multiply with ten bits where they are let
+_ROUNDING_SAME = 1e-5  # and where the kernels are the same, because the size of the batch is
 _FAR = 0.02  # share of the symbols that may be off by more than one step
 
 
@@ -62,7 +70,7 @@ def prove(
     example: ExampleInputs,
     run: Run,
     head: Callable[..., Sequence[Tensor]],
-    tail: Callable[..., Sequence[Tensor]] | None = None,
+    tail: GraphModule | None = None,
     *,
     most: int,
     crossing: Sequence[bool] = (),
@@ -84,25 +92,43 @@ def prove(
         SplitError: A half does something else than the model, or one sample's answer depends on the others.
     """
     merged = all((*crossing, *leaves))  # an edge runs several requests as one only where everything has a batch axis
+    rounding, spreads = _rounding(tail), None
     with torch.random.fork_rng(devices=[]):
-        for size in (one for one in _SIZES if one <= most):
+        for size in (min(max(most, 2), _MANY), 1):
             found = _tried(example.of_size(size), run)
             if found is None:
+                if size > 1:
+                    _log.warning("%s", _untried(split))
                 continue
             given, symbols, outputs = found
+            if size > 1:
+                spreads = [_spread(output, size) for output in outputs]
             parts = _run(head, given.tensors, size, split)
             same = all(map(_near, parts, symbols))
             if same and tail is not None:
                 arrived = [*symbols, *parts[len(symbols) : len(symbols) + len(crossing)]]
                 answers = _run(tail, arrived, size, split)
-                same = len(answers) == len(outputs) and all(map(_close, answers, outputs))
-                if same and merged and size > 1:
-                    for place in (0, size - 1):
-                        here = slice(place, place + 1)
-                        alone = _run(tail, [part[here] for part in arrived], 1, split)
-                        _check_alone(alone, [answer[here] for answer in answers], split)
-            if not same and not _random(given, run, symbols, outputs):
+                same = _alike(answers, outputs, spreads, rounding)
+                if same and merged and 1 < size <= most:
+                    alone = _run(tail, [part[:1] for part in arrived], 1, split)
+                    first = [answer[:1] for answer in answers]
+                    if not _alike(alone, first, spreads, rounding) or _mixes(tail, arrived, len(symbols), answers):
+                        raise _together(split)
+            if not same and not _random(given, run, symbols, outputs, spreads, rounding):
                 raise _otherwise(size, split)
+
+
+def require_finite(flags: Sequence[Tensor]) -> None:
+    """Refuse a run of the model in which no symbol stands for what came to the cut, so that it shows nothing.
+
+    Args:
+        flags: For each code, which samples are finite.
+
+    Raises:
+        FeatureError: One is not.
+    """
+    if not all(bool(finite.all()) for finite in flags):
+        raise FeatureError("what crosses is not finite")
 
 
 def answers_alike(base: nn.Module, other: nn.Module, example: ExampleInputs) -> bool:
@@ -132,22 +158,31 @@ def answers_alike(base: nn.Module, other: nn.Module, example: ExampleInputs) -> 
             theirs = run(other, given)
         except Exception:
             return False
-        same = len(theirs) == len(outputs) and all(map(_close, theirs, outputs))
-        return same or not all(map(_close, run(base, given), outputs))
+        spreads = [_spread(output, 2) for output in outputs]
+        apart = any(tensor.device.type != "cpu" for tensor in example.tensors)  # the other's kernels are others then
+        rounding = max(
+            [_ROUNDING.get(output.dtype, _APART if apart else _ROUNDING_CPU) for output in outputs], default=0.0
+        )
+        same = _alike(theirs, outputs, spreads, rounding)
+        return same or not _alike(run(base, given), outputs, spreads, rounding)
 
 
 def _tried(example: ExampleInputs, run: Run) -> tuple[ExampleInputs, Sequence[Tensor], Sequence[Tensor]] | None:
     """Inputs, and what the model itself makes of them; None for a size of batch that it refuses."""
-    # A model may refuse what no data looks like; and a mask of zeros, or of ones, may hide everything.
-    for fill in (_drawn, _drawn_with_ones, torch.zeros_like):
+    # A model may refuse what no data looks like; a mask of zeros, or of ones, may hide everything.
+    found = None
+    for fill in (_drawn, _drawn_with_rows, _drawn_with_ones, _drawn_positive, torch.zeros_like):
         given = example.map(fill)
         try:
-            symbols, outputs = run(given)
+            symbols, outputs = map(list, run(given))
         except Exception:
             continue  # what the model itself refuses says nothing of its halves
-        if all(bool(torch.isfinite(output).all()) for output in outputs):  # kernels differ in what they make of NaN
-            return given, list(symbols), list(outputs)
-    return None
+        if not all(bool(torch.isfinite(output).all()) for output in outputs):
+            continue  # kernels differ in what they make of NaN
+        found = found or (given, symbols, outputs)
+        if any(bool((one != one[:1]).any()) for one in symbols) or not symbols or len(symbols[0]) == 1:
+            return given, symbols, outputs  # samples that are all alike would show less
+    return found
 
 
 def _run(half: Callable[..., Sequence[Tensor]], given: Sequence[Tensor], size: int, split: str) -> Sequence[Tensor]:
@@ -157,19 +192,63 @@ def _run(half: Callable[..., Sequence[Tensor]], given: Sequence[Tensor], size: i
         raise _otherwise(size, split) from error
 
 
-def _check_alone(alone: Sequence[Tensor], among_others: Sequence[Tensor], split: str) -> None:
-    if not all(map(_close, alone, among_others)):
-        raise SplitError(
-            f"behind '{split}', the model's answer to a sample depends on the other samples of its batch, and an edge "
-            "answers several devices in one batch; what is taken over the batch (a mean, a maximum, the statistics of "
-            "BatchNorm with track_running_stats=False) must be taken per sample, or be kept from training"
-        )
-
-
-def _random(given: ExampleInputs, run: Run, symbols: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+def _random(
+    given: ExampleInputs,
+    run: Run,
+    symbols: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    spreads: Sequence[float] | None,
+    rounding: float,
+) -> bool:
     """Whether the model itself answers otherwise the second time, so that nothing can be compared."""
     again, repeated = run(given)
-    return not (all(map(_near, again, symbols)) and all(map(_close, repeated, outputs)))
+    return not (all(map(_near, again, symbols)) and _alike(repeated, outputs, spreads, rounding))
+
+
+def _mixes(
+    tail: Callable[..., Sequence[Tensor]], arrived: Sequence[Tensor], codes: int, answers: Sequence[Tensor]
+) -> bool:
+    """Whether a sample's answer changes with the other samples, in a batch of the same size and so by the same kernels.
+
+    The others become copies of the sample itself, their symbols turned upside down.
+    """
+    size = len(arrived[0])
+    for place in (0, size - 1):
+        given = [part[[place] * size] for part in arrived]
+        for symbols in given[:codes]:
+            symbols[torch.arange(size) != place] = symbols.max() + symbols.min() - symbols[0]
+        if _differ(tail(*given), answers, place):
+            return not _differ(tail(*arrived), answers, place)  # or it answers otherwise every time
+    return False
+
+
+def _differ(ours: Sequence[Tensor], theirs: Sequence[Tensor], place: int) -> bool:
+    """Whether one sample's answers differ, each number measured by how far it is from that of other samples."""
+    for one, other in zip(ours, theirs, strict=True):
+        if one.shape != other.shape or not other.is_floating_point():
+            return not torch.equal(one[place], other[place])
+        both = torch.stack([one, other]).double().nan_to_num(0.0, 0.0, 0.0)
+        spread = both.amax((0, 1)) - both.amin((0, 1))
+        ours_here, theirs_here = both[:, place]
+        bound = _APART * spread + _ROUNDING_SAME * theirs_here.abs()
+        if bool(((ours_here - theirs_here).abs() > bound).any()):
+            return True
+    return False
+
+
+def _together(split: str) -> SplitError:
+    return SplitError(
+        f"behind '{split}', the model's answer to a sample depends on the other samples of its batch, and an edge "
+        "answers several devices in one batch; what is taken over the batch (a mean, a maximum, the statistics of "
+        "BatchNorm with track_running_stats=False) must be taken per sample, or be kept from training"
+    )
+
+
+def _untried(split: str) -> str:
+    return (
+        f"what is exported at '{split}' could not be tried with several samples: the model refuses every such batch "
+        "that was made up, or gives NaN for it. See for yourself that each sample is answered as if it came alone"
+    )
 
 
 def _otherwise(size: int, split: str) -> SplitError:
@@ -188,8 +267,20 @@ def _drawn(tensor: Tensor) -> Tensor:
     return torch.randn(tensor.shape, generator=generator).to(tensor)
 
 
+def _drawn_with_rows(tensor: Tensor) -> Tensor:
+    """The same with zeros and ones by turns, otherwise in each sample."""
+    if tensor.is_floating_point() or not tensor.dim():
+        return _drawn(tensor)
+    columns = torch.arange(tensor[0].numel())
+    return ((torch.arange(len(tensor))[:, None] + columns) % 2).reshape(tensor.shape).to(tensor)
+
+
 def _drawn_with_ones(tensor: Tensor) -> Tensor:
     return _drawn(tensor) if tensor.is_floating_point() else torch.ones_like(tensor)
+
+
+def _drawn_positive(tensor: Tensor) -> Tensor:
+    return _drawn(tensor).abs() + 0.1 if tensor.is_floating_point() else torch.ones_like(tensor)
 
 
 def _near(ours: Tensor, theirs: Tensor) -> bool:
@@ -199,13 +290,41 @@ def _near(ours: Tensor, theirs: Tensor) -> bool:
     return float(((ours.int() - theirs.int()).abs() > 1).double().mean()) <= _FAR
 
 
-def _close(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether tensors are alike but for rounding; of whole numbers, which may be places in an order, only the form."""
+def _alike(ours: Sequence[Tensor], theirs: Sequence[Tensor], spreads: Sequence[float] | None, rounding: float) -> bool:
+    """Whether outputs are the same but for rounding, where samples differ by so much; None where that is not known."""
+    if len(ours) != len(theirs):
+        return False
+    known = [_largest(output) for output in theirs] if spreads is None else spreads
+    return all(_close(*both, rounding) for both in zip(ours, theirs, known, strict=True))
+
+
+def _close(ours: Tensor, theirs: Tensor, spread: float, rounding: float) -> bool:
+    """Whether tensors are alike; of whole numbers, which may be places in an order, only the form."""
     if ours.shape != theirs.shape or not theirs.is_floating_point() or not theirs.numel():
         return ours.shape == theirs.shape
-    share = _CLOSE.get(theirs.dtype, _CLOSE_OTHERS)
-    ours, theirs = ours.double(), theirs.double()
     if not torch.equal(ours.isfinite(), theirs.isfinite()):
         return False
-    ours, theirs = ours.nan_to_num(0.0, 0.0, 0.0), theirs.nan_to_num(0.0, 0.0, 0.0)
-    return float((ours - theirs).abs().max()) <= share * float(theirs.abs().max()) + 1e-6
+    gap = _largest(ours.double().nan_to_num(0.0, 0.0, 0.0) - theirs.double().nan_to_num(0.0, 0.0, 0.0))
+    return gap <= max(_APART * spread, rounding * _largest(theirs)) + 1e-6
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest absolute value."""
+    finite = tensor.double().nan_to_num(0.0, 0.0, 0.0)
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def _spread(output: Tensor, size: int) -> float:
+    """How far samples are from their mean at most, or the largest value where an output has no batch axis."""
+    return _largest(
+        output - output.double().mean(0) if output.is_floating_point() and size in output.shape[:1] else output
+    )
+
+
+def _rounding(tail: GraphModule | None) -> float:
+    """The share of an output that rounding may move it by, in the coarsest numbers that a graph computes with."""
+    values = [value for node in tail.graph.nodes for value in tensors_of(node.meta.get("val"))] if tail else []
+    coarse = [_ROUNDING[value.dtype] for value in values if value.dtype in _ROUNDING]
+    if coarse:
+        return max(coarse)
+    return _ROUNDING_OTHERS if any(value.device.type != "cpu" for value in values) else _ROUNDING_CPU

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 import torch
@@ -34,12 +34,18 @@ class Net(nn.Module):
 
 
 def exported(
-    net: nn.Module, split: str = "b", max_batch: int = 256, *, calibrated: bool = True
+    net: nn.Module,
+    split: str = "b",
+    max_batch: int = 256,
+    *,
+    calibrated: bool = True,
+    codec: Literal["transform", "deepcod"] = "transform",
+    drawn: Callable[..., Tensor] = torch.randn,
 ) -> tuple[compoff.Head, compoff.Tail]:
     torch.manual_seed(0)
-    wrapped = compoff.wrap(net.eval(), split, example_input=torch.randn(2, 3, 8, 8))
-    if calibrated:
-        compoff.calibrate(wrapped, [torch.randn(64, 3, 8, 8), torch.randn(64, 3, 8, 8)])
+    wrapped = compoff.wrap(net.eval(), split, example_input=drawn(2, 3, 8, 8), codec=codec)
+    if calibrated and codec == "transform":
+        compoff.calibrate(wrapped, [drawn(64, 3, 8, 8), drawn(64, 3, 8, 8)])
     return compoff.export(wrapped, split, max_batch=max_batch)
 
 
@@ -76,19 +82,82 @@ def test_statistics_of_the_batch_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    "mixing",
+    [
+        lambda z: 293 + 10 * (z - z.mean(0)),
+        lambda z: 293 + 10 * z / z.shape[0],
+        lambda z: torch.cat([1000 * z, z.cumsum(0)], 1),
+        lambda z: (z - z.mean(0)).argmax(1),
+    ],
+    ids=["beside an offset", "by the size, beside an offset", "in a column of small numbers", "whole numbers"],
+)
+@pytest.mark.parametrize("max_batch", [2, 256])
+def test_a_neighbor_is_seen_however_large_the_answers_are(mixing: Callable[[Tensor], Tensor], max_batch: int) -> None:
+    with pytest.raises(SplitError, match="depends on the other samples of its batch"):
+        exported(Net(behind=mixing), max_batch=max_batch, codec="deepcod")
+
+
+def test_a_branch_is_seen_however_large_the_answers_are() -> None:
+    with pytest.raises(SplitError, match=r"answer a batch of 1 otherwise than it does as a whole"):
+        exported(Net(behind=lambda z: 293 + 10 * z * (3 if z.shape[0] == 1 else 1)), codec="deepcod")
+
+
+def test_a_model_of_positive_numbers_is_tried_with_such() -> None:
+    class Log(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.log())
+
+    def positive(*shape: int) -> Tensor:
+        return torch.rand(shape) + 0.1
+
+    with pytest.raises(SplitError, match="depends on the other samples of its batch"):
+        exported(Log(behind=lambda z: z - z.mean(0)), drawn=positive, codec="deepcod")
+    exported(Log(), drawn=positive, codec="deepcod")
+
+
+def test_token_ids_of_which_none_are_known_are_tried_with_two_sorts() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.b = nn.Embedding(4, 8), nn.Linear(8, 8)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            z = self.b(self.embedding(ids)).mean(1)
+            return z - z.mean(0)
+
+    wrapped = compoff.wrap(Tokens().eval(), "b", example_input=torch.zeros(2, 16, dtype=torch.long), codec="deepcod")
+    with pytest.raises(SplitError, match="depends on the other samples of its batch"):
+        compoff.export(wrapped, "b")
+
+
+@pytest.mark.parametrize(
     "fine",
     [
+        lambda z: 293 + 0.01 * z,
+        lambda z: (z.bfloat16() * 3).float() + 293,
+        lambda z: z + 0.1 * torch.randn_like(z),
+        lambda z: torch.zeros_like(z),
+        lambda z: (z > 0, z.argmax(1), z),
         lambda z: z + torch.randn_like(z),
         lambda z: torch.where(z > 0, z, torch.nan),
         lambda z: z.softmax(1),
         lambda z: z.sort(1).values,
         lambda z: z.half(),
     ],
-    ids=["random", "not finite", "softmax", "sorted", "half"],
+    ids=["offset", "half inside", "noise", "alike", "whole", "random", "not finite", "softmax", "sorted", "half"],
 )
 def test_what_is_the_same_but_for_rounding_or_chance_is_exported(fine: Callable[[Tensor], Tensor]) -> None:
     head, tail = exported(Net(behind=fine), calibrated=False)
-    assert tail(head(torch.randn(3, 3, 8, 8))).shape == (3, 512)
+    answer = tail(head(torch.randn(3, 3, 8, 8)))
+    assert (answer[-1] if isinstance(answer, tuple) else answer).shape == (3, 512)
+
+
+def test_what_could_not_be_tried_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    exported(Net(behind=lambda z: z.where(z > 0, torch.nan)), calibrated=False)
+    assert "could not be tried with several samples" in caplog.text
+    caplog.clear()
+    exported(Net(), calibrated=False)
+    assert "could not be tried" not in caplog.text
 
 
 def test_an_answer_about_the_whole_batch_is_one_of_a_request_of_its_own() -> None:
