@@ -19,7 +19,7 @@ from compoff.printable import printable
 from compoff.wire.sockets import connect_error, parse_target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from rich.console import Console
 
@@ -94,7 +94,7 @@ def fetch(address: str) -> Figures:
 
 
 @contextlib.contextmanager
-def _ended_at(sock: socket.socket, ended: threading.Event) -> Iterator[None]:
+def _ended_at(sock: socket.socket, ended: threading.Event) -> Generator[None]:
     """End a connection when its time is over: the timeout of a socket is one for each read, and a drip has no end."""
 
     def end() -> None:
