@@ -73,7 +73,7 @@ def feature_of(trace: Trace, number: int, tap: Tap, path: str) -> Feature:
         SplitError: It has no batch axis, or too few or too many axes.
     """
     value = trace.flow.values[number]
-    batch = _batch_axis(value, trace.batch)
+    batch = trace.batch_axis(number)
     if batch is None or not 2 <= len(value.shape) <= 5 or 0 in value.shape:
         raise SplitError(
             f"a tensor that crosses at '{path}' ({tap}) has shape {value.shape}; expected a batch of {trace.batch} "
@@ -117,18 +117,13 @@ def side_of(trace: Trace, number: int, tap: Tap) -> Feature:
             f"{', '.join(DTYPES)}: choose another split point, convert the model to one of them, or, where it is a "
             'skip, let it have a bottleneck of its own with skips="encode"'
         )
-    batched = len(value.shape) > 0 and value.shape[0] == trace.batch
+    batched = trace.batch_axis(number) == 0
     shape = _without(value.shape, 0) if batched else _without(value.shape, None)
     return Feature(tap, shape, value.dtype, None, value.own, batched)
 
 
 def _without(shape: tuple[int | str, ...], axis: int | None) -> tuple[int, ...]:
     return tuple(int(size) for place, size in enumerate(shape) if place != axis)
-
-
-def _batch_axis(value: Value, batch: int) -> int | None:
-    """The first axis where it is as long as the batch; else the second, as recurrent layers like it."""
-    return next((axis for axis, size in enumerate(value.shape[:2]) if size == batch), None)
 
 
 def _layout(trace: Trace, value: Value, batch: int) -> Layout:

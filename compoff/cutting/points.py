@@ -204,7 +204,7 @@ def points_of(trace: Trace, *, clean: bool = True) -> list[SplitPoint]:
             cut = cut_at_call(trace, call, call.path)
         except SplitError:
             continue
-        if cut.main in seen or trace.batch not in trace.flow.values[cut.main].shape[:2] or (clean and cut.skips):
+        if cut.main in seen or trace.batch_axis(cut.main) is None or (clean and cut.skips):
             continue
         seen.add(cut.main)
         found.append((cut.moment, _point(trace, call, cut)))
@@ -253,7 +253,7 @@ def _point(trace: Trace, call: ModuleCall, cut: Cut) -> SplitPoint:
     values = [flow.values[number] for number in (cut.main, *cut.skips)]
     before, total = flow.macs(0, cut.moment), flow.macs(0)
     main = values[0].shape
-    axis = 0 if main[0] == trace.batch else 1
+    axis = trace.batch_axis(cut.main)
     raw = sum(math.prod(int(size) for size in value.shape) * value.dtype.itemsize // batch for value in values)
     return SplitPoint(
         f"{call.path}#{call.number}" if repeated else call.path,

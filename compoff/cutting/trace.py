@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -22,14 +23,14 @@ from compoff.batch import Batch, refusals_named
 from compoff.cutting.axes import axis_map, channel_axis, data_arguments, output_channel_axis
 from compoff.cutting.flow import SIZED, Flow, Operator, Value
 from compoff.cutting.macs import count_macs
-from compoff.errors import FeatureError, SplitError
+from compoff.errors import CompoffError, FeatureError, SplitError
 from compoff.hooks import function_name, uncompiled
 from compoff.signature import in_order
 from compoff.spare import spare_buffers
 from compoff.trees import Place, map_tensors, places_of, tensors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 __all__ = ["FunctionCall", "ModuleCall", "Trace", "frozen", "named_modules", "watch"]
 
@@ -94,6 +95,7 @@ class Trace:
         functions: Calls of functions, in order.
         batch: Number of samples in the run.
         given_at: Where each of the model's inputs stands in the call, in the order of its signature.
+        again: Runs the model once more, with another number of samples.
     """
 
     flow: Flow = field(default_factory=Flow)
@@ -101,6 +103,40 @@ class Trace:
     functions: list[FunctionCall] = field(default_factory=list[FunctionCall])
     batch: int = 0
     given_at: tuple[Place, ...] = ()
+    again: Callable[[], Trace] | None = None
+
+    def batch_axis(self, number: int) -> int | None:
+        """The axis of a value that is the batch: its first or its second.
+
+        Several may be as long as the batch: a second run tells which of them changes with the number of samples.
+
+        Args:
+            number: The value.
+
+        Returns:
+            The axis; None where there is none.
+        """
+        sizes = self.flow.values[number].shape[:2]
+        axes = [axis for axis, size in enumerate(sizes) if size == self.batch]
+        inputs = [self.flow.values[one].shape[1:] for one in self.flow.inputs]
+        if not axes or (axes == [0] and not any(self.batch in rest for rest in inputs)) or self._other is None:
+            return next(iter(axes), None)
+        moved = self._other.flow.values[number].shape
+        return next((axis for axis in axes if moved[axis] == self._other.batch), None)
+
+    @cached_property
+    def _other(self) -> Trace | None:
+        """The second run; None where the model refuses it, or goes another way."""
+        try:
+            other = self.again() if self.again is not None else None
+        except CompoffError:
+            return None
+        forms = [
+            [(len(value.shape), value.dtype, value.made_by) for value in run.flow.values]
+            for run in (self, other)
+            if run is not None
+        ]
+        return other if forms[0] == forms[-1] else None
 
     def calls_of(self, path: str) -> list[ModuleCall]:
         """Calls of one module, in order."""
@@ -184,9 +220,10 @@ def watch(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | No
                 f"{what} was compiled by torch.jit, so nothing can be seen of it nor hung into it; give the model as "
                 "it was written"
             )
+    asked: Any = (args, keywords or {})
     # Own tensors of the same values: the model may write to them, and the caller's may be known to hooks or caches of
     # the model. Those that are given twice are one memory, under two names.
-    given = Batch(args, keywords or {}).copy()
+    given = Batch(*asked).copy()
     called: Any = map_tensors((given.args, given.kwargs), lambda tensor: tensor.view_as(tensor))
     with refusals_named(Batch(*called)):
         args, keywords = in_order(model, *called, defaults=True)
@@ -205,7 +242,18 @@ def watch(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | No
     finally:
         watcher.remove()
     watcher.finish(output)
+    if watcher.trace.batch:
+        watcher.trace.again = lambda: watch(model, *_resized(asked, watcher.trace.batch))
     return watcher.trace
+
+
+def _resized(called: Any, batch: int) -> Any:
+    """The same call with another number of samples: few, but not one, which models like to treat otherwise."""
+    samples = torch.arange(2 if batch > 2 else 3) % batch
+    return map_tensors(
+        called,
+        lambda tensor: tensor[samples.to(tensor.device)] if tensor.dim() and len(tensor) == batch else tensor,
+    )
 
 
 class _Watcher(TorchDispatchMode):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compoff.codec.layout import Layout
+from compoff.cutting.points import list_split_points
 from compoff.cutting.sites import check_names, locate
 from compoff.cutting.trace import frozen, named_modules
 from compoff.errors import FeatureError, SplitError
@@ -206,6 +207,66 @@ def test_a_batch_that_comes_second_is_found() -> None:
     feature = locate(TimeFirst(), ["rnn"], (torch.randn(2, 9, 6),))["rnn"].features[0]
     assert feature.layout == Layout((1, 2, 0))
     assert (feature.shape, feature.packed_shape) == ((9, 6), (6, 9))
+
+
+class TimeFirst(nn.Module):
+    """Puts time before the batch, with a mask beside it, and counts how often it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.runs = nn.Linear(8, 6), nn.Linear(6, 6), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        y = self.a(x).relu().transpose(0, 1)
+        loud = y.sum(2) > 0
+        return (self.b(y) * loud[:, :, None]).sum(0)
+
+
+@pytest.mark.parametrize(("batch", "runs"), [(1, 2), (2, 2), (5, 2), (6, 2)])
+def test_the_batch_is_what_changes_with_the_number_of_samples(batch: int, runs: int) -> None:
+    net, inputs = TimeFirst(), torch.randn(batch, 5, 8)
+    (feature,), (side,) = (site := locate(net, ["b"], (inputs,))["b"]).features, site.sides
+    assert feature.layout is not None
+    assert (feature.layout.order, feature.shape) == ((1, 2, 0), (5, 6))
+    assert not side.batched  # its first axis is time
+    assert net.runs == runs
+    assert [point.shape for point in list_split_points(net, inputs)] == [(5, 8), (5, 6)]
+
+
+def test_a_second_run_is_made_where_it_is_needed_only() -> None:
+    class Counting(Plain):
+        runs = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.runs += 1
+            return super().forward(x)
+
+    net = Counting()
+    assert locate(net, ["block1"], (images(4),))["block1"].features[0].shape == (8, 8, 8)
+    assert net.runs == 1
+    assert locate(net, ["block1"], (images(8),))["block1"].features[0].shape == (8, 8, 8)
+    assert net.runs == 3
+
+
+@pytest.mark.parametrize("batch", [4, 8])
+def test_a_batch_that_views_are_folded_into_is_no_batch(batch: int) -> None:
+    class Views(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+
+    with pytest.raises(SplitError, match=rf"expected a batch of {batch} features"):
+        locate(Views(), ["block1"], (torch.randn(batch, 2, 3, 8, 8),))
+
+
+def test_a_model_of_one_size_of_batch_is_taken_at_its_word() -> None:
+    class One(TimeFirst):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.reshape(6, 5, 8))
+
+    layout = locate(One(), ["b"], (torch.randn(6, 5, 8),))["b"].features[0].layout
+    assert layout is not None
+    assert layout.order[0] == 1
 
 
 def test_auto_chooses_block_starts_that_span_the_network() -> None:
