@@ -423,3 +423,29 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     flipped = np.random.default_rng(0).random((1, 3, 8, 8), np.float32)[::-1]
     assert bytes(head(flipped)) == bytes(head(flipped.copy()))
     assert tail(head(flipped)).shape == (1, 8, 6, 6)
+
+
+class Checked(Plain):
+    """Refuses a mask that hides everything, behind the cut, as zeros do."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        z = super().forward(x)
+        if not bool(mask.any()):
+            raise ValueError("the mask hides everything")
+        return z * mask[:, :1]
+
+
+def checked() -> nn.Module:
+    """Make it, always the same."""
+    torch.manual_seed(0)
+    return Checked().eval()
+
+
+def test_a_model_that_refuses_zeros_is_named_and_has_the_factory_as_its_way_out() -> None:
+    inputs = (images(), torch.ones(len(images()), 8, dtype=torch.bool))
+    model = compoff.wrap(checked(), "block1", example_input=inputs, codec="deepcod")
+    with pytest.raises(SplitError, match=r"Checked refuses .* samples of zeros .*: the mask hides everything"):
+        compoff.export(model, "block1")
+    head, tail = compoff.export(model, "block1", tail_factory=f"{__name__}:checked")
+    with model.eval().at("block1"), torch.no_grad():
+        assert_close(tail(bytes(head(*inputs))), model(*inputs))

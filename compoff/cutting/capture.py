@@ -117,7 +117,7 @@ def capture(
         Head and tail, both on the CPU.
 
     Raises:
-        SplitError: The model cannot be exported, something crosses that cannot, or the halves would not answer as the
+        SplitError: The model refuses zeros or cannot be exported, something crosses that cannot, or the halves would not answer as the
             model does.
         ArtifactError: The model returns something that cannot be described.
 
@@ -129,8 +129,7 @@ def capture(
         frozen(base),
         quiet("torch", contextlib.redirect_stderr),
     ):
-        leaves: tuple[Tensor, ...] = Batch(example.args, example.keywords).call(base)
-        leaves = tuple(leaf.detach() for leaf in leaves)
+        leaves = tuple(leaf.detach() for leaf in _answer_to_zeros(base, example, split))
         structure = structures[-1]
         graph = _export(base, example, split, most)
         count = len(gate.bottlenecks)
@@ -158,6 +157,21 @@ def capture(
         tail = program_of(halves.tail, given, split)
         sides = tuple(zip(crossing[count:], halves.crossing, strict=True))
         return Programs(head, tail, sides, tuple(zip(leaves, halves.batched, strict=True)), structure)
+
+
+def _answer_to_zeros(base: nn.Module, example: ExampleInputs, split: str) -> tuple[Tensor, ...]:
+    """What the model answers to inputs of zeros, of which nothing is kept but the form."""
+    try:
+        return Batch(example.args, example.keywords).call(base)
+    except (CompoffError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        place, reason = _users_line(error), (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SplitError(
+            f"{type(base).__name__} refuses what export tries it with at '{split}', two samples of zeros in the shapes "
+            f"that it was wrapped with{f' ({place})' if place else ''}: {reason} Fitting works; leave out what looks "
+            "at the values of its inputs, such as a check of a mask or of lengths"
+        ) from error
 
 
 @contextlib.contextmanager
