@@ -117,8 +117,8 @@ def capture(
         Head and tail, both on the CPU.
 
     Raises:
-        SplitError: The model refuses zeros or cannot be exported, something crosses that cannot, or the halves would not answer as the
-            model does.
+        SplitError: The model refuses zeros or cannot be exported, something crosses that cannot, or the halves would
+            not answer as the model does.
         ArtifactError: The model returns something that cannot be described.
 
     Source: this project.
