@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from compoff.operations.checked import Checked
-    from compoff.wire.client import Client
+    from compoff.wire.client import Client, PendingReply
 
 __all__ = ["RelayTail"]
 
@@ -103,8 +103,14 @@ class RelayTail(CheckedTail):
         """All of them at once over the one connection."""
         client = self._connection(deadline)
         left = max(0.001, deadline - time.monotonic())
-        asked = [client.submit(one.payload, timeout=left) for one in decoded]
-        return [reply.result() for reply in asked]
+        asked: list[PendingReply] = []
+        try:
+            asked.extend(client.submit(one.payload, timeout=left) for one in decoded)
+            return [reply.result() for reply in asked]
+        except (WireError, PayloadError):
+            for reply in asked:  # nobody waits for the others any more, and each would hold its place in the window
+                reply.cancel()
+            raise
 
     def _connection(self, deadline: float) -> Client:
         """The connection that stands, or a new one."""

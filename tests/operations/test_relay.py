@@ -139,3 +139,23 @@ def test_devices_hear_no_inner_address(pair: Pair, folder: Path, closing: Any) -
         with pytest.raises(ServerBusy, match=r"^the process with the tail: .*no room") as caught:
             closing(RelayTail(folder, address)).answer(payload)
         assert address not in str(caught.value)
+
+
+def test_where_one_of_several_fails_the_others_give_their_places_back(pair: Pair, folder: Path, closing: Any) -> None:
+    first, second = payloads(pair[0], 1, 2)
+    greeting = serialize(Frame(FrameType.WELCOME, Welcome(4, (Route(0, len(second)),)).encode()))
+    asked: list[Frame] = []
+
+    def script(connection: socket.socket, parser: FrameParser) -> None:
+        read_frame(connection, parser)
+        connection.sendall(greeting)
+        asked.extend(read_frame(connection, parser) for _ in range(2))
+        error = encode_error(ErrorCode.TAIL, "out of memory")
+        connection.sendall(serialize(Frame(FrameType.ERROR, error, asked[0].request_id)))
+        asked.append(read_frame(connection, parser))
+
+    with scripted_server(script) as address:
+        relay = closing(RelayTail(folder, address))
+        with pytest.raises(RemoteError, match="out of memory"):
+            relay.run([relay.decode(one) for one in (first, second)])
+    assert (asked[2].type, asked[2].request_id) == (FrameType.CANCEL, asked[1].request_id)
