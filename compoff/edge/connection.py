@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -45,7 +46,7 @@ class _Untaken(NamedTuple):
     def less_than(self, before: _Untaken) -> bool:
         """Whether the client took some since an earlier look.
 
-        What TLS has on its way to the system is in neither count: it may fill up ``below``, but never lessens it.
+        Some runtimes do not show what TLS has on its way to the system: it may fill up ``below``, but never lessens it.
         """
         return self.below < before.below or sum(self) < sum(before)
 
@@ -53,7 +54,16 @@ class _Untaken(NamedTuple):
 def _untaken(transport: asyncio.Transport) -> _Untaken:
     sock = transport.get_extra_info("socket")
     below = unsent(sock.fileno()) if sock is not None and sock.fileno() >= 0 else 0
-    return _Untaken(transport.get_write_buffer_size(), below)
+    return _Untaken(_unwritten(transport), below)
+
+
+def _unwritten(transport: asyncio.Transport) -> int:
+    """Bytes that the system has not taken. From Python 3.11 on a transport of TLS leaves out what it has passed on."""
+    size = transport.get_write_buffer_size()
+    if sys.version_info >= (3, 11):
+        carrier: asyncio.Transport | None = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+        size += carrier.get_write_buffer_size() if carrier is not None else 0
+    return size
 
 
 class Connection(Receiver):
@@ -217,7 +227,7 @@ class Connection(Receiver):
 
     def count_unread(self) -> None:
         """Tell the service how many bytes of answers wait for the client to take them."""
-        unread = 0 if self._gone or self._transport is None else self._transport.get_write_buffer_size()
+        unread = 0 if self._gone or self._transport is None else _unwritten(self._transport)
         self._service.unread_bytes += unread - self.unread_bytes
         self.unread_bytes = unread
 
@@ -321,7 +331,7 @@ class Connection(Receiver):
             if self._paused:
                 self._untaken = self._untaken._replace(here=self._untaken.here + len(data))
             self._transport.write(data)
-            if self.unread_bytes or self._transport.get_write_buffer_size():  # mostly the socket has taken everything
+            if self.unread_bytes or _unwritten(self._transport):  # mostly the socket has taken everything
                 self.count_unread()
                 self._service.shed()
 

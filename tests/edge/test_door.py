@@ -18,7 +18,7 @@ from compoff.wire.client import open_client
 from compoff.wire.frames import FrameType
 from compoff.wire.messages import Welcome
 from compoff.wire.tls import TLS
-from tests.edge.peers import HELLO, ID, Echo, eventually
+from tests.edge.peers import HELLO, ID, Echo, eventually, request
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -182,3 +182,19 @@ def test_silent_ones_make_room_when_there_are_no_descriptors_left(folder: Path, 
     assert process.returncode == 0
     assert said.count("Too many open files") == 1, "and no traceback for each"
     assert said.count("\n") == 1
+
+
+def test_an_answer_that_tls_has_passed_on_and_nobody_reads_counts(folder: Path) -> None:
+    class Big(Echo):
+        def answer(self, payload: bytes) -> bytes:
+            return super().answer(payload).ljust(2**24)
+
+    tls = TLS(certificate=folder / "edge.pem", key=folder / "edge.key")
+    with serve(Big(), tls=tls, max_held_bytes=2**25) as server, dial(server) as sock:  # type: ignore[arg-type]
+        context = TLS(ca=folder / "ca.pem").client_context()
+        with context.wrap_socket(sock, server_hostname="127.0.0.1") as end:
+            end.sendall(HELLO)
+            assert end.recv(100)
+            end.sendall(request(1, b"x"))
+            eventually(lambda: server._service.unread_bytes > 2**22)
+        eventually(lambda: server._service.unread_bytes == 0)
