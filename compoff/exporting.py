@@ -33,6 +33,7 @@ from compoff.fingerprint import fingerprint
 from compoff.manifest import DTYPES, FORMAT, CodeSpec, Manifest, TensorSpec
 from compoff.mounting import require_wrapped
 from compoff.programs import TorchProgram
+from compoff.spare import spare_attributes
 from compoff.structure import flatten
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ def export(
     if split not in wrapped.reports and (missing := _missing(split, bottlenecks)):
         _log.warning("%s", missing)
     tables = [bottleneck.prior.tables() for bottleneck in bottlenecks]
-    made = _make(wrapped, split, example, tail_factory, max_batch)
+    with spare_attributes(wrapped.base):
+        made = _make(wrapped, split, example, tail_factory, max_batch)
     if pixels is not None:
         made = replace(made, head=from_pixels(made.head, pixels, example, split))
     shared: dict[str, Any] = {

@@ -1,21 +1,25 @@
-"""A model that writes into copies of its buffers for a while: counters and observers stay as they were.
+"""A model that writes into copies of its buffers for a while, and what else it keeps put back: it stays as it was.
 
-Copies are put in, rather than put back afterwards, because a gradient may still want what the pass has left in them.
+Copies of buffers are put in, rather than put back afterwards, because a gradient may still want what the pass has left
+in them.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterable
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
-__all__ = ["spare_buffers"]
+__all__ = ["spare_attributes", "spare_buffers"]
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @contextlib.contextmanager
@@ -57,3 +61,79 @@ def spare_buffers(model: nn.Module) -> Generator[None]:
         for buffers, before in own:
             buffers.clear()
             buffers.update(before)
+
+
+@contextlib.contextmanager
+def spare_attributes(model: nn.Module) -> Generator[None]:
+    """Run a block, then put back what a model keeps in plain attributes, and what its hooks collect.
+
+    While a program is made of it, a model that remembers its last features remembers tensors that hold no numbers.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+
+    Examples:
+        >>> import torch
+        >>> net, seen = torch.nn.ReLU(), []
+        >>> handle = net.register_forward_hook(lambda module, args, output: seen.append(output))
+        >>> with spare_attributes(net):
+        ...     net.last = net(torch.ones(1))
+        >>> hasattr(net, "last"), seen
+        (False, [])
+
+    Source: this project.
+    """
+    attributes = [(vars(module), _plain(module)) for module in model.modules()]
+    contents: dict[int, tuple[Any, Any]] = {}
+    for module, (_, plain) in zip(model.modules(), attributes, strict=True):
+        _note(plain.values(), contents)
+        _note(_reached_by_hooks(module), contents)
+    try:
+        yield
+    finally:
+        for now, before in attributes:
+            for name in [name for name in now if name not in _OF_EVERY_MODULE and name not in before]:
+                del now[name]
+            now.update(before)
+        for container, content in contents.values():
+            if isinstance(container, list):
+                container[:] = content
+            else:
+                container.clear()
+                container.update(content)
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+
+
+def _note(values: Iterable[Any], contents: dict[int, tuple[Any, Any]]) -> None:
+    """Note what lists, dicts and sets hold, and those in them."""
+    waiting = list(values)
+    while waiting:
+        value = waiting.pop()
+        if type(value) in (list, dict, set) and id(value) not in contents:
+            contents[id(value)] = (value, value.copy())
+            waiting += value.values() if isinstance(value, dict) else value
+        elif type(value) is tuple:
+            waiting += cast("tuple[Any, ...]", value)
+
+
+def _reached_by_hooks(module: nn.Module) -> list[Any]:
+    """What the functions that listen to a module's passes can write to."""
+    found: list[Any] = []
+    hooks: list[Any] = [*module._forward_hooks.values()]  # pyright: ignore[reportPrivateUsage]
+    hooks += module._forward_pre_hooks.values()  # pyright: ignore[reportPrivateUsage]
+    for hook in hooks:
+        owner = getattr(hook, "__self__", None)
+        found += vars(owner).values() if hasattr(owner, "__dict__") and not isinstance(owner, nn.Module) else ()
+        function: Any = getattr(hook, "__func__", hook)
+        for cell in getattr(function, "__closure__", None) or ():
+            with contextlib.suppress(ValueError):  # a cell that is empty yet
+                found.append(cell.cell_contents)
+        code, known = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+        found += [known[name] for name in code.co_names if name in known] if code is not None else ()
+    return found

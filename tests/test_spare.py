@@ -1,4 +1,4 @@
-"""What a model writes into its buffers while it is fitted, calibrated, measured or exported is gone afterwards."""
+"""What a model writes and keeps while it is fitted, calibrated, measured or exported is gone afterwards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import compoff
-from compoff.spare import spare_buffers
+from compoff.spare import spare_attributes, spare_buffers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,3 +116,52 @@ def test_buffers_come_back_after_an_error() -> None:
         net(torch.zeros(2, 3))
     assert net.calls is calls
     assert not calls
+
+
+class Keeping(nn.Module):
+    """Keeps what it computed: in an attribute, in a list and in a dict of a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.end = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.last: Tensor | None = None
+        self.maps: list[Tensor] = []
+        self.info: dict[str, list[Tensor]] = {"maps": []}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.body(x)
+        self.maps.append(self.last)
+        self.info["maps"].append(self.last)
+        self.info["more"] = [self.last]
+        self.new = self.last
+        return self.end(self.last)
+
+
+def test_what_a_model_keeps_and_its_hooks_collect_is_put_back() -> None:
+    net, seen = Keeping(), [torch.zeros(1)]
+    net.body.register_forward_hook(lambda module, args, output: seen.append(output))
+    net.body.register_forward_pre_hook(lambda module, args: SEEN.append(args))
+    maps, inner = net.maps, net.info["maps"]
+    with contextlib.suppress(ZeroDivisionError), spare_attributes(net):
+        net(torch.ones(2, 4))
+        assert (len(seen), len(SEEN), len(maps)) == (2, 1, 1)
+        raise ZeroDivisionError
+    assert (net.last, hasattr(net, "new"), len(seen), SEEN) == (None, False, 1, [])
+    assert net.maps is maps
+    assert net.info == {"maps": []}
+    assert net.info["maps"] is inner
+    assert not maps
+
+
+SEEN: list[object] = []
+
+
+def test_an_export_leaves_no_tensors_without_numbers_in_the_model() -> None:
+    net, seen = Keeping().eval(), []
+    net.body.register_forward_hook(lambda module, args, output: seen.append(output))
+    net(torch.ones(2, 4))
+    kept = net.last
+    wrapped = compoff.wrap(net, "end", example_input=torch.ones(2, 4), codec="deepcod", channels=1)
+    compoff.export(wrapped, "end")
+    assert net.last is kept
+    assert len(net.maps) == len(seen) == 1

@@ -26,7 +26,7 @@ from compoff.cutting.macs import count_macs
 from compoff.errors import CompoffError, FeatureError, SplitError
 from compoff.hooks import function_name, uncompiled
 from compoff.signature import in_order
-from compoff.spare import spare_buffers
+from compoff.spare import spare_attributes, spare_buffers
 from compoff.trees import Place, map_tensors, places_of, tensors_of
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def frozen(model: nn.Module) -> Generator[None]:
     model.eval()
     try:
         # Inference mode is left, because its tensors do not tell whether they were changed in place.
-        with spare_buffers(model), torch.inference_mode(mode=False), torch.no_grad():
+        with spare_buffers(model), spare_attributes(model), torch.inference_mode(mode=False), torch.no_grad():
             yield
     finally:
         for module, training in modes:
