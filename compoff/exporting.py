@@ -107,6 +107,7 @@ def export(
     example, bottlenecks = wrapped.example_inputs(), wrapped.bottlenecks_at(split)
     if pixels is not None:
         require_picture(pixels, example)
+    _refuse_loose(wrapped.base, example)
     if split not in wrapped.reports and (missing := _missing(split, bottlenecks)):
         _log.warning("%s", missing)
     tables = [bottleneck.prior.tables() for bottleneck in bottlenecks]
@@ -136,6 +137,18 @@ def export(
     head, tail = Manifest("head", **shared), Manifest("tail", **shared)
     runner = TorchRunner(TorchProgram(made.head), head.codes)
     return Head(head, tables, runner), Tail(tail, tables, made.backend(tail))
+
+
+def _refuse_loose(model: nn.Module, example: ExampleInputs) -> None:
+    """Refuse keywords that no parameter of the model names: torch.export has no form for them and a free batch size."""
+    parameters = inspect.signature(model.forward).parameters
+    spread = [name for name, one in parameters.items() if one.kind is inspect.Parameter.VAR_KEYWORD]
+    if spread and (loose := [name for name in example.keywords if name in spread or name not in parameters]):
+        raise SplitError(
+            f"'{loose[0]}' reaches {type(model).__name__}.forward by its **{spread[0]}, and torch.export takes only "
+            "what a parameter names; set it in the model itself, such as in its configuration, and leave it out of the "
+            "calls, or wrap a module whose forward names it and hands it on"
+        )
 
 
 def _report(wrapped: Wrapped, split: str, base: str) -> dict[str, Any]:

@@ -449,3 +449,15 @@ def test_a_model_that_refuses_zeros_is_named_and_has_the_factory_as_its_way_out(
     head, tail = compoff.export(model, "block1", tail_factory=f"{__name__}:checked")
     with model.eval().at("block1"), torch.no_grad():
         assert_close(tail(bytes(head(*inputs))), model(*inputs))
+
+
+def test_a_keyword_that_no_parameter_names_is_named() -> None:
+    class Loose(Plain):
+        def forward(self, x: Tensor, **options: Any) -> Tensor:
+            return super().forward(x) * options.get("gain", 1.0)
+
+    wrapped = tiny(Loose().eval(), "block1", example={"x": images(), "gain": 2.0})
+    with pytest.raises(SplitError, match=r"'gain' reaches Loose\.forward by its \*\*options, and torch.export takes"):
+        compoff.export(wrapped, "block1")
+    head, tail = compoff.export(tiny(Loose().eval(), "block1", example={"x": images()}), "block1")
+    assert tail(head(images(3))).shape[0] == 3
