@@ -86,11 +86,12 @@ def spare_attributes(model: nn.Module) -> Generator[None]:
 
     Source: this project.
     """
-    attributes = [(vars(module), _plain(module)) for module in model.modules()]
+    attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
     contents: dict[int, tuple[Any, Any]] = {}
-    for module, (_, plain) in zip(model.modules(), attributes, strict=True):
-        _note(plain.values(), contents)
-        _note(_reached_by_hooks(module), contents)
+    for module in model.modules():
+        plain = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+        attributes.append((vars(module), plain))
+        _note((*plain.values(), *_reached_by_hooks(module)), contents)
     try:
         yield
     finally:
@@ -104,10 +105,6 @@ def spare_attributes(model: nn.Module) -> Generator[None]:
             else:
                 container.clear()
                 container.update(content)
-
-
-def _plain(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
 
 
 def _note(values: Iterable[Any], contents: dict[int, tuple[Any, Any]]) -> None:

@@ -166,11 +166,11 @@ def _answer_to_zeros(base: nn.Module, example: ExampleInputs, split: str) -> tup
     except (CompoffError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        place, reason = _users_line(error), (str(error).strip().splitlines() or [type(error).__name__])[0]
+        place, reason = _told(error)
         raise SplitError(
             f"{type(base).__name__} refuses what export tries it with at '{split}', two samples of zeros in the shapes "
-            f"that it was wrapped with{f' ({place})' if place else ''}: {reason} Fitting works; leave out what looks "
-            "at the values of its inputs, such as a check of a mask or of lengths"
+            f"that it was wrapped with{place}: {reason} Fitting works; leave out what looks at the values of its "
+            "inputs, such as a check of a mask or of lengths"
         ) from error
 
 
@@ -339,11 +339,10 @@ def explained(what: str) -> Generator[None]:
     except CompoffError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        place = _users_line(error)
+        place, reason = _told(error)
         if "Constraints violated" in reason:
             raise SplitError(
-                f"{what}{f' ({place})' if place else ''}: the size of the batch becomes a fixed number on the way, by "
+                f"{what}{place}: the size of the batch becomes a fixed number on the way, by "
                 "len(x), by int(x.shape[0]), or by a batch size written into it; use x.shape[0] as it is"
             ) from error
         if reason.startswith("quantized."):
@@ -352,9 +351,15 @@ def explained(what: str) -> Generator[None]:
                 "floating-point"
             ) from error
         raise SplitError(
-            f"{what}{f' ({place})' if place else ''}: {reason} Fitting works; a common cause is control flow that "
+            f"{what}{place}: {reason} Fitting works; a common cause is control flow that "
             "depends on tensor values (rewrite it with torch.where) or a batch size written into it"
         ) from error
+
+
+def _told(error: BaseException) -> tuple[str, str]:
+    """Where in the user's code something was raised, in brackets if that is known, and what it says first."""
+    place = _users_line(error)
+    return f" ({place})" if place else "", (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _users_line(error: BaseException) -> str:
