@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compoff.errors import BackendError
+from compoff.printable import told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,10 +56,7 @@ def to_executorch(
             edge: Any = lower(exported, partitioner=[partitioner()], constant_methods=methods)
             return bytes(edge.to_executorch().buffer)
     except Exception as error:  # many types for one fact
-        reason = (str(error).strip().splitlines() or [""])[0][:300]
-        raise BackendError(
-            f"{name} cannot be written for ExecuTorch ({type(error).__name__}: {reason}); compile it for onnx"
-        ) from error
+        raise BackendError(f"{name} cannot be written for ExecuTorch ({told(error)}); compile it for onnx") from error
     finally:
         logging.disable(level)
 

@@ -17,6 +17,7 @@ from compoff.coding import Code, PayloadFormat, Side
 from compoff.coding.side import DTYPES
 from compoff.errors import ArtifactError, FeatureError
 from compoff.pixels import Pixels
+from compoff.printable import first_line
 from compoff.structure import leaf_places, unflatten
 
 if TYPE_CHECKING:
@@ -252,8 +253,9 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
         content = yaml.safe_load(whole[1])
         json.dumps(content)  # a date, or a number of thousands of digits, is no part of a manifest either
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ArtifactError(f"{path}: is not the YAML of a manifest ({reason}); it is damaged: export again") from error
+        raise ArtifactError(
+            f"{path}: is not the YAML of a manifest ({first_line(error)}); it is damaged: export again"
+        ) from error
     return content if isinstance(content, dict) else {}  # pyright: ignore[reportUnknownVariableType]
 
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from compoff.errors import BackendError
+from compoff.printable import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["OnnxSession", "OnnxTensor", "reason_of"]
+__all__ = ["OnnxSession", "OnnxTensor"]
 
 _DTYPES = {
     "bool": "bool",
@@ -86,7 +87,7 @@ class OnnxSession:
             self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         except Exception as error:  # its own classes, made at run time
             raise BackendError(
-                f"onnxruntime {self.version} cannot load {name} ({reason_of(error)}): it is damaged, or was made for "
+                f"onnxruntime {self.version} cannot load {name} ({first_line(error)}): it is damaged, or was made for "
                 "another version; compile it again"
             ) from error
         self.names: tuple[str, ...] = tuple(one.name for one in inputs)
@@ -110,26 +111,10 @@ class OnnxSession:
         try:
             return self._session.run(None, dict(zip(self.names, inputs, strict=True)))
         except Exception as error:  # its own classes, made at run time
-            raise BackendError(f"onnxruntime {self.version} failed in {self.name}: {reason_of(error)}") from error
+            raise BackendError(f"onnxruntime {self.version} failed in {self.name}: {first_line(error)}") from error
 
 
 def _tensor(node: Any) -> OnnxTensor:
     """One input or output as onnxruntime describes it."""
     kind = str(node.type).removeprefix("tensor(").removesuffix(")")
     return OnnxTensor(tuple(size if isinstance(size, int) else None for size in node.shape), _DTYPES.get(kind, kind))
-
-
-def reason_of(error: Exception) -> str:
-    r"""The first line of an error that may have many.
-
-    Args:
-        error: What onnxruntime raised.
-
-    Returns:
-        At most 300 characters.
-
-    Examples:
-        >>> reason_of(RuntimeError("no such input\n  in node 3"))
-        'no such input'
-    """
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["first_line", "printable"]
+__all__ = ["first_line", "printable", "told"]
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -30,12 +30,30 @@ def first_line(error: BaseException, most: int = 300) -> str:
         most: The most characters.
 
     Returns:
-        One line without a stop at its end; empty where the error says nothing.
+        One line without a stop at its end; the error's type where it says nothing.
 
     Examples:
         >>> first_line(RuntimeError("\nnot so.\nCPU: registered at …"))
         'not so'
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = lines[0].rstrip(".") if lines else ""
+    line = lines[0].rstrip(".") if lines else type(error).__name__
     return line if len(line) <= most else f"{line[:most]}…"
+
+
+def told(error: BaseException, most: int = 300) -> str:
+    """Type and first line of an error, for those whose words alone would not say what they are.
+
+    Args:
+        error: The error.
+        most: The most characters of its line.
+
+    Returns:
+        One line without a stop at its end.
+
+    Examples:
+        >>> told(KeyError("w"), 20), told(TimeoutError())
+        ("KeyError: 'w'", 'TimeoutError')
+    """
+    kind, line = type(error).__name__, first_line(error, most)
+    return kind if line == kind else f"{kind}: {line}"

@@ -14,6 +14,7 @@ from torch.export.passes import move_to_device_pass
 from compoff.autocast import no_autocast
 from compoff.errors import ArtifactError, BackendError
 from compoff.narrowing import narrowed
+from compoff.printable import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +46,7 @@ def device_trouble(device: Any) -> str:
     try:
         return "it holds no numbers" if torch.empty(0, device=device).is_meta else ""
     except DEVICE_ERRORS as error:
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return first_line(error)
 
 
 # torch.export.load notes in a global of the process what it is at; what warns is a global, too.
@@ -118,10 +119,9 @@ class TorchProgram:
                 warnings.simplefilter("ignore")  # deprecations inside torch.export.load
                 program = torch.export.load(io.BytesIO(data))
         except Exception as error:  # torch.export raises many types for one fact
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ArtifactError(
-                f"{name}: torch {torch.__version__} cannot load this program ({reason}); export again with this torch, "
-                "or install the one named under versions in the manifest"
+                f"{name}: torch {torch.__version__} cannot load this program ({first_line(error)}); export again with "
+                "this torch, or install the one named under versions in the manifest"
             ) from error
         return cls(program, data, device, pool)
 

@@ -25,8 +25,9 @@ from compoff.cutting.cut import cut_at
 from compoff.cutting.functional import functional
 from compoff.cutting.inputs import ExampleInputs
 from compoff.cutting.proof import check_sizes, prove, require_finite
-from compoff.cutting.trace import frozen
+from compoff.cutting.watching import frozen
 from compoff.errors import CompoffError, SplitError
+from compoff.printable import first_line
 from compoff.quiet import quiet
 from compoff.structure import flatten
 from compoff.weights import exchange_weights
@@ -169,7 +170,7 @@ def _answer_to_zeros(base: nn.Module, example: ExampleInputs, split: str) -> tup
         place, reason = _told(error)
         raise SplitError(
             f"{type(base).__name__} refuses what export tries it with at '{split}', two samples of zeros in the shapes "
-            f"that it was wrapped with{place}: {reason} Fitting works; leave out what looks at the values of its "
+            f"that it was wrapped with{place}: {reason}. Fitting works; leave out what looks at the values of its "
             "inputs, such as a check of a mask or of lengths"
         ) from error
 
@@ -351,7 +352,7 @@ def explained(what: str) -> Generator[None]:
                 "floating-point"
             ) from error
         raise SplitError(
-            f"{what}{place}: {reason} Fitting works; a common cause is control flow that "
+            f"{what}{place}: {reason}. Fitting works; a common cause is control flow that "
             "depends on tensor values (rewrite it with torch.where) or a batch size written into it"
         ) from error
 
@@ -359,7 +360,7 @@ def explained(what: str) -> Generator[None]:
 def _told(error: BaseException) -> tuple[str, str]:
     """Where in the user's code something was raised, in brackets if that is known, and what it says first."""
     place = _users_line(error)
-    return f" ({place})" if place else "", (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f" ({place})" if place else "", first_line(error)
 
 
 def _users_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from compoff.device.binding import CallForm
 from compoff.device.replacing import path_of_leaf, replaced
 from compoff.device.runners.tensors import from_numpy, to_numpy
 from compoff.errors import BackendError, FeatureError, LocalProtocolError
-from compoff.onnx_session import reason_of
+from compoff.printable import first_line
 from compoff.structure import CONSTANTS, flatten, importable, input_leaves, unflatten
 from compoff.wire.replies import FULL, ReplyForm, ReplyKind, reduce_reply, restore_leaves
 
@@ -171,7 +171,7 @@ class OnnxModel:
         try:
             self._session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as error:  # its own classes, made at run time
-            reason = reason_of(error)
+            reason = first_line(error)
             raise BackendError(f"onnxruntime cannot read '{path}': {reason}; export the whole model again") from error
         self._names: list[str] = [one.name for one in self._session.get_inputs()]
         self._path = path
@@ -221,7 +221,7 @@ class OnnxModel:
         try:
             outputs: Sequence[Any] = self._session.run(None, arrays)
         except Exception as error:  # its own classes, made at run time
-            raise FeatureError(f"the local ONNX model takes no such inputs: {reason_of(error)}") from error
+            raise FeatureError(f"the local ONNX model takes no such inputs: {first_line(error)}") from error
         plain = all_numpy((inputs, keywords))
         leaves = [output if plain else self._head.runner.from_numpy(output) for output in outputs]
         structure = self._head.manifest.structure

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from compoff.artifact import find_part, read_folder
 from compoff.errors import BackendError
 from compoff.operations.checked import CheckedTail
+from compoff.printable import told
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,9 +55,7 @@ class RayTail(CheckedTail):
         try:
             self._handle: Any = _serve().get_app_handle(name)
         except Exception as error:  # Ray's own classes
-            raise BackendError(
-                f"Ray Serve runs no application '{name}' ({_first_line(error)}); deploy it first"
-            ) from error
+            raise BackendError(f"Ray Serve runs no application '{name}' ({told(error)}); deploy it first") from error
 
     def run(self, decoded: Sequence[Checked]) -> list[list[NDArray[Any]]]:
         """Have several requests answered, each by whichever replica Ray chooses.
@@ -83,13 +82,13 @@ class RayTail(CheckedTail):
             except died as error:
                 if time.monotonic() >= deadline:
                     raise BackendError(f"no replica lived long enough to answer within {self._timeout} s") from error
-                _logger.warning("a replica of '%s' died under a request: %s", self.split, _first_line(error))
+                _logger.warning("a replica of '%s' died under a request: %s", self.split, told(error))
                 time.sleep(_PAUSE)
                 response = self._handle.remote(one.payload)
             except TimeoutError as error:
                 raise BackendError(f"no replica answered within {self._timeout} s; there may be too few") from error
             except Exception as error:  # Ray's own classes
-                raise BackendError(f"a replica could not answer: {_first_line(error)}") from error
+                raise BackendError(f"a replica could not answer: {told(error)}") from error
             else:
                 if isinstance(answer, str):
                     raise BackendError(f"a replica could not answer: {answer}")
@@ -161,7 +160,7 @@ def deploy(
         serve.start(proxy_location="Disabled")  # nobody is to come in over HTTP
         serve.run(Replica.bind(), name=name, route_prefix=None)
     except Exception as error:  # Ray's own classes
-        raise BackendError(f"Ray Serve cannot run the tail '{place}': {_first_line(error)}") from error
+        raise BackendError(f"Ray Serve cannot run the tail '{place}': {told(error)}") from error
     return RayTail(place, name=name, timeout=timeout)
 
 
@@ -191,7 +190,7 @@ def _run(tail: Tail, group: list[Decoded]) -> list[list[NDArray[Any]] | str]:
         return list(tail.run(group))
     except Exception as error:  # whatever a tail raises
         if len(group) == 1:
-            return [_first_line(error)]
+            return [told(error)]
         return [answer for one in group for answer in _run(tail, [one])]
 
 
@@ -200,7 +199,3 @@ def _serve() -> Any:
         return importlib.import_module("ray.serve")
     except ImportError as error:
         raise BackendError(f'Ray Serve is not installed ({error}): pip install "compoff[ray]"') from error
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"

@@ -18,13 +18,12 @@ import torch
 from compoff.artifact import ENGINE
 from compoff.edge.backends.eager import PROGRAM
 from compoff.errors import BackendError
-from compoff.printable import first_line
 
 if TYPE_CHECKING:
     from compoff.artifact import Folder
     from compoff.manifest import Manifest
 
-__all__ = ["Engine", "describe_processor", "engine_key", "has_engine", "read_engine", "told"]
+__all__ = ["Engine", "describe_processor", "engine_key", "has_engine", "read_engine"]
 
 _MOST_KEY_BYTES = 1 << 16
 _FORMAT = "1"  # of what is stored; counted up where engines made before must be made anew
@@ -153,16 +152,3 @@ def _read_key(data: bytes, path: Path) -> dict[str, str]:
         return {str(name): str(value) for name, value in found.items()}
     except (ValueError, AttributeError, RecursionError) as error:
         raise BackendError(f"{path}: is not the key of an engine ({error}); compile the tail again") from error
-
-
-def told(error: Exception) -> str:
-    """Type and first line of whatever a compiler raises.
-
-    Args:
-        error: What it raised.
-
-    Returns:
-        At most a line.
-    """
-    line = first_line(error, 200)
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__

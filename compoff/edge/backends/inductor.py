@@ -17,9 +17,10 @@ from torch.export.passes import move_to_device_pass
 
 from compoff.edge.backends.cuda_graphs import CudaGraphs
 from compoff.edge.backends.eager import PROGRAM
-from compoff.edge.backends.engine import Engine, engine_key, told
+from compoff.edge.backends.engine import Engine, engine_key
 from compoff.edge.backends.graphs import example_tensors, prepared
 from compoff.errors import BackendError
+from compoff.printable import told
 from compoff.programs import TorchProgram, to_tensor
 
 if TYPE_CHECKING:
