@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from compoff.codec import Adapter
-from compoff.cutting.trace import named_modules
+from compoff.cutting.watching import named_modules
 from compoff.errors import FitError, SplitError
 from compoff.gates import Gate
 from compoff.hooks import Adapting, catchers, hang

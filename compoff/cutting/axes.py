@@ -204,7 +204,7 @@ def find_channel_axis(flow: Flow, number: int) -> int | None:
 
     Examples:
         >>> import torch
-        >>> from compoff.cutting.trace import watch
+        >>> from compoff.cutting.watching import watch
         >>> trace = watch(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.LayerNorm(8)), (torch.zeros(2, 5, 8),))
         >>> find_channel_axis(trace.flow, trace.modules[2].entered[0])
         2

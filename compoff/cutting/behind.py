@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from compoff.cutting.trace import named_modules
+from compoff.cutting.watching import named_modules
 
 if TYPE_CHECKING:
     from compoff.cutting.trace import Trace
@@ -57,7 +57,7 @@ def layers_behind(model: nn.Module, trace: Trace, moment: int) -> tuple[Layer, .
 
     Examples:
         >>> import torch
-        >>> from compoff.cutting.trace import watch
+        >>> from compoff.cutting.watching import watch
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
         >>> [layer.path for layer in layers_behind(net.eval(), watch(net, (torch.zeros(2, 3, 8, 8),)), 0)]
         ['1']

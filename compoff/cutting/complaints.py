@@ -31,7 +31,7 @@ def crossing_told(trace: Trace, cut: Cut, path: str) -> str:
     Examples:
         >>> import torch
         >>> from compoff.cutting.moment import cut_at_call
-        >>> from compoff.cutting.trace import watch
+        >>> from compoff.cutting.watching import watch
         >>> trace = watch(torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU()), (torch.zeros(2, 64),))
         >>> crossing_told(trace, cut_at_call(trace, trace.modules[2], "1"), "1")
         "1 tensor crosses at '1': the feature (64,), 256 bytes a sample."

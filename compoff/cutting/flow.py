@@ -168,7 +168,7 @@ class Flow:
 
         Examples:
             >>> import torch
-            >>> from compoff.cutting.trace import watch
+            >>> from compoff.cutting.watching import watch
             >>> net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
             >>> flow = watch(net, (torch.zeros(2, 4),)).flow
             >>> [flow.values[number].shape for number in flow.crossing(moment=3)]

@@ -15,7 +15,7 @@ from torch import nn
 from compoff.cutting.flow import bytes_per_sample
 from compoff.cutting.inputs import example_call
 from compoff.cutting.moment import Cut, cut_at_call
-from compoff.cutting.trace import Trace, watch
+from compoff.cutting.watching import watch
 from compoff.errors import BackendError, SplitError
 from compoff.hooks import catchers
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from compoff.cutting.trace import ModuleCall
+    from compoff.cutting.trace import ModuleCall, Trace
 
 __all__ = ["SplitPoint", "SplitPoints", "choose_points", "list_split_points", "points_of"]
 
@@ -226,7 +226,7 @@ def choose_points(trace: Trace, model: str) -> list[str]:
 
     Examples:
         >>> import torch
-        >>> from compoff.cutting.trace import watch
+        >>> from compoff.cutting.watching import watch
         >>> net = torch.nn.Sequential(*(torch.nn.Conv2d(4, 4, 3, stride=2) for _ in range(3)))
         >>> choose_points(watch(net, (torch.zeros(2, 4, 64, 64),)), "Net")
         ['1']

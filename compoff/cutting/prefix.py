@@ -23,7 +23,7 @@ from compoff.cutting.functional import functional
 from compoff.cutting.graph_flow import has_batch
 from compoff.cutting.inputs import ExampleInputs
 from compoff.cutting.proof import check_sizes, prove, require_finite
-from compoff.cutting.trace import frozen
+from compoff.cutting.watching import frozen
 from compoff.hooks import stop_listening
 from compoff.quiet import quiet
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compoff.batch import Batch
-from compoff.cutting.trace import frozen
+from compoff.cutting.watching import frozen
 from compoff.errors import FeatureError, SplitError
 from compoff.trees import tensors_of
 

@@ -16,7 +16,7 @@ from compoff.cutting.features import Feature, feature_of, side_of
 from compoff.cutting.moment import Cut, cut_at_call
 from compoff.cutting.points import choose_points
 from compoff.cutting.taps import find_tap
-from compoff.cutting.trace import ModuleCall, Trace, named_modules, watch
+from compoff.cutting.watching import named_modules, watch
 from compoff.errors import SplitError
 from compoff.trees import tensors_of
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from compoff.cutting.trace import ModuleCall, Trace
     from compoff.hooks import Tap
 
 __all__ = ["AUTO", "INPUT", "Site", "Skips", "check_names", "find_call", "locate", "resolve"]

@@ -32,7 +32,7 @@ def find_tap(trace: Trace, number: int, before: int, *, functions: bool = True) 
 
     Examples:
         >>> import torch
-        >>> from compoff.cutting.trace import watch
+        >>> from compoff.cutting.watching import watch
         >>> trace = watch(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()), (torch.zeros(2, 4),))
         >>> str(find_tap(trace, trace.modules[2].entered[0], before=9)[0])
         'output of 0'

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compoff.codec.layout import Layout
 from compoff.cutting.points import list_split_points
 from compoff.cutting.sites import check_names, locate
-from compoff.cutting.trace import frozen, named_modules
+from compoff.cutting.watching import frozen, named_modules
 from compoff.errors import FeatureError, SplitError
 from tests.small_networks import (
     ConcatSkip,
