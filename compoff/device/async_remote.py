@@ -282,7 +282,7 @@ class AsyncRemote:
             first = self._stalls[call.route].unanswered(time.monotonic())
             link.suspect(error, again=not first)
             raise
-        except (RemoteError, PayloadError) as error:
+        except (RemoteError, PayloadError, ServerBusy) as error:
             self._refused(call, error)
             raise
         finally:

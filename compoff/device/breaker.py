@@ -113,6 +113,7 @@ class Stall:
         self._pauses = Backoff(1.0, _LONGEST_PAUSE, draw)
         self._count = 0
         self._again = 0.0
+        self._busy_told: float | None = None
 
     @property
     def reason(self) -> str:
@@ -143,6 +144,17 @@ class Stall:
         if self._count >= _UNANSWERED:
             self._again = now + self._pauses.next()
         return self._count == 1
+
+    def busy(self, now: float) -> bool:
+        """Note a call that a server without room turned away, which is an answer; True once in a minute.
+
+        Args:
+            now: A moment of the same clock.
+        """
+        if self._busy_told is not None and now < self._busy_told + _LONGEST_PAUSE:
+            return False
+        self._busy_told = now
+        return True
 
     def answered(self) -> None:
         """Start again, after an answer."""

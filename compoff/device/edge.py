@@ -19,6 +19,7 @@ from compoff.errors import (
     ReadTimeout,
     RemoteError,
     RemoteProtocolError,
+    ServerBusy,
     WireError,
 )
 
@@ -80,7 +81,7 @@ class Edge:
         except ReadTimeout as error:
             self.unanswered(call, error)
             raise
-        except (RemoteError, PayloadError) as error:
+        except (RemoteError, PayloadError, ServerBusy) as error:
             self.refused(call, error)
             raise
         finally:
@@ -172,7 +173,7 @@ class Edge:
         except ReadTimeout as late:
             self.unanswered(call, late)
             raise
-        except (RemoteError, PayloadError) as refusal:
+        except (RemoteError, PayloadError, ServerBusy) as refusal:
             self.refused(call, refusal)
             raise
         finally:
@@ -183,7 +184,8 @@ class Edge:
 def refused(stall: Stall, call: Call, error: CompoffError, level: int) -> None:
     """Note that the edge answered with an error or wrongly: no answer either, though the link is not to blame.
 
-    The log hears of it once until there is an answer, since where the device answers no call raises.
+    The log hears of it once until there is an answer, since where the device answers no call raises; of a server that
+    has no room, which comes and goes, once in a minute.
 
     Args:
         stall: Of the call's route.
@@ -191,7 +193,12 @@ def refused(stall: Stall, call: Call, error: CompoffError, level: int) -> None:
         error: How it ended.
         level: Of the log.
     """
-    if stall.unanswered(time.monotonic()):
+    now = time.monotonic()
+    if isinstance(error, ServerBusy):
+        if stall.busy(now):
+            _logger.log(level, "the edge has no room for calls at '%s': %s", call.head.split, error)
+        return
+    if stall.unanswered(now):
         _logger.log(
             level, "the edge fails the calls at '%s', and is asked again until it answers: %s", call.head.split, error
         )
@@ -269,7 +276,7 @@ class Asked:
                 return False  # no connection yet
         elif isinstance(error, ReadTimeout):
             self._edge.unanswered(call, error)
-        elif isinstance(error, (RemoteError, PayloadError)):
+        elif isinstance(error, (RemoteError, PayloadError, ServerBusy)):
             self._edge.refused(call, error)
         elif isinstance(error, (ConnectionLost, RemoteProtocolError)):
             if call.retried:

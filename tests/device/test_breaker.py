@@ -73,3 +73,9 @@ def test_a_call_that_asks_and_ends_some_other_way_leaves_the_next_to_another() -
     assert not stall.asks(2.9, 2.0)
     assert stall.asks(3.0, 1e10)
     assert stall.asks(63.0, 1e10)
+
+
+def test_a_server_without_room_is_told_once_in_a_minute() -> None:
+    stall = Stall()
+    assert [stall.busy(now) for now in (5.0, 6.0, 64.9, 65.0, 66.0)] == [True, False, False, True, False]
+    assert stall.asks(66.0, 1.0), "it may have room the next moment"

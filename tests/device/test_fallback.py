@@ -26,6 +26,7 @@ from compoff.errors import (
     LocalProtocolError,
     PayloadError,
     ReadTimeout,
+    ServerBusy,
 )
 from compoff.operations.certificates import Authority
 from compoff.wire.tensors import pack
@@ -262,6 +263,33 @@ def test_a_tail_that_fails_each_time_is_told_once_and_not_asked_by_every_call(
         eventually(lambda: remote(after(0)) == EDGE)
         assert stall._count == 0
         assert len(warnings()) == 1
+
+
+@pytest.mark.parametrize("policy", ["local", "hedge"])
+def test_an_edge_without_room_is_told_once_in_a_while_and_asked_again(
+    kind: Any, caplog: pytest.LogCaptureFixture, policy: str
+) -> None:
+    class Full(Tail):
+        full = True
+
+        def answer(self, payload: bytes) -> bytes:
+            if self.full:
+                raise ServerBusy("no room")
+            return super().answer(payload)
+
+    tail = Full()
+    with serve(tail) as server, contextlib.ExitStack() as at_last:
+        remote = kind(server.address, on_failure=policy, local=Whole())
+        at_last.callback(remote.close)
+        for _ in range(4):
+            eventually(lambda: remote(after(0)) == LOCAL and "no room" in (remote.last.reason or ""))
+        tail.full = False
+        eventually(lambda: remote(after(0)) == EDGE)
+        tail.full = True
+        eventually(lambda: remote(after(0)) == LOCAL and "no room" in (remote.last.reason or ""))
+    (told,) = (record for record in caplog.records if record.name == "compoff.connect" and "room" in record.message)
+    assert told.levelname == "WARNING"
+    assert "'input'" in told.message
 
 
 @pytest.mark.parametrize("policy", ["local", "hedge"])
