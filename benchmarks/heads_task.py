@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=None)
     parser.add_argument("--images", type=int, default=1300)
     parser.add_argument("--views", type=int, default=4, help=f"of each image, at most {len(_CORNERS)}")
-    parser.add_argument("--qualities", type=int, nargs="+", default=[4])
+    parser.add_argument("--qualities", type=int, nargs="+", default=[7])
     parser.add_argument("--steps", type=int, default=60, help="steps of the fit")
     parser.add_argument("--export", type=Path, default=EXPORT, help="where the fitted export is kept")
     options = parser.parse_args()

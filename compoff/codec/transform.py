@@ -6,6 +6,8 @@ One fit serves every rate: each sample of a batch is rounded to a step of its ow
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +32,7 @@ __all__ = ["LADDER", "TransformBottleneck"]
 LADDER = (3, 5, 7, 9, 11, 15, 21)
 """The steps that one fit is for, in units of the finest; odd, since halves of even ones would all go up. It is aimed
 with the one in the middle."""
+_WIDE = 1.25  # ratio of neighboring steps of the ladder above which the one between them is served, too
 _FORMER_LADDER = (1, 2, 3, 4, 5, 7, 9)  # of what was saved before a ladder was saved with it
 _SILENT = 0.05  # a channel that is zero but for this share of its values costs as many bits as it is worth
 _DEVIATIONS = 4.0  # standard deviations of a channel that its levels hold at least
@@ -67,6 +70,8 @@ class TransformBottleneck(Bottleneck):
 
     ladder: Tensor
     """The steps that it is fitted for."""
+    served: Tensor
+    """The steps of its qualities: the ladder, and what lies between where that would leave rates far apart."""
     quality: Tensor
     """Index of the quality that a fit has chosen, kept with the weights; -1 for the last."""
     reference_bits: Tensor
@@ -105,6 +110,7 @@ class TransformBottleneck(Bottleneck):
         self.folded = False  # whether the encoder gives what the quantizer only rounds
         self.register_buffer("reference_bits", torch.ones(()))
         self.register_buffer("ladder", torch.tensor(LADDER))
+        self.register_buffer("served", torch.tensor(_served(LADDER)))
         self.register_buffer("quality", torch.tensor(-1))
         self.register_load_state_dict_pre_hook(_take_former)
 
@@ -188,15 +194,15 @@ class TransformBottleneck(Bottleneck):
         """The rates that this codec serves, from the fewest bytes to the most.
 
         Returns:
-            One quality a step of the ladder, each with the channels that are not all but silent at it.
+            One quality a step that is served, each with the channels that are not all but silent at it.
         """
-        steps = [int(step) for step in self.ladder.flip(0)]
+        steps = [int(step) for step in self.served.flip(0)]
         return tuple(Quality(max(1, int(self._sent(step).sum())), step) for step in steps)
 
     @property
     def chosen(self) -> int:
         """Which of its qualities is sent where none is asked for."""
-        chosen, last = int(self.quality), len(self.ladder) - 1
+        chosen, last = int(self.quality), len(self.served) - 1
         return chosen if 0 <= chosen < last else last
 
     def choose(self, quality: int) -> None:
@@ -205,7 +211,7 @@ class TransformBottleneck(Bottleneck):
         Args:
             quality: Its index in `qualities`.
         """
-        self.quality.fill_(max(-1, min(quality, len(self.ladder) - 1)))
+        self.quality.fill_(max(-1, min(quality, len(self.served) - 1)))
 
     @property
     def reference_step(self) -> int:
@@ -343,10 +349,18 @@ class TransformBottleneck(Bottleneck):
         return BottleneckOutput(y, self.decoder(self.quantizer.restored(values)), rate, prior_rate, importance)
 
 
+def _served(ladder: tuple[int, ...]) -> list[int]:
+    """The steps of a ladder, and those between neighbors that are far apart."""
+    between = [round(math.sqrt(a * b)) for a, b in itertools.pairwise(ladder) if b > _WIDE * a]
+    return sorted({*ladder, *between})
+
+
 def _take_former(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Before weights are loaded: the ladder is the one that they were fitted for, and older ones have no choice."""
+    """Before weights are loaded: the steps are those that they were saved with, and older ones have no choice."""
     del rest
     state.setdefault(f"{prefix}quality", torch.tensor(-1))
     assert isinstance(module, TransformBottleneck)
-    saved: Tensor = state.setdefault(f"{prefix}ladder", torch.tensor(_FORMER_LADDER))
-    module.ladder = torch.empty_like(saved, device=module.ladder.device)
+    ladder: Tensor = state.setdefault(f"{prefix}ladder", torch.tensor(_FORMER_LADDER))
+    served: Tensor = state.setdefault(f"{prefix}served", ladder)  # what was chosen counts these
+    module.ladder = torch.empty_like(ladder, device=module.ladder.device)
+    module.served = torch.empty_like(served, device=module.served.device)

@@ -111,7 +111,8 @@ def test_qualities_rise_and_leave_silent_channels_out() -> None:
         bottleneck.quantizer.offset.zero_()
     bottleneck.prior.count(counts, bottleneck.density.probabilities(255))
     qualities = bottleneck.qualities()
-    assert [quality.step for quality in qualities] == sorted(LADDER, reverse=True)
+    assert [quality.step for quality in qualities] == [21, 18, 15, 13, 11, 9, 8, 7, 6, 5, 4, 3]
+    assert set(LADDER) < {quality.step for quality in qualities}
     sent = [quality.channels for quality in qualities]
     assert sent == sorted(sent)
 
@@ -137,8 +138,14 @@ def test_weights_bring_their_ladder() -> None:
     bottleneck, y = started((3, 8, 12), 8)
     saved = bottleneck.state_dict()
     another = TransformBottleneck(Geometry((3, 8, 12), stride=4), 8).eval()
-    another.load_state_dict({**saved, "ladder": torch.tensor([1, 5])})
-    assert [quality.step for quality in another.qualities()] == [5, 1]
+    another.load_state_dict({**saved, "ladder": torch.tensor([1, 5]), "served": torch.tensor([1, 2, 5])})
+    assert [quality.step for quality in another.qualities()] == [5, 2, 1]
+    assert another.reference_step == 5
+    del saved["served"]  # as it was when the steps of the ladder alone were served
+    another.choose(0)
+    another.load_state_dict({**saved, "quality": torch.tensor(2)})
+    assert [quality.step for quality in another.qualities()] == sorted(LADDER, reverse=True)
+    assert another.qualities()[another.chosen].step == 11
     del saved["ladder"]  # as it was before ladders were saved
     another.load_state_dict(saved)
     assert [quality.step for quality in another.qualities()] == [9, 7, 5, 4, 3, 2, 1]
