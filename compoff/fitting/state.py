@@ -28,7 +28,7 @@ __all__ = ["FitState", "RandomState", "load_state", "save_state"]
 
 _BOTTLENECKS, _ADAM = "bottlenecks.", "adam."
 _ROUND, _NOW = ("rng", "rng_device"), ("rng_now", "rng_now_device")
-_LATER = ("quality",)  # of a bottleneck: what files of older versions lack, and loading fills in
+_LATER = ("quality", "served")  # of a bottleneck: what files of older versions lack, and loading fills in
 
 
 @dataclass

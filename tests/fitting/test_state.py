@@ -98,10 +98,11 @@ def test_what_is_missing_or_too_much_is_named(
 def test_a_file_from_before_a_bottleneck_held_its_quality_goes_on(tmp_path: Path) -> None:
     path, old = tmp_path / "state", nn.ModuleDict({"a": TransformBottleneck(Geometry((32,)), 4)})
     new = copy.deepcopy(old)
-    del old["a"]._buffers["quality"]
+    del old["a"]._buffers["quality"], old["a"]._buffers["served"]
     save_state(path, FitState(step=1), SETTINGS, old, torch.optim.Adam(old.parameters()), rng())
     assert load_state(path, SETTINGS, new, torch.optim.Adam(new.parameters()))[0].step == 1
     assert int(new["a"].quality) == -1
+    assert torch.equal(new["a"].served, new["a"].ladder)
 
 
 def test_moments_of_another_shape_are_refused(tmp_path: Path) -> None:
