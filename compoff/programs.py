@@ -15,6 +15,7 @@ from compoff.autocast import no_autocast
 from compoff.errors import ArtifactError, BackendError
 from compoff.narrowing import narrowed
 from compoff.printable import first_line
+from compoff.threads import work_without_lost_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -174,6 +175,7 @@ class TorchProgram:
             One array an output.
         """
         module = self._module if channels is None else self._narrowed(channels)
+        work_without_lost_threads()
         with torch.inference_mode(), no_autocast():
             tensors = [to_tensor(array).to(self._device) for array in inputs]
             outputs: Sequence[Tensor] | Tensor = module(*tensors)

@@ -20,6 +20,7 @@ from compoff.device.runners.tensors import from_numpy, to_numpy
 from compoff.errors import BackendError, FeatureError, LocalProtocolError
 from compoff.printable import first_line
 from compoff.structure import CONSTANTS, flatten, importable, input_leaves, unflatten
+from compoff.threads import work_without_lost_threads
 from compoff.wire.replies import FULL, ReplyForm, ReplyKind, reduce_reply, restore_leaves
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def _taking_numpy(model: Any, torch: Any) -> Callable[..., Any]:
         return from_numpy(array) if first is None else from_numpy(array).to(first.device)
 
     def call(*inputs: Any, **keywords: Any) -> Any:
+        work_without_lost_threads()
         if not all_numpy((inputs, keywords)):
             return model(*inputs, **keywords)
         inputs, keywords = pytree.tree_map_only(np.ndarray, tensor, (inputs, keywords))

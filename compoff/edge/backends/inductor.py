@@ -22,6 +22,7 @@ from compoff.edge.backends.graphs import example_tensors, prepared
 from compoff.errors import BackendError
 from compoff.printable import told
 from compoff.programs import TorchProgram, to_tensor
+from compoff.threads import has_lost_threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,7 +77,15 @@ class InductorBackend:
 
         Returns:
             One array a leaf.
+
+        Raises:
+            BackendError: This process was forked, and the engine's threads are in its parent.
         """
+        if self._device.type == "cpu" and has_lost_threads():  # their number is compiled into the engine
+            raise BackendError(
+                "an engine of inductor runs in threads, and this process was forked from the one that has them; start "
+                "it with multiprocessing's 'spawn', or load the tail with backend='eager'"
+            )
         with torch.inference_mode():
             tensors = [to_tensor(part).to(self._device) for part in parts]
             outputs = self._call(*tensors)
