@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["OnnxSession", "OnnxTensor"]
+__all__ = ["OnnxSession", "OnnxTensor", "described"]
 
 _DTYPES = {
     "bool": "bool",
@@ -91,8 +91,8 @@ class OnnxSession:
                 "another version; compile it again"
             ) from error
         self.names: tuple[str, ...] = tuple(one.name for one in inputs)
-        self.inputs: tuple[OnnxTensor, ...] = tuple(map(_tensor, inputs))
-        self.outputs: tuple[OnnxTensor, ...] = tuple(map(_tensor, outputs))
+        self.inputs: tuple[OnnxTensor, ...] = tuple(map(described, inputs))
+        self.outputs: tuple[OnnxTensor, ...] = tuple(map(described, outputs))
 
     def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Run on arrays.
@@ -114,7 +114,14 @@ class OnnxSession:
             raise BackendError(f"onnxruntime {self.version} failed in {self.name}: {first_line(error)}") from error
 
 
-def _tensor(node: Any) -> OnnxTensor:
-    """One input or output as onnxruntime describes it."""
+def described(node: Any) -> OnnxTensor:
+    """One input or output of a program.
+
+    Args:
+        node: What onnxruntime says of it.
+
+    Returns:
+        Its shape and dtype.
+    """
     kind = str(node.type).removeprefix("tensor(").removesuffix(")")
     return OnnxTensor(tuple(size if isinstance(size, int) else None for size in node.shape), _DTYPES.get(kind, kind))

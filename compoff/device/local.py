@@ -16,8 +16,10 @@ import numpy as np
 from compoff.device.answers import all_numpy
 from compoff.device.binding import CallForm
 from compoff.device.replacing import path_of_leaf, replaced
+from compoff.device.runners.runner import fits
 from compoff.device.runners.tensors import from_numpy, to_numpy
 from compoff.errors import BackendError, FeatureError, LocalProtocolError
+from compoff.onnx_session import described
 from compoff.printable import first_line
 from compoff.structure import CONSTANTS, flatten, importable, input_leaves, unflatten
 from compoff.threads import work_without_lost_threads
@@ -26,7 +28,10 @@ from compoff.wire.replies import FULL, ReplyForm, ReplyKind, reduce_reply, resto
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
+
     from compoff.device.sender import Sender
+    from compoff.manifest import TensorSpec
     from compoff.pixels import Pixels
 
 __all__ = ["LocalModel", "OnnxModel", "whole_model", "whole_models"]
@@ -187,12 +192,14 @@ class OnnxModel:
         Raises:
             BackendError: The file is of another model.
         """
-        given, expected = len(self._session.get_outputs()), len(head.manifest.outputs)
-        if head.manifest.structure and given != expected:
+        given, expected = list(map(described, self._session.get_outputs())), head.manifest.outputs
+        if head.manifest.structure and len(given) != len(expected):
             raise BackendError(
-                f"'{self._path}' returns {given} tensors, and the model of this head returns {expected}; export that "
-                "model"
+                f"'{self._path}' returns {len(given)} tensors, and the model of this head returns {len(expected)}; "
+                "export that model"
             )
+        for index, (spec, one) in enumerate(zip(expected, given, strict=False)):
+            self._require(spec, one.shape, one.dtype, index)
         other = copy.copy(self)
         other._head = head
         return other
@@ -224,9 +231,27 @@ class OnnxModel:
             outputs: Sequence[Any] = self._session.run(None, arrays)
         except Exception as error:  # its own classes, made at run time
             raise FeatureError(f"the local ONNX model takes no such inputs: {first_line(error)}") from error
+        self._check_answer(outputs, {len(array) for array in arrays.values() if np.ndim(array)})
         plain = all_numpy((inputs, keywords))
         leaves = [output if plain else self._head.runner.from_numpy(output) for output in outputs]
         structure = self._head.manifest.structure
         if not structure:  # it is known only once the edge has answered, and the file knows of tensors only
             return leaves[0] if len(leaves) == 1 else tuple(leaves)
         return unflatten(structure, leaves, importable)
+
+    def _check_answer(self, outputs: Sequence[NDArray[Any]], samples: set[int]) -> None:
+        """Refuse an answer that is not the model's, whose file leaves sizes free."""
+        for index, (spec, output) in enumerate(zip(self._head.manifest.outputs, outputs, strict=False)):
+            self._require(spec, output.shape, str(output.dtype), index)
+            if spec.batched and len(output) not in samples:
+                told = f"'{self._path}' answers {sorted(samples)} samples with {len(output)} in tensor {index}"
+                raise BackendError(f"{told}; export the whole model with a free batch")
+
+    def _require(self, spec: TensorSpec, shape: Sequence[int | None], dtype: str, index: int) -> None:
+        """Refuse a tensor that the head's model does not return; the batch may be any, as it may be in the file."""
+        free = (None, *shape[1:]) if spec.batched and shape else shape
+        if dtype != spec.dtype or not fits(spec.sized("batch"), free):
+            raise BackendError(
+                f"'{self._path}' returns {dtype} of shape {tuple(shape)} as tensor {index}, and the model of this head "
+                f"returns {spec.dtype} of shape {spec.sized('batch')}; export that model"
+            )

@@ -12,6 +12,7 @@ import torch
 import compoff
 from compoff.device.local import whole_model
 from compoff.errors import BackendError, FeatureError, LocalProtocolError
+from compoff.manifest import TensorSpec
 from compoff.wire.replies import reply_form
 
 if TYPE_CHECKING:
@@ -97,6 +98,46 @@ def test_an_onnx_file_answers_as_the_remote_would(net: Net, head: compoff.Head, 
     assert whole_model(path, unknown)(x).shape == (2, 4, 8, 8)
     with pytest.raises(BackendError, match="returns 1 tensors, and the model of this head returns 2"):
         whole_model(path, head)
+
+
+def _written(path: Path, shape: list[Any], more: str, kind: int = 1) -> Path:
+    """A file that gives what a head of `_one_output` takes, and one of its rows or columns (`more`) again behind it."""
+    onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    end = [helper.make_tensor_value_info("x", 1, ["batch", 4]), helper.make_tensor_value_info("y", kind, shape)]
+    # What is compressed has a size that nothing infers.
+    nodes = [
+        helper.make_node("Compress", ["x", "which"], ["more"], axis=0 if more == "rows" else 1),
+        helper.make_node("Concat", ["x", "more"], ["z"], axis=0 if more == "rows" else 1),
+        helper.make_node("Cast", ["z"], ["y"], to=kind),
+    ]
+    held = [numpy_helper.from_array(np.array([bool(more)]), "which")]
+    graph = helper.make_graph(nodes, "graph", end[:1], end[1:], held)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    return path
+
+
+def _one_output(head: compoff.Head) -> compoff.Head:
+    specs = (TensorSpec((4,), "float32"),)
+    manifest = replace(head.manifest, inputs=specs, outputs=specs, structure={"leaf": 0}, call={})
+    return compoff.Head(manifest, head.tables, head.runner)
+
+
+def test_a_file_of_another_model_is_refused(head: compoff.Head, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    one, path = _one_output(head), tmp_path / "other.onnx"
+    told = r"as tensor 0, and the model of this head returns float32 of shape \('batch', 4\); export that model"
+    with pytest.raises(BackendError, match=r"returns float32 of shape \(None, 5\) " + told):
+        whole_model(_written(path, ["batch", 5], "columns"), one)
+    with pytest.raises(BackendError, match=r"returns float64 of shape \(None, 4\) " + told):
+        whole_model(_written(path, ["batch", 4], "", 11), one)
+    free = whole_model(_written(path, ["batch", "classes"], "columns"), one)  # the file does not say it
+    with pytest.raises(BackendError, match=r"returns float32 of shape \(2, 5\) " + told):
+        free(np.ones((2, 4), np.float32))
+    with pytest.raises(BackendError, match=r"answers \[2\] samples with 3 in tensor 0; export the whole model with a"):
+        whole_model(_written(path, ["more", 4], "rows"), one)(np.ones((2, 4), np.float32))
+    right = whole_model(_written(path, ["batch", "classes"], ""), one)
+    assert right(np.ones((2, 4), np.float32)).tolist() == [[1] * 4] * 2
 
 
 @pytest.mark.parametrize("reply", ["argmax", compoff.TopK(2)])
