@@ -121,8 +121,7 @@ class Server:
         Raises:
             LocalProtocolError: A token has a form that cannot be sent.
         """
-        check_tokens(token)
-        self._service.token = token
+        self._service.token = check_tokens(token)
 
     def stats(self) -> ServerStats:
         """What the server has counted up to now; costs microseconds and may be asked from any thread.

@@ -124,7 +124,7 @@ class Service:
         if not is_number(max_wait) or not 0 <= max_wait < math.inf:
             message = f"max_wait={max_wait} was given; expected seconds, 0 or more"
             raise LocalProtocolError(message)
-        self.token = token  # read anew by every connection
+        self.token = check_tokens(token)  # read anew by every connection
         self.limits = limits
         self.buffer = new_buffer(_BUFFER_BYTES)  # where every connection's bytes are read to, one at a time
         self.artifacts: dict[bytes, int] = {}  # longest payload of each artifact that is served
@@ -138,7 +138,6 @@ class Service:
         self._drained = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._check(tails)
-        check_tokens(token)
         self._workers = Workers(workers, decoders, max_wait, self._hand_over)
         self._open(tails)
 

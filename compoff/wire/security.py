@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ssl
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias
 
 from compoff.errors import LocalProtocolError
 from compoff.wire.address import is_loopback, parse_address
@@ -94,27 +94,37 @@ def _check_tls(tls: TLS | ssl.SSLContext | None, insecure: bool) -> None:
         raise LocalProtocolError("tls and insecure=True were both given; give one of them")
 
 
-def check_tokens(tokens: Tokens) -> None:
-    """Refuse a server's tokens where one cannot be sent, or where there are none in a list.
+def check_tokens(tokens: Tokens) -> str | tuple[str, ...] | None:
+    """A server's tokens, refused where one cannot be sent, or where there are none in a list.
 
     Args:
         tokens: The token, several, or None.
+
+    Returns:
+        The same, several as a tuple: what changes or runs out later changes nothing here.
 
     Raises:
         LocalProtocolError: A token has another form, or the list is empty: it would let nobody in.
 
     Examples:
         >>> check_tokens(["old", "new"])
+        ('old', 'new')
 
     Source: this project.
     """
     if tokens is None or isinstance(tokens, (str, bytes)) or not hasattr(tokens, "__iter__"):
-        check_token_form(cast("str | None", tokens))
-        return
-    if not tokens:
+        check_token_form(tokens)
+        return tokens
+    several = tuple(tokens)
+    if not several:
         raise LocalProtocolError("an empty list of tokens was given; give at least one, or None to let everyone in")
-    for token in tokens:
+    for token in several:
+        if token is None:  # pyright: ignore[reportUnnecessaryComparison] - a user's mistake all the same
+            raise LocalProtocolError(
+                "None was given as one of several tokens; give token=None by itself to let everyone in, or leave it out"
+            )
         check_token_form(token)
+    return several
 
 
 def check_token_form(token: str | None) -> None:

@@ -113,10 +113,10 @@ class ServerProtocol(Conversation):
         expected_wait: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """Start waiting for a HELLO."""
-        check_limits(artifacts, token, window)
+        self._token = check_tokens(token)
+        check_limits(artifacts, self._token, window)
         super().__init__()
         self._artifacts = artifacts
-        self._token = token
         self._window = window
         self._idle_timeout = idle_timeout
         self._check_reply = check_reply

@@ -224,6 +224,7 @@ def test_ipv6() -> None:
         ({"tails": Echo(0)}, "longest payload of 0 bytes"),
         ({"tails": Echo(), "address": "edge"}, "not an address"),
         ({"tails": Echo(), "token": ""}, "token of 0 bytes"),
+        ({"tails": Echo(), "token": ["good", None]}, "None was given as one of several tokens"),
         ({"tails": Echo(), "window": 0}, "window=0"),
         ({"tails": Echo(), "workers": 0}, "workers is 0; expected a whole number of at least 1"),
         ({"tails": Echo(), "max_connections": 0}, "max_connections=0"),
@@ -236,6 +237,15 @@ def test_arguments_that_cannot_be_served(arguments: dict[str, Any], words: str) 
     with pytest.raises(LocalProtocolError, match=words):
         serve(**arguments)
     assert set(threading.enumerate()) <= before
+
+
+def test_tokens_are_kept_as_they_were_given() -> None:
+    with serve(Echo(), token=(token for token in ("old", "new"))) as server:  # pyright: ignore[reportArgumentType]
+        for token in ("new", "old", "new"):
+            open_client(server.address, [ID], token=token).close()
+        with pytest.raises(LocalProtocolError, match="None was given as one of several tokens"):
+            server.replace_tokens([None])  # pyright: ignore[reportArgumentType]
+        open_client(server.address, [ID], token="old").close()
 
 
 def test_several_tails_in_several_threads() -> None:

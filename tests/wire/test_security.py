@@ -80,6 +80,21 @@ def test_an_empty_list_of_tokens_is_no_open_door() -> None:
         check_tokens([])
 
 
+@pytest.mark.parametrize("tokens", [[None], ["good", None], (None, "good")])
+def test_none_among_several_tokens_is_refused(tokens: list[str]) -> None:
+    with pytest.raises(LocalProtocolError, match="None was given as one of several tokens"):
+        check_tokens(tokens)
+
+
+def test_tokens_that_run_out_or_change_are_kept() -> None:
+    assert check_tokens(token for token in ("old", "new")) == ("old", "new")  # pyright: ignore[reportArgumentType]
+    given = ["old"]
+    kept = check_tokens(given)
+    given.append("new")
+    assert kept == ("old",)
+    assert (check_tokens("one"), check_tokens(None)) == ("one", None)
+
+
 LOOPBACK = ("127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "LOCALHOST:1", "[::ffff:127.0.0.1]:1")
 ELSEWHERE = ("0.0.0.0:1", "[::]:1", "10.0.0.1:1", "edge:1", "localhost.example:1", "[::ffff:10.0.0.1]:1")
 
