@@ -13,7 +13,7 @@ import numpy as np
 
 from compoff.errors import CompoffError, FeatureError
 
-__all__ = ["check_number", "check_path", "check_weight", "check_whole", "is_number"]
+__all__ = ["check_flag", "check_number", "check_path", "check_weight", "check_whole", "is_number"]
 
 
 def is_number(value: Any) -> bool:
@@ -27,6 +27,23 @@ def is_number(value: Any) -> bool:
         [True, True, True, False, False, False]
     """
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def check_flag(name: str, value: Any, error: type[CompoffError]) -> None:
+    """Refuse what is no truth value: of text, as a file or a form has it, ``"no"`` and ``"false"`` count as true.
+
+    Args:
+        name: Name of the argument.
+        value: What was given.
+        error: What to raise.
+
+    Examples:
+        >>> check_flag("insecure", "false", FeatureError)
+        Traceback (most recent call last):
+        compoff.errors.FeatureError: insecure is 'false'; expected True or False
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise error(f"{name} is {value!r:.80}; expected True or False")
 
 
 def check_number(

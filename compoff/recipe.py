@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compoff.checks import check_number, check_weight, check_whole, is_number
+from compoff.checks import check_flag, check_number, check_weight, check_whole, is_number
 from compoff.errors import FitError
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class Recipe:
             raise FitError(f"the recipe's codec is {self.codec!r:.80}; expected 'deepcod' or 'transform'")
         for name in ("lr", "rate", "orthogonality", "reconstruction", "distillation", "prior", "reconstruction_share"):
             check_number(f"the recipe's {name}", getattr(self, name), FitError)
+        check_flag("the recipe's average", self.average, FitError)
         check_whole("the recipe's patience", self.patience, FitError)
         check_whole("the recipe's warmup", self.warmup, FitError, least=0)
         if not (isinstance(self.betas, (tuple, list)) and len(self.betas) == 2 and all(map(is_number, self.betas))):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from compoff.checks import check_number
+from compoff.checks import check_flag, check_number
 from compoff.edge.connection import Connection
 from compoff.edge.descriptors import room_for
 from compoff.edge.door import Door
@@ -307,6 +307,7 @@ def serve(
     how_much = (max_connections, window, max_pending, max_held_bytes, max_batch)
     how_long = (handshake_timeout, message_timeout, idle_timeout, drain_timeout)
     tls = server_tls(address, tls, insecure)
+    check_flag("reuse_port", reuse_port, LocalProtocolError)
     every_tail = list(tails) if isinstance(tails, Sequence) else [tails]
     limits = Limits(*how_much, *how_long)
     limits.check()

@@ -10,6 +10,7 @@ import hmac
 import ssl
 from typing import TYPE_CHECKING, TypeAlias
 
+from compoff.checks import check_flag
 from compoff.errors import LocalProtocolError
 from compoff.wire.address import is_loopback, parse_address
 from compoff.wire.tls import TLS
@@ -45,7 +46,7 @@ def device_tls(address: str, tls: TLS | ssl.SSLContext | None, insecure: bool) -
         None for plain TCP; else ``tls``, or the trust in the authorities of the system.
 
     Raises:
-        LocalProtocolError: Both TLS and plain TCP were asked for.
+        LocalProtocolError: Both TLS and plain TCP were asked for, or `insecure` is neither True nor False.
 
     Examples:
         >>> device_tls("127.0.0.1:7878", None, False), device_tls("edge:7878", None, False)
@@ -71,7 +72,8 @@ def server_tls(address: str, tls: TLS | ssl.SSLContext | None, insecure: bool) -
         ``tls``; None for plain TCP.
 
     Raises:
-        LocalProtocolError: Other machines could connect, and neither TLS nor plain TCP was asked for; or both were.
+        LocalProtocolError: Other machines could connect, and neither TLS nor plain TCP was asked for; or both were, or
+            `insecure` is neither True nor False.
 
     Examples:
         >>> server_tls("127.0.0.1:0", None, False)
@@ -90,6 +92,7 @@ def server_tls(address: str, tls: TLS | ssl.SSLContext | None, insecure: bool) -
 def _check_tls(tls: TLS | ssl.SSLContext | None, insecure: bool) -> None:
     if tls is not None and not isinstance(tls, (TLS, ssl.SSLContext)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise LocalProtocolError(f"tls is a {type(tls).__name__}; expected compoff.TLS(...) or an ssl.SSLContext")
+    check_flag("insecure", insecure, LocalProtocolError)
     if tls is not None and insecure:
         raise LocalProtocolError("tls and insecure=True were both given; give one of them")
 

@@ -114,6 +114,14 @@ def test_elsewhere_plain_tcp_has_to_be_asked_for(address: str) -> None:
     assert server_tls(address, None, insecure=True) is None
 
 
+@pytest.mark.parametrize("flag", ["false", "no", "0", "", 0, 1, None, [1]])
+def test_plain_tcp_is_asked_for_by_true_alone(flag: bool) -> None:
+    for check in (device_tls, server_tls):
+        for tls in (None, TLS()):
+            with pytest.raises(LocalProtocolError, match=r"insecure is .*; expected True or False"):
+                check("edge:1", tls, insecure=flag)
+
+
 def test_both_at_once_are_a_mistake() -> None:
     for check in (device_tls, server_tls):
         with pytest.raises(LocalProtocolError, match="both"):
