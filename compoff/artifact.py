@@ -23,7 +23,7 @@ from compoff.coding import SymbolTables
 from compoff.drafts import drafts
 from compoff.errors import ArtifactError, BackendError, CompoffError
 from compoff.manifest import MANIFEST_LIMIT, Manifest, manifest_bytes, parse_manifest, sha256
-from compoff.pieces import put_back, take_out
+from compoff.pieces import place_of, put_back, take_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,8 +121,9 @@ def write_folder(
         tables: The coder's tables, one a code.
         files: Its other files, by name. Engines of the same artifact that the folder has stay there, unless they are
             among these.
-        weights: A folder for the weights of its programs, by their content, which several artifacts may share; None to
-            leave them in the programs.
+        weights: A folder for the weights of its programs, by their content, which several artifacts may share; None
+            for the one that the folder has them in already, where it holds this artifact, else to leave them in the
+            programs.
 
     Raises:
         ArtifactError: The folder holds something else than an earlier artifact of this kind, there is no way from it
@@ -146,8 +147,9 @@ def write_folder(
         raise ArtifactError(f"'{folder}' is a file; give a folder to save the {manifest.kind} in")
     arrays = {f"weights.{index}": np.ascontiguousarray(table.weights) for index, table in enumerate(tables)}
     shared: dict[str, memoryview] = {}
+    weights = _weights_of(folder, manifest) if weights is None else weights
     if weights is not None:
-        files, shared = _without_weights(files, _way(folder, Path(weights)))
+        files, shared = _without_weights(files, _way(folder, weights))
     contents = {_TABLES: save_arrays(arrays), **files}
     try:
         earlier, listed = _check_free(folder, manifest.kind, contents)
@@ -156,7 +158,7 @@ def write_folder(
         text = manifest_bytes(manifest, contents, kept)
         folder.mkdir(parents=True, exist_ok=True)
         if weights is not None:
-            _write_weights(Path(weights), shared)
+            _write_weights(weights, shared)
         with drafts(folder, [*contents, _MANIFEST]) as made:  # a full disk leaves what was there
             for name, data in (*contents.items(), (_MANIFEST, text)):
                 made[name].write_bytes(data)
@@ -190,6 +192,19 @@ def _way(folder: Path, weights: Path) -> str:
     except ValueError as error:  # another drive of Windows
         raise ArtifactError(f"weights are to be in '{weights}', on another drive than '{folder}'") from error
     return way
+
+
+def _weights_of(folder: Path, manifest: Manifest) -> Path | None:
+    """The folder that this artifact shares its weights in, as it was saved before; None where it does not."""
+    try:
+        earlier, listed = _read_manifest(folder)
+        if (earlier.kind, earlier.artifact_id) != (manifest.kind, manifest.artifact_id):
+            return None
+        parted = [name for name in listed if str(name).endswith(_PARTED)]
+        weights = [folder / place_of(_read_listed(folder, name, listed[name])) for name in parted]
+    except ArtifactError:  # nothing is there, or what is there is to be replaced
+        return None
+    return weights[0] if weights and weights[0].is_dir() else None
 
 
 def _without_weights(files: dict[str, bytes], way: str) -> tuple[dict[str, bytes], dict[str, memoryview]]:

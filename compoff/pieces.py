@@ -18,7 +18,7 @@ from compoff.errors import ArtifactError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LEAST_BYTES", "put_back", "take_out"]
+__all__ = ["LEAST_BYTES", "place_of", "put_back", "take_out"]
 
 LEAST_BYTES = 4096
 """Shorter tensors stay with the program: a file of their own would take more than they do."""
@@ -94,6 +94,27 @@ def put_back(rest: bytes, weight: Callable[[str, str, int], bytes | memoryview])
     if len(whole) != size or sha256(whole).hexdigest() != digest:
         raise ArtifactError("a program does not fit its weights; it is damaged: save the tails again")
     return whole
+
+
+def place_of(rest: bytes) -> str:
+    """Where the weights of a program are.
+
+    Args:
+        rest: What `take_out` left.
+
+    Returns:
+        What `take_out` was told.
+
+    Raises:
+        ArtifactError: `rest` is damaged.
+
+    Examples:
+        >>> place_of(take_out(b"no archive", "../weights")[0])
+        '../weights'
+
+    Source: this project.
+    """
+    return _checked(rest.partition(b"\n")[0])[0]
 
 
 def _tensors(data: bytes) -> list[tuple[int, int]]:

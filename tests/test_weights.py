@@ -65,10 +65,34 @@ def test_weights_are_on_disk_once_and_everything_comes_back(pairs: Pairs, folder
         assert again.backend.files == tail.backend.files
         again.save(tmp_path / "whole" / split)
         assert (tmp_path / "whole" / split / "tail.pt2").read_bytes() == tail.backend.files["tail.pt2"]
-        again.save(folder / split / "tail")
-        assert sorted(path.name for path in (folder / split / "tail").iterdir()) == [
-            "manifest.yaml", "tables.safetensors", "tail.pt2",
-        ]  # fmt: skip
+
+
+def test_a_tail_that_is_saved_again_where_it_was_still_shares_its_weights(pairs: Pairs, folder: Path) -> None:
+    names = ["manifest.yaml", "tables.safetensors", "tail.pt2.parts"]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for split in SPLITS:
+        compoff.Tail.load(folder / split).save(folder / split / "tail")
+        assert sorted(path.name for path in (folder / split / "tail").iterdir()) == names
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    next((folder / "weights").iterdir()).unlink()
+    pairs["2"][1].save(folder / "2" / "tail")  # what is missing is made again
+    compoff.Tail.load(folder / "2")
+
+
+def test_another_tail_in_its_place_has_everything_in_its_folder(pairs: Pairs, folder: Path) -> None:
+    pairs["4"][1].save(folder / "2" / "tail")
+    assert sorted(path.name for path in (folder / "2" / "tail").iterdir()) == [
+        "manifest.yaml", "tables.safetensors", "tail.pt2",
+    ]  # fmt: skip
+    assert compoff.Tail.load(folder / "2").manifest == pairs["4"][1].manifest
+
+
+def test_weights_that_have_gone_do_not_keep_a_tail_from_being_saved(pairs: Pairs, folder: Path) -> None:
+    for path in (folder / "weights").iterdir():
+        path.unlink()
+    (folder / "weights").rmdir()
+    pairs["2"][1].save(folder / "2" / "tail")
+    assert compoff.Tail.load(folder / "2").manifest == pairs["2"][1].manifest
 
 
 def test_a_folder_that_is_moved_with_its_weights_still_loads(pairs: Pairs, folder: Path, tmp_path: Path) -> None:

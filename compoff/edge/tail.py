@@ -272,7 +272,8 @@ class Tail(Described):
         Args:
             path: The folder; made if need be.
             weights: A folder that several tails share, in which each weight is stored once, by its content; None to
-                have everything in `path`. The way from one to the other has to stay as it is.
+                leave the form of a folder that this tail was saved in before, as `compile` wants it, and else to have
+                everything in `path`. The way from one to the other has to stay as it is.
 
         Raises:
             ArtifactError: The folder holds something else.
