@@ -18,6 +18,7 @@ from rich.console import Console
 from compoff.artifact import find_part
 from compoff.errors import CompoffError, FeatureError, LocalProtocolError
 from compoff.operations.settings import TOKEN_VARIABLE, Settings, TailPlace, read_tokens
+from compoff.operations.system_errors import told
 from compoff.printable import printable
 from compoff.wire.security import server_tls
 from compoff.wire.tls import TLS
@@ -73,8 +74,10 @@ def run() -> None:
     """
     try:
         app()
-    except (CompoffError, OSError) as error:
+    except CompoffError as error:
         _refuse(str(error))
+    except OSError as error:
+        _refuse(told(error))
     except ModuleNotFoundError as error:
         if (error.name or "compoff").partition(".")[0] == "compoff":
             raise
@@ -82,8 +85,8 @@ def run() -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-    told = printable(f"compoff: {message}", keep="\n")
-    Console(stderr=True, soft_wrap=True).print(told, style="red", markup=False, highlight=False)
+    words = printable(f"compoff: {message}", keep="\n")
+    Console(stderr=True, soft_wrap=True).print(words, style="red", markup=False, highlight=False)
     sys.exit(1)
 
 
@@ -167,8 +170,8 @@ def _refuse_beside_config(context: typer.Context) -> None:
     """Refuse what would be left unheeded, a token file above all."""
     given = [name for name in context.params if name != "config" and _is_given(context, name)]
     if given:
-        told = ", ".join(sorted(name if name == "folders" else f"--{name.replace('_', '-')}" for name in given))
-        raise LocalProtocolError(f"{told} and --config were both given; say it in the file, which holds all of it")
+        names = ", ".join(sorted(name if name == "folders" else f"--{name.replace('_', '-')}" for name in given))
+        raise LocalProtocolError(f"{names} and --config were both given; say it in the file, which holds all of it")
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

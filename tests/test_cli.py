@@ -139,7 +139,12 @@ def test_inspect_of_a_tail_without_its_program_names_the_file(folder: Path, tmp_
         (["compile", "no-such-folder"], "no-such-folder"),
         (["call", "FOLDER", "--address", "nonsense", "--input", "ONE"], "host:port"),
         (["call", "FOLDER", "--address", "127.0.0.1:1", "--input", "ONE"], "compoff serve"),
-        (["call", "FOLDER", "--address", "127.0.0.1:1", "--input", "no-such-file.npy"], "no-such-file.npy"),
+        (["call", "FOLDER", "--address", "127.0.0.1:1", "--input", "nowhere.npy"], "there is no 'nowhere.npy'"),
+        (["call", "FOLDER", "--address", "127.0.0.1:1", "--input", "FOLDER"], "' is a folder; give a file"),
+        (["serve", "--config", "nowhere.yaml"], "there is no 'nowhere.yaml'; correct the name"),
+        (["export-c", "FOLDER", "--output", "no-such-folder/x.h"], "there is no folder 'no-such-folder'; make it"),
+        (["export-triton", "FOLDER", "TEXT"], "is a file; give the folder of Triton's models"),
+        (["certs", "TEXT"], "is a file; give a folder"),
         (["call", "FOLDER", "--address", "127.0.0.1:1", "--input", "TEXT"], "numpy.save"),
         (["demo", "--data", "no-such-folder"], "no-such-folder"),
         (["demo", "--seed", "-1"], "seed is -1; expected a whole number of at least 0"),
@@ -159,6 +164,7 @@ def test_a_typo_gets_one_message_and_no_traceback(
     refused = here(*(names.get(word, word) for word in words))
     assert refused.returncode != 0
     assert told in refused.stderr
+    assert "Errno" not in refused.stderr
 
 
 def test_a_failing_command_prints_no_traceback() -> None:

@@ -125,7 +125,10 @@ class Authority:
         Raises:
             LocalProtocolError: There is no such certificate here.
         """
-        certificates = [_read_certificate(self.folder / f"{_check_name(name)}.pem")]
+        if not (self.folder / f"{_check_name(name)}.pem").exists():
+            there = ", ".join(f"'{one}'" for one in self._names()) or "none"
+            raise LocalProtocolError(f"'{self.folder}' has no certificate '{name}'; those of it are: {there}")
+        certificates = [_read_certificate(self.folder / f"{name}.pem")]
         certificates += [_read_certificate(path) for path in self._replaced(name)]
         serials = [entry.serial_number for entry in _read_list(self.revoked_path)]
         data = self._revoked([*serials, *(certificate.serial_number for certificate in certificates)])
@@ -147,7 +150,7 @@ class Authority:
         try:
             key = serialization.load_pem_private_key(path.read_bytes(), password=None)
         except (OSError, ValueError, TypeError) as error:
-            raise LocalProtocolError(f"'{path}' holds no private key without a password ({error})") from error
+            raise LocalProtocolError(f"'{path}' holds no private key without a password ({_reason(error)})") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise LocalProtocolError(f"'{path}' holds another kind of key; expected the one that `compoff certs` made")
         return key, _read_certificate(self.path)
@@ -183,6 +186,11 @@ class Authority:
             contents[f"{name}.{old.serial_number:x}{_REPLACED}"] = _pem(old)
         _write(self.folder, {**contents, paths[1].name: _key_bytes(key), paths[0].name: _pem(certificate)})
         return paths
+
+    def _names(self) -> list[str]:
+        """What the certificates that were made here are called."""
+        found = (path.stem for path in self.folder.glob("*.pem") if not path.name.endswith(_REPLACED))
+        return sorted(name for name in found if _NAME.fullmatch(name) and name not in {"ca", "revoked"})
 
     def _replaced(self, name: str) -> list[Path]:
         """The certificates of a name that were replaced."""
@@ -248,11 +256,16 @@ def _check_name(name: str) -> str:
     return name
 
 
+def _reason(error: Exception) -> str:
+    """The system's words without its number."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def _read_certificate(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise LocalProtocolError(f"'{path}' holds no certificate ({error})") from error
+        raise LocalProtocolError(f"'{path}' holds no certificate ({_reason(error)})") from error
 
 
 def _read_list(path: Path) -> x509.CertificateRevocationList:

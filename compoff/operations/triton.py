@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import importlib
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from compoff.checks import check_path
 from compoff.edge.backends.eager import PROGRAM
 from compoff.errors import ArtifactError, BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from compoff.edge.tail import Tail
     from compoff.manifest import Manifest, TensorSpec
@@ -44,7 +45,7 @@ def export_triton(
 
     Raises:
         BackendError: The tail cannot be compiled, or its outputs are known only once it has answered.
-        ArtifactError: `name` cannot be a folder's, or there is such a model already.
+        ArtifactError: `name` cannot be a folder's, there is such a model already, or `repository` is no folder.
 
     Source: the model repository and ``ModelConfig`` of Triton Inference Server.
     """
@@ -53,7 +54,10 @@ def export_triton(
         raise ArtifactError(f"{name!r:.80} cannot be the name of a model; use letters, digits, '_', '-' and '.'")
     if PROGRAM not in tail.backend.files:
         raise BackendError(f"the tail of {tail.manifest.model} runs the model itself; only a program can go to Triton")
-    folder = Path(repository) / name
+    repository = check_path("repository", repository, ArtifactError)
+    if repository.exists() and not repository.is_dir():
+        raise ArtifactError(f"'{repository}' is a file; give the folder of Triton's models")
+    folder = repository / name
     if folder.exists():
         raise ArtifactError(f"'{folder}' is there already; give another name, or take it away first")
     if tail.choice.backend != backend:

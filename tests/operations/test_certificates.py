@@ -98,6 +98,20 @@ def test_revoked_certificates_are_on_the_list(tmp_path: Path) -> None:
     assert revoked == {"camera-1": True, "camera-2": False, "camera-3": True}
 
 
+def test_a_certificate_that_is_not_there_is_told_beside_those_that_are(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    with pytest.raises(LocalProtocolError, match=r"has no certificate 'nobody'; those of it are: none"):
+        authority.revoke("nobody")
+    for name in ("camera-2", "camera-1"):
+        authority.issue_device(name)
+    authority.issue_device("camera-1", renew=True)
+    with pytest.raises(LocalProtocolError, match=r"no certificate 'nobody'; those of it are: 'camera-1', 'camera-2'$"):
+        authority.revoke("nobody")
+    (tmp_path / "ca.key").unlink()
+    with pytest.raises(LocalProtocolError, match=r"ca\.key' holds no private key .*\(No such file or directory\)"):
+        Authority(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["", "ca", "revoked", "../x", "a/b", "x" * 64, "-x", "naïve"])
 def test_names_that_cannot_be_files(tmp_path: Path, name: str) -> None:
     with pytest.raises(LocalProtocolError, match="cannot name a certificate"):
@@ -111,7 +125,7 @@ def test_hosts_that_cannot_be_reached(tmp_path: Path, hosts: list[str]) -> None:
 
 
 def test_another_folder_says_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(LocalProtocolError, match="holds no certificate"):
+    with pytest.raises(LocalProtocolError, match="has no certificate 'camera-1'"):
         Authority(tmp_path).revoke("camera-1")
     (tmp_path / "ca.key").write_text("nonsense")
     with pytest.raises(LocalProtocolError, match=r"ca\.key"):
