@@ -15,6 +15,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from compoff import __version__
 from compoff.artifact import find_part
 from compoff.errors import CompoffError, FeatureError, LocalProtocolError
 from compoff.operations.settings import TOKEN_VARIABLE, Settings, TailPlace, read_tokens
@@ -32,8 +33,8 @@ __all__ = ["app", "run"]
 
 app = typer.Typer(
     name="compoff",
-    help="A trained model across a weak device and an edge server, with almost nothing on the wire.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},  # of every command
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -93,6 +94,21 @@ def _refuse(message: str) -> NoReturn:
 def _say(text: str) -> None:
     """Print what may hold names from a folder or from another machine."""
     typer.echo(printable(text, keep="\n"))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        _say(f"compoff {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(  # pyright: ignore[reportUnusedFunction] - typer reads it
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """A trained model across a weak device and an edge server, with almost nothing on the wire."""
 
 
 @app.command()

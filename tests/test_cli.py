@@ -129,6 +129,18 @@ def test_inspect_of_a_tail_without_its_program_names_the_file(folder: Path, tmp_
         cli.inspect(tmp_path / "tail")
 
 
+def test_the_version_and_the_help_of_every_command(here: Here) -> None:
+    assert here("--version").stdout == f"compoff {compoff.__version__}\n"
+    whole = here("-h")
+    assert whole.returncode == 0
+    assert "across a weak device" in whole.stdout
+    for name in ("demo", "inspect", "serve", "compile", "export-triton", "top", "call", "export-c", "certs"):
+        assert name in whole.stdout
+        told = here(name, "-h")
+        assert (told.returncode, told.stdout) == (0, here(name, "--help").stdout)
+        assert f"compoff {name}" in told.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
