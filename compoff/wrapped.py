@@ -18,7 +18,7 @@ from compoff.checkpoint import save_bottlenecks
 from compoff.checks import check_weight
 from compoff.codec import Bottleneck
 from compoff.codec_options import CodecOptions
-from compoff.cutting.inputs import ExampleInputs
+from compoff.cutting.inputs import ExampleInputs, require_known
 from compoff.cutting.sites import Site, Skips, check_names, locate
 from compoff.distilling import student_pass, teacher_pass
 from compoff.errors import FitError, SplitError
@@ -364,7 +364,8 @@ class Wrapped(nn.Module):
         Raises:
             SplitError: `split` is not one of this model's split points, or is needed and not given.
             FitError: The transform codec has no directions yet: call `compoff.calibrate` first; or `recipe` is for
-                another codec, or `rate` is negative or not finite.
+                another codec, or `rate` is negative or not finite, or there is a tensor among the inputs that the model
+                was not wrapped with, such as a label.
 
         Examples:
             >>> import torch, compoff
@@ -389,6 +390,8 @@ class Wrapped(nn.Module):
         require_gradients(self.base)
         self.freeze()
         batch = Batch(inputs, keywords or {})
+        if not torch.compiler.is_compiling():
+            require_known(self.base, self._example, batch.args, batch.kwargs)
         with only_at(self._gates(), None):  # inside `at`, the teacher must still be the model without bottlenecks
             record = teacher_pass(self.base, gates, self.sites, batch, blocks=distill)
             terms = student_pass(

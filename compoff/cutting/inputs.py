@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from compoff.errors import SplitError
-from compoff.signature import in_order
+from compoff.errors import FitError, SplitError
+from compoff.signature import by_name, in_order
 from compoff.structure import flatten, unflatten
 from compoff.trees import map_tensors, tensors_of
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["ExampleInputs", "as_call", "example_call"]
+__all__ = ["ExampleInputs", "as_call", "example_call", "require_known"]
 
 
 def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -184,6 +184,41 @@ class ExampleInputs:
             batched.append(has_batch != [False] and len(shape) > 0)
         call: list[Any] = unflatten(description["call"], zeros) if "call" in description else [zeros, {}]
         return cls(tuple(call[0]), dict(call[1]), tuple(batched))
+
+
+def require_known(model: nn.Module, example: ExampleInputs, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    """Refuse tensors that a model was not wrapped with: what is fitted with them would be exported without.
+
+    Args:
+        model: The model.
+        example: What it was wrapped with; without a tensor where that is not known yet.
+        args: Positional inputs of a batch.
+        keywords: Keyword inputs of the batch.
+
+    Raises:
+        FitError: There are such tensors.
+
+    Examples:
+        >>> import torch
+        >>> net, ones = torch.nn.MultiheadAttention(4, 1), torch.ones(3, 2, 4)
+        >>> require_known(net, ExampleInputs.of_call(net, (ones,) * 3), (ones,) * 3, {"key_padding_mask": ones[..., 0]})
+        Traceback (most recent call last):
+        compoff.errors.FitError: a batch gives the model 'key_padding_mask', which it was not wrapped with: ...
+
+    Source: this project.
+    """
+    if not example.tensors:
+        return
+    known = by_name(model, example.args, example.keywords)
+    given = by_name(model, args, keywords)
+    beyond = [name for name, value in given.items() if tensors_of(value) and not tensors_of(known.get(name))]
+    if beyond:
+        told = " and ".join(f"'{name}'" for name in beyond)
+        raise FitError(
+            f"a batch gives the model {told}, which it was not wrapped with: what is exported would have no such "
+            "input, and answer as if it were left out. Wrap the model with it in example_input, or take it out of the "
+            "batches"
+        )
 
 
 def _is_tensor(value: Any) -> bool:

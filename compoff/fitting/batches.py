@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compoff.batch import Batch
 from compoff.checks import check_whole
+from compoff.cutting.inputs import require_known
 from compoff.errors import BackendError, FitError
 from compoff.fitting.form import missing, names_of, refusal, require_samples
 from compoff.programs import device_trouble
@@ -69,8 +70,8 @@ def to_batch(item: Any, wrapped: Wrapped, device: torch.device | None = None) ->
         The inputs.
 
     Raises:
-        FitError: The item holds no tensor, or no samples, or what falls away may be an input that the model was
-            wrapped with, or an input has samples where it had none then.
+        FitError: The item holds no tensor, or no samples, or one that the model was not wrapped with, or what falls
+            away may be an input that it was wrapped with, or an input has samples where it had none then.
 
     Examples:
         >>> import torch, compoff
@@ -106,6 +107,7 @@ def to_batch(item: Any, wrapped: Wrapped, device: torch.device | None = None) ->
     batch = Batch(_move(args, device), _move(kwargs, device))
     if absent := missing(batch, wrapped):
         _refuse_doubt(absent, inputs, others, kwargs, wrapped)
+    require_known(model, wrapped.example, batch.args, batch.kwargs)
     require_samples(batch, wrapped)
     return batch
 

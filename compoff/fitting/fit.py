@@ -198,9 +198,10 @@ def fit(
 
     Raises:
         BackendError: There is no such `device` here.
-        FitError: No usable batches, or one of which an input that the model was wrapped with may fall away, an argument
-            out of range, a loss that is not finite (the last good state is kept), NaN in `validation` (the bottlenecks
-            stay fitted: measure with `finish`), or a foreign or damaged `resume`.
+        FitError: No usable batches, or one of which an input that the model was wrapped with may fall away, or that
+            gives the model a tensor which it was not wrapped with, an argument out of range, a loss that is not finite
+            (the last good state is kept), NaN in `validation` (the bottlenecks stay fitted: measure with `finish`), or
+            a foreign or damaged `resume`.
         SplitError: Shapes were not known before and a split point turns out to be unusable.
         FeatureError: An input has another size or dtype than the model takes or was wrapped with.
 

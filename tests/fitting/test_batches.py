@@ -134,6 +134,37 @@ def test_an_input_may_be_left_out_on_purpose(item: Any) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("item", "name"),
+    [
+        ({"x": SIGNAL, "mask": MASK, "labels": CLASSES}, "mask"),
+        (({"x": SIGNAL, "mask": MASK}, CLASSES), "mask"),
+        (((SIGNAL, 1.0, MASK), CLASSES), "mask"),
+        (((SIGNAL, MASK), CLASSES), "scale"),
+    ],
+)
+def test_a_tensor_that_the_model_was_not_wrapped_with_is_refused(item: Any, name: str) -> None:
+    words = f"gives the model '{name}', which it was not wrapped with.* in example_input, or take it out of the batches"
+    for called in (compoff.fit, compoff.calibrate):
+        model = masked()
+        with pytest.raises(FitError, match=words):
+            called(model, [item])
+        assert not model.bottleneck("score").calibrated
+    with pytest.raises(FitError, match=words):
+        compoff.fit(masked(), [SIGNAL], validation=[item], steps=1)
+    to_batch(item, compoff.wrap(Masked().eval(), "score"))  # learned from the first batch
+
+
+def test_a_loss_of_a_tensor_that_the_model_was_not_wrapped_with_is_refused() -> None:
+    model = masked()
+    words = "gives the model 'scale', which it was not wrapped with"
+    with pytest.raises(FitError, match=words):
+        model.distillation_loss(SIGNAL, CLASSES.float().view(-1, 1))
+    with pytest.raises(FitError, match=words):
+        compoff.DistillationLoss(model)(SIGNAL, scale=MASK)
+    assert bool(model.distillation_loss(SIGNAL, 1.0, keywords={"mask": None}).isfinite())
+
+
 def test_labels_that_the_model_was_wrapped_with_are_inputs() -> None:
     model, batches = masked(labels=CLASSES), [{"x": SIGNAL, "labels": CLASSES}]
     assert to_batch(batches[0], model).kwargs["labels"] is CLASSES
