@@ -20,6 +20,7 @@ from compoff.checks import check_whole
 from compoff.codec import Encoder
 from compoff.cutting.capture import KeepsState, capture
 from compoff.cutting.graph_flow import GraphFlow
+from compoff.cutting.memory import require_memoryless
 from compoff.cutting.pixels import from_pixels, require_picture
 from compoff.cutting.prefix import Prefix, capture_prefix
 from compoff.cutting.proof import answers_alike
@@ -84,7 +85,8 @@ def export(
 
     Raises:
         SplitError: `split` is unknown, the model cannot be exported, something crosses that cannot, or the parts would
-            answer otherwise than the model: for one sample than for several, or by what others send.
+            answer otherwise than the model: for one sample than for several, by what others send, or by what it
+            remembers of earlier calls.
         FeatureError: The model takes no picture of such `pixels`.
         ArtifactError: The model returns something that cannot be described, `tail_factory` makes another model, or
             `max_batch` is out of range.
@@ -112,6 +114,8 @@ def export(
         _log.warning("%s", missing)
     tables = [bottleneck.prior.tables() for bottleneck in bottlenecks]
     with spare_attributes(wrapped.base):
+        with wrapped.at(split, bypass=True):
+            require_memoryless(wrapped.base, example)
         made = _make(wrapped, split, example, tail_factory, max_batch)
     if pixels is not None:
         made = replace(made, head=from_pixels(made.head, pixels, example, split))

@@ -1,5 +1,7 @@
 """A model that writes into copies of its buffers for a while, and what else it keeps put back: it stays as it was.
 
+Also which of its plain attributes a call changes.
+
 Copies of buffers are put in, rather than put back afterwards, because a gradient may still want what the pass has left
 in them.
 """
@@ -7,6 +9,7 @@ in them.
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["spare_attributes", "spare_buffers"]
+__all__ = ["changed_since", "kept_by", "spare_attributes", "spare_buffers"]
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
@@ -64,13 +67,14 @@ def spare_buffers(model: nn.Module) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def spare_attributes(model: nn.Module) -> Generator[None]:
+def spare_attributes(model: nn.Module, *, hooks: bool = True) -> Generator[None]:
     """Run a block, then put back what a model keeps in plain attributes, and what its hooks collect.
 
     While a program is made of it, a model that remembers its last features remembers tensors that hold no numbers.
 
     Args:
         model: The model.
+        hooks: Whether what its hooks collect is put back, too; somebody may listen to a fit on purpose.
 
     Yields:
         Nothing.
@@ -89,9 +93,9 @@ def spare_attributes(model: nn.Module) -> Generator[None]:
     attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
     contents: dict[int, tuple[Any, Any]] = {}
     for module in model.modules():
-        plain = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+        plain = _plain_attributes(module)
         attributes.append((vars(module), plain))
-        _note((*plain.values(), *_reached_by_hooks(module)), contents)
+        _note((*plain.values(), *(_reached_by_hooks(module) if hooks else ())), contents)
     try:
         yield
     finally:
@@ -105,6 +109,82 @@ def spare_attributes(model: nn.Module) -> Generator[None]:
             else:
                 container.clear()
                 container.update(content)
+
+
+def kept_by(model: nn.Module) -> dict[str, Any]:
+    """What a model keeps in plain attributes, for `changed_since`.
+
+    Args:
+        model: The model.
+
+    Returns:
+        By the attribute's path, the numbers, texts and tensors in it, and how lists, dicts and sets nest them.
+    """
+    return {
+        f"{path}.{name}" if path else name: _seen(value, set())
+        for path, module in model.named_modules()
+        for name, value in _plain_attributes(module).items()
+    }
+
+
+def changed_since(before: dict[str, Any], model: nn.Module) -> list[str]:
+    """Which attributes of a model are no longer what they were; a tensor of the same numbers is the same.
+
+    Args:
+        before: What `kept_by` returned.
+        model: The model.
+
+    Returns:
+        Their paths.
+
+    Examples:
+        >>> import torch
+        >>> net = torch.nn.ReLU()
+        >>> net.calls, net.last = 0, torch.zeros(1)
+        >>> before = kept_by(net)
+        >>> net.calls, net.last = 1, torch.zeros(1)
+        >>> changed_since(before, net)
+        ['calls']
+
+    Source: this project.
+    """
+    now = kept_by(model)
+    return [name for name in {**before, **now} if not _same(before.get(name), now.get(name))]
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+
+
+def _seen(value: Any, above: set[int]) -> Any:
+    """A value that may change as one that stays: a tensor with the number of its changes, a container's content."""
+    if isinstance(value, torch.Tensor):
+        return value, 0 if value.is_inference() else value._version
+    if id(value) in above:
+        return None
+    if isinstance(value, dict):
+        named = cast("dict[Any, Any]", value)
+        return [*map(repr, named), *(_seen(one, {*above, id(named)}) for one in named.values())]
+    if isinstance(value, (list, tuple, set, deque)):
+        return [_seen(one, {*above, id(cast("Any", value))}) for one in cast("Iterable[Any]", value)]
+    return value if isinstance(value, (bool, int, float, complex, str)) else None
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple) and isinstance(other, tuple):  # tensors
+        (first, changes), (second, later) = cast("tuple[Any, int]", one), cast("tuple[Any, int]", other)
+        return changes == later if first is second else _same_numbers(first, second)
+    if isinstance(one, list) and isinstance(other, list):
+        ours, theirs = cast("list[Any]", one), cast("list[Any]", other)
+        return len(ours) == len(theirs) and all(map(_same, ours, theirs))
+    return type(one) is type(other) and (one == other or one != one)  # NaN is itself
+
+
+def _same_numbers(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
+        return False
+    strided = one.layout is other.layout is torch.strided and not (one.is_meta or one.is_nested or other.is_nested)
+    return not strided or torch.equal(one, other)
 
 
 def _note(values: Iterable[Any], contents: dict[int, tuple[Any, Any]]) -> None:

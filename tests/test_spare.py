@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import compoff
-from compoff.spare import spare_attributes, spare_buffers
+from compoff.spare import changed_since, kept_by, spare_attributes, spare_buffers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,3 +165,40 @@ def test_an_export_leaves_no_tensors_without_numbers_in_the_model() -> None:
     compoff.export(wrapped, "end")
     assert net.last is kept
     assert len(net.maps) == len(seen) == 1
+
+
+@pytest.mark.parametrize("codec", ["transform", "deepcod"])
+def test_what_is_fitted_leaves_no_trace_in_plain_attributes(codec: CodecName) -> None:
+    net, heard = Keeping().eval(), []
+    net.body.register_forward_hook(lambda module, args, output: heard.append(len(output)))
+    net(torch.ones(2, 4))
+    before, kept = kept_by(net), net.last
+    data = [torch.randn(8, 4), torch.randn(8, 4)]
+    wrapped = compoff.wrap(net, "end", example_input=data[0], codec=codec, channels=1)
+    calls = len(heard)
+    for called in (compoff.calibrate, compoff.fit, compoff.finish):
+        called(wrapped, data)
+        assert len(heard) > calls  # who listens on purpose still hears it
+        calls = len(heard)
+        with pytest.raises(compoff.errors.FeatureError):
+            compoff.fit(wrapped, [data[0], data[0][:, :3]], steps=2)
+    assert wrapped.unwrap().last is kept
+    assert net.maps == [kept]
+    assert changed_since(before, net) == []
+
+
+def test_what_changed_is_told_by_what_it_holds() -> None:
+    net = nn.Sequential(nn.ReLU())
+    net.calls, net.rates, net.nan, net.other = 0, {"a": [0.5, (1,)]}, float("nan"), object()
+    net[0].last, net.own = torch.ones(2), [net.rates]
+    net.rates["itself"] = net.rates
+    before = kept_by(net)
+    net[0].last, net.other = torch.ones(2), object()
+    assert changed_since(before, net) == []
+    net[0].last.add_(0)  # not looked at, but said to have changed
+    before = kept_by(net)
+    net[0].last, net.rates["a"][0], net.new = torch.zeros(2), 1.0, None
+    assert changed_since(before, net) == ["rates", "own", "0.last"]
+    net.calls, net.rates["b"] = True, 0
+    net[0].last = torch.zeros(3)
+    assert changed_since(before, net) == ["calls", "rates", "own", "0.last"]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Run: TypeAlias = Callable[[ExampleInputs], tuple[Sequence[Tensor], Sequence[Tensor]]]
 
-__all__ = ["answers_alike", "check_sizes", "prove", "require_finite"]
+__all__ = ["answers_alike", "check_sizes", "prove", "require_finite", "tried"]
 
 _log = logging.getLogger("compoff.export")
 
@@ -95,7 +95,7 @@ def prove(
     rounding, spreads = _rounding(tail), None
     with torch.random.fork_rng(devices=[]):
         for size in (min(max(most, 2), _MANY), 1):
-            found = _tried(example.of_size(size), run)
+            found = tried(example.of_size(size), run)
             if found is None:
                 if size > 1:
                     _log.warning("%s", _untried(split))
@@ -150,7 +150,7 @@ def answers_alike(base: nn.Module, other: nn.Module, example: ExampleInputs) -> 
         return [tensor.cpu() for tensor in tensors_of(Batch(here.args, here.keywords).call(model))]
 
     with torch.random.fork_rng(devices=[]), frozen(base), frozen(other):
-        found = _tried(example, lambda given: ((), run(base, given)))
+        found = tried(example, lambda given: ((), run(base, given)))
         if found is None:
             return True
         given, _, outputs = found
@@ -167,8 +167,16 @@ def answers_alike(base: nn.Module, other: nn.Module, example: ExampleInputs) -> 
         return same or not _alike(run(base, given), outputs, spreads, rounding)
 
 
-def _tried(example: ExampleInputs, run: Run) -> tuple[ExampleInputs, Sequence[Tensor], Sequence[Tensor]] | None:
-    """Inputs, and what the model itself makes of them; None for a size of batch that it refuses."""
+def tried(example: ExampleInputs, run: Run) -> tuple[ExampleInputs, Sequence[Tensor], Sequence[Tensor]] | None:
+    """Inputs, and what the model itself makes of them.
+
+    Args:
+        example: Example inputs of the size that is asked for.
+        run: Runs the model itself.
+
+    Returns:
+        Made-up inputs of these shapes, symbols and outputs; None for a size of batch that the model refuses.
+    """
     # A model may refuse what no data looks like; a mask of zeros, or of ones, may hide everything.
     found = None
     for fill in (_drawn, _drawn_with_rows, _drawn_with_ones, _drawn_positive, torch.zeros_like):

@@ -29,7 +29,7 @@ from compoff.fitting.randomness import own_random_numbers
 from compoff.hooks import uncompiled
 from compoff.losses import relative_error
 from compoff.mounting import device_of, quantized_modules, require_gradients, require_wrapped
-from compoff.spare import spare_buffers
+from compoff.spare import spare_attributes, spare_buffers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -108,7 +108,7 @@ def calibrate(
             "for other bytes, wrap the model anew",
             ", ".join(f"'{split}'" for split in started),
         )
-    with own_random_numbers(seed, device_of(wrapped.base)):
+    with spare_attributes(wrapped.base, hooks=False), own_random_numbers(seed, device_of(wrapped.base)):
         start(wrapped, batches, target_bytes, seed, progress=progress)
 
 

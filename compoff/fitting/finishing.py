@@ -18,6 +18,7 @@ from compoff.fitting.measure import Aim, count_symbols, features_of, measure
 from compoff.fitting.randomness import own_random_numbers
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.mounting import device_of, require_wrapped
+from compoff.spare import spare_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,7 +88,7 @@ def finish(
             )
     refuse_on(wrapped, "finish")
     where, reports = device_of(wrapped.base), {split: SplitReport() for split in wrapped.split_points}
-    with own_random_numbers(0, where):  # a loader that shuffles draws
+    with spare_attributes(wrapped.base, hooks=False), own_random_numbers(0, where):  # a loader that shuffles draws
         aim.check_output(wrapped)
         measured = held_out(validation, wrapped, where)
         counted = up_to(batches, wrapped, where, MEASURED)

@@ -30,6 +30,7 @@ from compoff.fitting.report import FitReport, SplitReport
 from compoff.fitting.rounds import Recent, one_round
 from compoff.mounting import device_of, quantized_modules, require_gradients, require_wrapped
 from compoff.recipe import recipe_for
+from compoff.spare import spare_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sized
@@ -232,7 +233,8 @@ def fit(
     require_gradients(wrapped.base)
     where, began = device_of(wrapped.base), time.monotonic()
     again = wrapped.built and _all_started(wrapped)
-    with own_random_numbers(seed, where), torch.inference_mode(mode=False), torch.enable_grad():
+    untouched = spare_attributes(wrapped.base, hooks=False)
+    with untouched, own_random_numbers(seed, where), torch.inference_mode(mode=False), torch.enable_grad():
         batches = _build(wrapped, batches, where)
         _check_precision(wrapped)
         _warn_of_export(wrapped)
