@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from torch import Tensor
+
     from compoff.codec import Bottleneck, CodecFactory, CodecName
 
 __all__ = ["CodecOptions", "Wrapped", "load", "wrap"]
@@ -169,20 +171,26 @@ def load(path: str | Path, model: nn.Module) -> Wrapped:
             )
     try:
         made = build_bottlenecks(options, sites)
-        for split, (first, *_) in made.items():
-            if not any(name.startswith(f"{key_of(split)}.adapter.") for name in tensors):
-                first.adapter = None  # it was taken off
-        stacked = nn.ModuleDict({key_of(split, index): one for split in made for index, one in enumerate(made[split])})
-        stacked.load_state_dict(tensors)
+        _fill(made, tensors, reports)
     except (RuntimeError, TypeError, FeatureError) as error:
         raise ArtifactError(f"'{path}': its description does not fit its tensors ({error}); save again") from error
     wrapped = _wrapped(model, options, skips, sites, made, example)
     for split in (one for one in sites if one in reports):
         wrapped.note_figures(split, reports[split], base)
-        chosen = reports[split].get("quality")
-        if chosen is not None and f"{key_of(split)}.quality" not in tensors:  # older files have it in the report only
-            wrapped.bottleneck(split).choose(chosen)
     return wrapped
+
+
+def _fill(made: dict[str, list[Bottleneck]], tensors: dict[str, Tensor], reports: dict[str, dict[str, Any]]) -> None:
+    """Give bottlenecks what a file holds of them."""
+    for split, (first, *_) in made.items():
+        if not any(name.startswith(f"{key_of(split)}.adapter.") for name in tensors):
+            first.adapter = None  # it was taken off
+    stacked = nn.ModuleDict({key_of(split, index): one for split in made for index, one in enumerate(made[split])})
+    stacked.load_state_dict(tensors)
+    for split, (first, *_) in made.items():
+        chosen = reports.get(split, {}).get("quality")
+        if chosen is not None and f"{key_of(split)}.quality" not in tensors:  # in older files' reports only
+            first.choose(chosen)
 
 
 def _shapes(described: dict[str, Any]) -> dict[str, list[list[int]]]:

@@ -125,7 +125,12 @@ def test_the_default_quality_of_an_older_file_is_that_of_its_report(tmp_path: Pa
         rewrite(path, description={"reports": reports})
         net = nn.Linear(32, 5)
         net.load_state_dict(wrapped.base.state_dict())
-        assert compoff.load(path, net).bottleneck("input").chosen == chosen
+        again = compoff.load(path, net)
+        assert again.bottleneck("input").chosen == chosen
+        net = again.unwrap()
+    rewrite(path, description={"reports": {"input": {"quality": 77}}})
+    with pytest.raises(ArtifactError, match="there is no quality 77"):
+        compoff.load(path, net)
 
 
 def test_a_file_from_before_there_was_a_choice_holds_the_papers_codec(saved: tuple[Path, compoff.Wrapped]) -> None:

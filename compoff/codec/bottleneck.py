@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from compoff.codec.geometry import Geometry
     from compoff.codec.uniform import UniformQuantizer
 
-__all__ = ["Bottleneck", "BottleneckOutput", "CodecFactory", "CodecName", "Quality", "where_finite"]
+__all__ = ["Bottleneck", "BottleneckOutput", "CodecFactory", "CodecName", "Quality", "check_quality", "where_finite"]
 
 CodecFactory: TypeAlias = Callable[[tuple[int, ...], tuple[int, ...]], nn.Module]
 """Makes the user's own encoder or decoder from ``(input shape, output shape)``, both without the batch axis."""
@@ -177,8 +177,11 @@ class Bottleneck(nn.Module):
 
         Args:
             quality: Its index in `qualities`.
+
+        Raises:
+            FeatureError: There is no such quality.
         """
-        del quality  # this codec has only one
+        check_quality(quality, 1)  # this codec has only one
 
     def received(self, symbols: Tensor, quality: Quality) -> Tensor:
         """The symbols that the edge decodes where a quality was sent.
@@ -323,6 +326,31 @@ class Bottleneck(nn.Module):
             The layers, in order.
         """
         return [module for module in self.modules() if isinstance(module, SpectralConv)]
+
+
+def check_quality(quality: Any, count: int) -> int:
+    """Refuse what is none of a codec's qualities.
+
+    Args:
+        quality: What was given as the index of one.
+        count: How many there are.
+
+    Returns:
+        The index.
+
+    Raises:
+        FeatureError: There is no such quality.
+
+    Examples:
+        >>> check_quality(-1, 12)
+        Traceback (most recent call last):
+        compoff.errors.FeatureError: there is no quality -1; this bottleneck has 0 to 11
+    """
+    check_whole("quality", quality)
+    if not 0 <= quality < count:
+        known = f"0 to {count - 1}" if count > 1 else "0 only"
+        raise FeatureError(f"there is no quality {quality}; this bottleneck has {known}")
+    return int(quality)
 
 
 def where_finite(finite: Tensor, y_hat: Tensor) -> Tensor:

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from compoff.checks import check_whole
-from compoff.codec.bottleneck import Bottleneck, BottleneckOutput, CodecFactory, Quality, where_finite
+from compoff.codec.bottleneck import (
+    Bottleneck,
+    BottleneckOutput,
+    CodecFactory,
+    Quality,
+    check_quality,
+    where_finite,
+)
 from compoff.codec.density import Density
 from compoff.codec.directions import check_tile, mixed_channels, mixed_numbers
 from compoff.codec.encoder import Encoder
@@ -210,8 +217,11 @@ class TransformBottleneck(Bottleneck):
 
         Args:
             quality: Its index in `qualities`.
+
+        Raises:
+            FeatureError: There is no such quality.
         """
-        self.quality.fill_(max(-1, min(quality, len(self.served) - 1)))
+        self.quality.fill_(check_quality(quality, len(self.served)))
 
     @property
     def reference_step(self) -> int:

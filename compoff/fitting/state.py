@@ -17,6 +17,7 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 
 from compoff.errors import FitError
 from compoff.fingerprint import fingerprint
+from compoff.printable import first_line, told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -139,6 +140,10 @@ def load_state(
         compoff.errors.FitError: 'no such file' is not the state of a fit ...
     """
     metadata, tensors = _read(path)
+    if not metadata.keys() >= {"settings", "state"}:
+        saved = metadata.get("format", "").startswith("compoff-bottlenecks")
+        what = "is what Wrapped.save wrote, which compoff.load reads" if saved else "holds something else"
+        raise FitError(f"'{path}' is not the state of a fit: it {what}; give another path to keep the state in")
     try:
         found, state = json.loads(metadata["settings"]), FitState(**json.loads(metadata["state"]))
         # A file of an older version has no checksum and fewer settings; what it has must still fit.
@@ -147,7 +152,7 @@ def load_state(
             raise KeyError(_ROUND[0])
         rng = RandomState(*(tuple(tensors[name] for name in names if name in tensors) for names in (_ROUND, _NOW)))
     except (KeyError, ValueError, TypeError) as error:
-        raise FitError(f"'{path}' is not the state of a fit ({error!r}); delete it to start afresh") from error
+        raise FitError(f"'{path}' is a damaged state of a fit ({told(error)}); delete it to start afresh") from error
     if not whole:
         raise FitError(f"'{path}' is damaged (its checksum is wrong); delete it to start afresh")
     expected = json.loads(json.dumps(settings))
@@ -171,13 +176,16 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with cast("Any", safe_open)(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
     except (SafetensorError, OSError, ValueError) as error:
-        raise FitError(f"'{path}' is not the state of a fit ({error}); delete it to start afresh") from error
+        raise FitError(
+            f"'{path}' is not the state of a fit ({first_line(error)}); give another path to keep the state in, or, "
+            "where it was one and is damaged, delete it to start afresh"
+        ) from error
 
 
 def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     """One name for all that is in the file."""
-    told = f"{metadata['settings']}|{metadata['state']}|{fingerprint(tensors)}"
-    return hashlib.sha256(told.encode()).hexdigest()
+    text = f"{metadata['settings']}|{metadata['state']}|{fingerprint(tensors)}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _compare(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
 
-from compoff.codec import Bottleneck, Decoder, Encoder, Geometry
+from compoff.codec import Bottleneck, Decoder, Encoder, Geometry, TransformBottleneck
 from compoff.errors import FeatureError
 from compoff.losses import reconstruction
 
@@ -95,6 +96,19 @@ def test_calibration_is_kept_with_the_weights() -> None:
 def test_the_feature_keeps_its_dtype(dtype: torch.dtype, training: bool) -> None:
     bottleneck = Bottleneck(Geometry((4, 8)), channels=2).train(training)
     assert bottleneck(torch.randn(2, 4, 8).to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("quality", [99, -1, math.nan, 2.5, True, None, "x"])
+@pytest.mark.parametrize("kind", [Bottleneck, TransformBottleneck])
+def test_only_a_quality_that_there_is_can_be_chosen(kind: type[Bottleneck], quality: Any) -> None:
+    bottleneck = kind(Geometry((4, 8)), channels=2)
+    before = bottleneck.chosen
+    with pytest.raises(FeatureError, match=r"there is no quality|quality is .*; expected a whole number"):
+        bottleneck.choose(quality)
+    assert bottleneck.chosen == before
+    for index in range(len(bottleneck.qualities())):
+        bottleneck.choose(index)
+        assert bottleneck.chosen == index
 
 
 def test_copies_and_pickles_answer_alike() -> None:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+import compoff
 from compoff.codec import Geometry, TransformBottleneck
 from compoff.errors import FitError
 from compoff.fitting.state import FitState, RandomState, load_state, save_state
@@ -111,3 +113,33 @@ def test_moments_of_another_shape_are_refused(tmp_path: Path) -> None:
     save_state(tmp_path / "state", FitState(), SETTINGS, net, foreign, rng())
     with pytest.raises(FitError, match=r"0\.exp_avg that fits no parameter"):
         load_state(tmp_path / "state", SETTINGS, *trained(0))
+
+
+def test_a_foreign_file_is_not_to_be_deleted(tmp_path: Path) -> None:
+    path, (net, adam) = tmp_path / "file", trained(0)
+    refusals: list[str] = []
+
+    def refused() -> None:
+        before = path.read_bytes()
+        with pytest.raises(FitError, match="is not the state of a fit") as refusal:
+            load_state(path, SETTINGS, net, adam)
+        assert path.read_bytes() == before
+        refusals.append(str(refusal.value))
+
+    save_file(net.state_dict(), path)
+    refused()
+    compoff.wrap(nn.Linear(32, 4), "input", example_input=torch.zeros(2, 32)).save(path)
+    refused()
+    torch.save(net.state_dict(), path)
+    refused()
+    assert "it holds something else; give another path" in refusals[0]
+    assert "it is what Wrapped.save wrote, which compoff.load reads; give another path" in refusals[1]
+    assert "give another path to keep the state in, or, where it was one and is damaged, delete it" in refusals[2]
+    assert all("KeyError" not in words for words in refusals)
+
+
+def test_a_damaged_state_is_told_from_a_foreign_file(tmp_path: Path) -> None:
+    path, (net, adam) = tmp_path / "file", trained(0)
+    save_file(net.state_dict(), path, {"settings": "{", "state": "{}"})
+    with pytest.raises(FitError, match=r"is a damaged state of a fit .*; delete it to start afresh"):
+        load_state(path, SETTINGS, net, adam)
