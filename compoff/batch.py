@@ -107,14 +107,27 @@ def refusals_named(batch: Batch) -> Generator[None]:
         Traceback (most recent call last):
         compoff.errors.FeatureError: the model refuses a batch of uint8 (2, 3): expected Float, found Byte. ...
     """
+    listed = len(batch.args) == 1 and isinstance(batch.args[0], list) and not batch.kwargs
     try:
         yield
     except (CompoffError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if isinstance(error, AttributeError) and not listed:  # a list has no shape; other models have mistakes
+            raise
         tensors = tensors_of((batch.args, batch.kwargs))
         given = ", ".join(f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}" for tensor in tensors)
         raise FeatureError(
-            f"the model refuses a batch of {given}: {first_line(error)}. Give the batches that the model itself takes: "
-            "the same shapes, floating-point where it expects them, inputs before labels"
+            f"the model refuses a {'list' if listed else 'batch'} of {given}: {first_line(error)}. "
+            + (_LISTED if listed else _AS_THE_MODEL)
         ) from error
+
+
+_AS_THE_MODEL = (
+    "Give the batches that the model itself takes: the same shapes, floating-point where it expects them, inputs "
+    "before labels"
+)
+_LISTED = (
+    "A list is taken for one input; where it is what a loader gives, inputs and labels, give its inputs alone: "
+    "batch[0] in place of batch, and several of them as a tuple"
+)

@@ -5,6 +5,9 @@ from __future__ import annotations
 __all__ = ["first_line", "printable", "told"]
 
 
+_SIGNATURES = ", but expected one of:"  # PyTorch's, before a list of everything that a function takes
+
+
 def printable(text: str, keep: str = "") -> str:
     r"""Put question marks in place of what is not to be seen: control characters, marks of direction, half characters.
 
@@ -30,14 +33,20 @@ def first_line(error: BaseException, most: int = 300) -> str:
         most: The most characters.
 
     Returns:
-        One line without a stop at its end; the error's type where it says nothing.
+        One line without a stop at its end, and the next one where it announces that; the error's type where it says
+        nothing.
 
     Examples:
         >>> first_line(RuntimeError("\nnot so.\nCPU: registered at …"))
         'not so'
+        >>> first_line(RuntimeError("f() got a list, but expected one of:\n * (Tensor x)\n * (Tensor x, int dim)"))
+        'f() got a list'
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = lines[0].rstrip(".") if lines else type(error).__name__
+    line = lines[0].removesuffix(_SIGNATURES) if lines else type(error).__name__
+    if line.endswith(":"):
+        line = f"{line} {lines[1]}" if lines[1:] else line[:-1]
+    line = line.rstrip(".")
     return line if len(line) <= most else f"{line[:most]}…"
 
 

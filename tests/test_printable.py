@@ -24,3 +24,9 @@ def test_an_error_is_told_in_its_first_line() -> None:
     assert first_line(RuntimeError(" \n  no.\nCPU: registered at …")) == "no"
     assert first_line(ValueError()) == "ValueError"
     assert first_line(ValueError("abcd"), 3) == "abc…"
+    assert (
+        first_line(ValueError("Error(s) in loading:\n\tMissing keys: a.\n\tOther"))
+        == "Error(s) in loading: Missing keys: a"
+    )
+    assert first_line(ValueError("cut off:")) == "cut off"
+    assert first_line(TypeError("got a list, but expected one of:\n * (Tensor x)\n")) == "got a list"

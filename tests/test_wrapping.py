@@ -217,3 +217,19 @@ def test_an_example_that_the_model_refuses_is_named(example: Any) -> None:
         with pytest.raises(FeatureError, match=r"the model refuses a batch of (float32|uint8) \(2, "):
             door()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_a_loaders_batch_as_the_example_is_told_to_be_one() -> None:
+    batch = next(iter(torch.utils.data.DataLoader([(torch.zeros(3, 8, 8), 1)] * 2, batch_size=2)))
+    words = r"refuses a list of float32 \(2, 3, 8, 8\), int64 \(2,\): .*[^:,]\. A list .* give its inputs .* batch\[0\]"
+    for net in (nn.Sequential(nn.Conv2d(3, 8, 3)), nn.Sequential(Shaped(), nn.Conv2d(3, 8, 3))):
+        with pytest.raises(FeatureError, match=words):
+            compoff.wrap(net, "0", example_input=batch)
+        compoff.wrap(net, "0", example_input=batch[0])
+
+
+class Shaped(nn.Module):
+    """Asks its input for what a list does not have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(x.shape)
