@@ -67,13 +67,14 @@ def check_number(
         raise error(f"{name} is {value!r:.80}; expected {expected}")
 
 
-def check_weight(name: str, value: Any, error: type[CompoffError]) -> None:
+def check_weight(name: str, value: Any, error: type[CompoffError], expected: str = "a weight of 0 or more") -> None:
     """Refuse what no term of a sum can be multiplied by.
 
     Args:
         name: Name of the argument.
         value: What was given.
         error: What to raise.
+        expected: What it should have been.
 
     Examples:
         >>> check_weight("rate", -1, FeatureError)
@@ -81,7 +82,7 @@ def check_weight(name: str, value: Any, error: type[CompoffError]) -> None:
         compoff.errors.FeatureError: rate is -1; expected a weight of 0 or more
     """
     if not (is_number(value) and math.isfinite(value) and value >= 0):
-        raise error(f"{name} is {value!r:.80}; expected a weight of 0 or more")
+        raise error(f"{name} is {value!r:.80}; expected {expected}")
 
 
 def check_whole(

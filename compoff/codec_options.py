@@ -15,7 +15,9 @@ from torch import nn
 from compoff.checks import check_whole
 from compoff.codec import Bottleneck, CodecFactory, CodecName, Geometry, TransformBottleneck
 from compoff.codec.defaults import default_channels, widest_stride
+from compoff.codec.limits import check_latent
 from compoff.codec.precision import made_in_float32
+from compoff.codec.transform import check_levels
 from compoff.errors import FeatureError, SplitError
 
 __all__ = ["CodecOptions"]
@@ -63,8 +65,20 @@ class CodecOptions:
                 raise FeatureError(
                     f"{name} is {factory!r:.80}; expected a function from (input shape, output shape) to a module"
                 )
+        # What needs no shapes is said here, not in the first step of a fit.
+        Geometry((1,), _given(self.stride, 1))
+        check_latent(_given(self.channels, 1), _given(self.num_centers, 255))
+        if self.codec == "transform":
+            check_levels(_given(self.num_centers, 255))
+            self._refuse_encoder()
         if not isinstance(self.strict, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's mistake all the same
             raise FeatureError(f"strict is {self.strict!r:.80}; expected True or False")
+
+    def _refuse_encoder(self) -> None:
+        if self.encoder:
+            raise FeatureError(
+                'an encoder of your own goes with codec="deepcod": the transform codec starts from its own'
+            )
 
     def describe(self) -> dict[str, Any]:
         """These options as JSON can hold them.
@@ -109,10 +123,6 @@ class CodecOptions:
 
     def _build_transform(self, shape: tuple[int, ...]) -> TransformBottleneck:
         """A transform codec, which brings its own encoder."""
-        if self.encoder:
-            raise FeatureError(
-                'an encoder of your own goes with codec="deepcod": the transform codec starts from its own'
-            )
         geometry = Geometry(shape, _given(self.stride, widest_stride(shape)))
         channels = _given(self.channels, default_channels(geometry))
         return TransformBottleneck(geometry, channels, _given(self.num_centers, 255), decoder=self.decoder)

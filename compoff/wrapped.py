@@ -330,6 +330,7 @@ class Wrapped(nn.Module):
 
         Raises:
             SplitError: `split` is not one of this model's split points, or shapes are not known yet.
+            FitError: `lr` is negative or not finite.
 
         Examples:
             >>> import torch, compoff

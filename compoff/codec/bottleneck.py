@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from compoff.checks import check_whole
 from compoff.codec.decoder import Decoder
 from compoff.codec.encoder import Encoder, semi_orthogonality_error
+from compoff.codec.limits import check_latent, check_lr, check_quality
 from compoff.codec.precision import full_precision
 from compoff.codec.prior import Prior
 from compoff.codec.quantizer import Quantizer
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from compoff.codec.geometry import Geometry
     from compoff.codec.uniform import UniformQuantizer
 
-__all__ = ["Bottleneck", "BottleneckOutput", "CodecFactory", "CodecName", "Quality", "check_quality", "where_finite"]
+__all__ = ["Bottleneck", "BottleneckOutput", "CodecFactory", "CodecName", "Quality", "where_finite"]
 
 CodecFactory: TypeAlias = Callable[[tuple[int, ...], tuple[int, ...]], nn.Module]
 """Makes the user's own encoder or decoder from ``(input shape, output shape)``, both without the batch axis."""
@@ -116,12 +116,7 @@ class Bottleneck(nn.Module):
         decoder: CodecFactory | None = None,
     ) -> None:
         super().__init__()
-        check_whole("channels", channels)
-        check_whole("num_centers", num_centers)
-        if channels < 1:
-            raise FeatureError(f"channels is {channels}; expected at least 1 channel in the latent, such as 8")
-        if not 2 <= num_centers <= 256:
-            raise FeatureError(f"num_centers is {num_centers}; expected 2 to 256, such as 8")
+        check_latent(channels, num_centers)
         self.geometry = geometry
         self.latent_shape = (channels, *geometry.latent_space)
         between = (geometry.shape, self.latent_shape)
@@ -204,7 +199,11 @@ class Bottleneck(nn.Module):
 
         Returns:
             Groups with ``params`` and ``lr``.
+
+        Raises:
+            FitError: `lr` is negative or not finite.
         """
+        check_lr(lr)
         return [{"params": list(self.parameters()), "lr": lr}]
 
     @full_precision
@@ -326,31 +325,6 @@ class Bottleneck(nn.Module):
             The layers, in order.
         """
         return [module for module in self.modules() if isinstance(module, SpectralConv)]
-
-
-def check_quality(quality: Any, count: int) -> int:
-    """Refuse what is none of a codec's qualities.
-
-    Args:
-        quality: What was given as the index of one.
-        count: How many there are.
-
-    Returns:
-        The index.
-
-    Raises:
-        FeatureError: There is no such quality.
-
-    Examples:
-        >>> check_quality(-1, 12)
-        Traceback (most recent call last):
-        compoff.errors.FeatureError: there is no quality -1; this bottleneck has 0 to 11
-    """
-    check_whole("quality", quality)
-    if not 0 <= quality < count:
-        known = f"0 to {count - 1}" if count > 1 else "0 only"
-        raise FeatureError(f"there is no quality {quality}; this bottleneck has {known}")
-    return int(quality)
 
 
 def where_finite(finite: Tensor, y_hat: Tensor) -> Tensor:

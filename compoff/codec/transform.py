@@ -14,17 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from compoff.checks import check_whole
-from compoff.codec.bottleneck import (
-    Bottleneck,
-    BottleneckOutput,
-    CodecFactory,
-    Quality,
-    check_quality,
-    where_finite,
-)
+from compoff.codec.bottleneck import Bottleneck, BottleneckOutput, CodecFactory, Quality, where_finite
 from compoff.codec.density import Density
 from compoff.codec.directions import check_tile, mixed_channels, mixed_numbers
 from compoff.codec.encoder import Encoder
+from compoff.codec.limits import check_lr, check_quality
 from compoff.codec.precision import full_precision
 from compoff.codec.refiner import RefiningDecoder
 from compoff.codec.uniform import UniformQuantizer, coarsen
@@ -34,7 +28,7 @@ if TYPE_CHECKING:
     from compoff.codec.directions import Directions
     from compoff.codec.geometry import Geometry
 
-__all__ = ["LADDER", "TransformBottleneck"]
+__all__ = ["LADDER", "TransformBottleneck", "check_levels"]
 
 LADDER = (3, 5, 7, 9, 11, 15, 21)
 """The steps that one fit is for, in units of the finest; odd, since halves of even ones would all go up. It is aimed
@@ -96,19 +90,13 @@ class TransformBottleneck(Bottleneck):
         decoder: CodecFactory | None = None,
     ) -> None:
         check_whole("channels", channels)
-        check_whole("num_centers", num_centers)
+        check_levels(num_centers)
         check_tile(geometry)
         most = mixed_numbers(geometry)
         if channels > most:
             raise FeatureError(
                 f"channels is {channels}, but a tile of {geometry.tile} elements of this feature is described by "
                 f"{most} numbers; give at most that many"
-            )
-        least = 2 * LADDER[-1] + 1
-        if not (least <= num_centers <= 255 and num_centers % 2):
-            raise FeatureError(
-                f"num_centers is {num_centers}; the transform codec takes an odd number from {least} to 255, learned "
-                'centers in any number go with codec="deepcod"'
             )
         super().__init__(geometry, channels, num_centers, decoder=decoder)
         self.prior.requires_grad_(False)  # counted after the fit; the density learns
@@ -138,7 +126,11 @@ class TransformBottleneck(Bottleneck):
 
         Returns:
             Groups with ``params`` and ``lr``: what starts from the directions moves in proportion to its size.
+
+        Raises:
+            FitError: `lr` is negative or not finite.
         """
+        check_lr(lr)
         quantizer, decoder = self.quantizer, self.decoder
         started = self.encoder.factors
         if isinstance(decoder, RefiningDecoder):
@@ -357,6 +349,29 @@ class TransformBottleneck(Bottleneck):
         worth = importance * share.square() / self.reference_bits
         rate, prior_rate = ((worth * self.density.bits(given, steps)).mean() for given in (noisy, noisy.detach()))
         return BottleneckOutput(y, self.decoder(self.quantizer.restored(values)), rate, prior_rate, importance)
+
+
+def check_levels(num_centers: Any) -> None:
+    """Refuse numbers of levels that this codec does not take, whatever the feature.
+
+    Args:
+        num_centers: What was given.
+
+    Raises:
+        FeatureError: It is no odd number in the range.
+
+    Examples:
+        >>> check_levels(8)
+        Traceback (most recent call last):
+        compoff.errors.FeatureError: num_centers is 8; the transform codec takes an odd number from 43 to 255, ...
+    """
+    check_whole("num_centers", num_centers)
+    least = 2 * LADDER[-1] + 1
+    if not (least <= num_centers <= 255 and num_centers % 2):
+        raise FeatureError(
+            f"num_centers is {num_centers}; the transform codec takes an odd number from {least} to 255, learned "
+            'centers in any number go with codec="deepcod"'
+        )
 
 
 def _served(ladder: tuple[int, ...]) -> list[int]:
