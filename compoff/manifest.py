@@ -50,6 +50,11 @@ _FIRST_LINE = re.compile(rb"format: ([0-9]{1,9})\n")
 _DIGITS = re.compile("[0-9a-f]{64}")
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _MOST_REPLY_BYTES = 1 << 32
+_YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
+"""What PyYAML raises for what is no YAML, or no value of Python's: a number in base 60 may be beyond all floats."""
+_MOST_DIGITS = 1000
+_LONG_NUMBER = re.compile(f"[-+.0-9].{{{_MOST_DIGITS}}}")
+_MOST_DEPTH = 64  # each nesting of the model's outputs takes up to four; what reads YAML takes minutes for thousands
 
 
 @dataclass(frozen=True)
@@ -199,10 +204,16 @@ def manifest_bytes(manifest: Manifest, files: Mapping[str, bytes], kept: Mapping
         The file's bytes.
 
     Raises:
-        ArtifactError: It would be longer than a manifest may be.
+        ArtifactError: It would be longer or deeper than a manifest may be.
     """
     listed = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()}
     content = {"format": FORMAT, **_plain(asdict(manifest)), "files": {**listed, **(kept or {})}}
+    depth = _depth(content)
+    if depth > _MOST_DEPTH:
+        raise ArtifactError(
+            f"the manifest is nested {depth} levels deep, at most {_MOST_DEPTH} are read; nest the model's inputs and "
+            "outputs less"
+        )
     body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
     if len(body) > MANIFEST_LIMIT - 100:
         raise ArtifactError(f"the manifest takes {len(body)} bytes, at most {MANIFEST_LIMIT} fit; shorten the report")
@@ -228,7 +239,9 @@ def parse_manifest(data: bytes, path: Path) -> tuple[Manifest, dict[str, Any]]:
     wrong = sorted(map(str, content.keys() ^ known))
     if wrong or not isinstance(files, dict):
         keys = ", ".join(wrong) or "files"
-        raise ArtifactError(f"{path}: keys {keys} are missing or unknown; not written by this version: export again")
+        raise ArtifactError(
+            f"{path}: keys {keys:.200} are missing or unknown; not written by this version: export again"
+        )
     return _manifest_from(path, content), files  # pyright: ignore[reportUnknownVariableType]
 
 
@@ -247,16 +260,27 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
             f"{path}: checksum does not fit the rest of the file; it was changed or damaged: export again"
         )
     try:
-        events = cast("Iterable[object]", yaml.parse(whole[1]))
-        if any(isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) for event in events):
-            raise ValueError("it has aliases or tags")
+        _require_plain(cast("Iterable[object]", yaml.parse(whole[1])))
         content = yaml.safe_load(whole[1])
         json.dumps(content)  # a date, or a number of thousands of digits, is no part of a manifest either
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except _YAML_ERRORS as error:
         raise ArtifactError(
             f"{path}: is not the YAML of a manifest ({first_line(error)}); it is damaged: export again"
         ) from error
     return content if isinstance(content, dict) else {}  # pyright: ignore[reportUnknownVariableType]
+
+
+def _require_plain(events: Iterable[object]) -> None:
+    """Refuse what no manifest has, before anything is made of it."""
+    depth = 0
+    for event in events:
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+            raise ValueError("it has aliases or tags")
+        if isinstance(event, yaml.ScalarEvent) and event.style is None and _LONG_NUMBER.match(event.value):
+            raise ValueError(f"it has a number of more than {_MOST_DIGITS} digits")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MOST_DEPTH:
+            raise ValueError(f"it is nested more than {_MOST_DEPTH} levels deep")
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
@@ -380,6 +404,13 @@ def _is_spec(entry: Any) -> bool:
 
 def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(size) is int and 0 <= size < 1 << 40 for size in value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+
+
+def _depth(value: Any) -> int:
+    """How deep lists and dicts are nested."""
+    if isinstance(value, dict):
+        value = list(cast("dict[str, Any]", value).values())
+    return 1 + max(map(_depth, cast("list[Any]", value)), default=0) if isinstance(value, list) else 0
 
 
 def _plain(value: Any) -> Any:

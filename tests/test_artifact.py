@@ -8,6 +8,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -181,6 +182,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 # -- what was saved comes back
+
+
+def test_what_would_be_too_deep_to_be_read_is_not_written(tmp_path: Path) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(70):
+        deep = {"a": deep}
+    with pytest.raises(ArtifactError, match="nested 72 levels deep, at most 64 are read"):
+        write_folder(tmp_path, replace(MANIFEST, report=deep), TABLES, {"head.pt2": PROGRAM})
 
 
 def test_comes_back_as_it_was_saved(folder: Path) -> None:
