@@ -28,6 +28,9 @@ _FOLDERS = re.compile("/data/(weights|constants)/")
 _NAME = re.compile("[0-9a-f]{64}")
 _MOST_BYTES = 1 << 40
 _MOST_HEADER = 1 << 26
+_UNFIT = "a program does not fit its weights; it is damaged: save the tails again"
+_MOST_TIMES = 4
+_MOST_REPEATED = 1 << 26  # bytes: so many repeats of the same weights are left out beside the first of each
 
 
 def take_out(data: bytes, where: str = "") -> tuple[bytes, dict[str, memoryview]]:
@@ -52,10 +55,15 @@ def take_out(data: bytes, where: str = "") -> tuple[bytes, dict[str, memoryview]
     Source: this project.
     """
     view, weights, pieces, kept = memoryview(data), dict[str, memoryview](), list[tuple[int, int, str]](), 0
+    repeated = 0
     left: list[memoryview] = []
     for start, length in _tensors(data):
         piece = view[start : start + length]
         name = sha256(piece).hexdigest()
+        if name in weights:
+            repeated += length
+            if repeated > _MOST_REPEATED:
+                continue
         weights[name] = piece
         pieces.append((start, length, name))
         left.append(view[kept:start])
@@ -79,21 +87,34 @@ def put_back(rest: bytes, weight: Callable[[str, str, int], bytes | memoryview])
 
     Source: this project.
     """
-    line, _, kept = rest.partition(b"\n")
+    line, _, plain = rest.partition(b"\n")
     where, size, digest, pieces = _checked(line)
-    parts: list[bytes | memoryview] = []
-    place, taken = 0, 0
-    for start, length, name in pieces:
-        gap = start - place
-        piece = weight(where, name, length)
-        if len(piece) != length or sha256(piece).hexdigest() != name:
+    lengths = {name: length for _, length, name in pieces}
+    given = sum(length for _, length, _ in pieces)
+    # A small file that names one weight many times would else become one that no memory holds.
+    if given > _MOST_TIMES * sum(lengths.values()) + _MOST_REPEATED:
+        raise ArtifactError("what is left of a program names the same weights too often; it is damaged: export again")
+    if size != len(plain) + given:
+        raise ArtifactError(_UNFIT)
+    weights: dict[str, bytes | memoryview] = {}
+    for name, length in lengths.items():
+        weights[name] = weight(where, name, length)
+        if len(weights[name]) != length or sha256(weights[name]).hexdigest() != name:
             raise ArtifactError(f"the weight {name[:12]} has other bytes than its name says; save the tails again")
-        parts += [memoryview(kept)[taken : taken + gap], piece]
+    kept, parts = memoryview(plain), list[bytes | memoryview]()
+    place, taken, hashed = 0, 0, sha256()
+    for start, length, name in pieces:
+        if length != lengths[name]:
+            raise ArtifactError(_UNFIT)
+        gap = start - place
+        parts += [kept[taken : taken + gap], weights[name]]
         place, taken = start + length, taken + gap
-    whole = b"".join([*parts, memoryview(kept)[taken:]])
-    if len(whole) != size or sha256(whole).hexdigest() != digest:
-        raise ArtifactError("a program does not fit its weights; it is damaged: save the tails again")
-    return whole
+    parts.append(kept[taken:])
+    for part in parts:
+        hashed.update(part)
+    if hashed.hexdigest() != digest:
+        raise ArtifactError(_UNFIT)
+    return b"".join(parts)
 
 
 def place_of(rest: bytes) -> str:

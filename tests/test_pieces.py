@@ -102,6 +102,30 @@ def test_what_is_damaged_is_refused(rest: bytes) -> None:
         put_back(rest, lambda *_: bytes(5000))
 
 
+def test_each_weight_is_asked_for_once_and_nothing_where_the_lengths_do_not_fit() -> None:
+    data, asked = archive([bytes(5000)] * 3), list[str]()
+    rest, weights = take_out(data)
+
+    def find(_: str, name: str, __: int) -> memoryview:
+        asked.append(name)
+        return weights[name]
+
+    assert put_back(rest, find) == data
+    assert asked == [NAME]
+    for key, value in (("bytes", 5), ("pieces", [[index * (1 << 20), 1 << 20, NAME] for index in range(100)])):
+        with pytest.raises(ArtifactError, match=r"does not fit its weights|names the same weights too often"):
+            put_back(damaged(key, value), find)
+    assert asked == [NAME]
+
+
+def test_many_repeats_of_a_weight_stay_with_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compoff.pieces._MOST_REPEATED", 10_000)
+    data = archive([bytes(5000)] * 9)
+    rest, weights = take_out(data)
+    assert len(rest) > 6 * 5000
+    assert put_back(rest, lambda _, name, __: weights[name]) == data
+
+
 def test_a_weight_with_other_bytes_is_refused() -> None:
     rest, _ = take_out(archive([bytes(5000)]))
     for wrong in (b"", bytes(4999), bytes(4999) + b"x"):
