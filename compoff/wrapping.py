@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from compoff.checkpoint import read_bottlenecks
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["CodecOptions", "Wrapped", "load", "wrap"]
 
 
+_SMALL = 1000  # numbers in what older files leave out
 _OLDEST: dict[str, Any] = {"codec": "deepcod"}  # what the first files do not say
 
 
@@ -160,7 +162,7 @@ def load(path: str | Path, model: nn.Module) -> Wrapped:
         raise ArtifactError(f"'{path}': its description does not fit its tensors ({error}); save again") from error
     try:
         sites = locate(model, list(shapes), example.args, example.keywords, skips=skips)
-    except (SplitError, FeatureError) as error:
+    except (SplitError, FeatureError, RuntimeError, MemoryError) as error:
         raise ArtifactError(f"'{path}': does not fit this {type(model).__name__}: {error}") from error
     for split, site in sites.items():
         found = [list(feature.shape) for feature in site.features]
@@ -170,9 +172,12 @@ def load(path: str | Path, model: nn.Module) -> Wrapped:
                 "there; the bottlenecks were fitted for another model"
             )
     try:
+        if any(size is not None for size in (options.channels, options.num_centers, options.stride)):
+            with torch.device("meta"):  # sizes of the file's own, which need not be those of its tensors
+                _require_sizes(_stacked(build_bottlenecks(options, sites), tensors), tensors)
         made = build_bottlenecks(options, sites)
         _fill(made, tensors, reports)
-    except (RuntimeError, TypeError, FeatureError) as error:
+    except (RuntimeError, TypeError, FeatureError, MemoryError) as error:
         raise ArtifactError(f"'{path}': its description does not fit its tensors ({error}); save again") from error
     wrapped = _wrapped(model, options, skips, sites, made, example)
     for split in (one for one in sites if one in reports):
@@ -182,15 +187,29 @@ def load(path: str | Path, model: nn.Module) -> Wrapped:
 
 def _fill(made: dict[str, list[Bottleneck]], tensors: dict[str, Tensor], reports: dict[str, dict[str, Any]]) -> None:
     """Give bottlenecks what a file holds of them."""
-    for split, (first, *_) in made.items():
-        if not any(name.startswith(f"{key_of(split)}.adapter.") for name in tensors):
-            first.adapter = None  # it was taken off
-    stacked = nn.ModuleDict({key_of(split, index): one for split in made for index, one in enumerate(made[split])})
-    stacked.load_state_dict(tensors)
+    _stacked(made, tensors).load_state_dict(tensors)
     for split, (first, *_) in made.items():
         chosen = reports.get(split, {}).get("quality")
         if chosen is not None and f"{key_of(split)}.quality" not in tensors:  # in older files' reports only
             first.choose(chosen)
+
+
+def _stacked(made: dict[str, list[Bottleneck]], tensors: dict[str, Tensor]) -> nn.ModuleDict:
+    """Bottlenecks as one module, without the adapters that were taken off."""
+    for split, (first, *_) in made.items():
+        if not any(name.startswith(f"{key_of(split)}.adapter.") for name in tensors):
+            first.adapter = None
+    return nn.ModuleDict({key_of(split, index): one for split in made for index, one in enumerate(made[split])})
+
+
+def _require_sizes(planned: nn.ModuleDict, tensors: dict[str, Tensor]) -> None:
+    """Refuse bottlenecks whose weights the file does not have, before there is memory for them."""
+    for name, weight in planned.state_dict().items():
+        found = tensors.get(name)
+        large = max(weight.numel(), 0 if found is None else found.numel()) > _SMALL  # a ladder may be of any length
+        if large and (found is None or found.shape != weight.shape):
+            told = "none" if found is None else tuple(found.shape)
+            raise FeatureError(f"'{name}' is to be {tuple(weight.shape)}, the file holds {told}")
 
 
 def _shapes(described: dict[str, Any]) -> dict[str, list[list[int]]]:

@@ -5,6 +5,7 @@ Kept to export with later, without keeping the user's data. Knows neither codecs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["ExampleInputs", "as_call", "example_call", "require_known"]
+
+
+_SAMPLES = 2
+_MOST_ELEMENTS = 1 << 28  # a small file that was forged would else have a model compute on more than any memory holds
 
 
 def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -112,7 +117,7 @@ class ExampleInputs:
         flags = iter(batched)
 
         def empty(tensor: Tensor) -> Tensor:
-            return tensor.new_zeros((2, *tensor.shape[1:]) if next(flags) else tensor.shape)
+            return tensor.new_zeros((_SAMPLES, *tensor.shape[1:]) if next(flags) else tensor.shape)
 
         with torch.inference_mode(mode=False):
             zeros: Any = map_tensors((args, keywords), empty)
@@ -179,9 +184,14 @@ class ExampleInputs:
         """
         zeros: list[Tensor] = []
         batched: list[bool] = []
+        elements = 0
         for shape, dtype, *has_batch in description["inputs"]:
-            zeros.append(torch.zeros(shape, dtype=_dtype(dtype)))
             batched.append(has_batch != [False] and len(shape) > 0)
+            shape = [min(shape[0], _SAMPLES), *shape[1:]] if batched[-1] else shape
+            elements += math.prod(shape)
+            if elements > _MOST_ELEMENTS:
+                raise ValueError(f"its inputs hold more than {_MOST_ELEMENTS} numbers")
+            zeros.append(torch.zeros(shape, dtype=_dtype(dtype)))
         call: list[Any] = unflatten(description["call"], zeros) if "call" in description else [zeros, {}]
         return cls(tuple(call[0]), dict(call[1]), tuple(batched))
 
