@@ -18,6 +18,7 @@ from rich.console import Console
 from compoff import __version__
 from compoff.artifact import find_part
 from compoff.errors import CompoffError, FeatureError, LocalProtocolError
+from compoff.operations.answer_files import check_output, save_answer
 from compoff.operations.settings import TOKEN_VARIABLE, Settings, TailPlace, read_tokens
 from compoff.operations.system_errors import told
 from compoff.printable import printable
@@ -243,7 +244,7 @@ def call(
     folder: _HeadFolder,
     address: Annotated[str, typer.Option(help="host:port of the server.")],
     inputs: Annotated[list[Path], typer.Option("--input", help=".npy file of an input; once for each input.")],
-    output: Annotated[Path | None, typer.Option(help=".npy file for the answer.")] = None,
+    output: Annotated[Path | None, typer.Option(help=".npy file for the answer; .npz for several parts.")] = None,
     timeout: Annotated[float, typer.Option(help="Deadline, in seconds.")] = 10.0,
     token_file: _TokenFile = None,
     certificate: _Certificate = None,
@@ -252,21 +253,30 @@ def call(
     insecure: _Insecure = False,
 ) -> None:
     """Run one input through a head here and its tail on a server."""
+    from compoff.device.binding import CallForm
     from compoff.device.head import Head  # loads the runtime
     from compoff.device.remote import connect
     from compoff.structure import unflatten
 
     head = Head.load(folder)
-    arrays = [_input(path, len(spec.shape)) for path, spec in zip(inputs, head.manifest.taken, strict=False)]
+    taken = head.manifest.taken
+    if len(inputs) != len(taken):
+        form = f": {CallForm(head.manifest.call, taken)!r}" if head.manifest.call else ""
+        raise FeatureError(
+            f"{len(inputs)} --input were given, this head takes {len(taken)}, one for each of its tensors{form}"
+        )
+    if output is not None:
+        check_output(output, head.manifest.structure)
+    arrays = [_input(path, len(spec.shape)) for path, spec in zip(inputs, taken, strict=True)]
     tls = _tls(certificate, key, ca)
     with connect(head, address, token=_token(token_file), tls=tls, insecure=insecure, timeout=timeout) as remote:
-        call = head.manifest.call if len(inputs) == len(head.manifest.taken) else {}
-        given: Any = unflatten(call["call"], arrays) if call else ([*arrays, *inputs[len(arrays) :]], {})
+        call = head.manifest.call
+        given: Any = unflatten(call["call"], arrays) if call else (arrays, {})
         answer = remote(*given[0], **given[1])
         report = remote.last
+    _print_answer(answer, report)  # first: whatever becomes of the file, it is not lost
     if output is not None:
-        _save(output, answer)
-    _print_answer(answer, report)
+        save_answer(output, answer)
 
 
 @app.command(name="export-c")
@@ -343,12 +353,6 @@ def _input(path: Path, axes: int) -> NDArray[Any]:
     if isinstance(array, np.lib.npyio.NpzFile):
         raise FeatureError(f"'{path}' holds several arrays (.npz); write each with numpy.save and give it by itself")
     return array[None] if array.ndim == axes else array
-
-
-def _save(path: Path, answer: Any) -> None:
-    if not isinstance(answer, np.ndarray):
-        raise FeatureError(f"the model answers with a {type(answer).__name__}, which one .npy file cannot hold")
-    np.save(path, answer)  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _print_answer(answer: Any, report: CallReport | None) -> None:

@@ -90,6 +90,39 @@ def test_call_gets_what_the_tail_answers(folder: Path, address: str, tmp_path: P
     assert "B sent" in done.stdout
 
 
+def test_an_answer_of_several_parts_is_saved_by_their_names(tmp_path: Path, here: Here) -> None:
+    class Parts(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(8, 8), torch.nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+            x = self.first(x)
+            return {"logits": self.second(x), "embedding": x}
+
+    model = compoff.wrap(Parts().eval(), "second", example_input=torch.zeros(2, 8))
+    head, tail = compoff.export(model, "second")
+    head.save(tmp_path / "head")
+    np.save(tmp_path / "x.npy", np.ones((1, 8), np.float32))
+    one = ["call", str(tmp_path / "head"), "--input", str(tmp_path / "x.npy")]
+    with compoff.serve(tail) as server:
+        asked = [*one, "--address", server.address]
+        told = here(*asked, "--output", str(tmp_path / "y.npy"))
+        assert told.returncode == 1
+        assert "the model answers with a dict" in told.stderr
+        assert "y.npz', which holds each array by its name" in told.stderr
+        assert "cannot be written" in here(*asked, "--output", str(tmp_path / "nowhere" / "y.npz")).stderr
+        told = here(*asked, "--input", str(tmp_path / "x.npy"))
+        assert "2 --input were given, this head takes 1, one for each of its tensors: (x: float32 of" in told.stderr
+        assert server.stats().tails[0].requests == 0
+        assert here(*asked, "--output", str(tmp_path / "y.npz")).returncode == 0
+    expected = tail(head(torch.ones(1, 8)))
+    with np.load(tmp_path / "y.npz") as saved:
+        assert sorted(saved) == ["embedding", "logits"]
+        for name in saved:
+            np.testing.assert_allclose(saved[name], expected[name], atol=1e-5)
+
+
 def test_call_takes_a_batch(folder: Path, address: str, here: Here) -> None:
     done = here("call", str(folder), "--address", address, "--input", str(folder.parent / "three.npy"))
     assert done.stdout.count("top 5: ") == 3
