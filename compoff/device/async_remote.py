@@ -391,7 +391,7 @@ async def connect_async(
         )
 
     timeout = check_timeout(timeout)
-    link = AsyncLink(opened, address, check_timeout(heartbeat), warn=whole is not None)
+    link = AsyncLink(opened, address, check_timeout(heartbeat, "heartbeat"), warn=whole is not None)
     try:
         client = await link.connection(time.monotonic() + (timeout if whole is None else min(timeout, FIRST_WAIT)))
         check_all_served(client.unserved)

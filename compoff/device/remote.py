@@ -243,7 +243,7 @@ def connect(
     chosen = Heads(heads, reply)
     whole = check_policy(on_failure, local, chosen)
     opened = _opener(chosen, address, token, device_tls(address, tls, insecure))
-    link = Link(opened, address, check_timeout(heartbeat), warn=whole is not None)
+    link = Link(opened, address, check_timeout(heartbeat, "heartbeat"), warn=whole is not None)
     tally = Tally()
     edge = Edge(link, tally)
     fallback = None

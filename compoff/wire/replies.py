@@ -40,6 +40,7 @@ _FORM = struct.Struct(">BbH")
 REPLY_FORM_BYTES = _FORM.size
 _MAX_K = 2**16 - 1
 _MAX_DIM = 31
+_DIMS = f"a whole dim from -{_MAX_DIM} to {_MAX_DIM} that is not 0, the batch"
 _FLOATS = ("float16", "float32", "float64")
 
 
@@ -60,6 +61,9 @@ class ArgMax:
     Args:
         dim: Dimension that holds the classes, the batch counted as dimension 0; -1 is the last.
 
+    Raises:
+        LocalProtocolError: `dim` is the batch's, out of range or no whole number.
+
     Examples:
         >>> ArgMax()
         ArgMax(dim=1)
@@ -68,6 +72,10 @@ class ArgMax:
     """
 
     dim: int = 1
+
+    def __post_init__(self) -> None:
+        if not _is_dim(self.dim):
+            raise LocalProtocolError(f"{self!r} was given; expected {_DIMS}")
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,10 @@ class TopK:
         k: How many.
         dim: Dimension that holds the classes, the batch counted as dimension 0; -1 is the last.
 
+    Raises:
+        LocalProtocolError: `k` is no whole number from 1 to 65,535, or `dim` is the batch's, out of range or no whole
+            number.
+
     Examples:
         >>> TopK(5)
         TopK(k=5, dim=1)
@@ -87,6 +99,10 @@ class TopK:
 
     k: int
     dim: int = 1
+
+    def __post_init__(self) -> None:
+        if not (_is_count(self.k) and _is_dim(self.dim)):
+            raise LocalProtocolError(f"{self!r} was given; expected a whole k from 1 to {_MAX_K} and {_DIMS}")
 
 
 class TopValues(NamedTuple):
@@ -178,15 +194,13 @@ def reply_form(reply: Reply) -> ReplyForm:
         return ReplyForm(plain[reply])
     if reply == "argmax":
         reply = ArgMax()
-    if isinstance(reply, ArgMax) and _is_dim(reply.dim):
+    if isinstance(reply, ArgMax):
         return ReplyForm(ReplyKind.ARGMAX, reply.dim)
-    if isinstance(reply, TopK) and _is_dim(reply.dim) and _is_count(reply.k):
+    if isinstance(reply, TopK):
         return ReplyForm(ReplyKind.TOP_K, reply.dim, reply.k)
-    message = (
-        f"reply={reply!r} was given; expected 'full', 'fp32', 'fp16', 'argmax', ArgMax(dim) or TopK(k, dim) with k "
-        f"from 1 to {_MAX_K} and a dim from -{_MAX_DIM} to {_MAX_DIM} that is not 0, the batch"
+    raise LocalProtocolError(
+        f"reply={reply!r:.80} was given; expected 'full', 'fp32', 'fp16', 'argmax', ArgMax(dim) or TopK(k, dim)"
     )
-    raise LocalProtocolError(message)
 
 
 def _is_count(k: int) -> bool:

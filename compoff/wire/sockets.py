@@ -52,8 +52,12 @@ _SEVERAL_CORES = (os.cpu_count() or 1) > 1  # on a single one, who stays awake k
 _CHUNK_BYTES = 2**16  # small enough that malloc keeps it off mmap, whose page faults cost more than a second read
 
 
-def check_timeout(timeout: float) -> float:
+def check_timeout(timeout: float, name: str = "timeout") -> float:
     """A timeout in seconds that can be waited for, as Python's own float: one of numpy's would round every deadline.
+
+    Args:
+        timeout: What was given.
+        name: Name of the argument, for the message.
 
     Raises:
         LocalProtocolError: It is not a positive number.
@@ -70,7 +74,7 @@ def check_timeout(timeout: float) -> float:
         seconds = math.inf
     if not 0 < seconds < math.inf:
         message = (
-            f"a timeout of {timeout!r:.80} seconds was given; expected a positive number: every call ends some time"
+            f"a {name} of {timeout!r:.80} seconds was given; expected a positive number: every call ends some time"
         )
         raise LocalProtocolError(message)
     return seconds

@@ -132,12 +132,22 @@ def test_bytes_saved() -> None:
     assert sizes == [4006, 2006, 39, 6]
 
 
-@pytest.mark.parametrize(
-    "reply", ["", "fp8", "top5", None, 5, TopK(0), TopK(70000), TopK(5, 0), ArgMax(0), ArgMax(32), ArgMax(-32)]
-)
+@pytest.mark.parametrize("reply", ["", "fp8", "top5", None, 5])
 def test_a_form_that_there_is_not(reply: Any) -> None:
     with pytest.raises(LocalProtocolError, match="expected 'full'"):
         reply_form(reply)
+
+
+@pytest.mark.parametrize(
+    ("form", "numbers"),
+    [
+        *((TopK, numbers) for numbers in [(0,), (-1,), (70000,), ("5",), (5.0,), (True,), (5, 0), (5, 32), (5, None)]),
+        *((ArgMax, (dim,)) for dim in (0, 32, -32, "1", 1.0, True, None)),
+    ],
+)
+def test_a_form_that_there_is_not_cannot_be_made(form: Any, numbers: tuple[Any, ...]) -> None:
+    with pytest.raises(LocalProtocolError, match=rf"^{form.__name__}\(.*\) was given; expected a whole "):
+        form(*numbers)
 
 
 @pytest.mark.parametrize("data", ["05000000", "00010000", "00000001", "03000000", "03010001", "04010000", "03200000"])
