@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from compoff.errors import PayloadError
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from typing_extensions import Buffer
 
-__all__ = ["Decoded", "Payload"]
+__all__ = ["Decoded", "Payload", "payload_bytes"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,39 @@ class Payload:
 
     def __repr__(self) -> str:
         return f"Payload({len(self.data)} bytes, quality={self.quality}, batch_size={self.batch_size})"
+
+
+def payload_bytes(data: Payload | Buffer) -> bytes:
+    """The bytes of a payload; they are copied only where they could change or are not in one piece.
+
+    Args:
+        data: a payload, or its bytes in ``bytes``, ``bytearray``, ``memoryview`` or another buffer of them.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        PayloadError: it is something else.
+
+    Examples:
+        >>> payload_bytes(bytearray(b"seven b"))
+        b'seven b'
+
+    Source: this project.
+    """
+    if isinstance(data, Payload):
+        return data.data
+    if isinstance(data, bytes):
+        return bytes(data)  # the same object, but for a subclass
+    try:
+        view = memoryview(data)
+    except (TypeError, ValueError):  # no buffer, or one that has been released
+        view = None
+    if view is None or view.itemsize != 1:
+        raise PayloadError(
+            f"a {type(data).__name__} was given; expected what a Head returns, or its bytes; a tail takes a list, too"
+        )
+    return bytes(view)
 
 
 @dataclass(frozen=True, eq=False)

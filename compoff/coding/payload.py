@@ -22,7 +22,7 @@ import numpy as np
 
 from compoff.checks import check_whole
 from compoff.coding.body import CODINGS, CUT, Code, Coding
-from compoff.coding.message import Decoded, Payload
+from compoff.coding.message import Decoded, Payload, payload_bytes
 from compoff.coding.numbers import leb128, read_leb128
 from compoff.coding.side import Side, decode_side, encode_side, max_side_bytes
 from compoff.errors import ArtifactError, FeatureError, PayloadError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import ArrayLike, NDArray
+    from typing_extensions import Buffer
 
 __all__ = ["PayloadFormat"]
 
@@ -153,11 +154,11 @@ class PayloadFormat:
             raise FeatureError(f"there is no coding {coding!r}; choose one of {', '.join(map(repr, CODINGS))}")
         return self._checked_quality(quality)
 
-    def decode(self, data: bytes | bytearray | memoryview | Payload) -> Decoded:
+    def decode(self, data: Buffer | Payload) -> Decoded:
         """Decode a payload, after checking every byte of it.
 
         Args:
-            data: a payload of this export, from anywhere.
+            data: a payload of this export, from anywhere: the object, or its bytes in anything that holds bytes.
 
         Returns:
             What it holds.
@@ -173,14 +174,12 @@ class PayloadFormat:
 
         Source: this project.
         """
-        if not isinstance(data, (Payload, bytes, bytearray, memoryview)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise PayloadError(f"a {type(data).__name__} was given; expected a payload, or its bytes")
         if isinstance(data, Payload) and data.artifact_id != self.artifact_id:
             raise PayloadError(
                 f"this payload was made by export {data.artifact_id.hex()[:12]}, not {self.artifact_id.hex()[:12]}; "
                 "use head and tail of one export"
             )
-        received = bytes(data)
+        received = payload_bytes(data)
         coding, quality, batch, start = self._checked_header(received)
         covered, checksum = received[:-_CRC_LENGTH], received[-_CRC_LENGTH:]
         if self._crc(covered) != checksum:

@@ -18,7 +18,7 @@ from compoff.edge.backends.choosing import Choice, compile_backend, load_backend
 from compoff.edge.backends.eager import PROGRAM
 from compoff.edge.backends.module import ModuleBackend
 from compoff.edge.described import Described
-from compoff.errors import ArtifactMismatch, BackendError, PayloadError
+from compoff.errors import ArtifactMismatch, BackendError
 from compoff.manifest import DTYPES
 from compoff.structure import flatten, importable, unflatten
 from compoff.weights import WeightPool
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from typing_extensions import Buffer
 
     from compoff.coding import Decoded, SymbolTables
     from compoff.edge.backends.backend import Backend
@@ -88,11 +89,12 @@ class Tail(Described):
         runtime = "" if self.choice.backend == "eager" else f", {self.choice.backend}"
         return f"Tail({self.manifest.model} at '{self.split}', id {self.manifest.artifact_id[:8]}{runtime})"
 
-    def __call__(self, payload: Payload | bytes | Sequence[Payload | bytes]) -> Any:
+    def __call__(self, payload: Payload | Buffer | Sequence[Payload | Buffer]) -> Any:
         """Turn payloads into what the model returns.
 
         Args:
-            payload: One payload, or a list of them, which run as one batch where everything in them has a batch axis.
+            payload: One payload, as a head gave it or as its bytes (``bytes``, ``bytearray``, ``memoryview``); or a
+                list of them, which run as one batch where everything in them has a batch axis.
 
         Returns:
             The model's output, nested as the model nests it, in torch tensors; for a list, a list of outputs.
@@ -127,10 +129,6 @@ class Tail(Described):
 
     def _decoded(self, payload: Any) -> Decoded:
         """Decode one payload."""
-        if not isinstance(payload, (Payload, bytes)):
-            raise PayloadError(
-                f"a {type(payload).__name__} was given; expected what a Head returns, its bytes, or a list of these"
-            )
         if isinstance(payload, Payload) and payload.artifact_id != self.artifact_id:
             raise ArtifactMismatch(
                 f"the payload was made by the head of export {payload.artifact_id.hex()[:8]}, this tail is of export "

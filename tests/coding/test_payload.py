@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compoff.coding import Code, Payload, PayloadFormat, SymbolTables, huffman, packing, range_coder
+from compoff.coding.message import payload_bytes
 from compoff.errors import ArtifactError, FeatureError, PayloadError
 
 ID = bytes(range(32))
@@ -348,6 +349,22 @@ def test_threads_share_a_format() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_bytes_are_copied_only_where_they_could_change() -> None:
+    data = b"\x11\x00\x01abcd"
+    assert payload_bytes(data) is data
+    assert payload_bytes(Payload(data, ID, 0, 1)) is data
+    changing = bytearray(data)
+    kept = [payload_bytes(changing), payload_bytes(memoryview(changing)), payload_bytes(memoryview(changing)[:])]
+    changing[0] = 0
+    assert kept == [data] * 3
+    assert payload_bytes(memoryview(data)[::-1]) == data[::-1]
+    released = memoryview(data)
+    released.release()
+    for wrong in (released, np.zeros(3), memoryview(data * 4)[:8].cast("I"), [data], None, "text"):
+        with pytest.raises(PayloadError, match=r"was given; expected what a Head returns, or its bytes"):
+            payload_bytes(wrong)  # type: ignore[arg-type]
 
 
 def test_payload_is_its_bytes() -> None:

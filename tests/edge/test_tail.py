@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,7 +61,11 @@ def test_says_what_it_is(pair: Pair) -> None:
 def test_payload_objects_and_bytes_are_the_same(pair: Pair) -> None:
     head, tail = pair
     payload = head(images(3))
-    assert torch.equal(tail(payload), tail(bytes(payload)))
+    data = bytes(payload)
+    for same in (data, bytearray(data), memoryview(data), memoryview(b"x" + data)[1:], array("B", data)):
+        assert torch.equal(tail(same), tail(payload))
+    assert all(torch.equal(one, tail(payload)) for one in tail([bytearray(data), payload, memoryview(data)]))
+    assert tail.answer(bytearray(data)) == tail.answer(data)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_list_runs_as_one_batch_and_comes_apart_again(pair: Pair) -> None:
@@ -152,7 +157,7 @@ def test_every_truncation_of_a_payload_is_found(pair: Pair) -> None:
 
 @pytest.mark.parametrize("given", [None, 10**15, 3.5, "payload", np.zeros(3), torch.zeros(3), [None], {"a": b""}])
 def test_what_is_no_payload_is_refused(pair: Pair, given: Any) -> None:
-    with pytest.raises(PayloadError, match="was given; expected what a Head returns, its bytes, or a list"):
+    with pytest.raises(PayloadError, match="was given; expected what a Head returns, or its bytes; a tail takes"):
         pair[1](given)
 
 
