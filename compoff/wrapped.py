@@ -109,6 +109,16 @@ class Wrapped(nn.Module):
         mark(base)
         self.freeze()
 
+    def __getattr__(self, name: str) -> torch.Tensor | nn.Module:
+        """Say where to find what only the model has: handed on, it would have two names in a state."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            base = self.__dict__.get("_modules", {}).get("base")
+            if not name.startswith("__") and _has(base, name):
+                raise AttributeError(f"{error}; it is the model's own: wrapped.base.{name}") from None
+            raise
+
     # -- building ------------------------------------------------------------------------------------------------------
 
     @property
@@ -496,6 +506,14 @@ class Wrapped(nn.Module):
         unmark(self.base)
         self._flags.restore(self.base)
         return self.base
+
+
+def _has(model: Any, name: str) -> bool:
+    """Whether a model has an attribute; one that cannot be computed now is none."""
+    try:
+        return hasattr(model, name)
+    except Exception:
+        return False
 
 
 def _check_wrapped(base: nn.Module) -> None:

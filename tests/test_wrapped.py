@@ -388,6 +388,29 @@ def test_compiles() -> None:
 # -- asked for what is not there
 
 
+def test_what_only_the_model_has_is_said_to_be_in_base() -> None:
+    class Scripted(Plain):
+        rate = 0.5
+
+        def training_step(self) -> int:
+            return 1
+
+        @property
+        def later(self) -> int:
+            raise RuntimeError("not now")
+
+    wrapped = compoff.wrap(Scripted(), "block1", example_input=images())
+    for one in (wrapped, copy.deepcopy(wrapped), torch.compile(wrapped, backend="eager")):
+        for name in ("classifier", "training_step", "rate"):
+            assert not hasattr(one, name)
+            with pytest.raises(AttributeError, match=f"'{name}'; it is the model's own: wrapped.base.{name}$"):
+                getattr(one, name)
+        for name in ("nothing", "later", "__gone__"):
+            with pytest.raises(AttributeError, match=f"no attribute '{name}'$"):
+                getattr(one, name)
+        assert one.base.rate == 0.5
+
+
 def test_an_unwrapped_model_says_so() -> None:
     wrapped = wrapped_plain("block1")
     net = wrapped.unwrap().train()
