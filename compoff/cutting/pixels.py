@@ -30,7 +30,8 @@ class _FromPixels(nn.Module):
         super().__init__()
         self.head = head
         self.pixels = pixels
-        scale, shift = (torch.from_numpy(numbers)[None].to(dtype) for numbers in pixels.factors)
+        self.dtype = dtype
+        scale, shift = (torch.from_numpy(numbers)[None] for numbers in pixels.factors)
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
 
@@ -39,7 +40,9 @@ class _FromPixels(nn.Module):
         picture = given[self.pixels.input]
         if self.pixels.layout == "hwc":
             picture = picture.permute(0, 3, 1, 2)
-        given[self.pixels.input] = picture.to(self.scale.dtype).contiguous() * self.scale + self.shift
+        # Where the model computes with half the digits, so would a scale that is one of its numbers.
+        normalized = picture.to(self.scale.dtype).contiguous() * self.scale + self.shift
+        given[self.pixels.input] = normalized if self.dtype == normalized.dtype else normalized.to(self.dtype)
         return self.head(*given)
 
 

@@ -213,3 +213,17 @@ def test_pixels_that_are_not_the_models_are_refused(wrong: dict[str, Any], told:
     wrapped = compoff.wrap(Net(), "input", example_input=(torch.zeros(2, 3, 16, 16), torch.ones(2)))
     with pytest.raises(FeatureError, match=told):
         compoff.export(wrapped, "input", pixels=Pixels(**{"mean": MEAN, "std": STD, **wrong}))
+
+
+def test_a_model_in_half_precision_gets_pixels_that_were_normalized_in_single() -> None:
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    pixels, x = pictures("hwc")
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)).eval().half()
+    halves = torch.from_numpy(x).half()
+    wrapped = compoff.wrap(net, "input", example_input=halves[:2])
+    compoff.calibrate(wrapped, [halves], target_bytes=200)
+    expected = compoff.export(wrapped, "input")[0].symbols(halves)[0]
+    assert len(np.unique(expected)) > 3, "all alike: the test shows nothing"
+    head = compoff.export(wrapped, "input", pixels=Pixels(MEAN, STD))[0]
+    for one in (head, head.compile("onnx", batches=[halves])):
+        assert (one.symbols(pixels)[0] == expected).mean() > 0.995
