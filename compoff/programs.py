@@ -116,7 +116,8 @@ class TorchProgram:
             BackendError: There is no such device here.
         """
         try:
-            with _LOADING, warnings.catch_warnings():
+            # Files hold programs for the CPU, whatever device torch.set_default_device has chosen.
+            with _LOADING, warnings.catch_warnings(), torch.device("cpu"):
                 warnings.simplefilter("ignore")  # deprecations inside torch.export.load
                 program = torch.export.load(io.BytesIO(data))
         except Exception as error:  # torch.export raises many types for one fact

@@ -135,3 +135,11 @@ def test_runs_on_another_device_and_saves_for_the_cpu() -> None:
     array = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     assert np.allclose(here.run([array])[0], there.run([array])[0])
     assert np.array_equal(TorchProgram.load(there.to_bytes(), "again").run([array])[0], here.run([array])[0])
+
+
+def test_the_default_device_is_none_of_a_file_s() -> None:
+    data = TorchProgram(torch.export.export(torch.nn.Linear(3, 2), (torch.zeros(1, 3),))).to_bytes()
+    with torch.device("meta"):
+        program = TorchProgram.load(data, "head.pt2")
+        assert program.run([np.ones((1, 3), np.float32)])[0].shape == (1, 2)
+    assert program.to_bytes() == data
