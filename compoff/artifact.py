@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from compoff.checks import check_path
+from compoff.checks import check_path, reaching
 from compoff.coding import SymbolTables
 from compoff.drafts import drafts
 from compoff.errors import ArtifactError, BackendError, CompoffError
@@ -143,8 +143,9 @@ def write_folder(
     """
     folder = check_path("path", path, ArtifactError)
     weights = None if weights is None else check_path("weights", weights, ArtifactError)
-    if folder.exists() and not folder.is_dir():
-        raise ArtifactError(f"'{folder}' is a file; give a folder to save the {manifest.kind} in")
+    with reaching(folder, ArtifactError):
+        if folder.exists() and not folder.is_dir():
+            raise ArtifactError(f"'{folder}' is a file; give a folder to save the {manifest.kind} in")
     arrays = {f"weights.{index}": np.ascontiguousarray(table.weights) for index, table in enumerate(tables)}
     shared: dict[str, memoryview] = {}
     weights = _weights_of(folder, manifest) if weights is None else weights
@@ -262,10 +263,11 @@ def read_folder(path: str | Path, kind: str) -> Folder:
         ArtifactError: Anything is not as it was saved; the message names the file and the key.
     """
     folder = check_path("path", path, ArtifactError)
-    if not folder.is_dir():
-        raise ArtifactError(f"'{folder}' is not a folder; expected one that {kind.capitalize()}.save wrote")
-    if not any(folder.iterdir()):
-        raise ArtifactError(f"'{folder}' is empty; expected a folder that {kind.capitalize()}.save wrote")
+    with reaching(folder, ArtifactError):
+        if not folder.is_dir():
+            raise ArtifactError(f"'{folder}' is not a folder; expected one that {kind.capitalize()}.save wrote")
+        if not any(folder.iterdir()):
+            raise ArtifactError(f"'{folder}' is empty; expected a folder that {kind.capitalize()}.save wrote")
     manifest, listed = _read_manifest(folder)
     if manifest.kind != kind:
         raise ArtifactError(
@@ -295,16 +297,18 @@ def find_part(path: str | Path, kind: str) -> Path:
         ArtifactError: It is around exports, one of which is to be named, or only the other part is there.
     """
     folder = check_path("path", path, ArtifactError)
-    if (folder / _MANIFEST).exists():
+    with reaching(folder, ArtifactError):
+        if (folder / _MANIFEST).exists():
+            return folder
+        if (folder / kind).is_dir():
+            return folder / kind
+        inside = [one.name for one in exports_in(folder)]
+        if inside and inside != ["tail" if kind == "head" else "head"]:
+            told = ", ".join(inside[:5])
+            raise ArtifactError(f"'{folder}' is around exports ({told}); name the folder of one of them")
+        if inside:
+            raise ArtifactError(f"'{folder}' holds a {inside[0]} and no {kind}; copy the {kind} there, too")
         return folder
-    if (folder / kind).is_dir():
-        return folder / kind
-    inside = [one.name for one in exports_in(folder)]
-    if inside and inside != ["tail" if kind == "head" else "head"]:
-        raise ArtifactError(f"'{folder}' is around exports ({', '.join(inside[:5])}); name the folder of one of them")
-    if inside:
-        raise ArtifactError(f"'{folder}' holds a {inside[0]} and no {kind}; copy the {kind} there, too")
-    return folder
 
 
 def exports_in(folder: Path) -> list[Path]:
@@ -316,8 +320,9 @@ def exports_in(folder: Path) -> list[Path]:
     Returns:
         Them, in the order of their names.
     """
-    places = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [one for one in places if any((one / name / _MANIFEST).exists() for name in ("", "head", "tail"))]
+    with reaching(folder, ArtifactError):
+        places = sorted(folder.iterdir()) if folder.is_dir() else []
+        return [one for one in places if any((one / name / _MANIFEST).exists() for name in ("", "head", "tail"))]
 
 
 def kinds_in(path: str | Path) -> list[str]:
@@ -333,9 +338,10 @@ def kinds_in(path: str | Path) -> list[str]:
         ArtifactError: It holds neither, or its manifest is damaged.
     """
     folder = check_path("path", path, ArtifactError)
-    if (folder / _MANIFEST).exists():
-        return [_read_manifest(folder)[0].kind]
-    found = [kind for kind in ("head", "tail") if (folder / kind).is_dir()]
+    with reaching(folder, ArtifactError):
+        if (folder / _MANIFEST).exists():
+            return [_read_manifest(folder)[0].kind]
+        found = [kind for kind in ("head", "tail") if (folder / kind).is_dir()]
     if not found:
         raise ArtifactError(
             f"'{folder}' holds no head and no tail; expected a folder that Head.save or Tail.save wrote"

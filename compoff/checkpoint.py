@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 
-from compoff.checks import check_path
+from compoff.checks import check_path, reaching
 from compoff.drafts import drafts
 from compoff.errors import ArtifactError
 from compoff.fingerprint import fingerprint
@@ -42,7 +42,9 @@ def save_bottlenecks(path: str | Path, base: str, bottlenecks: nn.Module, descri
         ArtifactError: The file cannot be written.
     """
     target = check_path("path", path, ArtifactError)
-    if target.is_dir():
+    with reaching(target, ArtifactError):
+        is_folder = target.is_dir()
+    if is_folder:
         raise ArtifactError(f"'{target}' is a folder; give a file to save the bottlenecks in")
     tensors = {name: tensor.contiguous() for name, tensor in bottlenecks.state_dict().items()}
     text = json.dumps(description)
@@ -71,7 +73,9 @@ def read_bottlenecks(path: str | Path, base: nn.Module) -> tuple[dict[str, Any],
         ArtifactError: The file is damaged or foreign, or was fitted for a model with other weights.
     """
     path = check_path("path", path, ArtifactError)
-    if path.is_dir():
+    with reaching(path, ArtifactError):
+        is_folder = path.is_dir()
+    if is_folder:
         raise ArtifactError(f"'{path}' cannot be read (it is a folder); expected a file that Wrapped.save wrote")
     try:
         with cast("Any", safe_open)(path, framework="pt") as file:

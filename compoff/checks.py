@@ -5,15 +5,21 @@ Knows no ranges but a least one, and that of a weight; what a number is for says
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from compoff.errors import CompoffError, FeatureError
 
-__all__ = ["check_flag", "check_number", "check_path", "check_weight", "check_whole", "is_number"]
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+__all__ = ["check_flag", "check_number", "check_path", "check_weight", "check_whole", "is_number", "reaching"]
+
+_LONGEST = 200
 
 
 def is_number(value: Any) -> bool:
@@ -131,6 +137,37 @@ def check_path(name: str, value: Any, error: type[CompoffError]) -> Path:
         compoff.errors.FeatureError: path is 3; expected a path, as text or pathlib.Path
     """
     try:
-        return Path(value)
+        path = Path(value)
     except TypeError:
         raise error(f"{name} is {value!r:.80}; expected a path, as text or pathlib.Path") from None
+    if "\0" in str(path):
+        raise error(f"{name} is {str(path)!r:.80}, which holds a null byte; no path does")
+    return path
+
+
+@contextlib.contextmanager
+def reaching(path: Path, error: type[CompoffError]) -> Generator[None]:
+    """Word what a system says of a path that is too long, or leads through a folder of another user's.
+
+    Args:
+        path: The path that is looked at in the block.
+        error: What to raise.
+
+    Yields:
+        Nothing.
+
+    Examples:
+        >>> with reaching(Path("nowhere"), FeatureError):
+        ...     Path("nowhere").lstat()
+        Traceback (most recent call last):
+        compoff.errors.FeatureError: 'nowhere' cannot be looked at (No such file or directory); give another path
+    """
+    try:
+        yield
+    except CompoffError:
+        raise
+    except (OSError, ValueError) as found:
+        reason = getattr(found, "strerror", None) or found
+        place = str(getattr(found, "filename", None) or path)
+        shown = repr(place) if len(place) < _LONGEST else f"{place[:_LONGEST]!r}…"
+        raise error(f"{shown} cannot be looked at ({reason}); give another path") from found

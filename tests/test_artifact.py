@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from compoff.artifact import find_part, read_folder, write_folder
+from compoff.artifact import find_part, kinds_in, read_folder, write_folder
 from compoff.errors import ArtifactError
 from compoff.manifest import TensorSpec
 from compoff.pixels import Pixels
 from tests.small_artifacts import MANIFEST, PROGRAM, TABLES, checked, refused
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
 
 GOLDEN_MANIFEST = """\
 format: 3
@@ -452,3 +457,29 @@ def test_the_other_kind_is_named(folder: Path) -> None:
 def test_another_format_is_named_even_if_all_else_is_unknown(folder: Path, number: int) -> None:
     (folder / "manifest.yaml").write_bytes(f"format: {number}\nsomething: new\n".encode())
     assert f"manifest.yaml: format is {number}, this compoff reads formats 1 to 3" in refused(folder)
+
+
+@pytest.mark.parametrize("path", ["a" * 300, "a" * 5000, "a\0b"], ids=["long name", "long path", "null byte"])
+def test_a_path_that_cannot_be_is_refused(path: str, tmp_path: Path) -> None:
+    uses: list[Callable[[], object]] = [
+        lambda: find_part(path, "head"),
+        lambda: kinds_in(path),
+        lambda: read_folder(path, "head"),
+        lambda: write_folder(tmp_path / path, MANIFEST, TABLES, {"head.pt2": PROGRAM}),
+        lambda: write_folder(tmp_path, MANIFEST, TABLES, {"head.pt2": PROGRAM}, weights=tmp_path / path),
+    ]
+    for use in uses:
+        with pytest.raises(ArtifactError, match=r"cannot be|null byte"):
+            use()
+
+
+def test_a_folder_that_may_not_be_looked_into_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(self: Path, **_: object) -> os.stat_result:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "stat", forbidden)  # as for another user; root may look into everything
+    told = r"cannot be looked at .Permission denied.; give another path"
+    uses = [lambda: find_part(tmp_path, "head"), lambda: kinds_in(tmp_path), lambda: read_folder(tmp_path, "head")]
+    for use in [*uses, lambda: write_folder(tmp_path, MANIFEST, TABLES, {"head.pt2": PROGRAM})]:
+        with pytest.raises(ArtifactError, match=told):
+            use()
