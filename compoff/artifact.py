@@ -6,6 +6,7 @@ what the programs do.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -26,7 +27,7 @@ from compoff.manifest import MANIFEST_LIMIT, Manifest, manifest_bytes, parse_man
 from compoff.pieces import place_of, put_back, take_out
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["ENGINE", "Folder", "find_part", "kinds_in", "read_folder", "write_folder"]
 
@@ -37,6 +38,10 @@ _MANIFEST = "manifest.yaml"
 _TABLES = "tables.safetensors"
 _PROGRAM = ".pt2"
 _PARTED = ".parts"
+_LEFT = {
+    "head": re.compile(r"head\.(pt2|onnx|pte)|.*\.part"),
+    "tail": re.compile(r"(tail|decoders)\.pt2(\.parts)?|places\.json|engine\..*|.*\.part"),
+}
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -163,12 +168,8 @@ def write_folder(
         with drafts(folder, [*contents, _MANIFEST]) as made:  # a full disk leaves what was there
             for name, data in (*contents.items(), (_MANIFEST, text)):
                 made[name].write_bytes(data)
-            (folder / _MANIFEST).unlink(missing_ok=True)
-            for name in listed.keys() - contents.keys() - kept.keys():
-                (folder / name).unlink(missing_ok=True)
             ours = {name: draft.stat().st_ino for name, draft in made.items()}
-            for name, draft in made.items():
-                draft.replace(folder / name)
+            _put_in_place(folder, made, listed.keys() - contents.keys() - kept.keys())
         if not all(_is_still(folder / name, number) for name, number in ours.items()):
             raise ArtifactError(f"something else was saved in '{folder}' at the same time; save again")
     except OSError as error:
@@ -176,6 +177,29 @@ def write_folder(
             f"the {manifest.kind} cannot be saved in '{error.filename or folder}' ({error.strerror or error}); make "
             "room, or give another folder"
         ) from error
+
+
+def _put_in_place(folder: Path, made: dict[str, Path], gone: Iterable[str]) -> None:
+    """Give drafts their names, and leave none of the files `gone`; where that fails, put back what was there."""
+    with drafts(folder, [_MANIFEST, *made, *gone]) as earlier:
+        away: list[str] = []
+        placed: list[str] = []
+        try:
+            for name in earlier:  # the manifest first: without it, the folder is none
+                path = folder / name
+                if path.is_symlink() or (path.exists() and not path.is_dir()):
+                    with contextlib.suppress(FileNotFoundError):  # another took it
+                        path.rename(earlier[name])
+                        away.append(name)
+            for name, draft in made.items():
+                draft.replace(folder / name)
+                placed.append(name)
+        except BaseException:
+            for name in {*placed} - {*away}:
+                (folder / name).unlink(missing_ok=True)
+            for name in reversed(away):
+                earlier[name].replace(folder / name)
+            raise
 
 
 def _is_still(path: Path, number: int) -> bool:
@@ -235,7 +259,8 @@ def _write_weights(folder: Path, weights: dict[str, memoryview]) -> None:
 def _check_free(folder: Path, kind: str, contents: dict[str, bytes]) -> tuple[Manifest | None, dict[str, Any]]:
     """Refuse to write among files that are not of an earlier artifact of this kind; that one, and what it lists."""
     present = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set[str]()
-    foreign = sorted(name for name in present - {*contents} if not name.endswith(".part"))
+    # What is left where a save was cut off is no user's; it is written over, or lies there unlisted.
+    foreign = sorted(name for name in present - {*contents} if not _LEFT[kind].fullmatch(name))
     if _MANIFEST in present:
         earlier, listed = _read_manifest(folder)
         if earlier.kind != kind:
@@ -389,6 +414,8 @@ def _read(path: Path, most: int) -> bytes:
         if status.st_size > most:
             raise ArtifactError(f"{path}: has {status.st_size} bytes, expected at most {most}; it was replaced")
         return path.read_bytes()
+    except ArtifactError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ArtifactError(

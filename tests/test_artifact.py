@@ -483,3 +483,36 @@ def test_a_folder_that_may_not_be_looked_into_is_refused(tmp_path: Path, monkeyp
     for use in [*uses, lambda: write_folder(tmp_path, MANIFEST, TABLES, {"head.pt2": PROGRAM})]:
         with pytest.raises(ArtifactError, match=told):
             use()
+
+
+@pytest.mark.parametrize("method", ["rename", "replace"])
+@pytest.mark.parametrize("number", range(1, 4))
+def test_a_rename_that_fails_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, number: int
+) -> None:
+    write_folder(tmp_path, MANIFEST, TABLES, {"head.pt2": PROGRAM, "head.onnx": b"the old one"})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    real, counted = getattr(Path, method), iter(range(1, 100))
+
+    def failing(self: Path, target: Path) -> Path:
+        if next(counted) == number:  # as Windows says of a file that is open elsewhere
+            raise PermissionError(errno.EACCES, "it is used by another process", str(target))
+        return real(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, method, failing)
+        with pytest.raises(ArtifactError, match="it is used by another process"):
+            write_folder(tmp_path, MANIFEST, TABLES, {"head.pt2": b"the new one", "head.pte": b"new"})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    write_folder(tmp_path, MANIFEST, TABLES, {"head.pt2": b"the new one"})
+    assert read_folder(tmp_path, "head").files == {"head.pt2": b"the new one"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["head.pt2", "manifest.yaml", "tables.safetensors"]
+
+
+def test_a_folder_in_which_a_save_was_cut_off_can_be_saved_in(tmp_path: Path) -> None:
+    write_folder(tmp_path, MANIFEST, TABLES, {"head.pt2": PROGRAM, "head.onnx": b"onnx"})
+    (tmp_path / "manifest.yaml").unlink()
+    (tmp_path / "manifest.yaml.0123abcd.part").write_bytes(b"half")
+    write_folder(tmp_path, MANIFEST, TABLES, {"head.pt2": PROGRAM})
+    assert read_folder(tmp_path, "head").files == {"head.pt2": PROGRAM}
+    assert (tmp_path / "head.onnx").read_bytes() == b"onnx"  # it might be a user's after all
