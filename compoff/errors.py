@@ -10,6 +10,7 @@ Each class is also the built-in exception it specialises, so ``except ValueError
     ├── ArtifactError(ValueError)        a folder that is damaged, foreign or of another format
     ├── ConfigError(ValueError)          a configuration file with a setting that is unknown or out of its range
     ├── BackendError(RuntimeError)       a runtime that is missing or cannot run the program
+    ├── PickleError(TypeError)           an object that belongs to its process
     └── WireError(ConnectionError)
         ├── LocalProtocolError           this side broke the protocol
         ├── RemoteProtocolError          the other side did
@@ -40,6 +41,7 @@ __all__ = [
     "FitError",
     "LocalProtocolError",
     "PayloadError",
+    "PickleError",
     "ReadTimeout",
     "RemoteError",
     "RemoteProtocolError",
@@ -80,6 +82,10 @@ class ConfigError(CompoffError, ValueError):
 
 class BackendError(CompoffError, RuntimeError):
     """A runtime is not installed or cannot run this program."""
+
+
+class PickleError(CompoffError, TypeError):
+    """An object belongs to its process and cannot be pickled; the message says what to do in the other one."""
 
 
 class WireError(CompoffError, ConnectionError):

@@ -27,6 +27,7 @@ from compoff.errors import (
     ServerBusy,
     WireError,
 )
+from compoff.pickling import Unpickled
 from compoff.wire.async_client import AsyncClient, open_async_client
 from compoff.wire.security import check_token_form, device_tls
 from compoff.wire.sockets import check_timeout, parse_target
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncRemote", "connect_async"]
 
 
-class AsyncRemote:
+class AsyncRemote(Unpickled):
     """The asyncio twin of `Remote`; `connect_async` makes it.
 
     Many calls may be in flight at once; the head and a local model run in threads, so that the event loop stays free.
@@ -69,6 +70,8 @@ class AsyncRemote:
 
     Source: DeepCOD (SenSys 2020), Sec. 4.2.
     """
+
+    _elsewhere = "call compoff.connect_async there, with what compoff.Head.load returns"
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from compoff.device.inputs import Inputs
 from compoff.device.runners.choice import load_runner
 from compoff.device.samples import first_samples
 from compoff.errors import BackendError, FeatureError
+from compoff.pickling import Unpickled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Head"]
 
 
-class Head:
+class Head(Unpickled):
     """The part of a model that runs on the device, up to the bytes that leave it.
 
     Made by `compoff.export` or `Head.load`.
@@ -60,6 +61,8 @@ class Head:
 
     Source: DeepCOD (SenSys 2020), Sec. 3, Fig. 2 (left).
     """
+
+    _elsewhere = "save it, and call compoff.Head.load(folder) there"
 
     def __init__(self, manifest: Manifest, tables: Sequence[SymbolTables], runner: Runner) -> None:
         self.manifest = manifest

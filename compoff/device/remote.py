@@ -26,6 +26,7 @@ from compoff.errors import (
     ServerBusy,
     WireError,
 )
+from compoff.pickling import Unpickled
 from compoff.wire.client import Client, open_client
 from compoff.wire.client_protocol import unserved_words
 from compoff.wire.security import check_token_form, device_tls
@@ -48,7 +49,7 @@ __all__ = ["FIRST_WAIT", "Remote", "connect"]
 FIRST_WAIT = 1.5  # seconds that a device with a model of its own waits for its first connection before it goes to work
 
 
-class Remote:
+class Remote(Unpickled):
     """A model whose tail runs elsewhere. `connect` makes it; threads may share it.
 
     Examples:
@@ -64,6 +65,8 @@ class Remote:
 
     Source: DeepCOD (SenSys 2020), Sec. 4.2.
     """
+
+    _elsewhere = "call compoff.connect there, with what compoff.Head.load returns"
 
     def __init__(self, heads: Heads, link: Link, tally: Tally, fallback: Fallback | None, timeout: float) -> None:
         self.timeout = timeout

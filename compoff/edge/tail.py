@@ -20,6 +20,7 @@ from compoff.edge.backends.module import ModuleBackend
 from compoff.edge.described import Described
 from compoff.errors import ArtifactMismatch, BackendError
 from compoff.manifest import DTYPES
+from compoff.pickling import Unpickled
 from compoff.structure import flatten, importable, unflatten
 from compoff.weights import WeightPool
 from compoff.wire.nested import nested_arrays, restore_nested
@@ -47,7 +48,7 @@ _log = logging.getLogger("compoff.engine")
 _EAGER = Choice("eager", "as it was exported")
 
 
-class Tail(Described):
+class Tail(Unpickled, Described):
     """The part of a model that runs on the edge, from the bytes that arrive.
 
     Made by `compoff.export` or `Tail.load`.
@@ -72,6 +73,8 @@ class Tail(Described):
 
     Source: DeepCOD (SenSys 2020), Sec. 3, Fig. 2 (right).
     """
+
+    _elsewhere = "save it, and call compoff.Tail.load(folder) there"
 
     def __init__(
         self, manifest: Manifest, tables: Sequence[SymbolTables], backend: Backend, choice: Choice = _EAGER
