@@ -100,6 +100,11 @@ class Inputs:
     def _array(self, value: Any, spec: TensorSpec, index: int) -> NDArray[Any]:
         """One input as a contiguous array."""
         array = self._as_array(value)
+        if isinstance(array, np.ma.MaskedArray):
+            raise FeatureError(
+                f"input {index} is a masked array, whose mask nothing here heeds; give array.filled(…) with what the "
+                "model is to see there"
+            )
         if array is None:
             given = type(cast("object", value)).__name__
             raise FeatureError(f"input {index} is a {given}; expected a tensor or a numpy array")

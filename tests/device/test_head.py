@@ -172,6 +172,7 @@ def test_inputs_without_a_batch_and_constants() -> None:
         ((torch.tensor(1.0),), r"input 0 has shape \(\)"),
         ((torch.randn(2, 3, 8, 9),), r"input 0 has shape \(2, 3, 8, 9\)"),
         ((images(0),), r"the batch holds \[0\] samples; expected .* from 1 to 16"),
+        ((np.ma.masked_invalid(images().numpy()),), r"input 0 is a masked array, .*; give array\.filled"),
         ((images(17),), r"the batch holds \[17\] samples"),
     ],
 )
