@@ -56,7 +56,8 @@ def quantized(
         The bytes of the program in integers, with the metadata of `data`.
 
     Raises:
-        BackendError: onnx or onnxruntime is not installed, there are no samples, or no layer can be quantized.
+        BackendError: onnx or onnxruntime is not installed, there are no samples or these are all one value, or no layer
+            can be quantized.
 
     Examples:
         >>> import numpy as np, torch
@@ -72,6 +73,7 @@ def quantized(
     """
     if not samples:
         raise BackendError(f"int8 has to be calibrated on inputs as the device will see them: pass batches for {name}")
+    _require_variety(samples, name)
     onnx, quantization = _packages()
     model = onnx.load_from_string(data)
     kept = {entry.key: entry.value for entry in model.metadata_props}
@@ -115,6 +117,17 @@ def quantized(
     for key, value in kept.items():
         made.metadata_props.add(key=key, value=value)
     return made.SerializeToString(deterministic=True)
+
+
+def _require_variety(samples: Sequence[Sequence[NDArray[Any]]], name: str) -> None:
+    """Refuse samples of zeros and the like, on which all agrees and nothing is learned of what real inputs need."""
+    index = max(range(len(samples[0])), key=lambda place: samples[0][place].size)  # a small one may be constant
+    first = samples[0][index].flat[0]
+    if all((batch[index] == first).all() for batch in samples):
+        raise BackendError(
+            f"int8 has to be calibrated on inputs as the device will see them, and all that was given as input {index} "
+            f"of {name} is {first}; pass batches of real inputs, or use fp32"
+        )
 
 
 def _packages() -> tuple[Any, Any]:

@@ -93,9 +93,16 @@ def test_no_layer_and_no_samples() -> None:
     relu = TorchProgram(torch.export.export(nn.Tanh(), (torch.zeros(2, 3),)))
     data, _ = to_onnx(relu, "tanh", [[np.ones((2, 3), np.float32)]])
     with pytest.raises(BackendError, match="tanh has no layer that can be quantized; use fp32"):
-        quantized(data, "tanh", [[np.ones((2, 3), np.float32)]])
+        quantized(data, "tanh", [[np.arange(6, dtype=np.float32).reshape(2, 3)]])
     with pytest.raises(BackendError, match="calibrated on inputs as the device will see them"):
         quantized(data, "tanh", [])
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-38, 3.0])
+def test_samples_of_one_value_are_refused(value: float) -> None:
+    sample = [np.full((2, 3), value, np.float32), np.arange(2)]
+    with pytest.raises(BackendError, match=f"all that was given as input 0 of it is {np.float32(value)}; pass batches of real"):
+        quantized(b"", "it", [sample, sample])
 
 
 class RoundsItself(nn.Module):
