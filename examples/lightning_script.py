@@ -2,7 +2,8 @@
 
 python examples/lightning_script.py
 
-It needs lightning and scikit-learn.
+It needs lightning and scikit-learn. For a CPU build of torch, torchvision has to come from the same index, or
+Lightning cannot be imported ("operator torchvision::nms does not exist"); CONTRIBUTING.md has the line.
 """
 
 import logging
