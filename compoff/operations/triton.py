@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import importlib
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from compoff.checks import check_path
 from compoff.edge.backends.eager import PROGRAM
 from compoff.errors import ArtifactError, BackendError
+from compoff.structure import entry_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from compoff.edge.tail import Tail
     from compoff.manifest import Manifest, TensorSpec
 
-__all__ = ["export_triton"]
+__all__ = ["export_triton", "output_names"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_OUTPUT = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,99}")
 _FLOATS = {"float16": "FP16", "float32": "FP32", "float64": "FP64"}
 _PLATFORMS = {"onnx": ("onnxruntime_onnx", "model.onnx"), "inductor": ("torch_aoti", "model.pt2")}
 
@@ -32,6 +35,8 @@ def export_triton(
     tail: Tail, repository: str | Path, *, name: str = "", backend: Literal["onnx", "inductor"] = "onnx"
 ) -> Path:
     """Write a tail into a model repository.
+
+    In ONNX the outputs are called as the model calls them, where it returns a dict or an object with fields of tensors.
 
     Args:
         tail: The tail; one that is compiled for `backend` is taken as it is, another is compiled.
@@ -63,11 +68,77 @@ def export_triton(
     if tail.choice.backend != backend:
         tail = tail.compile(backend)
     data = tail.backend.files[f"engine.{backend}.bin"]
+    if backend == "onnx":
+        data = _with_outputs(data, output_names(tail.manifest))
     config = _config(tail.manifest, name, backend, *_names(data, tail.manifest, backend))
     (folder / "1").mkdir(parents=True)
     (folder / "1" / _PLATFORMS[backend][1]).write_bytes(data)
     (folder / "config.pbtxt").write_text(config, encoding="utf-8")
     return folder
+
+
+def output_names(manifest: Manifest) -> list[str]:
+    """What the model itself calls its outputs.
+
+    Args:
+        manifest: What the tail is.
+
+    Returns:
+        A name for each tensor, in order; none at all where not every one has a key or a field of its own at the top,
+        or where one could not stand in Triton's files.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from compoff.manifest import Manifest, TensorSpec
+        >>> outputs = (TensorSpec((10,), "float32"), TensorSpec((32,), "float32"))
+        >>> structure = {"dict": [["logits", {"leaf": 0}], ["embedding", {"leaf": 1}]]}
+        >>> manifest = Manifest("tail", "", "layer1", "Net", (), outputs, structure, (), (), 8)
+        >>> output_names(manifest), output_names(replace(manifest, structure={"leaf": 0}))
+        (['logits', 'embedding'], [])
+    """
+    kind, content = entry_of(manifest.structure)
+    fields: Any = content if kind == "dict" else content["fields"] if isinstance(content, dict) else []
+    named = {part["leaf"]: key for key, part in fields if "leaf" in part}
+    names = [named.get(index) for index in range(len(manifest.outputs))]
+    right = len({*names}) == len(names) and all(isinstance(one, str) and _OUTPUT.fullmatch(one) for one in names)
+    return cast("list[str]", names) if right else []
+
+
+def _with_outputs(data: bytes, names: Sequence[str]) -> bytes:
+    """A program in ONNX whose outputs have other names; as it was where its inputs or weights have these."""
+    model: Any = importlib.import_module("onnx").load_from_string(data)
+    found = [one.name for one in model.graph.output]
+    kept = {one.name for one in (*model.graph.input, *model.graph.initializer)}
+    if len(names) != len(found) or len({*found}) < len(found) or kept & {*found, *names}:
+        return data
+    new = dict(zip(found, names, strict=True))
+    taken = {name for graph in _graphs(model.graph) for name in _values(graph)}
+    for name in sorted(({*names} & taken) - {*found}):  # a value within has it, and gives way
+        new[name] = next(one for one in (f"{name}_{index}" for index in count()) if one not in {*taken, *names})
+    for graph in _graphs(model.graph):
+        for one in (*graph.input, *graph.initializer, *graph.output, *graph.value_info):
+            one.name = new.get(one.name, one.name)
+        for node in graph.node:
+            node.input[:] = [new.get(name, name) for name in node.input]
+            node.output[:] = [new.get(name, name) for name in node.output]
+    return model.SerializeToString(deterministic=True)
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    """A graph and those within it, which see its values by their names."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.output:
+                    yield from _graphs(inner)
+
+
+def _values(graph: Any) -> Iterator[str]:
+    for one in (*graph.input, *graph.initializer, *graph.output, *graph.value_info):
+        yield one.name
+    for node in graph.node:
+        yield from (*node.input, *node.output)
 
 
 def _names(data: bytes, manifest: Manifest, backend: str) -> tuple[list[str], list[str]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 import compoff
 from compoff.errors import ArtifactError, BackendError
-from compoff.operations.triton import _config, export_triton
+from compoff.operations.triton import _config, _with_outputs, export_triton, output_names
 from tests.small_artifacts import MANIFEST
 from tests.small_networks import tiny_decoder, tiny_encoder
 
@@ -91,6 +93,74 @@ def test_the_repository_says_what_the_program_takes_and_gives(
     found = session.run([one.name for one in config.output], given)
     for one, expected in zip(found, tail(payload), strict=True):
         np.testing.assert_allclose(one, expected.numpy(), atol=1e-5)
+
+
+class Named(nn.Module):
+    """Outputs by name, one of which others are made from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = torch.relu(self.out(self.stem(x)))
+        return {"logits": y.softmax(1), "embedding": y, "best": y.argmax(1)}
+
+
+def test_outputs_are_called_as_the_model_calls_them(schema: Any, tmp_path: Path) -> None:
+    model = compoff.wrap(
+        Named().eval(), "out", example_input=torch.zeros(2, 8), encoder=tiny_encoder, decoder=tiny_decoder
+    )
+    head, tail = compoff.export(model, "out", max_batch=16)
+    folder = export_triton(tail, tmp_path)
+    config = parsed((folder / "config.pbtxt").read_text(), schema)
+    assert [one.name for one in config.output] == ["logits", "embedding", "best"]
+    program = onnx.load(folder / "1" / "model.onnx")
+    onnx.checker.check_model(program, full_check=True)
+    assert [one.name for one in program.graph.output] == ["logits", "embedding", "best"]
+    assert [one.name for one in program.graph.input] == [one.name for one in config.input]
+    session = onnxruntime.InferenceSession(str(folder / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
+    payload = head(torch.randn(5, 8))
+    given = dict(zip([one.name for one in config.input], tail.tensors(tail.decode(bytes(payload))), strict=True))
+    for name, expected in tail(payload).items():
+        np.testing.assert_allclose(session.run([name], given)[0], expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("structure", "names"),
+    [
+        ({"dict": [["b", {"leaf": 1}], ["a", {"leaf": 0}]]}, ["a", "b"]),
+        ({"namedtuple": {"class": "m:C", "fields": [["a", {"leaf": 0}], ["b", {"leaf": 1}]], "empty": []}}, ["a", "b"]),
+        ({"dict": [["a", {"leaf": 0}], ["on", {"value": True}], ["b", {"leaf": 1}]]}, ["a", "b"]),
+        ({"dict": [[0, {"leaf": 0}], [1, {"leaf": 1}]]}, []),
+        ({"dict": [['a"', {"leaf": 0}], ["b", {"leaf": 1}]]}, []),
+        ({"dict": [["a", {"leaf": 0}], ["b", {"tuple": [{"leaf": 1}]}]]}, []),
+        ({"tuple": [{"leaf": 0}, {"leaf": 1}]}, []),
+        ({}, []),
+    ],
+)
+def test_names_that_a_model_has_for_its_outputs(structure: dict[str, Any], names: list[str]) -> None:
+    outputs = MANIFEST.outputs * 2
+    assert output_names(dataclasses.replace(MANIFEST, kind="tail", outputs=outputs, structure=structure)) == names
+
+
+def test_a_name_that_the_program_has_for_something_else_is_left_alone() -> None:
+    helper = onnx.helper
+    value = functools.partial(helper.make_tensor_value_info, elem_type=1, shape=[1])
+    branch = helper.make_graph([helper.make_node("Neg", ["y"], ["inner"])], "branch", [], [value("inner")])
+    nodes = [
+        helper.make_node("Neg", ["x"], ["y"]),
+        helper.make_node("If", ["on"], ["z"], then_branch=branch, else_branch=branch),
+    ]
+    on = helper.make_tensor_value_info("on", 9, [])
+    data = helper.make_model(helper.make_graph(nodes, "g", [value("x"), on], [value("y"), value("z")]))
+    for names in (["x", "b"], ["a", "on"], ["a"], []):
+        assert _with_outputs(data.SerializeToString(), names) == data.SerializeToString()
+    for names, inner in ((["a", "z"], "inner"), (["z", "y"], "inner"), (["inner", "inner_0"], "inner_1")):
+        renamed = onnx.load_from_string(_with_outputs(data.SerializeToString(), names))
+        assert [one.name for one in renamed.graph.output] == names
+        node = renamed.graph.node[1].attribute[0].g.node[0]
+        assert ([*node.input], [*node.output]) == ([names[0]], [inner])
 
 
 def config_of(manifest: Manifest, schema: Any, backend: str = "onnx") -> Any:
