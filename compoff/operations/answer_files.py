@@ -17,7 +17,7 @@ from compoff.record import Record
 from compoff.structure import entry_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -95,13 +95,14 @@ def named_arrays(answer: Any) -> dict[str, NDArray[Any]]:
 
 
 def _leaves(value: Any, way: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    plain: Any = value
     if isinstance(value, (Mapping, Record)):
-        items: Any = type(value).items  # a record may have a field of that name
-        parts = [(str(key), part) for key, part in items(value)]
+        # Past its fields: a record may have one of that name.
+        items = cast("Iterable[tuple[Any, Any]]", type(plain).items(plain))
+        parts = [(str(key), part) for key, part in items]
     elif isinstance(value, (tuple, list)):
-        entries = cast("tuple[Any, ...]", value)
-        names: Any = getattr(value, "_fields", None) or [f"arr_{index}" for index in range(len(entries))]
-        parts = [*zip(names, entries, strict=True)]
+        names: Any = getattr(plain, "_fields", None) or [f"arr_{index}" for index in range(len(plain))]
+        parts = [*zip(names, plain, strict=True)]
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = [(entry.name, getattr(value, entry.name)) for entry in dataclasses.fields(value)]
     else:

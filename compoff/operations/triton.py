@@ -97,8 +97,10 @@ def output_names(manifest: Manifest) -> list[str]:
         (['logits', 'embedding'], [])
     """
     kind, content = entry_of(manifest.structure)
-    fields: Any = content if kind == "dict" else content["fields"] if isinstance(content, dict) else []
-    named = {part["leaf"]: key for key, part in fields if "leaf" in part}
+    fields: Any = content if kind == "dict" else []
+    if kind in ("namedtuple", "dataclass", "mapping"):
+        fields = content["fields"]
+    named: dict[int, Any] = {part["leaf"]: key for key, part in fields if "leaf" in part}
     names = [named.get(index) for index in range(len(manifest.outputs))]
     right = len({*names}) == len(names) and all(isinstance(one, str) and _OUTPUT.fullmatch(one) for one in names)
     return cast("list[str]", names) if right else []

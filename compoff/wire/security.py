@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ssl
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from compoff.checks import check_flag
 from compoff.errors import LocalProtocolError
@@ -116,8 +116,9 @@ def check_tokens(tokens: Tokens) -> str | tuple[str, ...] | None:
     Source: this project.
     """
     if tokens is None or isinstance(tokens, (str, bytes)) or not hasattr(tokens, "__iter__"):
-        check_token_form(tokens)
-        return tokens
+        alone = cast("str | None", tokens)
+        check_token_form(alone)
+        return alone
     several = tuple(tokens)
     if not several:
         raise LocalProtocolError("an empty list of tokens was given; give at least one, or None to let everyone in")
