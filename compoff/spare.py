@@ -122,7 +122,7 @@ def kept_by(model: nn.Module) -> dict[str, Any]:
     """
     return {
         f"{path}.{name}" if path else name: _seen(value, set())
-        for path, module in model.named_modules()
+        for path, module in cast("Iterable[tuple[str, nn.Module]]", model.named_modules())
         for name, value in _plain_attributes(module).items()
     }
 
@@ -177,7 +177,9 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, list) and isinstance(other, list):
         ours, theirs = cast("list[Any]", one), cast("list[Any]", other)
         return len(ours) == len(theirs) and all(map(_same, ours, theirs))
-    return type(one) is type(other) and (one == other or one != one)  # NaN is itself
+    if type(cast("object", one)) is not type(cast("object", other)):
+        return False
+    return one == other or (one != one and other != other)  # NaN is itself
 
 
 def _same_numbers(one: Tensor, other: Tensor) -> bool:

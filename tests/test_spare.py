@@ -199,6 +199,6 @@ def test_what_changed_is_told_by_what_it_holds() -> None:
     before = kept_by(net)
     net[0].last, net.rates["a"][0], net.new = torch.zeros(2), 1.0, None
     assert changed_since(before, net) == ["rates", "own", "0.last"]
-    net.calls, net.rates["b"] = True, 0
+    net.calls, net.rates["b"], net.nan = True, 0, 1.0
     net[0].last = torch.zeros(3)
-    assert changed_since(before, net) == ["calls", "rates", "own", "0.last"]
+    assert changed_since(before, net) == ["calls", "rates", "nan", "own", "0.last"]
