@@ -58,13 +58,16 @@ def require_memoryless(model: nn.Module, example: ExampleInputs) -> None:
 
     Source: this project.
     """
+    gpus = sorted({tensor.device.index for tensor in example.tensors if tensor.is_cuda})
 
     def run(given: ExampleInputs) -> list[Tensor]:
-        torch.manual_seed(0)  # what a model draws is no memory
+        torch.default_generator.manual_seed(0)  # what a model draws is no memory
+        for one in gpus:
+            torch.cuda.default_generators[one].manual_seed(0)
         answers = tensors_of(Batch(given.args, given.keywords).call(model))
         return [answer.clone() for answer in answers]  # a model may answer with what it keeps
 
-    with torch.random.fork_rng(), frozen(model):
+    with torch.random.fork_rng(devices=gpus), frozen(model):
         found = tried(example, lambda given: ((), run(given)))  # also fills what is filled once
         if found is None:
             return
