@@ -101,7 +101,9 @@ def test_no_layer_and_no_samples() -> None:
 @pytest.mark.parametrize("value", [0.0, 1e-38, 3.0])
 def test_samples_of_one_value_are_refused(value: float) -> None:
     sample = [np.full((2, 3), value, np.float32), np.arange(2)]
-    with pytest.raises(BackendError, match=f"all that was given as input 0 of it is {np.float32(value)}; pass batches of real"):
+    with pytest.raises(
+        BackendError, match=f"all that was given as input 0 of it is {np.float32(value)}; pass batches of real"
+    ):
         quantized(b"", "it", [sample, sample])
 
 

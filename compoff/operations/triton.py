@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import re
+import secrets
+import shutil
 from itertools import count
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
-from compoff.checks import check_path
+from compoff.checks import check_path, reaching
 from compoff.edge.backends.eager import PROGRAM
 from compoff.errors import ArtifactError, BackendError
 from compoff.structure import entry_of
@@ -25,15 +27,14 @@ if TYPE_CHECKING:
 
 __all__ = ["export_triton", "output_names"]
 
+_Backend: TypeAlias = Literal["onnx", "inductor"]
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _OUTPUT = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,99}")
 _FLOATS = {"float16": "FP16", "float32": "FP32", "float64": "FP64"}
 _PLATFORMS = {"onnx": ("onnxruntime_onnx", "model.onnx"), "inductor": ("torch_aoti", "model.pt2")}
 
 
-def export_triton(
-    tail: Tail, repository: str | Path, *, name: str = "", backend: Literal["onnx", "inductor"] = "onnx"
-) -> Path:
+def export_triton(tail: Tail, repository: str | Path, *, name: str = "", backend: _Backend = "onnx") -> Path:
     """Write a tail into a model repository.
 
     In ONNX the outputs are called as the model calls them, where it returns a dict or an object with fields of tensors.
@@ -49,21 +50,27 @@ def export_triton(
         The model's folder.
 
     Raises:
-        BackendError: The tail cannot be compiled, or its outputs are known only once it has answered.
-        ArtifactError: `name` cannot be a folder's, there is such a model already, or `repository` is no folder.
+        BackendError: There is no such backend, the tail cannot be compiled, or its outputs are known only once it has
+            answered.
+        ArtifactError: `name` cannot be a folder's, there is such a model already, or it cannot be written, as where
+            `repository` is no folder; nothing of it is there then.
 
     Source: the model repository and ``ModelConfig`` of Triton Inference Server.
     """
+    if backend not in get_args(_Backend):
+        raise BackendError(f"there is no backend {backend!r:.80} for Triton; expected {', '.join(get_args(_Backend))}")
+    place = check_path("repository", repository, ArtifactError)
     name = name or re.sub(r"[^A-Za-z0-9_.-]", "_", f"{tail.manifest.model}-{tail.split}")
-    if _NAME.fullmatch(name) is None:
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:  # pyright: ignore[reportUnnecessaryIsInstance] - a user's mistake all the same
         raise ArtifactError(f"{name!r:.80} cannot be the name of a model; use letters, digits, '_', '-' and '.'")
     if PROGRAM not in tail.backend.files:
         raise BackendError(f"the tail of {tail.manifest.model} runs the model itself; only a program can go to Triton")
-    repository = check_path("repository", repository, ArtifactError)
-    if repository.exists() and not repository.is_dir():
-        raise ArtifactError(f"'{repository}' is a file; give the folder of Triton's models")
-    folder = repository / name
-    if folder.exists():
+    folder = place / name
+    with reaching(folder, ArtifactError):
+        if place.exists() and not place.is_dir():
+            raise ArtifactError(f"'{place}' is a file; give the folder of Triton's models")
+        taken = folder.exists()
+    if taken:
         raise ArtifactError(f"'{folder}' is there already; give another name, or take it away first")
     if tail.choice.backend != backend:
         tail = tail.compile(backend)
@@ -71,9 +78,19 @@ def export_triton(
     if backend == "onnx":
         data = _with_outputs(data, output_names(tail.manifest))
     config = _config(tail.manifest, name, backend, *_names(data, tail.manifest, backend))
-    (folder / "1").mkdir(parents=True)
-    (folder / "1" / _PLATFORMS[backend][1]).write_bytes(data)
-    (folder / "config.pbtxt").write_text(config, encoding="utf-8")
+    # A server that watches the repository sees whole models only.
+    draft = place / f".{name}.{secrets.token_hex(4)}.part"
+    try:
+        (draft / "1").mkdir(parents=True)
+        (draft / "1" / _PLATFORMS[backend][1]).write_bytes(data)
+        (draft / "config.pbtxt").write_text(config, encoding="utf-8")
+        draft.rename(folder)
+    except OSError as error:
+        raise ArtifactError(
+            f"the model cannot be written in '{place}' ({error.strerror or error}); make room, or give another folder"
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +24,6 @@ from tests.small_artifacts import MANIFEST
 from tests.small_networks import tiny_decoder, tiny_encoder
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from compoff.manifest import Manifest
 
 
@@ -180,6 +180,20 @@ def test_what_has_no_batch_leaves_all_axes_to_the_model(schema: Any) -> None:
     assert list(config.output[0].dims) == [-1, 10]
 
 
+def test_a_model_that_cannot_be_written_whole_is_not_there(
+    pair: tuple[compoff.Head, compoff.Tail], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Path, *__: object, **___: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(ArtifactError, match=r"No space left on device.; make room"):
+            export_triton(pair[1], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert export_triton(pair[1], tmp_path).is_dir()
+
+
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(
     pair: tuple[compoff.Head, compoff.Tail], tmp_path: Path
 ) -> None:
@@ -190,6 +204,17 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(
     (tmp_path / "models" / "taken").mkdir(parents=True)
     with pytest.raises(ArtifactError, match="is there already"):
         export_triton(tail, tmp_path / "models", name="taken")
+
+    for backend in ("eager", "auto", ["onnx"]):
+        with pytest.raises(BackendError, match=r"there is no backend .* for Triton; expected onnx, inductor"):
+            export_triton(tail, tmp_path / "models", backend=backend)  # type: ignore[arg-type]
+    with pytest.raises(ArtifactError, match="5 cannot be the name of a model"):
+        export_triton(tail, tmp_path / "models", name=5)  # type: ignore[arg-type]
+    with pytest.raises(ArtifactError, match="repository is None; expected a path"):
+        export_triton(tail, None)  # type: ignore[arg-type]
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(ArtifactError, match=r"file' is a file; give the folder of Triton's models"):
+        export_triton(tail, tmp_path / "file")
 
     running: Any = SimpleNamespace(files={})
     with pytest.raises(BackendError, match="only a program can go to Triton"):
