@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tokenize
 import zipfile
 from dataclasses import replace
 from enum import Enum
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from compoff import __version__
 from compoff.artifact import find_part
+from compoff.drafts import write_whole
 from compoff.errors import CompoffError, FeatureError, LocalProtocolError
 from compoff.operations.answer_files import check_output, save_answer
 from compoff.operations.settings import TOKEN_VARIABLE, Settings, TailPlace, read_tokens
@@ -295,7 +297,8 @@ def export_c(
     payloads = head.manifest.payload_format(head.tables)
     chosen = head.manifest.quality if quality is None else quality
     last = payloads.num_qualities - 1
-    output.write_text(c_header(head.manifest, payloads, last if quality is None and chosen < 0 else chosen))
+    text = c_header(head.manifest, payloads, last if quality is None and chosen < 0 else chosen)
+    write_whole(output, text.encode())
     _say(f"{output}: {head.manifest.model} at '{head.manifest.split}'")
 
 
@@ -338,12 +341,19 @@ def _token(path: Path | None) -> str | None:
     return os.environ.get(TOKEN_VARIABLE) if path is None else read_tokens(path)[0]
 
 
+# What numpy raises for a damaged file, whose header it reads as Python's own literals.
+_NO_ARRAY = (
+    *(ValueError, EOFError, MemoryError, zipfile.BadZipFile, ArithmeticError, SyntaxError, tokenize.TokenError),
+    *(RecursionError, TypeError, LookupError, AttributeError),
+)
+
+
 def _input(path: Path, axes: int) -> NDArray[Any]:
     """An input from a file, with a batch axis."""
     try:
         with path.open("rb") as file:
             array = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+    except _NO_ARRAY as error:
         if "allow_pickle" in str(error):  # numpy's advice, which would run what is in the file
             raise FeatureError(
                 f"'{path}' holds Python objects, or is no .npy file; a pickle is never read: write an array of numbers "

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
     from pathlib import Path
 
-__all__ = ["drafts"]
+__all__ = ["drafts", "write_whole"]
 
 
 @contextlib.contextmanager
@@ -41,3 +41,30 @@ def drafts(folder: Path, names: Iterable[str]) -> Generator[dict[str, Path]]:
     finally:
         for draft in made.values():
             draft.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file, or leave what was there, as on a full disk.
+
+    Args:
+        path: The file; a pipe or a device is written to as it is.
+        data: Its bytes.
+
+    Raises:
+        OSError: It cannot be written.
+
+    Examples:
+        >>> import tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     path = pathlib.Path(place, "a.h")
+        ...     write_whole(path, b"whole")
+        ...     path.read_bytes(), len(list(path.parent.iterdir()))
+        (b'whole', 1)
+    """
+    path = path.resolve()  # a link stays one
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    with drafts(path.parent, [path.name]) as made:
+        made[path.name].write_bytes(data)
+        made[path.name].replace(path)

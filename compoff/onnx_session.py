@@ -86,10 +86,11 @@ class OnnxSession:
             inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
             self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         except Exception as error:  # its own classes, made at run time
-            raise BackendError(
-                f"onnxruntime {self.version} cannot load {name} ({first_line(error)}): it is damaged, or was made for "
-                "another version; compile it again"
-            ) from error
+            told = f"onnxruntime {self.version} cannot load {name} ({first_line(error)})"
+            if "NOT_IMPLEMENTED" in str(error):
+                told += ": it lacks an operator for numbers of this type; use a model in float32, or run it in PyTorch"
+                raise BackendError(told) from error
+            raise BackendError(f"{told}: it is damaged, or was made for another version; compile it again") from error
         self.names: tuple[str, ...] = tuple(one.name for one in inputs)
         self.inputs: tuple[OnnxTensor, ...] = tuple(map(described, inputs))
         self.outputs: tuple[OnnxTensor, ...] = tuple(map(described, outputs))

@@ -80,7 +80,7 @@ def address(folder: Path) -> Iterator[str]:
 
 
 def test_call_gets_what_the_tail_answers(folder: Path, address: str, tmp_path: Path) -> None:
-    answer = tmp_path / "answer.npy"
+    answer = tmp_path / "answer"  # the name that was given, without an ending added to it
     done = _compoff(
         "call", str(folder), "--address", address, "--input", str(folder.parent / "one.npy"), "--output", str(answer)
     )
@@ -256,6 +256,26 @@ def test_files_that_are_no_input_are_named(tmp_path: Path) -> None:
         with pytest.raises(FeatureError, match=told):
             cli._input(tmp_path / name, 1)
     assert cli._input(tmp_path / "one.npy", 1).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (1" + b"0" * 32 + b",), }\n",
+        b"{'descr': [('a', '<f4', -1)], 'fortran_order': False, 'shape': (1,), }\n",
+        b"{'descr': {'a': 1}, 'fortran_order': False, 'shape': (1,), }\n",
+        b"(" * 5000 + b"\n",
+        b"\xff\xfe{'descr': '<f4'\n",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }\n",
+    ],
+    ids=["size", "dtype", "dict", "brackets", "text", "negative"],
+)
+@pytest.mark.filterwarnings("ignore:Reading")
+def test_a_damaged_header_is_named(header: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "damaged.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"abcd")
+    with pytest.raises(FeatureError, match=r"damaged\.npy' is not a \.npy file of numbers"):
+        cli._input(path, 1)
 
 
 def test_a_token_file_that_is_no_text_shows_none_of_its_bytes(tmp_path: Path) -> None:

@@ -91,6 +91,15 @@ def test_damaged_bytes_are_refused(data: bytes, change: Callable[[bytes], bytes]
         OnnxSession(change(data), "awkward.onnx")
 
 
+def test_a_type_that_the_runtime_lacks_an_operator_for_is_not_called_damage() -> None:
+    helper = onnx.helper
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, [1, 1, 2, 2]) for name in ("x", "w", "y")]
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "graph", ends[:2], ends[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    with pytest.raises(BackendError, match=r"lacks an operator for numbers of this type; use a model in float32"):
+        OnnxSession(model.SerializeToString(), "double.onnx")
+
+
 def test_other_inputs_are_refused(data: bytes) -> None:
     session = OnnxSession(data, "awkward.onnx")
     with pytest.raises(BackendError, match="takes 3 inputs, 1 were given"):

@@ -6,12 +6,14 @@ Knows no heads and no servers; what cannot be written is refused before there is
 from __future__ import annotations
 
 import dataclasses
+import io
 import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from compoff.drafts import write_whole
 from compoff.errors import FeatureError
 from compoff.record import Record
 from compoff.structure import entry_of
@@ -54,16 +56,18 @@ def save_answer(path: Path, answer: Any) -> None:
         FeatureError: It is no single array, and the file no .npz.
         OSError: It cannot be written.
     """
+    file = io.BytesIO()
     if path.suffix == ".npz":
         # By hand: numpy's own function takes names for its arguments, and "file" is one of them.
-        with zipfile.ZipFile(path, "w") as archive:
+        with zipfile.ZipFile(file, "w") as archive:
             for name, array in named_arrays(answer).items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
     elif isinstance(answer, np.ndarray):
-        np.save(path, cast("NDArray[Any]", answer))
+        np.save(file, cast("NDArray[Any]", answer))  # to a path it would add .npy
     else:
         raise FeatureError(f"the model answered with a {type(answer).__name__}; {_advice(path)}")
+    write_whole(path, file.getvalue())
 
 
 def _advice(path: Path) -> str:
