@@ -122,8 +122,9 @@ def quantized(
 def _require_variety(samples: Sequence[Sequence[NDArray[Any]]], name: str) -> None:
     """Refuse samples of zeros and the like, on which all agrees and nothing is learned of what real inputs need."""
     index = max(range(len(samples[0])), key=lambda place: samples[0][place].size)  # a small one may be constant
-    first = samples[0][index].flat[0]
-    if all((batch[index] == first).all() for batch in samples):
+    arrays: list[Any] = [batch[index] for batch in samples]
+    first = arrays[0].flat[0]
+    if all((array == first).all() for array in arrays):
         raise BackendError(
             f"int8 has to be calibrated on inputs as the device will see them, and all that was given as input {index} "
             f"of {name} is {first}; pass batches of real inputs, or use fp32"
