@@ -412,7 +412,8 @@ def _read(path: Path, most: int) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise ArtifactError(f"{path}: is not a regular file; it was replaced: copy or export the folder again")
         if status.st_size > most:
-            raise ArtifactError(f"{path}: has {status.st_size} bytes, expected at most {most}; it was replaced")
+            told = f"has {status.st_size} bytes, expected at most {most}"
+            raise ArtifactError(f"{path}: {told}; it was replaced: copy or export the folder again")
         return path.read_bytes()
     except ArtifactError:
         raise
