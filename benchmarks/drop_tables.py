@@ -27,12 +27,8 @@ _AIMS: list[tuple[str, str, str, int | None, int]] = [
 ]
 # By commit: tiles that results do not tell of themselves, from before the codec took those that it takes now.
 _TILES = {"7185ada": "1 × 1 tile", "3c53dca": "2 × 2 tile", "bb3b2e7": "7 × 7 tile"}
-_CALLED = {
-    "cpu.long": "1,000 steps",
-    "cpu.192": "192 directions",
-    "cpu.deepcod": "2,800 steps",
-    "cpu.enlarged": "enlarged photos",
-}
+_CALLED = {"cpu.192": "192 directions", "cpu.enlarged": "enlarged photos"}
+_BY_STEPS = ("cpu.deepcod", "cpu.long")
 _DROPS = {"top-1": ("drop", "drop_stderr"), "top-5": ("drop_top5", "drop_top5_stderr")}
 
 
@@ -48,7 +44,10 @@ def fits_at(model: str, split: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in matching(f"rate_accuracy.{model}.{split}.*"):
         suffix = name.rpartition(f"{split}.")[2]
-        called = _TILES.get(result(name)["commit"][:7], _CALLED.get(suffix, suffix))
+        content = result(name)
+        called = _TILES.get(content["commit"][:7], _CALLED.get(suffix, suffix))
+        if suffix in _BY_STEPS:
+            called = f"{_option(content, '--steps', 0):,} steps"
         found[split if called == "cpu" else f"{split}, {called}"] = name
     return found
 
@@ -132,9 +131,13 @@ def _landed(content: dict[str, Any], measure: str) -> list[str]:
 
 
 def _steps(content: dict[str, Any]) -> str:
+    return f"{_option(content, '--steps', 0)} × {_option(content, '--batch', 64)}"
+
+
+def _option(content: dict[str, Any], name: str, default: int) -> int:
+    """A number that a result's command was given."""
     words = content["command"].split()
-    batch = words[words.index("--batch") + 1] if "--batch" in words else "64"
-    return f"{words[words.index('--steps') + 1]} × {batch}"
+    return int(words[words.index(name) + 1]) if name in words else default
 
 
 def chosen_elsewhere(rows: list[dict[str, Any]], limit: float, key: str = "drop") -> list[tuple[float, float]]:
