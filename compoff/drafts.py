@@ -61,10 +61,14 @@ def write_whole(path: Path, data: bytes) -> None:
         ...     path.read_bytes(), len(list(path.parent.iterdir()))
         (b'whole', 1)
     """
-    path = path.resolve()  # a link stays one
-    if path.exists() and not path.is_file():
-        path.write_bytes(data)
+    place = path.resolve()  # a link stays one
+    if place.exists() and not place.is_file():
+        place.write_bytes(data)
         return
-    with drafts(path.parent, [path.name]) as made:
-        made[path.name].write_bytes(data)
-        made[path.name].replace(path)
+    try:
+        with drafts(place.parent, [place.name]) as made:
+            made[place.name].write_bytes(data)
+            made[place.name].replace(place)
+    except OSError as error:
+        error.filename = str(path)  # the user knows the file, not its draft
+        raise

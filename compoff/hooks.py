@@ -11,20 +11,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import torch
-from torch.overrides import TorchFunctionMode, _get_current_function_mode  # pyright: ignore[reportPrivateUsage] - there is no public way
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode,  # pyright: ignore[reportPrivateUsage] - there is no public way
+    _get_current_function_mode_stack,  # pyright: ignore[reportPrivateUsage]
+    _pop_mode,  # pyright: ignore[reportPrivateUsage]
+)
 
 from compoff.errors import FeatureError
 from compoff.signature import in_order
 from compoff.trees import Place, tensor_at, tensors_of, with_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Adapting", "Catcher", "Tap", "catchers", "function_name", "hang", "stop_listening"]
+__all__ = ["Adapting", "Catcher", "Tap", "catchers", "function_name", "hang", "stop_listening", "traced"]
 
 
 @dataclass(frozen=True)
@@ -137,13 +142,42 @@ def stop_listening(model: nn.Module) -> None:
     """
     if not isinstance(_get_current_function_mode(), _FunctionTap):
         return
-    hooks: list[Any] = []
-    for module in model.modules():
-        hooks += module._forward_pre_hooks.values()  # pyright: ignore[reportPrivateUsage] - there is no public way
-    scopes = {id(hook): hook for hook in hooks if isinstance(hook, _Scope)}
+    scopes = {id(scope) for scope in _scopes(model)}
     while isinstance(top := _get_current_function_mode(), _FunctionTap) and id(top.scope) in scopes:
         top.__exit__(None, None, None)
         top.scope.mode = None
+
+
+@contextlib.contextmanager
+def traced(model: nn.Module) -> Generator[None]:
+    """Trace a model inside a block; where an exception ends that, PyTorch's modes are again what they were.
+
+    A tracer takes its own mode away from above all others. Where the model was left in the middle, that is one of ours
+    that nothing has ended, and its own would stay, for all that this thread does from then on.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    depth = len(_get_current_function_mode_stack())
+    try:
+        yield
+    except BaseException:
+        stop_listening(model)
+        while len(_get_current_function_mode_stack()) > depth:
+            _pop_mode()
+        for scope in _scopes(model):
+            scope.mode = None
+        raise
+
+
+def _scopes(model: nn.Module) -> list[_Scope]:
+    hooks: list[Any] = []
+    for module in model.modules():
+        hooks += module._forward_pre_hooks.values()  # pyright: ignore[reportPrivateUsage] - there is no public way
+    return [hook for hook in hooks if isinstance(hook, _Scope)]
 
 
 def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:

@@ -27,6 +27,7 @@ from compoff.cutting.inputs import ExampleInputs
 from compoff.cutting.proof import check_sizes, prove, require_finite
 from compoff.cutting.watching import frozen
 from compoff.errors import CompoffError, SplitError
+from compoff.hooks import traced
 from compoff.printable import first_line
 from compoff.quiet import quiet
 from compoff.structure import flatten
@@ -269,7 +270,7 @@ def _host(base: nn.Module) -> nn.Module:
 
 def _export(base: nn.Module, example: ExampleInputs, split: str, most: int) -> GraphModule:
     """Export, functionalise, and hand out the graph with the model's own calling convention."""
-    with explained(f"{type(base).__name__} cannot be exported at '{split}'"):
+    with explained(f"{type(base).__name__} cannot be exported at '{split}'"), traced(base):
         program = torch.export.export(
             base, example.args, example.keywords, dynamic_shapes=free_batch(example), strict=False
         )

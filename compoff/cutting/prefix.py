@@ -24,7 +24,7 @@ from compoff.cutting.graph_flow import has_batch
 from compoff.cutting.inputs import ExampleInputs
 from compoff.cutting.proof import check_sizes, prove, require_finite
 from compoff.cutting.watching import frozen
-from compoff.hooks import stop_listening
+from compoff.hooks import stop_listening, traced
 from compoff.quiet import quiet
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInpu
     bottlenecks = [folded(bottleneck) for bottleneck in gate.bottlenecks]
     with frozen(base), quiet("torch", contextlib.redirect_stderr):
         module = _UpToCut(base, gate, bottlenecks, len(site.sides))
-        with explained(f"what runs before '{site.path}' in {type(base).__name__} cannot be exported"):
+        with explained(f"what runs before '{site.path}' in {type(base).__name__} cannot be exported"), traced(base):
             program = torch.export.export(
                 module, example.args, example.keywords, dynamic_shapes=free_batch(example), strict=False
             )

@@ -68,6 +68,7 @@ def test_without_a_factory_the_error_says_where_and_what_to_do() -> None:
     assert "Picker cannot be exported at 'head'" in message
     assert "eager_models.py:" in message
     assert "pass tail_factory='package.module:function'" in message
+    assert torch.overrides._get_current_function_mode() is None, "PyTorch's own mode is gone, too"
     assert model.gate("head").replace is None
 
 
