@@ -34,6 +34,8 @@ LADDER = (3, 5, 7, 9, 11, 15, 21)
 """The steps that one fit is for, in units of the finest; odd, since halves of even ones would all go up. It is aimed
 with the one in the middle."""
 _WIDE = 1.25  # ratio of neighboring steps of the ladder above which the one between them is served, too
+# Halves of even steps go up; at 4 those are a quarter of all values, which costs more than the finer step gains.
+_LEAST_EVEN = 6
 _FORMER_LADDER = (1, 2, 3, 4, 5, 7, 9)  # of what was saved before a ladder was saved with it
 _SILENT = 0.05  # a channel that is zero but for this share of its values costs as many bits as it is worth
 _DEVIATIONS = 4.0  # standard deviations of a channel that its levels hold at least
@@ -377,7 +379,7 @@ def check_levels(num_centers: Any) -> None:
 def _served(ladder: tuple[int, ...]) -> list[int]:
     """The steps of a ladder, and those between neighbors that are far apart."""
     between = [round(math.sqrt(a * b)) for a, b in itertools.pairwise(ladder) if b > _WIDE * a]
-    return sorted({*ladder, *between})
+    return sorted({*ladder, *(step for step in between if step % 2 or step >= _LEAST_EVEN)})
 
 
 def _take_former(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -66,7 +66,7 @@ def test_the_default_is_the_best_within_the_target(exported: Export) -> None:
 def test_a_limit_holds_for_any_input(exported: Export, limit: int) -> None:
     head, tail, _, _ = exported
     for x in (signals(1, seed=4), 50 * torch.randn(1, 2, 16), torch.zeros(1, 2, 16)):
-        payload = head(x, quality=11, max_bytes=limit)
+        payload = head(x, quality=10, max_bytes=limit)
         assert len(payload) <= limit
         assert tail(payload).shape == (1, 4)
         assert tail(bytes(payload)).shape == (1, 4)
@@ -82,15 +82,15 @@ def test_what_is_no_whole_number_is_refused(exported: Export, wrong: dict[str, A
 def test_a_limit_takes_the_best_quality_that_fits(exported: Export) -> None:
     head, _, _, _ = exported
     x = signals(1, seed=4)
-    sizes = [len(head(x, quality=quality)) for quality in range(12)]
+    sizes = [len(head(x, quality=quality)) for quality in range(11)]
     for quality, size in enumerate(sizes):
-        assert head(x, quality=11, max_bytes=size).quality >= quality
+        assert head(x, quality=10, max_bytes=size).quality >= quality
         assert head(x, quality=quality, max_bytes=10_000).quality == quality
 
 
 def test_a_quality_and_a_limit_may_be_numbers_of_numpy(exported: Export) -> None:
     head, x = exported[0], 50 * signals(1)
-    for quality, limit in ((0, 8), (5, 20), (11, 30)):
+    for quality, limit in ((0, 8), (5, 20), (10, 30)):
         expected = bytes(head(x, quality=quality, max_bytes=limit))
         for kind in (np.uint8, np.int8, np.int64):
             assert bytes(head(x, quality=kind(quality), max_bytes=kind(limit))) == expected
@@ -104,7 +104,7 @@ def test_a_limit_below_the_header_is_refused(exported: Export) -> None:
 
 def test_any_prefix_decodes_to_its_whole_channels(exported: Export) -> None:
     head, tail, model, _ = exported
-    payload = head(signals(3, seed=4), quality=11)
+    payload = head(signals(3, seed=4), quality=10)
     whole = head.payload_format.decode(payload).symbols[0]
     counts: list[int] = []
     for length in range(7, len(payload)):
@@ -188,10 +188,10 @@ def test_payloads_are_those_of_all_channels(heads: dict[str, compoff.Head], runt
     head, x = heads[runtime], signals(1, seed=4)
     code = head.payload_format.codes[0]
     symbols = head.symbols(x)[0]
-    for quality in range(12):
+    for quality in range(11):
         expected = head.payload_format.encode([code.sent(symbols, quality)], quality=quality)
         assert bytes(head(x, quality=quality)) == bytes(expected)
-        limited = head(x, quality=11, max_bytes=len(expected))
+        limited = head(x, quality=10, max_bytes=len(expected))
         assert bytes(limited) == bytes(head(x, quality=limited.quality, max_bytes=len(expected)))
 
 
