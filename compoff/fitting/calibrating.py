@@ -20,9 +20,9 @@ from compoff.codec import Geometry, TileMoments, TransformBottleneck
 from compoff.codec.directions import mixed_channels
 from compoff.distilling import answers, float_tensors, teacher_pass, telling
 from compoff.errors import FitError
+from compoff.fitting.aim import Aim
 from compoff.fitting.batches import check_seed, not_finite, require_batches
 from compoff.fitting.finishing import refuse_on, up_to
-from compoff.fitting.measure import Aim
 from compoff.fitting.overhead import overhead_bytes
 from compoff.fitting.progress import Bar, bar
 from compoff.fitting.randomness import own_random_numbers
@@ -32,7 +32,7 @@ from compoff.mounting import device_of, quantized_modules, require_gradients, re
 from compoff.spare import spare_attributes, spare_buffers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -64,7 +64,7 @@ def calibrate(
     wrapped: Wrapped,
     batches: Iterable[Any],
     *,
-    target_bytes: float | None = None,
+    target_bytes: float | Mapping[str, float] | None = None,
     seed: int = 0,
     progress: bool | None = None,
 ) -> None:
@@ -76,7 +76,8 @@ def calibrate(
     Args:
         wrapped: What `compoff.wrap` returned.
         batches: Batches as `fit` takes them; the first 2048 samples are looked at.
-        target_bytes: Mean length of a payload to aim at, in bytes; None to aim at a small error of the output.
+        target_bytes: Mean length of a payload to aim at, in bytes; by split point where they differ, as for `fit`; None
+            to aim at a small error of the output.
         seed: Seed of the random projections of the output, and of what a loader draws; the caller's random numbers are
             left alone.
         progress: Whether to draw a progress bar; None to draw it on a terminal only.
@@ -98,7 +99,8 @@ def calibrate(
     """
     require_wrapped(wrapped)
     require_batches("batches", batches)
-    Aim(target_bytes).check()
+    aim = Aim(target_bytes)
+    aim.check()
     check_seed(seed)
     refuse_on(wrapped, "calibrate")
     require_gradients(wrapped.base)
@@ -109,18 +111,16 @@ def calibrate(
             ", ".join(f"'{split}'" for split in started),
         )
     with spare_attributes(wrapped.base, hooks=False), own_random_numbers(seed, device_of(wrapped.base)):
-        start(wrapped, batches, target_bytes, seed, progress=progress)
+        start(wrapped, batches, aim, seed, progress=progress)
 
 
-def start(
-    wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | None, seed: int, *, progress: bool | None
-) -> None:
+def start(wrapped: Wrapped, batches: Iterable[Any], aim: Aim, seed: int, *, progress: bool | None) -> None:
     """Start each bottleneck, its arguments checked; what loaders and new bottlenecks draw is the caller's.
 
     Args:
         wrapped: As for `calibrate`.
         batches: As for `calibrate`.
-        target_bytes: As for `calibrate`.
+        aim: Bytes to aim at, if any.
         seed: As for `calibrate`.
         progress: As for `calibrate`.
 
@@ -134,6 +134,7 @@ def start(
     if not wrapped.built:
         with refusals_named(taken[0]):
             wrapped.build(*taken[0].args, **taken[0].kwargs)
+    aim.check_points(wrapped.split_points)
     wrapped.freeze()
     generator = torch.Generator().manual_seed(seed)
     for split in wrapped.split_points:
@@ -141,7 +142,7 @@ def start(
         bottlenecks = [one for one in found if isinstance(one, TransformBottleneck) and not one.calibrated]
         if bottlenecks and len(bottlenecks) == len(found):
             with bar(f"compoff.calibrate {split}", len(taken), "batch", progress) as drawn:
-                _start(wrapped, split, bottlenecks, taken, target_bytes, generator, drawn)
+                _start(wrapped, split, bottlenecks, taken, aim.bytes_at(split), generator, drawn)
         elif not any(one.calibrated for one in found):
             record = teacher_pass(wrapped.base, {split: wrapped.gate(split)}, wrapped.sites, taken[0], blocks=False)
             for bottleneck, y in zip(found, record.features[split], strict=True):

@@ -13,15 +13,16 @@ import torch
 
 from compoff.errors import FitError
 from compoff.fingerprint import fingerprint
+from compoff.fitting.aim import Aim
 from compoff.fitting.batches import Batches, require_batches, to_batch
-from compoff.fitting.measure import Aim, count_symbols, features_of, measure
+from compoff.fitting.measure import check_output, count_symbols, features_of, measure
 from compoff.fitting.randomness import own_random_numbers
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.mounting import device_of, require_wrapped
 from compoff.spare import spare_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from compoff.batch import Batch
     from compoff.wrapping import Wrapped
@@ -38,7 +39,7 @@ def finish(
     wrapped: Wrapped,
     batches: Iterable[Any],
     *,
-    target_bytes: float | None = None,
+    target_bytes: float | Mapping[str, float] | None = None,
     max_drop: float | None = None,
     validation: Iterable[Any] | None = None,
 ) -> FitReport:
@@ -51,7 +52,7 @@ def finish(
         wrapped: The model, its bottlenecks trained with `Wrapped.distillation_loss`.
         batches: Batches as `fit` takes them; symbols are counted on the first 2048 samples.
         target_bytes: The best quality within these bytes, give or take 2 %, becomes the export's default; without it
-            and `max_drop` the last one, with the most bytes.
+            and `max_drop` the last one, with the most bytes. A dict gives each split point bytes of its own.
         max_drop: The cheapest quality that changes at most this share of the answers becomes the export's default.
         validation: Held-out batches to measure on; None for those of `batches`.
 
@@ -80,6 +81,7 @@ def finish(
     require_batches("validation", validation, or_none=True)
     aim = Aim(target_bytes, max_drop)
     aim.check()
+    aim.check_points(wrapped.split_points)
     for split in wrapped.split_points:
         if not all(bottleneck.calibrated for bottleneck in wrapped.bottlenecks_at(split)):
             raise FitError(
@@ -89,7 +91,7 @@ def finish(
     refuse_on(wrapped, "finish")
     where, reports = device_of(wrapped.base), {split: SplitReport() for split in wrapped.split_points}
     with spare_attributes(wrapped.base, hooks=False), own_random_numbers(0, where):  # a loader that shuffles draws
-        aim.check_output(wrapped)
+        check_output(wrapped, aim)
         measured = held_out(validation, wrapped, where)
         counted = up_to(batches, wrapped, where, MEASURED)
         samples = conclude(wrapped, reports, counted, measured, aim)
@@ -127,8 +129,7 @@ def conclude(
             wrapped.note_figures(split, report.figures(), base)
             wrapped.bottleneck(split).choose(report.quality)
             if report.aim_met is False:
-                asked = f"target_bytes={aim.target_bytes}" if aim.max_drop is None else f"max_drop={aim.max_drop}"
-                _log.warning("no quality at '%s' keeps to %s; the default is the nearest", split, asked)
+                _log.warning("no quality at '%s' keeps to %s; the default is the nearest", split, aim.asked(split))
             if report.answer_lost:
                 _log.warning(
                     "what comes out behind '%s' has nothing to do with the model's answer (output error %.3g); train "

@@ -18,12 +18,13 @@ from compoff.batch import Batch, refusals_named
 from compoff.checks import check_path, check_weight, check_whole, is_number
 from compoff.coding.side import DTYPES
 from compoff.errors import FitError
+from compoff.fitting.aim import Aim
 from compoff.fitting.batches import check_seed, require_batches, require_device, to_batch
 from compoff.fitting.calibrating import SAMPLES, start
 from compoff.fitting.finishing import MEASURED, conclude, held_out, refuse_on, up_to
 from compoff.fitting.fitter import Fitter
 from compoff.fitting.keeper import Keeper
-from compoff.fitting.measure import Aim
+from compoff.fitting.measure import check_output
 from compoff.fitting.progress import bar
 from compoff.fitting.randomness import own_random_numbers, random_states, set_random_states
 from compoff.fitting.report import FitReport, SplitReport
@@ -33,7 +34,7 @@ from compoff.recipe import recipe_for
 from compoff.spare import spare_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sized
+    from collections.abc import Iterable, Mapping, Sized
     from pathlib import Path
 
     from compoff.recipe import Recipe
@@ -121,16 +122,14 @@ def _all_started(wrapped: Wrapped) -> bool:
     return all(one.calibrated for split in wrapped.split_points for one in wrapped.bottlenecks_at(split))
 
 
-def _calibrated(
-    wrapped: Wrapped, batches: Iterable[Any], target_bytes: float | None, seed: int, progress: bool | None
-) -> Iterable[Any]:
+def _calibrated(wrapped: Wrapped, batches: Iterable[Any], aim: Aim, seed: int, progress: bool | None) -> Iterable[Any]:
     """Start the bottlenecks that need it; returns batches that still hold what was looked at."""
     if _all_started(wrapped) or wrapped.options.codec == "deepcod":
         return batches
     _log.info("finding the directions at %s on up to %d samples", ", ".join(wrapped.split_points), SAMPLES)
     iterator = iter(batches)
     if iterator is not batches:
-        start(wrapped, batches, target_bytes, seed, progress=progress)
+        start(wrapped, batches, aim, seed, progress=progress)
         return batches
     peeked: list[Batch] = []
     samples = 0
@@ -139,7 +138,7 @@ def _calibrated(
         samples += peeked[-1].size
         if samples >= SAMPLES:
             break
-    start(wrapped, peeked, target_bytes, seed, progress=progress)
+    start(wrapped, peeked, aim, seed, progress=progress)
     return itertools.chain(peeked, iterator)
 
 
@@ -153,7 +152,7 @@ def fit(
     # what for
     recipe: str | Recipe | None = None,
     rate: float | None = None,
-    target_bytes: float | None = None,
+    target_bytes: float | Mapping[str, float] | None = None,
     max_drop: float | None = None,
     lr: float | None = None,
     validation: Iterable[Any] | None = None,
@@ -180,7 +179,8 @@ def fit(
             which the model was wrapped with.
         rate: Weight of the rate: more gives fewer bytes and less accuracy. None for the recipe's; 0 is the paper's.
         target_bytes: Mean length of a payload to aim at, in bytes (codec ``"transform"``). The fit serves other rates
-            too; the best quality within the target, give or take 2 %, becomes the export's default.
+            too; the best quality within the target, give or take 2 %, becomes the export's default. Of several split
+            points each may have its own: ``{"layer2": 2000, "layer3": 1000}``; one not named is fitted without an aim.
         max_drop: Share of answers that may change, such as 0.01 (codec ``"transform"``), for a model that returns
             scores: the cheapest quality that keeps to it becomes the export's default. On the measured samples the
             drop in accuracy cannot be larger. Give one of the two; with neither the last quality is the default, the
@@ -238,30 +238,32 @@ def fit(
         batches = _build(wrapped, batches, where)
         _check_precision(wrapped)
         _warn_of_export(wrapped)
-        aim.check_output(wrapped)
+        aim.check_points(wrapped.split_points)
+        check_output(wrapped, aim)
         measured = held_out(validation, wrapped, where)
         if state is None or not state.exists():
-            batches = _calibrated(wrapped, batches, target_bytes, seed, progress)
-        fitter = Fitter(wrapped, chosen, lr=lr, rate=rate, total=total, target_bytes=target_bytes)
+            batches = _calibrated(wrapped, batches, aim, seed, progress)
+        fitter = Fitter(wrapped, chosen, lr=lr, rate=rate, total=total, aim=aim)
         fitter.state.seconds = time.monotonic() - began  # what finding the directions took
         keeper = Keeper(state, seed, fitter) if state is not None else None
         recent = _train(fitter, batches, where, keeper, progress=progress)
         report = _finish(fitter, recent, batches, measured, where, aim)
-    if again and target_bytes is not None:
-        _say_what_was_aimed_at(report, target_bytes)
+    if again:
+        _say_what_was_aimed_at(report, aim)
     return report
 
 
-def _say_what_was_aimed_at(report: FitReport, target_bytes: float) -> None:
+def _say_what_was_aimed_at(report: FitReport, aim: Aim) -> None:
     """Warn where bottlenecks keep the ladder of rates that an earlier fit gave them, and it ends far below the aim."""
     for split, one in report.splits.items():
-        if one.curve[-1]["bytes"] < 0.8 * target_bytes:
+        target = aim.bytes_at(split)
+        if target is not None and one.curve[-1]["bytes"] < 0.8 * target:
             _log.warning(
                 "the best quality at '%s' takes %.0f bytes, and target_bytes is %g: an earlier fit has started the "
                 "bottleneck for fewer, and it keeps that ladder of rates; wrap the model anew to aim higher",
                 split,
                 one.curve[-1]["bytes"],
-                target_bytes,
+                target,
             )
 
 

@@ -14,6 +14,7 @@ import torch
 from compoff.codec import TransformBottleneck
 from compoff.distilling import TeacherRecord, student_pass, teacher_pass
 from compoff.errors import FitError
+from compoff.fitting.aim import Aim
 from compoff.fitting.overhead import overhead_bytes
 from compoff.fitting.state import FitState
 
@@ -40,7 +41,7 @@ class Fitter:
         lr: Learning rate at the start.
         rate: Weight of the rate.
         total: Number of steps of the whole fit.
-        target_bytes: Mean length of a payload at the reference step to hold, in bytes; None to leave it to `rate`.
+        aim: Its bytes are what the mean payload at the reference step is held at; without, `rate` decides.
 
     Examples:
         >>> import torch, compoff
@@ -61,7 +62,7 @@ class Fitter:
         lr: float,
         rate: float,
         total: int,
-        target_bytes: float | None = None,
+        aim: Aim | None = None,
     ) -> None:
         self.wrapped = wrapped
         self.gates = {split: wrapped.gate(split) for split in wrapped.split_points}
@@ -69,7 +70,7 @@ class Fitter:
         self.rate = rate
         self.lr = lr
         self.total = total
-        self.target_bytes = target_bytes
+        self.aim = aim or Aim()
         self.state = FitState(
             loss={split: [] for split in self.gates}, reconstruction={split: [] for split in self.gates}
         )
@@ -138,14 +139,15 @@ class Fitter:
     def _hold(self, split: str, bottlenecks: tuple[Bottleneck, ...]) -> float:
         """Factor on the rate's weight that brings the payload to the bytes asked for."""
         held = [bottleneck for bottleneck in bottlenecks if isinstance(bottleneck, TransformBottleneck)]
-        if self.target_bytes is None or not held:
+        target = self.aim.bytes_at(split)
+        if target is None or not held:
             return 1.0
         state = self.state
         if split not in state.overhead:
             state.overhead[split] = overhead_bytes(self.wrapped, split)
         seen = sum(float(bottleneck.last_bits) / 8 for bottleneck in held) + state.overhead[split]
         mean = state.bytes[split] = seen + (1 - _SMOOTHING) * (state.bytes.get(split, seen) - seen)
-        excess = max(-1.0, min(1.0, (mean - self.target_bytes) / self.target_bytes))
+        excess = max(-1.0, min(1.0, (mean - target) / target))
         state.held[split] = state.held.get(split, 0.0) + _LASTING * excess
         return math.exp(state.held[split] + _AT_ONCE * excess)
 

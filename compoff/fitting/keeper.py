@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from compoff.fingerprint import fingerprint
@@ -40,6 +41,7 @@ class Keeper:
         self.path = path
         self.fitter = fitter
         self._saved = -math.inf  # the first step is worth a file: looking at the data may have taken longer than it
+        target = fitter.aim.target_bytes
         self.settings: dict[str, Any] = {
             "model": fingerprint(fitter.wrapped.base.state_dict()),
             "split_points": list(fitter.wrapped.split_points),
@@ -47,7 +49,7 @@ class Keeper:
             "recipe": vars(fitter.recipe),
             "rate": fitter.rate,
             "lr": fitter.lr,
-            "target_bytes": fitter.target_bytes,
+            "target_bytes": dict(target) if isinstance(target, Mapping) else target,
             "seed": seed,
         }
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from compoff.batch import Batch
-from compoff.checks import check_number
 from compoff.codec import Decoder, Encoder, TransformBottleneck
 from compoff.coding import Code, PayloadFormat, Side, SymbolTables
 from compoff.coding.levels import coarse_tables, coarsen
 from compoff.distilling import answers, float_tensors, teacher_pass, telling
 from compoff.errors import FitError
+from compoff.fitting.aim import Aim
 from compoff.fitting.batches import not_finite
 from compoff.fitting.comparison import Comparison, is_scores
 from compoff.fitting.overhead import sides_at, sides_of
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     from compoff.fitting.report import SplitReport
     from compoff.wrapping import Wrapped
 
-__all__ = ["Aim", "count_symbols", "features_of", "local_gain", "measure", "symbols_of", "telling_of"]
+__all__ = ["check_output", "count_symbols", "features_of", "local_gain", "measure", "symbols_of", "telling_of"]
 
 
 @torch.no_grad()
@@ -138,98 +136,30 @@ def symbols_of(wrapped: Wrapped, split: str, batch: Batch) -> list[Tensor]:
     return symbols
 
 
-@dataclass(frozen=True)
-class Aim:
-    """What the default quality is chosen by.
+def check_output(wrapped: Wrapped, aim: Aim) -> None:
+    """Refuse, before a long fit, an aim that the model's output says nothing about.
 
     Args:
-        target_bytes: Mean length of a payload that it shall not exceed, in bytes.
-        max_drop: Share of answers that it may change.
+        wrapped: The model, its shapes known.
+        aim: The aim.
 
-    Examples:
-        >>> Aim(max_drop=0.01).choose([{"bytes": 50.0, "agreement": 0.95}, {"bytes": 90.0, "agreement": 0.995}])
-        1
+    Raises:
+        FitError: `max_drop` was given, and the output is no table of scores.
     """
-
-    target_bytes: float | None = None
-    max_drop: float | None = None
-
-    def check(self) -> None:
-        """Refuse aims that cannot be meant.
-
-        Raises:
-            FitError: A number is out of range, or both are given.
-        """
-        if self.target_bytes is not None and self.max_drop is not None:
-            raise FitError(f"target_bytes is {self.target_bytes} and max_drop is {self.max_drop}; give one of them")
-        check_number("target_bytes", self.target_bytes, FitError, "a number of bytes above 0", or_none=True)
-        check_number("max_drop", self.max_drop, FitError, "a share between 0 and 1, such as 0.01", or_none=True)
-        if self.target_bytes is not None and not (math.isfinite(self.target_bytes) and self.target_bytes > 0):
-            raise FitError(f"target_bytes is {self.target_bytes}; expected a number of bytes above 0")
-        if self.max_drop is not None and not 0 < self.max_drop < 1:
-            raise FitError(f"max_drop is {self.max_drop}; expected a share between 0 and 1, such as 0.01")
-
-    @property
-    def given(self) -> bool:
-        """Whether there is one at all."""
-        return self.target_bytes is not None or self.max_drop is not None
-
-    def check_output(self, wrapped: Wrapped) -> None:
-        """Refuse, before a long fit, an aim that the model's output says nothing about.
-
-        Args:
-            wrapped: The model, its shapes known.
-
-        Raises:
-            FitError: `max_drop` was given, and the output is no table of scores.
-        """
-        if self.max_drop is None:
-            return
-        example = wrapped.example_inputs()
-        batch = Batch(example.args, example.keywords)
-        with torch.no_grad(), spare_buffers(wrapped.base):
-            outputs = float_tensors(batch.call(wrapped.base))
-        for split in wrapped.split_points if outputs else ():
-            answer = outputs[telling_of(wrapped, split, batch, outputs)]
-            if not is_scores(answer):
-                raise FitError(
-                    "max_drop counts answers that change, which the first tensor that the model returns and that "
-                    f"depends on '{split}', {tuple(answer.shape)} for two samples, does not show; expected scores, "
-                    "(batch, classes): give target_bytes instead"
-                )
-
-    def choose(self, curve: list[dict[str, Any]]) -> int:
-        """The quality that keeps to the aim.
-
-        Args:
-            curve: Points from the fewest bytes to the most, with ``bytes`` and ``agreement``.
-
-        Returns:
-            Index of the best one within `target_bytes` (with 2 % of tolerance), of the cheapest one within `max_drop`,
-            or without an aim of the last. Where none keeps to the aim, the nearest.
-        """
-        if self.target_bytes is not None:
-            within = [index for index, point in enumerate(curve) if self.met(point)]
-            return within[-1] if within else 0
-        if self.max_drop is not None:
-            return next((index for index, point in enumerate(curve) if self.met(point)), len(curve) - 1)
-        return len(curve) - 1
-
-    def met(self, point: dict[str, Any]) -> bool:
-        """Whether a quality keeps to the aim.
-
-        Args:
-            point: A point of the curve.
-
-        Returns:
-            Whether it does; where the output is no table of scores, no share of changed answers is known to be small.
-        """
-        if self.target_bytes is not None:
-            return point["bytes"] <= 1.02 * self.target_bytes
-        if self.max_drop is None:
-            return True
-        # A share that is met exactly is met: 1 - 0.99 is more than 0.01 in floats. No count of samples is so fine.
-        return point["agreement"] is not None and 1 - point["agreement"] <= self.max_drop + 1e-9
+    if aim.max_drop is None:
+        return
+    example = wrapped.example_inputs()
+    batch = Batch(example.args, example.keywords)
+    with torch.no_grad(), spare_buffers(wrapped.base):
+        outputs = float_tensors(batch.call(wrapped.base))
+    for split in wrapped.split_points if outputs else ():
+        answer = outputs[telling_of(wrapped, split, batch, outputs)]
+        if not is_scores(answer):
+            raise FitError(
+                "max_drop counts answers that change, which the first tensor that the model returns and that "
+                f"depends on '{split}', {tuple(answer.shape)} for two samples, does not show; expected scores, "
+                "(batch, classes): give target_bytes instead"
+            )
 
 
 def measure(wrapped: Wrapped, split: str, batches: Iterable[Batch], report: SplitReport, aim: Aim | None = None) -> int:
@@ -281,9 +211,9 @@ def measure(wrapped: Wrapped, split: str, batches: Iterable[Batch], report: Spli
         raise FitError("the batches are used up, so there is nothing to measure on; give some that last")
     report.curve = [rate.point() for rate in rates]
     wanted = aim or Aim()
-    report.quality = wanted.choose(report.curve)
+    report.quality = wanted.choose(split, report.curve)
     chosen = report.curve[report.quality]
-    report.aim_met = wanted.met(chosen) if wanted.given else None
+    report.aim_met = wanted.met(split, chosen) if wanted.asked(split) else None
     report.bytes, report.agreement, report.output_error, report.encoder_macs = (
         chosen[key] for key in ("bytes", "agreement", "output_error", "encoder_macs")
     )

@@ -13,7 +13,6 @@ from torch import nn
 import compoff
 from compoff.errors import FeatureError, FitError, SplitError
 from compoff.fitting import calibrating
-from compoff.fitting.measure import Aim
 from compoff.recipe import Recipe
 from tests.fitting.test_fit import assert_same, batches, bottlenecks, signals, trained_net, wrapped
 
@@ -193,22 +192,6 @@ def test_nothing_to_start_from_is_refused() -> None:
         compoff.calibrate(transform("body"), [])
 
 
-def test_an_aim_that_nothing_keeps_to_takes_the_nearest() -> None:
-    curve = [{"bytes": 50.0, "agreement": 0.9}, {"bytes": 90.0, "agreement": 0.95}]
-    assert Aim(target_bytes=10).choose(curve) == 0
-    assert Aim(target_bytes=60).choose(curve) == 0
-    assert Aim(target_bytes=95).choose(curve) == 1
-    assert Aim(max_drop=0.01).choose(curve) == 1
-
-
-@pytest.mark.parametrize("samples", [100, 2048, 10_000, 50_000])
-def test_a_drop_that_is_exactly_what_may_be_is_within_the_aim(samples: int) -> None:
-    for percent in range(1, 100):
-        changed, allowed = percent * samples // 100, Aim(max_drop=percent / 100)
-        assert allowed.met({"agreement": (samples - changed) / samples})
-        assert not allowed.met({"agreement": (samples - changed - 1) / samples})
-
-
 class NoGradients(nn.Module):
     """A model that answers without a graph."""
 
@@ -273,8 +256,6 @@ def test_a_missed_aim_is_said() -> None:
     assert met.splits["body"].aim_met is True
     assert compoff.fit(transform("body"), batches(), steps=1).splits["body"].aim_met is None
     assert "MISSED" not in str(met)
-    assert not Aim(max_drop=0.1).met({"bytes": 1.0, "agreement": None})
-    assert not Aim(target_bytes=10).met({"bytes": 11.0, "agreement": 1.0})
 
 
 def test_calibrate_sets_the_units_of_the_papers_codec_as_its_first_step_would() -> None:

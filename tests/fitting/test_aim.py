@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+import compoff
+from compoff.errors import FitError
+from compoff.fitting.aim import Aim
+from compoff.fitting.overhead import overhead_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from compoff.wrapping import Wrapped
+
+
+def blocks(*split_points: str) -> Wrapped:
+    """A small network with three split points of different sizes, or with some of them."""
+    torch.manual_seed(0)
+    body = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.ReLU()
+    net = nn.Sequential(*body, nn.Flatten(), nn.Linear(128, 4))
+    return compoff.wrap(net, split_points or ["input", "2", "5"], example_input=torch.zeros(2, 3, 8, 8))
+
+
+def images() -> list[torch.Tensor]:
+    return [torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+
+
+def test_an_aim_that_nothing_keeps_to_takes_the_nearest() -> None:
+    curve = [{"bytes": 50.0, "agreement": 0.9}, {"bytes": 90.0, "agreement": 0.95}]
+    assert Aim(target_bytes=10).choose("input", curve) == 0
+    assert Aim(target_bytes=60).choose("input", curve) == 0
+    assert Aim(target_bytes=95).choose("input", curve) == 1
+    assert Aim(max_drop=0.01).choose("input", curve) == 1
+    assert not Aim(max_drop=0.1).met("input", {"bytes": 1.0, "agreement": None})
+    assert not Aim(target_bytes=10).met("input", {"bytes": 11.0, "agreement": 1.0})
+
+
+@pytest.mark.parametrize("samples", [100, 2048, 10_000, 50_000])
+def test_a_drop_that_is_exactly_what_may_be_is_within_the_aim(samples: int) -> None:
+    for percent in range(1, 100):
+        changed, allowed = percent * samples // 100, Aim(max_drop=percent / 100)
+        assert allowed.met("input", {"agreement": (samples - changed) / samples})
+        assert not allowed.met("input", {"agreement": (samples - changed - 1) / samples})
+
+
+def test_each_split_point_is_fitted_for_bytes_of_its_own() -> None:
+    model, asked = blocks(), {"input": 60.0, "2": 45}
+    report = compoff.fit(model, images(), steps=20, target_bytes=asked)
+    for split, target in asked.items():
+        aimed = report.splits[split]
+        assert aimed.aim_met is True
+        # The ladder is around the target, with rates on both sides of it.
+        assert aimed.curve[0]["bytes"] < target < aimed.curve[-1]["bytes"]
+        assert aimed.bytes > 0.7 * target
+    assert report.splits["5"].aim_met is None
+    assert report.splits["5"].quality == len(report.splits["5"].curve) - 1
+
+
+def test_calibrate_and_finish_take_bytes_of_each_split_point(caplog: pytest.LogCaptureFixture) -> None:
+    model, batches = blocks(), images()
+    compoff.calibrate(model, batches, target_bytes={"input": 90, "2": 100})
+    least = overhead_bytes(model, "2") + 1
+    report = compoff.finish(model, batches, target_bytes={"input": 90, "2": least})
+    assert report.splits["input"].aim_met is True
+    assert report.splits["2"].aim_met is False
+    assert f"no quality at '2' keeps to target_bytes={least}; the default is the nearest" in caplog.text
+    assert report.splits["5"].aim_met is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (
+            {"layer9": 100},
+            "target_bytes names 'layer9', which is no split point of this .* it has 'input', '2', '5'",
+        ),
+        ({2: 100}, "target_bytes names 2, which is no split point"),
+        ({"2": 0}, "target_bytes of '2' is 0; expected a number of bytes above 0"),
+        ({"2": None}, "target_bytes of '2' is None; expected a number of bytes above 0"),
+        ({"2": "100"}, "target_bytes of '2' is '100'; expected a number of bytes above 0"),
+        ({"2": float("nan")}, "target_bytes of '2' is nan; expected"),
+        ({}, "target_bytes is empty; name a split point with its bytes, or leave it out"),
+        ([100, 200], r"target_bytes is \[100, 200\]; expected a number of bytes above 0"),
+    ],
+)
+def test_bytes_that_cannot_be_meant_are_refused_before_anything_is_changed(asked: Any, told: str) -> None:
+    model = blocks()
+    for call in (
+        lambda: compoff.fit(model, images(), steps=1, target_bytes=asked),
+        lambda: compoff.calibrate(model, images(), target_bytes=asked),
+    ):
+        with pytest.raises(FitError, match=told):
+            call()
+        assert not any(model.bottleneck(split).calibrated for split in model.split_points)
+
+
+def test_a_name_is_known_once_automatic_split_points_are() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+    model = compoff.wrap(net, "auto")
+    with pytest.raises(FitError, match="target_bytes names 'nothing', which is no split point of this model; it has"):
+        compoff.fit(model, images(), steps=1, target_bytes={"nothing": 100})
+    found = model.split_points[0]
+    report = compoff.fit(model, images(), steps=1, target_bytes={found: 300})
+    assert report.splits[found].aim_met is not None
+
+
+def test_a_fit_goes_on_only_for_the_same_bytes(tmp_path: Path) -> None:
+    state = tmp_path / "state.safetensors"
+    compoff.fit(blocks("2"), images(), steps=2, target_bytes={"2": 150}, resume=state)
+    again = compoff.fit(blocks("2"), images(), steps=2, target_bytes={"2": 150}, resume=state)
+    assert again.steps == 2
+    with pytest.raises(FitError, match="was written by a fit with target_bytes="):
+        compoff.fit(blocks("2"), images(), steps=2, target_bytes={"2": 160}, resume=state)
