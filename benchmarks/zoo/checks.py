@@ -121,7 +121,9 @@ class Mounted:
         bottlenecks = gate.bottlenecks
         gate.bottlenecks = tuple(Unchanged(bottleneck.geometry) for bottleneck in bottlenecks)
         try:
-            programs = capture(self.model, gate, self.split, example, most=BATCHES[-1], send=self.architecture.skips == "send")
+            programs = capture(
+                self.model, gate, self.split, example, most=max(BATCHES), send=self.architecture.skips == "send"
+            )
         finally:
             gate.bottlenecks = bottlenecks
         head, tail = (program.module(check_guards=False) for program in (programs.head, programs.tail))
