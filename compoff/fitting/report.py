@@ -150,6 +150,54 @@ class FitReport:
             "splits": {name: vars(split) for name, split in self.splits.items()},
         }
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Every quality of every split point as a row of a table, for `csv.DictWriter` or `pandas.DataFrame`.
+
+        Returns:
+            Rows with ``split``, ``quality``, whether it is the ``default``, and what `SplitReport.curve` says of it.
+
+        Examples:
+            >>> curve = [{"bytes": 90.0, "agreement": 0.97}, {"bytes": 200.0, "agreement": 0.99}]
+            >>> rows = FitReport({"layer1": SplitReport(curve=curve, quality=1)}, 10, 1.0, 64, True).rows()
+            >>> rows[1]
+            {'split': 'layer1', 'quality': 1, 'default': True, 'bytes': 200.0, 'agreement': 0.99}
+        """
+        return [
+            {"split": name, "quality": index, "default": index == split.quality, **point}
+            for name, split in self.splits.items()
+            for index, point in enumerate(split.curve)
+        ]
+
+    def plot_rates(self) -> Figure:
+        """Draw bytes against what they keep: one curve a split point, one mark a quality, a large one for the default.
+
+        Returns:
+            A matplotlib figure: agreement in per cent where every output is a table of scores, else the output's error.
+
+        Raises:
+            BackendError: matplotlib is not installed.
+
+        Examples:
+            >>> curve = [{"bytes": 90.0, "agreement": 0.97}, {"bytes": 200.0, "agreement": 0.99}]
+            >>> figure = FitReport({"layer1": SplitReport(curve=curve, quality=1)}, 10, 1.0, 64, True).plot_rates()
+            >>> figure.axes[0].get_ylabel()
+            'agreement (%)'
+        """
+        figure = _figure()
+        axes = figure.subplots()
+        scores = all(point["agreement"] is not None for row in self.splits.values() for point in row.curve)
+        for name, split in self.splits.items():
+            sizes = [point["bytes"] for point in split.curve]
+            kept = [100 * point["agreement"] if scores else point["output_error"] for point in split.curve]
+            (line,) = axes.plot(sizes, kept, ".-", label=name, linewidth=1)
+            if split.curve:
+                axes.plot(sizes[split.quality], kept[split.quality], "o", color=line.get_color())
+        axes.set(xlabel="bytes of a payload", ylabel="agreement (%)" if scores else "output error", xscale="log")
+        if not scores:
+            axes.set_yscale("log")
+        axes.legend()
+        return figure
+
     def plot(self) -> Figure:
         """Draw the loss curves.
 
@@ -164,11 +212,7 @@ class FitReport:
             >>> figure.axes[0].get_xlabel()
             'step'
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise BackendError('plots need matplotlib; install it with: pip install "compoff[demo]"') from error
-        figure = Figure(figsize=(7, 4), layout="constrained")
+        figure = _figure()
         axes = figure.subplots()
         for name, split in self.splits.items():
             (line,) = axes.plot(split.loss, label=name, linewidth=1)
@@ -177,3 +221,12 @@ class FitReport:
         axes.set(xlabel="step", ylabel="loss (dotted: distillation sets in)", yscale="log")
         axes.legend()
         return figure
+
+
+def _figure() -> Figure:
+    """An empty figure."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BackendError('plots need matplotlib; install it with: pip install "compoff[demo]"') from error
+    return Figure(figsize=(7, 4), layout="constrained")

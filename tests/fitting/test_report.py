@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import sys
+from typing import Any
 
 import pytest
 
@@ -64,3 +67,36 @@ def test_plot_without_matplotlib_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(BackendError, match=r'pip install "compoff\[demo\]"'):
         report().plot()
+
+
+CURVE: list[dict[str, Any]] = [
+    {"bytes": 90.0, "agreement": 0.97, "output_error": 0.1},
+    {"bytes": 200.0, "agreement": 0.99, "output_error": 0.02},
+]
+
+
+def test_every_quality_is_a_row_of_a_table() -> None:
+    measured = FitReport({"a": SplitReport(curve=CURVE, quality=1), "b": SplitReport(curve=CURVE[:1])}, 1, 1.0, 8, True)
+    rows = measured.rows()
+    assert [(row["split"], row["quality"], row["default"]) for row in rows] == [
+        ("a", 0, False),
+        ("a", 1, True),
+        ("b", 0, True),
+    ]
+    assert [{key: row[key] for key in CURVE[0]} for row in rows] == [*CURVE, CURVE[0]]
+    text = io.StringIO()
+    table = csv.DictWriter(text, rows[0])
+    table.writeheader()
+    table.writerows(rows)
+    assert text.getvalue().splitlines()[1] == "a,0,False,90.0,0.97,0.1"
+
+
+@pytest.mark.parametrize(("agreement", "drawn"), [(0.99, [97.0, 99.0]), (None, [0.1, 0.02])])
+def test_rates_are_drawn_against_what_they_keep(agreement: float | None, drawn: list[float]) -> None:
+    curve = [CURVE[0], CURVE[1] | {"agreement": agreement}]
+    (axes,) = FitReport({"a": SplitReport(curve=curve, quality=1)}, 1, 1.0, 8, True).plot_rates().axes
+    line, default = axes.lines
+    assert list(line.get_xdata()) == [90.0, 200.0]
+    assert list(line.get_ydata()) == pytest.approx(drawn)
+    assert list(default.get_xdata()) == [200.0]
+    assert axes.get_ylabel() == ("output error" if agreement is None else "agreement (%)")
