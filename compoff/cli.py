@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tokenize
-import zipfile
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -21,6 +19,7 @@ from compoff.artifact import find_part
 from compoff.drafts import write_whole
 from compoff.errors import CompoffError, FeatureError, LocalProtocolError
 from compoff.operations.answer_files import check_output, save_answer
+from compoff.operations.input_files import read_input
 from compoff.operations.settings import TOKEN_VARIABLE, Settings, TailPlace, read_tokens
 from compoff.operations.system_errors import told
 from compoff.printable import printable
@@ -28,8 +27,6 @@ from compoff.wire.security import server_tls
 from compoff.wire.tls import TLS
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from compoff.device.answers import CallReport
 
 __all__ = ["app", "run"]
@@ -242,6 +239,27 @@ def top(
 
 
 @app.command()
+def ping(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of exported heads, or around head and tail.")],
+    address: Annotated[str, typer.Option(help="host:port of the server.")],
+    rounds: Annotated[int, typer.Option(min=1, max=100_000, help="How many small messages, to and fro.")] = 10,
+    token_file: _TokenFile = None,
+    certificate: _Certificate = None,
+    key: _Key = None,
+    ca: _Authority = None,
+    insecure: _Insecure = False,
+) -> None:
+    """Say whether a device reaches its server, whether that serves its heads, and how long a round takes."""
+    from compoff.operations.ping import ping as ping_server
+
+    tls = _tls(certificate, key, ca)
+    reached = ping_server(folders, address, rounds=rounds, token=_token(token_file), tls=tls, insecure=insecure)
+    _say(str(reached))
+    if not reached.complete:
+        raise typer.Exit(1)
+
+
+@app.command()
 def call(
     folder: _HeadFolder,
     address: Annotated[str, typer.Option(help="host:port of the server.")],
@@ -269,7 +287,7 @@ def call(
         )
     if output is not None:
         check_output(output, head.manifest.structure)
-    arrays = [_input(path, len(spec.shape)) for path, spec in zip(inputs, taken, strict=True)]
+    arrays = [read_input(path, len(spec.shape)) for path, spec in zip(inputs, taken, strict=True)]
     tls = _tls(certificate, key, ca)
     with connect(head, address, token=_token(token_file), tls=tls, insecure=insecure, timeout=timeout) as remote:
         call = head.manifest.call
@@ -339,30 +357,6 @@ def _tls(certificate: Path | None, key: Path | None, ca: Path | None, revoked: P
 def _token(path: Path | None) -> str | None:
     """The token from a file or the environment; never from the command line, which others can read."""
     return os.environ.get(TOKEN_VARIABLE) if path is None else read_tokens(path)[0]
-
-
-# What numpy raises for a damaged file, whose header it reads as Python's own literals.
-_NO_ARRAY = (
-    *(ValueError, EOFError, MemoryError, zipfile.BadZipFile, ArithmeticError, SyntaxError, tokenize.TokenError),
-    *(RecursionError, TypeError, LookupError, AttributeError),
-)
-
-
-def _input(path: Path, axes: int) -> NDArray[Any]:
-    """An input from a file, with a batch axis."""
-    try:
-        with path.open("rb") as file:
-            array = np.load(file, allow_pickle=False)
-    except _NO_ARRAY as error:
-        if "allow_pickle" in str(error):  # numpy's advice, which would run what is in the file
-            raise FeatureError(
-                f"'{path}' holds Python objects, or is no .npy file; a pickle is never read: write an array of numbers "
-                "with numpy.save"
-            ) from error
-        raise FeatureError(f"'{path}' is not a .npy file of numbers ({error}); write it with numpy.save") from error
-    if isinstance(array, np.lib.npyio.NpzFile):
-        raise FeatureError(f"'{path}' holds several arrays (.npz); write each with numpy.save and give it by itself")
-    return array[None] if array.ndim == axes else array
 
 
 def _print_answer(answer: Any, report: CallReport | None) -> None:

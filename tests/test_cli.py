@@ -21,7 +21,7 @@ from compoff import cli
 from compoff.__main__ import main
 from compoff.artifact import write_folder
 from compoff.coding import SymbolTables
-from compoff.errors import ArtifactError, FeatureError, LocalProtocolError
+from compoff.errors import ArtifactError, LocalProtocolError
 from compoff.manifest import CodeSpec, Manifest
 from compoff.operations.settings import Settings, TailPlace
 from compoff.operations.worker import Worker
@@ -121,6 +121,26 @@ def test_an_answer_of_several_parts_is_saved_by_their_names(tmp_path: Path, here
         assert sorted(saved) == ["embedding", "logits"]
         for name in saved:
             np.testing.assert_allclose(saved[name], expected[name], atol=1e-5)
+
+
+def test_ping_says_what_a_device_finds(folder: Path, address: str, here: Here, tmp_path: Path) -> None:
+    found = here("ping", str(folder), "--address", address, "--rounds", "3")
+    lines = found.stdout.splitlines()
+    assert found.returncode == 0
+    assert lines[0].startswith(f"{address}: connected in plain TCP in ")
+    assert lines[1].startswith("Sequential at 'input' (")
+    assert ": served, payloads of up to " in lines[1]
+    assert lines[2].startswith("3 rounds: median ")
+    torch.manual_seed(1)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 6)).eval()
+    other, _ = compoff.export(compoff.wrap(net, "input", example_input=torch.zeros(2, 3, 8, 8)).eval(), "input")
+    other.save(tmp_path / "other")
+    partly = here("ping", str(folder), str(tmp_path / "other"), "--address", address)
+    assert partly.returncode == 1
+    assert "NOT SERVED" in partly.stdout
+    none = here("ping", str(tmp_path / "other"), "--address", address)
+    assert none.returncode == 1
+    assert "the server holds no tail for the head" in none.stderr
 
 
 def test_call_takes_a_batch(folder: Path, address: str, here: Here) -> None:
@@ -244,38 +264,6 @@ def test_the_command_without_its_extra_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert 'pip install "compoff[cli]"' in done.stderr
-
-
-def test_files_that_are_no_input_are_named(tmp_path: Path) -> None:
-    np.savez(tmp_path / "several.npz", a=np.zeros(3), b=np.zeros(3))
-    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 is not the start of a zip file here")
-    np.save(tmp_path / "one.npy", np.zeros(3))
-    huge = (tmp_path / "one.npy").read_bytes().replace(b"(3,), ", b"(3000000000000,), ")
-    (tmp_path / "huge.npy").write_bytes(huge)
-    for name, told in (("several.npz", "several arrays"), ("zip.npy", "numpy.save"), ("huge.npy", "numpy.save")):
-        with pytest.raises(FeatureError, match=told):
-            cli._input(tmp_path / name, 1)
-    assert cli._input(tmp_path / "one.npy", 1).shape == (1, 3)
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        b"{'descr': '<f4', 'fortran_order': False, 'shape': (1" + b"0" * 32 + b",), }\n",
-        b"{'descr': [('a', '<f4', -1)], 'fortran_order': False, 'shape': (1,), }\n",
-        b"{'descr': {'a': 1}, 'fortran_order': False, 'shape': (1,), }\n",
-        b"(" * 5000 + b"\n",
-        b"\xff\xfe{'descr': '<f4'\n",
-        b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }\n",
-    ],
-    ids=["size", "dtype", "dict", "brackets", "text", "negative"],
-)
-@pytest.mark.filterwarnings("ignore:Reading")
-def test_a_damaged_header_is_named(header: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "damaged.npy"
-    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"abcd")
-    with pytest.raises(FeatureError, match=r"damaged\.npy' is not a \.npy file of numbers"):
-        cli._input(path, 1)
 
 
 def test_a_token_file_that_is_no_text_shows_none_of_its_bytes(tmp_path: Path) -> None:

@@ -62,12 +62,24 @@ def describe(path: str | Path) -> list[dict[str, Any]]:
         ArtifactError: There is no such part there, or one is damaged, or reports what is no figure.
     """
     return [
-        _described(read_folder(find_part(place, kind), kind)) for place in _places(path) for kind in kinds_in(place)
+        _described(read_folder(find_part(place, kind), kind))
+        for place in parts_around(path)
+        for kind in kinds_in(place)
     ]
 
 
-def _places(path: str | Path) -> list[Path]:
-    """The folder itself; or those inside it that hold parts, where it holds none."""
+def parts_around(path: str | Path) -> list[Path]:
+    """The folder itself; or those inside it that hold parts, where it holds none.
+
+    Args:
+        path: As for `describe`.
+
+    Returns:
+        Folders that `kinds_in` knows.
+
+    Raises:
+        ArtifactError: There is no part there.
+    """
     folder = Path(path)
     try:
         kinds_in(folder)
