@@ -140,7 +140,7 @@ def test_ping_says_what_a_device_finds(folder: Path, address: str, here: Here, t
     assert "NOT SERVED" in partly.stdout
     none = here("ping", str(tmp_path / "other"), "--address", address)
     assert none.returncode == 1
-    assert "the server holds no tail for the head" in none.stderr
+    assert "no tail here belongs to the head" in none.stderr
 
 
 def test_call_takes_a_batch(folder: Path, address: str, here: Here) -> None:

@@ -64,7 +64,7 @@ def test_a_head_that_is_not_served_is_named_beside_one_that_is(exports: Path) ->
         assert not found.complete
         assert f"{named('other', OTHER)}: NOT SERVED" in str(found)
         assert "1 round: median" in str(found)
-        with pytest.raises(ArtifactMismatch, match="holds no tail for the head"):
+        with pytest.raises(ArtifactMismatch, match="no tail here belongs to the head"):
             ping([exports / "other"], server.address)
 
 
