@@ -35,21 +35,22 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
-def check_flag(name: str, value: Any, error: type[CompoffError]) -> None:
+def check_flag(name: str, value: Any, error: type[CompoffError], *, or_none: bool = False) -> None:
     """Refuse what is no truth value: of text, as a file or a form has it, ``"no"`` and ``"false"`` count as true.
 
     Args:
         name: Name of the argument.
         value: What was given.
         error: What to raise.
+        or_none: Whether None will do, too.
 
     Examples:
         >>> check_flag("insecure", "false", FeatureError)
         Traceback (most recent call last):
         compoff.errors.FeatureError: insecure is 'false'; expected True or False
     """
-    if not isinstance(value, (bool, np.bool_)):
-        raise error(f"{name} is {value!r:.80}; expected True or False")
+    if not (isinstance(value, (bool, np.bool_)) or (or_none and value is None)):
+        raise error(f"{name} is {value!r:.80}; expected True or False{', or None' if or_none else ''}")
 
 
 def check_number(

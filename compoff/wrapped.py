@@ -15,7 +15,7 @@ from torch import nn
 
 from compoff.batch import Batch
 from compoff.checkpoint import save_bottlenecks
-from compoff.checks import check_weight
+from compoff.checks import check_flag, check_weight
 from compoff.codec import Bottleneck
 from compoff.codec_options import CodecOptions
 from compoff.cutting.inputs import ExampleInputs, require_known
@@ -264,9 +264,11 @@ class Wrapped(nn.Module):
             This model.
 
         Raises:
-            SplitError: `split` is not one of this model's split points, or shapes are not known yet.
+            SplitError: `split` is not one of this model's split points, or shapes are not known yet; or `bypass` is no
+                truth value.
         """
         self._check(split)
+        check_flag("bypass", bypass, SplitError)
         gates = self._gates()
         with only_at(gates, split), gates[split].bypassing() if bypass else contextlib.nullcontext():
             try:
@@ -391,6 +393,7 @@ class Wrapped(nn.Module):
 
         Source: DeepCOD (SenSys 2020), Eq. 10-11.
         """
+        check_flag("distill", distill, FitError)
         if not self.built:
             self.build(*inputs, **(keywords or {}))
         split, chosen = split or self._the_split(), recipe_for(self.options.codec, recipe)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compoff.batch import refusals_named
+from compoff.checks import check_flag
 from compoff.codec import Geometry, TileMoments, TransformBottleneck
 from compoff.codec.directions import mixed_channels
 from compoff.distilling import answers, float_tensors, teacher_pass, telling
@@ -102,6 +103,7 @@ def calibrate(
     aim = Aim(target_bytes)
     aim.check()
     check_seed(seed)
+    check_flag("progress", progress, FitError, or_none=True)
     refuse_on(wrapped, "calibrate")
     require_gradients(wrapped.base)
     if started := [split for split in wrapped.sites if all(one.calibrated for one in wrapped.bottlenecks_at(split))]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compoff.batch import Batch, refusals_named
-from compoff.checks import check_path, check_weight, check_whole, is_number
+from compoff.checks import check_flag, check_path, check_weight, check_whole, is_number
 from compoff.coding.side import DTYPES
 from compoff.errors import FitError
 from compoff.fitting.aim import Aim
@@ -220,6 +220,7 @@ def fit(
     require_batches("batches", batches)
     require_batches("validation", validation, or_none=True)
     check_seed(seed)
+    check_flag("progress", progress, FitError, or_none=True)
     state = None if resume is None else _state_file(resume)
     chosen, total = recipe_for(wrapped.options.codec, recipe), _total_steps(batches, epochs, steps)
     lr, rate = chosen.lr if lr is None else lr, chosen.rate if rate is None else rate
