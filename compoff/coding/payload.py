@@ -225,7 +225,7 @@ class PayloadFormat:
         start = 2 + len(leb128(payload.batch_size))
         coding = CUT.get(payload.data[0] & 15)
         if coding is None or not self._can_be_cut:
-            raise FeatureError("only a payload of one code, not Huffman coded, and no side tensor can be cut")
+            raise FeatureError(self._uncut(payload, max_bytes))
         if max_bytes < start + _CRC_LENGTH:
             raise FeatureError(f"max_bytes is {max_bytes}; header and checksum alone take {start + _CRC_LENGTH}")
         covered = bytes((_VERSION << 4 | coding,)) + payload.data[1 : max_bytes - _CRC_LENGTH]
@@ -234,6 +234,20 @@ class PayloadFormat:
     @property
     def _can_be_cut(self) -> bool:
         return len(self.codes) == 1 and not self.sides
+
+    def _uncut(self, payload: Payload, max_bytes: int) -> str:
+        """What to say of a payload that is too long and stays so."""
+        why, ways = "it is Huffman coded", ['coding="range"']
+        if not self._can_be_cut:
+            why = "more crosses the cut than one coded feature"
+            ways = ["fewer samples at once"] if payload.batch_size > 1 else []
+        ways += ["a lower quality"] if payload.quality else []
+        always = self.max_bytes(payload.batch_size, payload.quality)
+        ways.append(f"max_bytes={always}, which is enough for any input at this quality")
+        return (
+            f"max_bytes is {max_bytes}, but the payload takes {len(payload)} bytes at quality {payload.quality} and "
+            f"cannot be cut, since {why}; give {', or '.join(ways)}"
+        )
 
     def packed_bytes(self, batch: int, quality: int | None = None) -> int:
         """Count the bytes of the symbols packed raw: the most that they can take.

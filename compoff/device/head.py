@@ -101,7 +101,8 @@ class Head(Unpickled):
                 take none for another of its parameters.
             quality: Index of the quality, from 0, the fewest bytes; None for the default that the fit chose.
             max_bytes: Most bytes that the payload may have: the best quality up to `quality` that fits is sent, and of
-                the lowest quality only the channels that fit.
+                the lowest quality only the channels that fit. A payload that is Huffman coded, or holds more than one
+                coded feature, cannot be cut: ``payload_format.max_bytes(batch, 0)`` bytes are enough for any input.
             coding: ``"range"`` (the shortest), ``"huffman"`` (the paper's) or ``"raw"``.
             **keywords: What the model takes by name; a parameter called as one of the above is given by position.
 
@@ -111,7 +112,8 @@ class Head(Unpickled):
         Raises:
             FeatureError: The model was not called so at the export, an input has another shape or dtype, an input or
                 what becomes symbols is not finite, the batch is empty, there is no such quality, not even header and
-                checksum fit into `max_bytes`, or one of the two is no whole number.
+                checksum fit into `max_bytes`, or, where a payload cannot be cut, not even the lowest quality does, or
+                one of the two is no whole number.
         """
         arrays, best = self._checked(inputs, keywords, quality, max_bytes, coding)
         parts = self._run(arrays, best)  # lower qualities send no other channels

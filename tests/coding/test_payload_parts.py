@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -263,6 +264,23 @@ def test_a_payload_of_other_parts_is_refused() -> None:
     other = PayloadFormat(ID, SKIPS.codes[::-1], SKIPS.sides[::-1], max_batch=8)
     with pytest.raises(PayloadError):
         other.decode(SKIPS.encode(symbols, tensors).data)
+
+
+@pytest.mark.parametrize(("batch", "fewer"), [(1, ""), (2, "fewer samples at once, or ")])
+@pytest.mark.parametrize(("quality", "lower"), [(0, ""), (1, "a lower quality, or ")])
+def test_a_payload_of_several_parts_that_is_too_long_says_what_it_takes(
+    batch: int, fewer: str, quality: int, lower: str
+) -> None:
+    payload = SKIPS.encode(*drawn(SKIPS, batch, quality), quality=quality)
+    assert SKIPS.shortened(payload, len(payload)) is payload
+    length = len(payload)
+    words = (
+        f"max_bytes is {length - 1}, but the payload takes {length} bytes at quality {quality} and cannot be "
+        f"cut, since more crosses the cut than one coded feature; give {fewer}{lower}"
+        f"max_bytes={SKIPS.max_bytes(batch, quality)}, which is enough for any input"
+    )
+    with pytest.raises(FeatureError, match=re.escape(words)):
+        SKIPS.shortened(payload, length - 1)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import compoff
 from compoff.errors import FeatureError, PayloadError
@@ -16,8 +17,6 @@ from tests.fitting.test_fit import batches, signals, trained_net
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from torch import nn
 
     Export = tuple[compoff.Head, compoff.Tail, compoff.Wrapped, nn.Module]
 
@@ -100,6 +99,33 @@ def test_a_quality_and_a_limit_may_be_numbers_of_numpy(exported: Export) -> None
 def test_a_limit_below_the_header_is_refused(exported: Export) -> None:
     with pytest.raises(FeatureError, match="max_bytes is 6; header and checksum alone take 7"):
         exported[0](signals(1), max_bytes=6)
+
+
+def test_a_limit_that_a_huffman_coded_payload_does_not_keep_names_the_other_coding(exported: Export) -> None:
+    head, x = exported[0], signals(8, seed=4)
+    with pytest.raises(FeatureError, match=r'bytes at quality 0 and cannot be cut, since it is Huffman.*"range"'):
+        head(x, max_bytes=12, coding="huffman")
+    assert len(head(x, max_bytes=12)) <= 12
+
+
+class Masked(nn.Module):
+    """A mask crosses the cut beside the feature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.rest = nn.Linear(16, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.rest(self.body(x)) * mask
+
+
+def test_a_limit_that_a_payload_with_a_mask_does_not_keep_says_which_does() -> None:
+    x, mask = torch.randn(2, 16), torch.randint(0, 2, (2, 4))
+    head, _ = compoff.export(compoff.wrap(Masked(), "rest", example_input=(x, mask)), "rest")
+    lowest, enough = len(head(x, mask, quality=0)), head.payload_format.max_bytes(2, 0)
+    with pytest.raises(FeatureError, match=rf"the payload takes {lowest} bytes at quality 0 .* max_bytes={enough},"):
+        head(x, mask, max_bytes=lowest - 1)
+    assert len(head(1e3 * x, 10**12 * mask, max_bytes=enough)) <= enough
 
 
 def test_any_prefix_decodes_to_its_whole_channels(exported: Export) -> None:
