@@ -17,7 +17,7 @@ from compoff.errors import CompoffError, FeatureError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["check_flag", "check_number", "check_path", "check_weight", "check_whole", "is_number", "reaching"]
+__all__ = ["check_flag", "check_number", "check_path", "check_weight", "check_whole", "is_number", "plain", "reaching"]
 
 _LONGEST = 200
 
@@ -33,6 +33,25 @@ def is_number(value: Any) -> bool:
         [True, True, True, False, False, False]
     """
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def plain(value: Any) -> Any:
+    """A number or a truth value of numpy's as Python's own, which JSON and PyTorch take.
+
+    Args:
+        value: Anything; what is neither stays as it is.
+
+    Examples:
+        >>> import json
+        >>> json.dumps([plain(value) for value in (np.float32(0.5), np.int64(3), np.bool_(True), None)])
+        '[0.5, 3, true, null]'
+    """
+    if isinstance(value, np.bool_):
+        return bool(cast("bool", value))
+    if isinstance(value, np.integer):
+        return int(cast("int", value))
+    # item() of a longdouble is a longdouble.
+    return float(cast("float", value)) if isinstance(value, np.floating) else value
 
 
 def check_flag(name: str, value: Any, error: type[CompoffError], *, or_none: bool = False) -> None:

@@ -6,10 +6,10 @@ A recipe is data; `fit` carries it out.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from compoff.checks import check_flag, check_number, check_weight, check_whole, is_number
+from compoff.checks import check_flag, check_number, check_weight, check_whole, is_number, plain
 from compoff.errors import FitError
 
 if TYPE_CHECKING:
@@ -103,6 +103,9 @@ class Recipe:
             raise FitError(f"the recipe's patience is {self.patience}; expected at least 1 step")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise FitError(f"the recipe's betas are {self.betas}; expected two numbers from 0 to below 1")
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))  # the state of a fit is JSON
+        object.__setattr__(self, "betas", tuple(map(plain, self.betas)))
 
 
 _RECIPES = {

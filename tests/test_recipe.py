@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
+import numpy as np
 import pytest
 
 from compoff.errors import FitError
@@ -22,6 +24,14 @@ def test_a_recipe_of_ones_own_is_taken_as_it_is() -> None:
     assert recipe_named(own) is own
     with pytest.raises(dataclasses.FrozenInstanceError):
         own.distillation = 1.0  # type: ignore[misc]
+
+
+def test_numbers_of_numpy_become_pythons_own() -> None:
+    real, betas = np.float32(0.5), (np.float32(0.5), np.float32(0.75))
+    own = Recipe(lr=real, rate=real, patience=np.int64(3), warmup=np.int8(4), average=np.bool_(True), betas=betas)  # type: ignore[arg-type]
+    expected = Recipe(lr=0.5, rate=0.5, patience=3, warmup=4, average=True, betas=(0.5, 0.75))
+    assert own == expected
+    assert json.dumps(vars(own)) == json.dumps(vars(expected))
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compoff.checks import check_number
+from compoff.checks import check_number, plain
 from compoff.errors import FitError
 
 if TYPE_CHECKING:
@@ -39,6 +39,13 @@ class Aim:
 
     target_bytes: float | Mapping[str, float] | None = None
     max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        target = self.target_bytes
+        if isinstance(target, Mapping):
+            target = {split: plain(count) for split, count in target.items()}
+        object.__setattr__(self, "target_bytes", plain(target))  # reports and states of a fit are JSON
+        object.__setattr__(self, "max_drop", plain(self.max_drop))
 
     def check(self) -> None:
         """Refuse aims that cannot be meant.

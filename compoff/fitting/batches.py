@@ -147,11 +147,14 @@ def not_finite(batch: Batch) -> FitError:
     return FitError("the model itself computes NaN or infinity from a batch, or gradients of it; check its weights")
 
 
-def check_seed(seed: Any) -> None:
+def check_seed(seed: Any) -> int:
     """Refuse what PyTorch's generators do not take.
 
     Args:
         seed: What was given.
+
+    Returns:
+        The seed.
 
     Raises:
         FitError: It is no whole number of 64 bits.
@@ -159,6 +162,7 @@ def check_seed(seed: Any) -> None:
     check_whole("seed", seed, FitError)
     if not -(2**63) <= seed < 2**64:
         raise FitError(f"seed is {seed}; expected a whole number of at most 64 bits")
+    return int(seed)  # PyTorch takes none of numpy's
 
 
 def require_batches(name: str, batches: Any, *, or_none: bool = False) -> None:

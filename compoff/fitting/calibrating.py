@@ -102,7 +102,7 @@ def calibrate(
     require_batches("batches", batches)
     aim = Aim(target_bytes)
     aim.check()
-    check_seed(seed)
+    seed = check_seed(seed)
     check_flag("progress", progress, FitError, or_none=True)
     refuse_on(wrapped, "calibrate")
     require_gradients(wrapped.base)

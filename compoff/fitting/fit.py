@@ -52,7 +52,7 @@ def _total_steps(batches: Iterable[Any], epochs: int | None, steps: int | None) 
     for name, asked in (("steps", steps), ("epochs", epochs)):
         check_whole(name, asked, FitError, least=1, or_none=True)
     if steps is not None:
-        return steps
+        return int(steps)
     sized: Sized = batches  # pyright: ignore[reportAssignmentType]
     try:
         length = len(sized)
@@ -60,14 +60,15 @@ def _total_steps(batches: Iterable[Any], epochs: int | None, steps: int | None) 
         raise FitError("these batches have no length, so epochs cannot be counted; say how long with steps=") from error
     if length == 0:
         raise FitError("the batches are empty; give at least one")
-    return (10 if epochs is None else epochs) * length
+    return (10 if epochs is None else int(epochs)) * length
 
 
-def _check_weights(lr: float, rate: float) -> None:
-    """Refuse a learning rate or a weight that cannot be meant."""
+def _weights(lr: float, rate: float) -> tuple[float, float]:
+    """The learning rate and the weight of the rate, refused where they cannot be meant."""
     if not (is_number(lr) and math.isfinite(lr) and lr > 0):
         raise FitError(f"lr is {lr!r:.80}; expected a learning rate above 0, such as 3e-3")
     check_weight("rate", rate, FitError)
+    return float(lr), float(rate)
 
 
 def _state_file(resume: str | Path) -> Path:
@@ -219,12 +220,11 @@ def fit(
     require_wrapped(wrapped)
     require_batches("batches", batches)
     require_batches("validation", validation, or_none=True)
-    check_seed(seed)
+    seed = check_seed(seed)
     check_flag("progress", progress, FitError, or_none=True)
     state = None if resume is None else _state_file(resume)
     chosen, total = recipe_for(wrapped.options.codec, recipe), _total_steps(batches, epochs, steps)
-    lr, rate = chosen.lr if lr is None else lr, chosen.rate if rate is None else rate
-    _check_weights(lr, rate)
+    lr, rate = _weights(chosen.lr if lr is None else lr, chosen.rate if rate is None else rate)
     aim = Aim(target_bytes, max_drop)
     _check_aim(wrapped, aim)
     refuse_on(wrapped, "fit")

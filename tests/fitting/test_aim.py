@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -115,3 +116,30 @@ def test_a_fit_goes_on_only_for_the_same_bytes(tmp_path: Path) -> None:
     assert again.steps == 2
     with pytest.raises(FitError, match="was written by a fit with target_bytes="):
         compoff.fit(blocks("2"), images(), steps=2, target_bytes={"2": 160}, resume=state)
+
+
+def test_numbers_of_numpy_are_kept_and_saved_as_others_are(tmp_path: Path) -> None:
+    state, x = tmp_path / "state.safetensors", images()
+
+    def fitted(whole: Any, real: Any, target: Any) -> tuple[Wrapped, compoff.FitReport]:
+        model = blocks("2")
+        recipe = compoff.Recipe("transform", betas=(real(0.5), real(0.75)), warmup=whole(1))
+        return model, compoff.fit(
+            model, x, steps=whole(2), lr=real(0.5), rate=real(0.25), target_bytes=target, seed=whole(3), recipe=recipe,
+            resume=state,
+        )  # fmt: skip
+
+    model, report = fitted(np.int64, np.float32, {"2": np.float32(150)})
+    assert report.splits["2"].aim_met in (True, False)
+    model.save(tmp_path / "model.safetensors")
+    again, _ = fitted(int, float, {"2": 150})  # goes on, since these are the same numbers
+    torch.testing.assert_close(again.bottlenecks.state_dict(), model.bottlenecks.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("aim", [{"target_bytes": np.int64(150)}, {"max_drop": np.float64(0.1)}])
+def test_what_is_finished_for_numbers_of_numpy_can_be_saved(aim: dict[str, Any], tmp_path: Path) -> None:
+    model, x = blocks("2"), images()
+    compoff.calibrate(model, x, target_bytes=aim.get("target_bytes"), seed=np.int64(3))  # type: ignore[arg-type]
+    compoff.finish(model, x, **aim)
+    model.save(tmp_path / "model.safetensors")
+    assert model.reports["2"]["aim_met"] in (True, False)
