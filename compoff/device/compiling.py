@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from dataclasses import asdict, replace
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -20,6 +21,7 @@ from compoff.onnx_export import agreement, every_other, to_onnx
 from compoff.onnx_int8 import quantized
 from compoff.onnx_narrowing import with_quality
 from compoff.onnx_pixels import take_in_normalization
+from compoff.printable import told
 from compoff.programs import TorchProgram
 
 if TYPE_CHECKING:
@@ -38,8 +40,11 @@ CompiledRuntime: TypeAlias = Literal["onnx", "executorch"]
 Precision: TypeAlias = Literal["fp32", "int8"]
 """What a compiled head computes in."""
 
+_Way: TypeAlias = Literal["alternate", "ones", "zeros"]
 _Arrays: TypeAlias = "list[NDArray[Any]]"
 _LEAST_IN_FLOATS = 0.99  # share of the symbols; a translation that loses more is wrong, not rounded
+_WAYS = get_args(_Way)
+_MOST_TRIALS = 81  # every way for four inputs of whole numbers
 _MOST_DEVIATION = {"fp32": 1e-3, "int8": 0.1}  # of what is sent as it is, relative to its largest value
 
 
@@ -78,11 +83,14 @@ def compiled_head(
     check_number("least_agreement", least_agreement, BackendError, "a share from 0 to 1")
     if not 0 <= least_agreement <= 1:  # nothing is less than NaN, so that any translation would do
         raise BackendError(f"least_agreement is {least_agreement}; expected a share from 0 to 1")
-    program, batches = _torch_program(files), samples or _made_up(manifest)
+    if precision == "int8" and not samples:  # before anything is compared on what is made up
+        raise BackendError("int8 has to be calibrated on inputs as the device will see them: pass batches for the head")
+    program = _torch_program(files)
+    batches = samples or _made_up(manifest, program.run)
     if runtime == "executorch":
         runner, version = _for_executorch(program, manifest, files, batches[0])
     else:
-        runner, version = _for_onnx(program, manifest, files, samples, precision, threads)
+        runner, version = _for_onnx(program, manifest, files, batches, precision, threads)
     agreed = agreement([(sent(program.run(batch)), sent(runner.run(batch))) for batch in batches])
     least = least_agreement if precision == "int8" else _LEAST_IN_FLOATS
     if agreed.symbols < least:
@@ -118,18 +126,17 @@ def _for_onnx(
     program: TorchProgram,
     manifest: Manifest,
     files: Mapping[str, bytes],
-    samples: Sequence[_Arrays],
+    batches: Sequence[_Arrays],
     precision: Precision,
     threads: int | None,
 ) -> tuple[Runner, dict[str, str]]:
-    batches = samples or _made_up(manifest)
     advice = "compare them on real inputs (batches=), or run it in PyTorch"
     data, _ = to_onnx(program, "the head", batches, metadata={OWNER: manifest.artifact_id}, advice=advice)
     if manifest.pixels is not None:
         data = take_in_normalization(data)
     if precision == "int8":
         codes = len(manifest.codes)
-        data = quantized(data, "the head", samples, outputs=codes + len(manifest.sides), codes=codes)
+        data = quantized(data, "the head", batches, outputs=codes + len(manifest.sides), codes=codes)
     data = with_quality(data, list(zip(*(code.qualities for code in manifest.codes), strict=True)))
     runner = OnnxRunner(data, manifest, others=files, threads=threads)
     return runner, {"onnxruntime": runner.version}
@@ -152,17 +159,54 @@ def _torch_program(files: Mapping[str, bytes]) -> TorchProgram:
     return TorchProgram.load(files[TORCH_PROGRAM], TORCH_PROGRAM)
 
 
-def _made_up(manifest: Manifest) -> list[_Arrays]:
-    """Inputs of one and of three samples: noise, index 0, masks that are true at every other place."""
-    picture = -1 if manifest.pixels is None else manifest.pixels.input
-    rng = np.random.default_rng(0)
+def _made_up(manifest: Manifest, run: Callable[[_Arrays], _Arrays]) -> list[_Arrays]:
+    """Inputs of one and of three samples: noise, masks that are true at every other place, and whole numbers.
 
-    def array(index: int, spec: TensorSpec, batch: int) -> NDArray[Any]:
+    These are 1 at every other place, too, since a mask of zeros may hide everything, and what is computed from nothing
+    is NaN; 1 where that is not finite, and 0 where the model has no entry 1. Of all ways the first is taken on which
+    the model runs and gives finite numbers; else the first on which it runs.
+    """
+    crossing = len(manifest.codes) + len(manifest.sides)
+    kinds = {
+        place: np.dtype(spec.dtype).kind for place, spec in enumerate(manifest.taken) if place != _pixels(manifest)
+    }
+    integers = [place for place, kind in kinds.items() if kind in "iu"]
+    fallback, refusal = list[_Arrays](), Exception()
+    for ways in islice(product(_WAYS, repeat=len(integers)), _MOST_TRIALS):
+        batches = [_made_up_batch(manifest, batch, dict(zip(integers, ways, strict=True))) for batch in (1, 3)]
+        try:
+            found = [run(batch) for batch in batches]
+        except Exception as error:  # of many types for one fact
+            refusal = error
+            continue
+        if all(finite.all() for parts in found for finite in parts[crossing:]):
+            return batches
+        fallback = fallback or batches
+    if not fallback:
+        raise BackendError(
+            f"the model takes none of the inputs that were made up to compare the programs on ({told(refusal)}); give "
+            "real ones, batches=, as fit takes them"
+        ) from refusal
+    return fallback
+
+
+def _pixels(manifest: Manifest) -> int:
+    """Place of the input that is a picture; -1 where there is none."""
+    return -1 if manifest.pixels is None else manifest.pixels.input
+
+
+def _made_up_batch(manifest: Manifest, batch: int, ways: Mapping[int, _Way]) -> _Arrays:
+    """One array an input; whole numbers in the way that is chosen for each."""
+    rng = np.random.default_rng(batch)
+
+    def array(place: int, spec: TensorSpec) -> NDArray[Any]:
         shape = spec.sized(batch)
-        if index == picture:
+        if place == _pixels(manifest):
             return rng.integers(0, 256, shape, np.uint8)
         if np.dtype(spec.dtype).kind == "f":
             return rng.standard_normal(shape).astype(spec.dtype)
-        return every_other(shape) if spec.dtype == "bool" else np.zeros(shape, spec.dtype)
+        # Not from sample to sample: one number for each, such as its length, is not to be 0 for some.
+        alternate = ways.get(place, "alternate") == "alternate" and (spec.dtype == "bool" or len(spec.shape) > 0)
+        return (every_other(shape) if alternate else np.full(shape, ways[place] != "zeros")).astype(spec.dtype)
 
-    return [[array(index, spec, batch) for index, spec in enumerate(manifest.taken)] for batch in (1, 3)]
+    return [array(place, spec) for place, spec in enumerate(manifest.taken)]

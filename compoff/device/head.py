@@ -269,7 +269,7 @@ class Head(Unpickled):
             runtime: ``"onnx"``: onnxruntime, on the CPU. ``"executorch"``: a ``.pte`` with XNNPACK, for apps on phones.
             precision: ``"fp32"``, or ``"int8"`` (onnx only): faster again, at the price of some symbols.
             batches: Inputs as `fit` takes them, for the comparison; int8 needs them for its calibration. The first 512
-                samples are used.
+                samples are used. None for made-up ones: noise, and ones and zeros for whole numbers and masks.
             least_agreement: Share of the symbols that int8 has to leave as they are, from 0 to 1.
             threads: Threads that onnxruntime works with; None for one a core.
 
@@ -277,8 +277,8 @@ class Head(Unpickled):
             A new head of the same export.
 
         Raises:
-            BackendError: A package is missing, the program cannot be translated or quantized, or the result does not
-                agree with it.
+            BackendError: A package is missing, the program cannot be translated or quantized, the result does not agree
+                with it, int8 was given no batches, or the model takes no inputs that are made up.
             FeatureError: A batch is not what the model takes.
 
         Examples:

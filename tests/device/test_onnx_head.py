@@ -141,6 +141,8 @@ def test_what_is_saved_is_what_was_compiled_last(plain: compoff.Head, tmp_path: 
 def test_int8_needs_batches_and_agreement(plain: compoff.Head) -> None:
     with pytest.raises(BackendError, match="pass batches"):
         plain.compile("onnx", precision="int8")
+    with pytest.raises(BackendError, match="pass batches"):
+        plain.compile("onnx", precision="int8", batches=[])
     with pytest.raises(BackendError, match=r"in int8 under onnx only .* expected at least 100"):
         plain.compile("onnx", precision="int8", batches=batches(), least_agreement=1.0)
     with pytest.raises(FeatureError, match="input 0 is float64"):
@@ -221,6 +223,45 @@ def test_without_the_torch_program_there_is_nothing_to_compile(head: compoff.Hea
         loaded.compile("onnx")
     with pytest.raises(BackendError, match="holds no program for torch"):
         compoff.Head.load(tmp_path, runtime="torch")
+
+
+class Tokens(torch.nn.Module):
+    """Attends to the tokens that a mask of whole numbers names; those of a type are embedded beside."""
+
+    def __init__(self, types: int) -> None:
+        super().__init__()
+        self.words, self.types = torch.nn.Embedding(9, 16), torch.nn.Embedding(types, 16)
+        self.block, self.later = (torch.nn.TransformerEncoderLayer(16, 2, 16, batch_first=True) for _ in range(2))
+        self.rest = torch.nn.Linear(16, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor, types: Tensor) -> Tensor:
+        x = self.block(self.words(ids) + self.types(types), src_key_padding_mask=mask == 0)
+        x = self.later(x, src_key_padding_mask=mask == 0)
+        return self.rest((x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("types", [2, 1])  # with one, as RoBERTa has it, its index is 0 beside a mask that must not be
+def test_inputs_that_are_made_up_hide_no_tokens(types: int) -> None:
+    torch.manual_seed(0)
+    ids, mask = torch.randint(0, 9, (2, 5)), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    given = ids, mask, torch.zeros_like(ids)
+    head, _ = compoff.export(compoff.wrap(Tokens(types), "later", example_input=given), "later")
+    compiled = head.compile("onnx")
+    assert compiled.manifest.report["onnx"] == {"precision": "fp32", "symbols": 1.0, "deviation": 0.0, "samples": 4}
+    assert compiled(*given) == head(*given)
+
+
+def test_a_model_that_takes_nothing_that_is_made_up_asks_for_batches(
+    plain: compoff.Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("expected 5 tokens")
+
+    monkeypatch.setattr(TorchProgram, "run", refuse)
+    with pytest.raises(
+        BackendError, match=r"takes none of the inputs .*RuntimeError: expected 5 tokens\); give .*batches="
+    ):
+        plain.compile("onnx")
 
 
 class Difference(torch.nn.Module):
