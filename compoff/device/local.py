@@ -94,13 +94,19 @@ def _callable(local: Callable[..., Any]) -> Callable[..., Any]:
     # A model of PyTorch would record every operation for a backward pass that never comes.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(local, torch.nn.Module):
-        if cast("Any", local).training:
-            raise LocalProtocolError(
-                "local is a model in training mode, which would answer by its batch and change with every call; give "
-                "local=model.eval()"
-            )
-        return torch.no_grad()(_taking_numpy(local, torch))
+        _refuse_training(local)
+        # Its answer is to have the dtypes of the edge's, whatever autocast is on around the call.
+        no_autocast = importlib.import_module("compoff.autocast").no_autocast
+        return torch.no_grad()(no_autocast()(_taking_numpy(local, torch)))
     return local
+
+
+def _refuse_training(model: Any) -> None:
+    if model.training:
+        raise LocalProtocolError(
+            "local is a model in training mode, which would answer by its batch and change with every call; give "
+            "local=model.eval(), and a copy of a model that is still trained"
+        )
 
 
 def _taking_numpy(model: Any, torch: Any) -> Callable[..., Any]:
@@ -113,6 +119,7 @@ def _taking_numpy(model: Any, torch: Any) -> Callable[..., Any]:
 
     def call(*inputs: Any, **keywords: Any) -> Any:
         work_without_lost_threads()
+        _refuse_training(model)  # the user's loop may have turned to training since it was given
         if not all_numpy((inputs, keywords)):
             return model(*inputs, **keywords)
         inputs, keywords = pytree.tree_map_only(np.ndarray, tensor, (inputs, keywords))

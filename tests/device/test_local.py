@@ -69,6 +69,38 @@ def test_a_model_in_training_mode_is_refused(net: Net, head: compoff.Head) -> No
         net.eval()
 
 
+class Normed(Net):
+    """One whose answer and buffers change in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_module("stem", torch.nn.Sequential(self.stem, torch.nn.BatchNorm2d(4)))
+
+
+@pytest.mark.parametrize("on_failure", ["local", "hedge"])
+def test_a_model_in_training_mode_later_is_refused_by_each_call(head: compoff.Head, on_failure: Any) -> None:
+    x, model = torch.randn(1, 3, 8, 8), Normed().eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with head.connect("127.0.0.1:9", on_failure=on_failure, local=model, timeout=2) as remote:
+        expected = remote(x)["scores"]
+        model.train()
+        for given in (x, x.numpy()):
+            with pytest.raises(LocalProtocolError, match=r"in training mode.*give local=model.eval\(\)"):
+                remote(given)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        model.eval()
+        assert torch.equal(remote(x)["scores"], expected)
+
+
+def test_a_model_answers_in_its_own_precision_inside_autocast(net: Net, head: compoff.Head) -> None:
+    x = torch.randn(1, 3, 8, 8)
+    whole = whole_model(net, head)
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = whole(x)["scores"]
+        assert torch.is_autocast_enabled("cpu")
+    torch.testing.assert_close(answer, net(x)["scores"], rtol=0, atol=0)
+
+
 def test_an_onnx_file_answers_as_the_remote_would(net: Net, head: compoff.Head, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     pytest.importorskip("onnxscript", reason="needs the extra onnx")
