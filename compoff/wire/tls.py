@@ -92,13 +92,12 @@ class TLS:
         stamp = self._stamp()
         if self._client is None or self._client[0] != stamp:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            self._load_own(context)
             if self.ca is None:
                 context.load_default_certs()
             else:
-                _load_authorities(context, self.ca)
-            context.minimum_version = ssl.TLSVersion.TLSv1_3
-            self._load_own(context)
-            self._load_revoked(context)
+                self._load_authority(context, self.ca)
             self._client = (stamp, context)
         return self._client[1]
 
@@ -130,8 +129,7 @@ class TLS:
         self._load_own(context)
         if self.ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
-            _load_authorities(context, self.ca)
-            self._load_revoked(context)
+            self._load_authority(context, self.ca)
         return context
 
     def _load_own(self, context: ssl.SSLContext) -> None:
@@ -148,10 +146,24 @@ class TLS:
                 f"in PEM ({error.strerror or error})"
             ) from error
 
-    def _load_revoked(self, context: ssl.SSLContext) -> None:
+    def _load_authority(self, context: ssl.SSLContext, ca: Path) -> None:
+        """What tells whom to trust. The list of revoked ones first: the store is empty then and shows what came of it.
+
+        One loader takes certificates and lists alike: a certificate there would be trusted, and without a list nobody.
+        """
         if self.revoked is not None:
-            _load_authorities(context, self.revoked)
+            _load_verifying(context, self.revoked, "no list of revoked certificates")
+            held = context.cert_store_stats()
+            if held["x509"] or not held["crl"]:
+                told = "certificates beside a list" if held["crl"] else "no list of revoked certificates"
+                raise LocalProtocolError(
+                    f"'{self.revoked}' holds {told}; give the authority's list in PEM, such as the revoked.pem of "
+                    "`compoff certs`"
+                )
             context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+        _load_verifying(context, ca, "no certificates")
+        if not context.cert_store_stats()["x509"]:
+            raise LocalProtocolError(f"'{ca}' holds no certificates; give the authority's certificate in PEM")
 
     def _named(self) -> dict[str, Path | None]:
         return {"certificate": self.certificate, "key": self.key, "ca": self.ca, "revoked": self.revoked}
@@ -234,9 +246,9 @@ def _check_readable(path: Path) -> Path:
         raise LocalProtocolError(f"'{path}' cannot be read: {error.strerror}; give a PEM file") from error
 
 
-def _load_authorities(context: ssl.SSLContext, path: Path) -> None:
+def _load_verifying(context: ssl.SSLContext, path: Path, lacking: str) -> None:
     _check_readable(path)
     try:
         context.load_verify_locations(cafile=path)
     except (ssl.SSLError, OSError) as error:
-        raise LocalProtocolError(f"'{path}' holds no certificates or lists in PEM ({error})") from error
+        raise LocalProtocolError(f"'{path}' holds {lacking} in PEM ({error})") from error

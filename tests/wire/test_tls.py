@@ -170,6 +170,35 @@ def test_a_damaged_file_changes_nothing(certs: Path) -> None:
         works(server, pair(certs, "camera-1"))
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["ca.pem"], "holds no list of revoked certificates"),
+        (["camera-1.pem"], "holds no list of revoked certificates"),
+        (["revoked.pem", "stranger/ca.pem"], "holds certificates beside a list"),
+        ([], "holds no list of revoked certificates"),
+    ],
+)
+def test_a_list_of_revoked_certificates_is_nothing_else(certs: Path, names: list[str], words: str) -> None:
+    wrong = "".join((certs / name).read_text() for name in names)
+    with serve(Echo(), tls=pair(certs, "edge", revoked=True)) as server:
+        (certs / "revoked.pem").write_text(wrong)
+        with pytest.raises(LocalProtocolError, match=rf"revoked\.pem' {words}"):
+            server.reload_certificates()
+        works(server, pair(certs, "camera-1"))
+        with pytest.raises(WireError):
+            dial(server, pair(certs / "stranger", "camera-1"))
+    for read in (pair(certs, "edge", revoked=True).client_context, pair(certs, "edge", revoked=True).server_context):
+        with pytest.raises(LocalProtocolError, match=rf"revoked\.pem' {words}"):
+            read()
+
+
+def test_a_list_is_no_authority(certs: Path) -> None:
+    tls = TLS(ca=certs / "revoked.pem")
+    with pytest.raises(LocalProtocolError, match=r"revoked\.pem' holds no certificates"):
+        tls.client_context()
+
+
 def test_a_server_without_files_has_nothing_to_reload() -> None:
     with serve(Echo()) as server, pytest.raises(LocalProtocolError, match="no certificate files"):
         server.reload_certificates()
