@@ -188,11 +188,12 @@ class Lane:
     Args:
         servable: The tail.
         max_batch: Jobs that may go together, where the tail can take several.
+        counters: The counters of the tail whose place this one takes, which go on; None to start at nothing.
 
     Source: this project.
     """
 
-    def __init__(self, servable: Servable, max_batch: int) -> None:
+    def __init__(self, servable: Servable, max_batch: int, counters: TailCounters | None = None) -> None:
         self.servable = servable
         self.batchable = servable if isinstance(servable, Batchable) else None
         self.elsewhere = bool(getattr(servable, "elsewhere", False))  # whether it may have to be waited for
@@ -204,7 +205,7 @@ class Lane:
         self.closed = False  # whether no further job can come
         self.quorum = 1  # jobs that have to wait here before an idle worker is woken
         self.pace = Pace()
-        self.counters = TailCounters(servable.artifact_id)
+        self.counters = TailCounters(servable.artifact_id) if counters is None else counters
         self.seconds_per_job = 0.0  # running mean
         self._since = math.inf  # when the oldest of the jobs began to wait for company
         self._last_batch = 1

@@ -162,7 +162,8 @@ class Service:
                 continue
             if lane is not None:
                 self._workers.close(lane)
-            self._lanes[tail.artifact_id] = lane = Lane(tail, self.limits.max_batch)
+            counters = None if lane is None else lane.counters  # what the old lane still answers counts, too
+            self._lanes[tail.artifact_id] = lane = Lane(tail, self.limits.max_batch, counters)
             self.artifacts[tail.artifact_id] = tail.max_payload_bytes
             self._workers.open(lane)
 

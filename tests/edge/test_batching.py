@@ -419,6 +419,26 @@ def test_another_tail_takes_over_with_requests_in_flight() -> None:
         server.swap(other)
 
 
+def test_the_counters_of_a_tail_that_is_read_again_go_on() -> None:
+    old, other = Squares(), Echo()
+    other.artifact_id = bytes(32)
+    with serve([old, other]) as server, open_client(server.address, [ID]) as client:
+        client.request(b"\x03", timeout=5)
+        before = server.stats().tails[0]
+        old.gate.clear()
+        in_flight = client.submit(b"\x04", timeout=5)
+        eventually(lambda: old.runs == [1, 1])
+        server.swap([Squares(), other])
+        old.gate.set()
+        in_flight.result()
+        client.request(b"\x05", timeout=5)
+        after = server.stats().tails[0]
+        assert (before.requests, before.replies) == (1, 1)
+        assert (after.requests, after.replies, after.latency.count) == (3, 3, 3)
+        assert (after.bytes_in, after.batch_sizes) == (3, {1: 3})
+        assert after.busy_seconds > before.busy_seconds
+
+
 def test_a_tail_that_was_swapped_away_is_let_go_at_once() -> None:
     old = Squares()
     with serve(old) as server:
