@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -146,12 +147,27 @@ class AsyncLink:
 
     async def close(self) -> None:
         """Close every connection; calls under way end with ConnectionLost."""
+        for client in self._end():
+            await client.close()
+        await asyncio.wait([self._task])
+
+    def drop(self) -> None:
+        """Have every connection closed, since nobody holds the remote any more; any thread may ask."""
+        if self.forked or self.closed:
+            return
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and its connections with it
+            self._loop.call_soon_threadsafe(self._drop)
+
+    def _drop(self) -> None:
+        for client in self._end():
+            client.leave()
+
+    def _end(self) -> list[AsyncClient]:
+        """Keep no connection any more; returns those there are."""
         self.closed = True
         self._task.cancel()
         self._attempted.set()
-        for client in (*self._retired, *([self.current] if self.current is not None else [])):
-            await client.close()
-        await asyncio.wait([self._task])
+        return [*self._retired, *([self.current] if self.current is not None else [])]
 
     async def _keep(self) -> None:
         while not self.closed:

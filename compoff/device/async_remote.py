@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from compoff.device.calls import Call
 from compoff.device.edge import ATTEMPTS, refused
 from compoff.device.fallback import not_answered, reserve
 from compoff.device.local_runs import LocalRuns
-from compoff.device.remote import FIRST_WAIT, check_all_served, check_policy
+from compoff.device.remote import FIRST_WAIT, Grip, check_all_served, check_policy
 from compoff.device.statistics import RemoteStats, Tally
 from compoff.device.timing import Estimate, Patience, RetryBudget
 from compoff.errors import (
@@ -92,6 +93,9 @@ class AsyncRemote(Unpickled):
         self._budget = RetryBudget()
         self._patience = Patience()
         self._stalls: defaultdict[int, Stall] = defaultdict(Stall)
+        # As of a `Remote`; at the end of the process the loop is over, and its connections with it.
+        self._grip = Grip()
+        weakref.finalize(self._grip, link.drop).atexit = False
 
     @property
     def stats(self) -> RemoteStats:

@@ -44,9 +44,15 @@ if TYPE_CHECKING:
     from compoff.wire.replies import Reply
     from compoff.wire.tls import TLS
 
-__all__ = ["FIRST_WAIT", "Remote", "connect"]
+__all__ = ["FIRST_WAIT", "Grip", "Remote", "connect"]
 
 FIRST_WAIT = 1.5  # seconds that a device with a model of its own waits for its first connection before it goes to work
+
+
+class Grip:
+    """What a remote and its copies hold together: with the last of them it goes, and the connection after it."""
+
+    __slots__ = ("__weakref__",)
 
 
 class Remote(Unpickled):
@@ -76,8 +82,9 @@ class Remote(Unpickled):
         self._fallback = fallback
         self._edge = fallback.edge if fallback is not None else Edge(link, tally)
         self._report = threading.local()
-        # A remote that nobody holds any more takes its connection and its thread with it.
-        self._finalizer = weakref.finalize(self, _close, link, fallback)
+        # A remote that nobody holds any more, nor a copy of it, takes its connection and its thread with it.
+        self._grip = Grip()
+        self._finalizer = weakref.finalize(self._grip, _close, link, fallback)
 
     @property
     def address(self) -> str:

@@ -151,10 +151,14 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Say goodbye and close the connection; unanswered requests get ConnectionLost."""
+        self.leave()
+        await self._connection.gone.wait()
+
+    def leave(self) -> None:
+        """Do as ``close``, but wait for nothing; in the event loop's thread."""
         message = f"the connection to {self.address} was closed on this side; open a new one"
         self._connection.finish()
         self._connection.fail(ConnectionLost(message))
-        await self._connection.gone.wait()
 
     async def __aenter__(self) -> Self:
         """The client itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import gc
 import logging
 import socket
@@ -27,6 +28,8 @@ from tests.edge.peers import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from compoff.edge.server import Server
 
 
 class Relay:
@@ -282,6 +285,63 @@ def test_no_thread_stays_behind() -> None:
         with pytest.raises(AuthenticationError), serve(Tail(), token="t") as other:
             dial(other.address)
         eventually(lambda: not threads())
+
+
+async def alive(server: Server) -> tuple[int, int]:
+    """Connections that a server has, and tasks beside this one, as soon as there are none, or after a while."""
+    for _ in range(200):
+        found = server.stats().connections, len(asyncio.all_tasks()) - 1
+        if found == (0, 0):
+            break
+        await asyncio.sleep(0.01)
+    return found
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_no_task_stays_behind_an_async_remote(elsewhere: bool) -> None:
+    async def main(server: Server) -> None:
+        for _ in range(3):
+            forgotten = await connect_async(StandIn(), server.address)  # type: ignore[arg-type]
+            await forgotten(after(0))
+            if elsewhere:  # whose thread collects it does not matter
+                box = [forgotten]
+                del forgotten
+                await asyncio.to_thread(box.clear)
+            else:
+                del forgotten
+        gc.collect()
+        assert await alive(server) == (0, 0)
+
+    with serve(Tail()) as server:
+        asyncio.run(main(server))
+
+
+def test_a_copy_holds_the_connection_when_the_original_has_gone() -> None:
+    async def main(server: Server) -> None:
+        original = await connect_async(StandIn(), server.address)  # type: ignore[arg-type]
+        twin = copy.copy(original)
+        del original
+        gc.collect()
+        assert (await twin(after(0))).tolist() == [[0, 1, 2]]
+        del twin
+        gc.collect()
+        assert await alive(server) == (0, 0)
+
+    with serve(Tail()) as server:
+        original = dial(server.address)
+        twin = copy.copy(original)
+        del original
+        gc.collect()
+        assert twin(after(0)).tolist() == [[0, 1, 2]]
+        del twin
+        gc.collect()
+        eventually(lambda: not server.stats().connections)
+        original = dial(server.address)
+        twin = copy.copy(original)
+        original.close()
+        with pytest.raises(LocalProtocolError, match="this Remote was closed"):
+            twin(after(0))
+        asyncio.run(main(server))
 
 
 def test_it_says_once_that_the_edge_is_gone_and_once_that_it_is_back(caplog: pytest.LogCaptureFixture) -> None:
