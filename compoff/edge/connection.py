@@ -11,6 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from compoff.edge.places import NO_ROOM, holder_name
 from compoff.errors import WireError
 from compoff.wire.frames import MAX_BODY_BYTES
 from compoff.wire.messages import ErrorCode
@@ -86,12 +87,14 @@ class Connection(Receiver):
             idle_timeout=service.limits.idle_timeout,
             check_reply=service.check_reply,
             expected_wait=service.expected_wait,
+            admit=lambda: service.welcome(self),
         )
         self._transport: asyncio.Transport | None = None
+        self.who = ""  # whose this is
         self._gone = False
         self._left = False  # the client's side is closed, and ours may not be yet
         self._drain_end: float | None = None  # when a connection that was asked to go has to be gone
-        self._asked = 0.0  # when the last request came, or the last answer went
+        self.asked = time.monotonic()  # when the last request came, or the last answer went
         self._paused = False
         self._since = time.monotonic()  # when the handshake, the half message or the quiet began
         self._messages = self._requests = 0
@@ -108,6 +111,11 @@ class Connection(Receiver):
         return self._protocol.opened
 
     @property
+    def busy(self) -> bool:
+        """Whether requests are in flight."""
+        return self._protocol.in_flight > 0
+
+    @property
     def offers(self) -> tuple[Offer, ...]:
         """The artifacts that the client has asked for, each with the form of its replies."""
         return self._protocol.offers
@@ -122,8 +130,9 @@ class Connection(Receiver):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         self._since = time.monotonic()
+        self.who = holder_name(self._transport.get_extra_info("peername"), self._transport.get_extra_info("peercert"))
         if not self._service.join(self):
-            self._dismiss(ErrorCode.BUSY, "the server has no room for another connection; try again later")
+            self._dismiss(ErrorCode.BUSY, NO_ROOM)
 
     def receive(self, data: bytes) -> None:
         """Take what came; a client that breaks the rules hears why and is closed."""
@@ -208,8 +217,8 @@ class Connection(Receiver):
             self._dismiss(ErrorCode.CLOSING, "the server is stopping; connect again later")
             return
         if self._drain_end is None:
-            self._asked = time.monotonic()
-            self._drain_end = self._asked + self._service.limits.drain_timeout
+            self.asked = time.monotonic()
+            self._drain_end = self.asked + self._service.limits.drain_timeout
         self._protocol.send_goodbye()
         self._flush()
         self._finish_if_drained()
@@ -250,9 +259,9 @@ class Connection(Receiver):
 
     def settle(self) -> None:
         """Send what was delivered."""
-        self._asked = time.monotonic()
+        self.asked = time.monotonic()
         if not self._protocol.buffered:
-            self._since = self._asked
+            self._since = self.asked
         self._flush()
         if self._protocol.closing:
             self._finish_if_drained()
@@ -271,7 +280,7 @@ class Connection(Receiver):
             self._since = time.monotonic()
         self._messages = self._protocol.received
         if self._protocol.requests != self._requests:
-            self._requests, self._asked = self._protocol.requests, time.monotonic()
+            self._requests, self.asked = self._protocol.requests, time.monotonic()
         self._hold(buffered)
 
     def _hold(self, num_bytes: int) -> None:
@@ -292,7 +301,7 @@ class Connection(Receiver):
             return
         rest = 0.0
         if self._drain_end is not None:
-            rest = min(self._asked + _LINGER, self._drain_end) - time.monotonic()
+            rest = min(self.asked + _LINGER, self._drain_end) - time.monotonic()
         if rest > 0:
             self._linger_timer = asyncio.get_running_loop().call_later(rest, self._linger_is_over)
         else:

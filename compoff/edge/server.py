@@ -266,7 +266,9 @@ def serve(
         insecure: Whether plain TCP may be reached from other machines: they can read and change what is sent.
         reuse_port: Whether other processes of this user may listen on the same port, too; the system shares the
             connections out among them.
-        max_connections: Clients at a time; one more is told to come later. With TLS each takes a quarter of a megabyte.
+        max_connections: Clients at a time; one more is told to come later, or takes a place of whoever holds the most
+            of them (by certificate, or by address) where it holds fewer by two. With TLS each takes a quarter of a
+            megabyte.
             This process's soft limit of descriptors is raised for them; where the hard one is lower, they are fewer.
         window: Unanswered requests at a time on one connection; one more is refused as busy.
         workers: Threads that run tails. A tail that answers in microseconds needs none: it is asked where its requests

@@ -10,14 +10,15 @@ import contextlib
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from compoff.checks import check_whole, is_number
 from compoff.edge.batching import Job, Lane, Outcome
 from compoff.edge.jobs import answer_now, went_through
+from compoff.edge.places import GUESTS, NO_ROOM, Places
 from compoff.edge.stats import ServerStats
 from compoff.edge.workers import Workers
-from compoff.errors import FeatureError, LocalProtocolError
+from compoff.errors import FeatureError, LocalProtocolError, ServerBusy
 from compoff.wire.messages import ErrorCode
 from compoff.wire.receiver import new_buffer
 from compoff.wire.replies import reply_specs
@@ -29,65 +30,17 @@ if TYPE_CHECKING:
 
     from compoff.edge.batching import Asker
     from compoff.edge.limits import Limits
+    from compoff.edge.peer import Peer
     from compoff.edge.servable import Servable
     from compoff.wire.messages import Offer
     from compoff.wire.protocol import Request
     from compoff.wire.replies import ReplyForm
     from compoff.wire.security import Tokens
 
-__all__ = ["Peer", "Service"]
+__all__ = ["Service"]
 
 _logger = logging.getLogger("compoff.serve")
 _BUFFER_BYTES = 2**18
-
-
-class Peer(Protocol):
-    """What the service needs of a connection."""
-
-    @property
-    def unread_bytes(self) -> int:
-        """Bytes of answers written to this connection that its client has not taken, when they were last counted."""
-        ...
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of a message half received from this connection's client."""
-        ...
-
-    @property
-    def greeted(self) -> bool:
-        """Whether the client has said HELLO and was welcomed."""
-        ...
-
-    @property
-    def offers(self) -> tuple[Offer, ...]:
-        """The artifacts that the client has asked for, each with the form of its replies."""
-        ...
-
-    @property
-    def granted(self) -> tuple[bool, ...]:
-        """For each of them whether it was served when the client asked."""
-        ...
-
-    def count_unread(self) -> None:
-        """Count them, and tell the service."""
-        ...
-
-    def check_clock(self, now: float) -> None:
-        """Close where a timeout is over at this moment of ``time.monotonic()``."""
-        ...
-
-    def drain(self) -> None:
-        """Take no new requests, and close when the answers in flight are sent."""
-        ...
-
-    def put_out(self) -> None:
-        """Tell the client that the server is busy, and close."""
-        ...
-
-    def abort(self) -> None:
-        """Close at once."""
-        ...
 
 
 class Service:
@@ -129,6 +82,7 @@ class Service:
         self.buffer = new_buffer(_BUFFER_BYTES)  # where every connection's bytes are read to, one at a time
         self.artifacts: dict[bytes, int] = {}  # longest payload of each artifact that is served
         self.peers: dict[Peer, None] = {}  # in the order they came
+        self._places = Places()
         self.held_bytes = 0  # half-received messages and payloads that wait for a tail
         self.unread_bytes = 0  # answers written that clients have not taken
         self.accepted = self.refused = 0
@@ -229,13 +183,41 @@ class Service:
     def join(self, peer: Peer) -> bool:
         """Count a connection in; False where there is no room.
 
-        Who holds a place without having said HELLO gives it up to a newcomer: a client of ours speaks at once.
+        Who holds a place without having said HELLO gives it up to a newcomer: a client of ours speaks at once. Where
+        all places are held by those who have, one that somebody owes the newcomer will be its own when it has, too.
         """
         self.accepted += 1
-        if len(self.peers) >= self.limits.max_connections and not self.put_out_silent():
+        if not self._has_place(peer) and not self.put_out_silent():
             return False
         self.peers[peer] = None
         return True
+
+    def _has_place(self, peer: Peer) -> bool:
+        most = self.limits.max_connections
+        if len(self.peers) >= most + GUESTS:
+            return False
+        if len(self.peers) - self._places.going < most:
+            return True
+        return self._places.taken >= most and self._places.owed(peer.who)
+
+    def welcome(self, peer: Peer) -> None:
+        """Give a connection its place, now that it has said HELLO.
+
+        Not before: a stranger who does not know the token must not take a place from one who does.
+
+        Raises:
+            ServerBusy: There is none after all.
+        """
+        self._places.add(peer)
+        if self._places.taken <= self.limits.max_connections:
+            return
+        going = self._places.give_up(peer.who)
+        if going is None:
+            self._places.remove(peer)
+            raise ServerBusy(NO_ROOM)
+        _logger.info("%s holds the most connections, and gives up one of them to %s", going.who, peer.who)
+        self.refused += 1
+        going.drain()
 
     def put_out_silent(self) -> bool:
         """Put out whoever has been here the longest without having said HELLO; False where there is nobody."""
@@ -250,6 +232,7 @@ class Service:
     def leave(self, peer: Peer) -> None:
         """Count a connection out."""
         self.peers.pop(peer, None)
+        self._places.remove(peer)
         if not self.peers:
             self._drained.set()
 

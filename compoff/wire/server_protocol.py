@@ -14,6 +14,7 @@ from compoff.errors import (
     FeatureError,
     LocalProtocolError,
     RemoteProtocolError,
+    ServerBusy,
     WireError,
 )
 from compoff.wire.frames import Frame, FrameType, serialize_timed
@@ -90,6 +91,7 @@ class ServerProtocol(Conversation):
         idle_timeout: Seconds without any message after which the connection will be closed; told to the client.
         check_reply: Called with an artifact id and a form of reply; raises FeatureError where the two do not fit.
         expected_wait: Seconds that a request would wait now; told to a client that pings.
+        admit: Called before a client whose HELLO is right is welcomed; raises ServerBusy where there is no place.
 
     Raises:
         LocalProtocolError: A setting is out of its range.
@@ -111,6 +113,7 @@ class ServerProtocol(Conversation):
         idle_timeout: float = 0.0,
         check_reply: Callable[[bytes, ReplyForm], None] = only_full,
         expected_wait: Callable[[], float] = lambda: 0.0,
+        admit: Callable[[], None] = lambda: None,
     ) -> None:
         """Start waiting for a HELLO."""
         self._token = check_tokens(token)
@@ -121,6 +124,7 @@ class ServerProtocol(Conversation):
         self._idle_timeout = idle_timeout
         self._check_reply = check_reply
         self._expected_wait = expected_wait
+        self._admit = admit
         self._offers: tuple[Offer, ...] = ()
         self._maxima: tuple[int, ...] = ()  # longest payload of each offer; 0 where none is served
         self._in_flight: set[int] = set()
@@ -186,6 +190,7 @@ class ServerProtocol(Conversation):
             RemoteProtocolError: The client broke the protocol, or the connection damaged the bytes.
             AuthenticationError: The client does not know the token.
             ArtifactMismatch: None of the artifacts that the client asked for is served here, or one not in that form.
+            ServerBusy: There is no place for the client.
         """
         try:
             self._parser.feed(data)
@@ -243,6 +248,7 @@ class ServerProtocol(Conversation):
             message = "the token is wrong" if hello.token else "a token is needed and none was given"
             raise AuthenticationError(message)
         self._check_offers(hello.offers)
+        self._admit()
         self._offers = hello.offers
         self._maxima = tuple(self._artifacts.get(offer.artifact_id, 0) for offer in hello.offers)
         routes = tuple(Route(index, maximum) for index, maximum in enumerate(self._maxima))
@@ -299,4 +305,6 @@ class ServerProtocol(Conversation):
 def _farewell_code(error: WireError) -> ErrorCode:
     if isinstance(error, AuthenticationError):
         return ErrorCode.TOKEN
+    if isinstance(error, ServerBusy):
+        return ErrorCode.BUSY
     return ErrorCode.ARTIFACT if isinstance(error, ArtifactMismatch) else ErrorCode.PROTOCOL

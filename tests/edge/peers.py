@@ -41,11 +41,13 @@ class Echo:
 class Peer:
     """A raw connection to a server."""
 
-    def __init__(self, server: Server, first: bytes = HELLO, receive_buffer: int = 0) -> None:
+    def __init__(self, server: Server, first: bytes = HELLO, receive_buffer: int = 0, source: str = "") -> None:
         host, port = server.address.rsplit(":", 1)
         self.socket = socket.socket()
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if source:
+            self.socket.bind((source, 0))
         self.socket.settimeout(5)
         self.socket.connect((host, int(port)))
         self.parser = FrameParser(lambda frame_type, route, length: None)

@@ -14,6 +14,7 @@ from compoff.errors import (
     ConnectionLost,
     LocalProtocolError,
     RemoteProtocolError,
+    ServerBusy,
     WireError,
 )
 from compoff.wire.client_protocol import ClientProtocol
@@ -129,6 +130,23 @@ def test_whom_it_does_not_let_in(data: bytes, error: type[WireError], code: Erro
     with pytest.raises(LocalProtocolError, match="closed"):
         server.receive_data(hello(token="secret"))
     assert server.data_to_send() == b""
+
+
+def test_a_client_for_which_there_is_no_place_is_not_welcomed() -> None:
+    asked: list[bool] = []
+
+    def admit() -> None:
+        asked.append(True)
+        raise ServerBusy("there is no place")
+
+    server = ServerProtocol({ID: 100}, token="secret", admit=admit)
+    with pytest.raises(ServerBusy, match="no place"):
+        server.receive_data(hello(token="secret"))
+    assert sent_error(server) == (0, ErrorCode.BUSY, "there is no place")
+    stranger = ServerProtocol({ID: 100}, token="secret", admit=admit)
+    with pytest.raises(AuthenticationError):
+        stranger.receive_data(hello(token="wrong"))
+    assert asked == [True], "who does not know the token asks for no place"
 
 
 def test_a_stranger_without_the_token_learns_nothing_of_what_is_served() -> None:
