@@ -117,12 +117,18 @@ def _reload(
     log: tuple[str, str],
     reread: Callable[[], tuple[Settings, tuple[str, str]]] | None,
 ) -> Settings:
-    """Read everything again; whatever is wrong, the server goes on with what it had. The settings from now on."""
+    """Read everything again; whatever is wrong, the server goes on with what it had. The settings from now on.
+
+    Where the settings are wrong, what those in force name is read again all the same.
+    """
     try:
         fresh, form = (settings, log) if reread is None else reread()
     except (CompoffError, OSError) as error:
         _logger.error("the settings stay as they were: %s", error)
-        return settings
+        fresh, form = settings, log  # a mistake in one of them is no reason to keep a token that was taken back
+    except Exception:
+        _logger.exception("the settings stay as they were")
+        fresh, form = settings, log
     names = {"options": "limits", "tls": "the files that tls names"}
     changed = [
         names.get(name, name)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -19,6 +20,8 @@ import torch
 
 import compoff
 from compoff.operations.certificates import Authority
+from compoff.operations.run import _reload
+from compoff.operations.settings import Settings, TailPlace
 from compoff.operations.top import fetch
 
 if TYPE_CHECKING:
@@ -172,6 +175,23 @@ def test_a_mistake_at_sighup_leaves_everything_as_it_was(export: Path, tmp_path:
     assert "a change of address needs a restart" in errors
     assert "a change of the files that tls names" not in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    "error", [compoff.ConfigError("serve.yaml, line 3: no"), FileNotFoundError(2, "gone"), MemoryError()]
+)
+def test_a_mistake_in_the_settings_keeps_no_token_that_was_taken_back(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    def reread() -> Any:
+        raise error
+
+    told: list[Settings] = []
+    group: Any = SimpleNamespace(reload=told.append)
+    settings = Settings((TailPlace(Path("export")),), token_file=Path("tokens"))
+    assert _reload(group, settings, ("text", "info"), reread) == settings
+    assert told == [settings], "the files that the settings in force name are read again all the same"
+    assert "the settings stay as they were" in caplog.text
 
 
 def test_several_processes_share_a_port_and_one_that_dies_comes_back(
