@@ -45,6 +45,7 @@ def serve_as_told(settings: Settings, address: str, pipe: Connection, log: tuple
         pipe.send(("ready", str(error)))
         return
     try:
+        pipe.send(("exports", worker.exports))
         pipe.send(("ready", worker.served))
         reader = _Reader(worker, pipe)
         while not told and worker.running:
@@ -87,6 +88,7 @@ class _Reader:
                 _logger.exception("the reload failed")
                 done = False
             with self.sending, contextlib.suppress(OSError):
+                self._pipe.send(("exports", self._worker.exports))
                 self._pipe.send((f"reloaded {number}", done))
 
 

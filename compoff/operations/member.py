@@ -71,7 +71,9 @@ class Member:
         self._asked: float | None = None  # since when it owes its figures
         self._told = self._began  # when it gave them last
         self._outcomes: dict[str, bool] = {}  # what became of each reload
+        self._owed = 0  # reloads that it was told of and has not done
         self.listening = False
+        self.exports: frozenset[str] = frozenset()
 
     def wait_until_ready(self, stopping: Callable[[], bool] = lambda: False) -> list[str]:
         """What it serves, when it listens.
@@ -92,7 +94,6 @@ class Member:
             raise WireError(f"server process {self._number} ended before it listened; its log says why")
         if isinstance(answer, str):
             raise WireError(answer)
-        self.listening = True
         return answer
 
     def ask(self, what: str, argument: Any = None) -> None:
@@ -133,15 +134,27 @@ class Member:
     def reload(self, settings: Settings, *, tails: bool = True, keep: bool = False) -> tuple[int, int]:
         """Have it read again what may change; which time this is, for `outcome`."""
         self._reloads += 1
+        self._owed += 1
+        self._outcomes.clear()  # of those before; whoever waits, waits for the last
         self.ask("reload", (self._reloads, self.role(settings), tails, keep))
         return self._starts, self._reloads
+
+    @property
+    def settled(self) -> bool:
+        """Whether it listens and has done all that it was told: `exports` are what it serves from now on."""
+        return self.listening and not self._owed
+
+    @property
+    def began(self) -> float:
+        """When it was started, by the monotonic clock."""
+        return self._began
 
     def outcome(self, which: tuple[int, int]) -> bool | None:
         """Whether it has taken over the tails; None while it is at it."""
         if which[0] != self._starts or self._dead:
             return False
         self._receive("", 0.0)
-        return self._outcomes.pop(f"reloaded {which[1]}", None)
+        return self._outcomes.get(f"reloaded {which[1]}")
 
     def _receive(self, kind: str, deadline: float) -> Any:
         try:
@@ -151,6 +164,11 @@ class Member:
                     self._asked, self._last, self._told = None, content, time.monotonic()
                 elif found.startswith("reloaded"):
                     self._outcomes[found] = content
+                    self._owed -= 1
+                elif found == "exports":
+                    self.exports = content
+                elif found == "ready":
+                    self.listening = isinstance(content, list)  # whoever reads it; the other form is why it cannot
                 if found == kind:
                     return content
         except (EOFError, OSError):
@@ -164,7 +182,6 @@ class Member:
         if isinstance(answer, str):
             _logger.error("server process %s cannot serve: %s", self._number, answer)
         if alive:
-            self.listening = self.listening or isinstance(answer, list)
             if self.listening and time.monotonic() - self._told > _QUIET_SECONDS:
                 self.question()  # also where nobody wants the figures: one that hangs shows only so
             if self._asked is not None and time.monotonic() - self._asked > _SILENT_SECONDS:

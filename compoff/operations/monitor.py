@@ -40,7 +40,7 @@ class Monitor:
     """Shows a server's figures over HTTP, until it is closed; a context manager.
 
     ``/`` is the page, ``/figures.json`` what it shows, ``/metrics`` for Prometheus. ``/healthz`` answers 200 as long as
-    this process does; ``/readyz`` 200 where every process of the server answers, else 503.
+    this process does; ``/readyz`` 200 where every process of the server answers and all serve the same, else 503.
 
     Args:
         figures: Gives the figures of now.
@@ -89,7 +89,8 @@ class Monitor:
             return 200, _TEXT, b"ok\n"
         if path == "/readyz":
             ready = self._figures()["ready"]
-            return (200, _TEXT, b"ready\n") if ready else (503, _TEXT, b"not every process answers\n")
+            missing = b"not every process answers, or not all serve the same\n"
+            return (200, _TEXT, b"ready\n") if ready else (503, _TEXT, missing)
         return 404, _TEXT, b"there is /, /figures.json, /metrics, /healthz and /readyz\n"
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from compoff.device.breaker import Backoff
 from compoff.errors import BackendError, WireError
 from compoff.operations.figures import Figures, merge
 from compoff.operations.member import Member, Role
@@ -56,8 +57,12 @@ class Processes:
         self.address = _address(self._sockets[0])
         self._members: list[Member] = []
         self._keepers: list[Member] = []  # who devices do not speak to
-        self._awaited: tuple[Settings, tuple[int, int]] | None = None  # what the keeper reads again, and which time
-        self._behind: float | None = None  # when it shall let go of its former tails
+        # What is read again, and by whom, which time; fronts come after them.
+        self._awaited: tuple[Settings, list[tuple[Member, tuple[int, int]]]] | None = None
+        self._behind: float | None = None  # when the keeper shall let go of its former tails
+        self._apart = False  # some serve other exports than others
+        self._backoff = Backoff(0.5, 30.0)
+        self._not_before = 0.0
         try:
             role: Role = _same
             if settings.fronts:
@@ -95,24 +100,26 @@ class Processes:
         with self._lock:
             for member in [*self._keepers, *self._members]:
                 member.revive(self._settings)
-            for keeper in self._keepers:
-                self._go_on(keeper)
+            self._go_on()
+            self._come_together()
 
     def figures(self) -> Figures:
         """What all of them have counted, those that ran before them included.
 
         Of one that does not answer it is what it had counted last, and the server is not ready then: a sum that lost it
-        and had it again would look like traffic that never was.
+        and had it again would look like traffic that never was. Nor is it ready while the process with the tails, whose
+        counts are the fronts' once more, does not answer, or while some serve other exports than others.
         """
+        everyone = [*self._members, *self._keepers]
         with self._lock:
-            questions = [(member, member.question()) for member in self._members if member.listening]
+            questions = [(member, member.question()) for member in everyone if member.listening]
             deadline = time.monotonic() + _ANSWER_SECONDS
-            answers = [member.figures(number, deadline) for member, number in questions]
+            answers = {member: member.figures(number, deadline) for member, number in questions}
             parts = [part for member in self._members for part in member.counted]
-        answered = [answer for answer in answers if answer is not None]
-        whole = merge(parts, processes=len(parts))
-        ready = len(answered) == len(self._members) and all(answer["ready"] for answer in answered)
-        return {**whole, "processes": len(answered), "ready": ready}
+            apart = self._apart
+        ready = not apart and all((answer := answers.get(one)) is not None and answer["ready"] for one in everyone)
+        answered = sum(answers.get(member) is not None for member in self._members)
+        return {**merge(parts, processes=len(parts)), "processes": answered, "ready": ready}
 
     def reload(self, settings: Settings) -> None:
         """Have each take over tokens, certificates and tails.
@@ -120,27 +127,59 @@ class Processes:
         Fronts take new tails when the process that holds them has read them: who they welcome must find an answer.
         """
         with self._lock:
-            for keeper in self._keepers:
-                self._awaited = (settings, keeper.reload(settings, keep=True))
-                self._behind = None  # what the fronts still use must not be dropped behind this reload
-            if not self._keepers:
-                self._settings = settings
-                for member in self._members:
-                    member.reload(settings)
+            self._read_again(settings)
 
-    def _go_on(self, keeper: Member) -> None:
-        """Tell the fronts of tails that the process with the tails has read; let it drop the former ones later."""
+    def _read_again(self, settings: Settings) -> None:
+        first = self._keepers or self._members
+        self._awaited = settings, [(one, one.reload(settings, keep=bool(self._keepers))) for one in first]
+        self._behind = None  # what the fronts still use must not be dropped behind this reload
+        if not self._keepers:  # the tails follow when somebody has read them: who is started again shall find some
+            self._settings = replace(settings, tails=self._settings.tails)
+
+    def _go_on(self) -> None:
+        """Take over tails that were read; tell the fronts of them, and let the keeper drop the former ones later."""
         now = time.monotonic()
-        if self._behind is not None and now >= self._behind:
+        if self._behind is not None and now >= self._behind and not self._apart:
             self._behind = None
-            keeper.ask("drop")
-        if self._awaited is None or (read := keeper.outcome(self._awaited[1])) is None:
+            for keeper in self._keepers:
+                keeper.ask("drop")
+        if self._awaited is None:
             return
-        settings, self._awaited = self._awaited[0], None
+        settings, first = self._awaited
+        outcomes = [member.outcome(which) for member, which in first]
+        if None in outcomes:
+            return
+        self._awaited, read = None, any(outcomes)
         self._settings = settings if read else replace(settings, tails=self._settings.tails)
-        for member in self._members:
-            member.reload(self._settings, tails=read)
-        self._behind = now + _BEHIND_SECONDS
+        if self._keepers:
+            for member in self._members:
+                member.reload(self._settings, tails=read)
+            self._behind = now + _BEHIND_SECONDS
+
+    def _come_together(self) -> None:
+        """Have all read the tails again where one that was started again, or one alone, found others than the rest.
+
+        Folders may hold another export since the last reload. Heads would be answered by chance, and through fronts not
+        at all.
+        """
+        everyone = [member for member in (*self._keepers, *self._members) if member.listening]
+        if self._awaited is not None or not all(member.settled for member in everyone):
+            return
+        if len({member.exports for member in everyone}) < 2:
+            self._apart = False
+            self._backoff.reset()
+            return
+        again, self._apart = self._apart, True
+        now = time.monotonic()
+        if again and now < self._not_before:
+            return
+        self._not_before = now + self._backoff.next()
+        _logger.warning("server processes serve different tails; all of them read their tails again")
+        if not again and self._keepers and max(everyone, key=lambda one: one.began) in self._keepers:
+            for member in self._members:  # the keeper has only just read them: fronts need not wait for a second time
+                member.reload(self._settings)
+        else:
+            self._read_again(self._settings)
 
     def stop(self) -> None:
         """Have each send the answers in flight and end."""

@@ -60,6 +60,11 @@ class Worker:
         return [repr(tail) for tail in self._tails]
 
     @property
+    def exports(self) -> frozenset[str]:
+        """Ids of the exports that it serves; processes of one server that differ in them answer different heads."""
+        return frozenset(tail.manifest.artifact_id for tail in self._tails)
+
+    @property
     def running(self) -> bool:
         """Whether it has not stopped."""
         return not self._server.wait(0.0)

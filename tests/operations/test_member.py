@@ -112,7 +112,16 @@ def test_a_reload_says_whether_the_tails_were_read(front: Any, tmp_path: Path) -
     front.reload(front.settings)
     assert front.question() == asked, "the same, for it is not answered yet"
     assert read(front.settings)
+    before = front.exports
+    assert before == {MANIFEST.artifact_id}
     assert not read(replace(front.settings, tails=(TailPlace(tmp_path / "gone"),)))
+    assert (front.settled, front.exports) == (True, before)
+    other = replace(MANIFEST, kind="tail", factory="", artifact_id="f" * 64)
+    write_folder(tmp_path / "other", other, TABLES, {})
+    which = front.reload(replace(front.settings, tails=(TailPlace(tmp_path / "other"),)))
+    assert not front.settled, "what it serves is not known before it says so"
+    within(20, lambda: front.outcome(which))
+    assert (front.settled, front.exports) == (True, {"f" * 64})
     front._process.kill()
     front._process.join()
     front.revive(front.settings)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from compoff.device.breaker import Backoff
 from compoff.errors import WireError
 from compoff.operations import processes
 from compoff.operations.figures import counted_only
@@ -93,26 +94,112 @@ def figures(requests: int, **fields: Any) -> Any:
     return {"uptime": 1.0, "processes": 1, "ready": True, **held, "tails": [tail], **fields}
 
 
+class Counting:
+    """A process that answers, or does not, and what it serves."""
+
+    def __init__(self, answer: Any, last: Any = None, past: Any = (), began: float = 0.0) -> None:
+        self.answer, self.counted, self.began = answer, [*past, last], began
+        self.listening = self.settled = True
+        self.exports = frozenset({"old"})
+        self.told: list[tuple[Settings, bool]] = []
+        self.read: bool | None = None
+
+    def question(self) -> int:
+        return 1
+
+    def figures(self, number: int, deadline: float) -> Any:
+        return self.answer
+
+    def revive(self, settings: Settings) -> None:
+        del settings
+
+    def reload(self, settings: Settings, *, tails: bool = True, keep: bool = False) -> tuple[int, int]:
+        del keep
+        self.told.append((settings, tails))
+        return 1, 1
+
+    def outcome(self, which: tuple[int, int]) -> bool | None:
+        del which
+        return self.read
+
+    def ask(self, what: str) -> None:
+        assert what == "drop"
+
+
+def group(members: list[Counting], keepers: list[Counting]) -> Any:
+    server: Any = object.__new__(Processes)
+    server._lock, server._members, server._keepers = threading.Lock(), members, keepers
+    server._settings = Settings((TailPlace(Path("export")),))
+    server._awaited = server._behind = None
+    server._apart, server._not_before, server._backoff = False, 0.0, Backoff(0.5, 30.0, lambda: 1.0)
+    return server
+
+
+def test_a_server_is_ready_when_the_process_with_the_tails_answers_too() -> None:
+    keeper = Counting(figures(0))
+    server = group([Counting(figures(5), figures(5))], [keeper])
+    found = server.figures()
+    assert (found["ready"], found["processes"], found["tails"][0]["requests"]) == (True, 1, 5), "counted once"
+    keeper.answer = None  # it hangs
+    assert server.figures()["ready"] is False
+    keeper.answer, keeper.listening = figures(0), False  # it has died, and is started again
+    assert server.figures()["ready"] is False
+
+
+@pytest.mark.parametrize("fronts", [False, True])
+def test_one_that_finds_another_export_when_it_starts_again_has_the_others_read_theirs(
+    fronts: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(processes.time, "monotonic", lambda: now)
+    first, second, other = (Counting(figures(1), figures(1)) for _ in range(3))
+    server = group([first, second], [other] if fronts else [])
+    server.watch()
+    assert server.figures()["ready"]
+    again = other if fronts else second
+    again.exports, again.began = frozenset({"new"}), 7.0
+    server.watch()
+    assert "server processes serve different tails" in caplog.text
+    assert not server.figures()["ready"], "heads would be answered by chance"
+    assert [len(one.told) for one in (first, second, other)] == [1, 1, 0], "the process with the tails has just read"
+    # It may fail, or the folder change once more: then all read again, after pauses that grow.
+    first.read = second.read = other.read = False
+    server.watch()
+    assert len(first.told) == 1
+    now += 0.6
+    server.watch()
+    server.watch()
+    assert [len(one.told) for one in (first, second, other)] == ([2, 2, 1] if fronts else [2, 2, 0])
+    assert not server.figures()["ready"]
+    first.exports = second.exports = frozenset({"new"})
+    server.watch()
+    assert server.figures()["ready"]
+    now += 100.0
+    server.watch()
+    assert len(first.told) == 2
+
+
+def test_tails_that_nobody_could_read_are_not_what_one_starts_again_with() -> None:
+    first, second = (Counting(figures(1), figures(1)) for _ in range(2))
+    server = group([first, second], [])
+    fresh = Settings((TailPlace(Path("damaged")),), token_file=Path("tokens"))
+    server.reload(fresh)
+    assert server._settings.token_file == Path("tokens")
+    first.read = False
+    server.watch()
+    assert server._awaited is not None
+    second.read = False
+    server.watch()
+    assert server._settings.tails == (TailPlace(Path("export")),)
+    server.reload(fresh)
+    second.read = True
+    server.watch()
+    assert server._settings == fresh
+
+
 def test_one_that_misses_its_turn_does_not_take_its_counts_out_of_the_sum() -> None:
-    class Member:
-        listening = True
-
-        def __init__(self, answer: Any, last: Any, past: list[Any]) -> None:
-            self.answer, self.counted = answer, [*past, last]
-
-        def question(self) -> int:
-            return 1
-
-        def figures(self, number: int, deadline: float) -> Any:
-            return self.answer
-
-    server = object.__new__(Processes)
-    server._lock, server._members = (
-        threading.Lock(),
-        [  # type: ignore[assignment]
-            Member(figures(150), figures(150), []),
-            Member(None, figures(100), [counted_only(figures(50))]),
-        ],
+    server = group(
+        [Counting(figures(150), figures(150)), Counting(None, figures(100), [counted_only(figures(50))])], []
     )
     found = server.figures()
     assert (found["tails"][0]["requests"], found["processes"], found["ready"]) == (300, 1, False)
