@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 __all__ = ["main"]
@@ -13,6 +14,9 @@ def main() -> None:
     Raises:
         SystemExit: Always; the status is 0 when the command succeeded.
     """
+    if sys.argv[1:2] == ["serve"] and hasattr(signal, "SIGHUP"):
+        # It would end the process until the server takes it: it waits, and what it asks for is done then.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     try:
         from compoff.cli import run  # typer and rich are an extra
     except ModuleNotFoundError as error:

@@ -85,6 +85,7 @@ def run_server(
         signal.signal(name, lambda number, _: stop.append(number))
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda number, _: again.append(number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])  # the command line keeps it waiting until now
     for name in ("processes", "fronts"):
         if getattr(settings, name) > MOST_PROCESSES:
             raise LocalProtocolError(f"{name} is {getattr(settings, name)}; expected at most {MOST_PROCESSES}")

@@ -158,6 +158,34 @@ def test_sighup_reads_tokens_certificates_tails_and_the_file_again(export: Path,
         assert f"a change of {name} needs a restart" in errors
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_sighup_while_the_command_line_is_still_loaded_is_kept_until_it_serves(export: Path, tmp_path: Path) -> None:
+    program = """
+import os, signal, sys
+import compoff.__main__
+
+class HangingUp:
+    @staticmethod
+    def find_spec(name, *rest):
+        if name == "compoff.cli":
+            os.kill(os.getpid(), signal.SIGHUP)
+
+sys.meta_path.insert(0, HangingUp)
+compoff.__main__.main()
+"""
+    path = written(tmp_path, tails=[str(export / "first")])
+    command = [sys.executable, "-c", program, "serve", "--config", str(path)]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        assert any("reloaded the tails" in line for line in server.stderr)
+        server.terminate()
+        assert server.wait(40) == 0
+    finally:
+        server.kill()
+        server.communicate()
+
+
 def test_a_mistake_at_sighup_leaves_everything_as_it_was(export: Path, tmp_path: Path, serving: Any) -> None:
     path = written(tmp_path, tails=[str(export / "first")])
     server = serving("--config", path)
