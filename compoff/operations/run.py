@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from compoff.errors import CompoffError, LocalProtocolError
 from compoff.operations.figures import Figures, merge
@@ -99,17 +101,30 @@ def run_server(
             from compoff.operations.monitor import Monitor  # prometheus-client is an extra
 
             monitor = stack.enter_context(Monitor(group.figures, settings.metrics))
-            say(f"metrics on http://{monitor.address}/")
+            _tell(say, f"metrics on http://{monitor.address}/")
         for tail in group.served:
-            say(f"serving {tail} on {group.address}")
-        sys.stdout.flush()
+            _tell(say, f"serving {tail} on {group.address}")
         while not stop and group.running:
             time.sleep(_LOOK_SECONDS)
             group.watch()
             if again:
                 again.clear()
                 settings = _reload(group, settings, log, reread)
-    say("stopped")
+    _tell(say, "stopped")
+
+
+def _tell(say: Callable[[str], None], line: str) -> None:
+    """Say a line; where nobody is there any more to read it, the log says so once, and the server goes on."""
+    output: TextIO | None = sys.stdout  # None where the program was started with it closed
+    try:
+        say(line)
+        if output is not None:
+            output.flush()
+    except OSError as error:
+        _logger.warning("standard output is closed (%s); no more is said there", error.strerror or error)
+        if output is not None:  # what is left in its buffer would be an error at the exit
+            with contextlib.suppress(OSError), Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), output.fileno())
 
 
 def _reload(

@@ -265,6 +265,28 @@ def test_what_cannot_be_served_is_one_line_and_status_1(
     assert "Traceback" not in errors
 
 
+def test_a_server_outlives_whoever_reads_what_it_says(export: Path, tmp_path: Path) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    path = written(tmp_path, tails=[str(export / "first")], log={"format": "json"})
+    command = [sys.executable, "-m", "compoff", "serve", "--config", str(path)]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    try:
+        assert server.stderr is not None
+        listening = json.loads(next(server.stderr))["message"]
+        assert "standard output is closed" in next(server.stderr)
+        assert answers(export, listening.split()[-1])
+        server.terminate()
+        _, errors = server.communicate(timeout=40)
+        assert server.returncode == 0
+        assert "Traceback" not in errors
+        assert "BrokenPipe" not in errors
+    finally:
+        server.kill()
+        server.communicate()
+
+
 def test_folders_and_a_file_are_not_mixed(export: Path, tmp_path: Path, serving: Any) -> None:
     server = serving(export / "first", "--config", written(tmp_path, tails=[str(export / "first")]))
     code, _, errors = server.end()
