@@ -6,6 +6,7 @@ Only reads. What the settings mean is for ``compoff.serve`` and ``worker``.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -66,6 +67,7 @@ def _place(value: Any) -> Any:
 _Address = Annotated[str, AfterValidator(_address)]
 _Path = Annotated[Path, AfterValidator(_path)]
 _Count = Annotated[int, Field(ge=1)]
+_Window = Annotated[int, Field(ge=1, le=65535)]  # it goes to the device in two bytes
 _Seconds = Annotated[float, Field(gt=0, le=_MOST_SECONDS, allow_inf_nan=False)]
 
 
@@ -91,7 +93,7 @@ class _Certificates(_Section):
 
 class _Limits(_Section):
     max_connections: _Count | None = None
-    window: _Count | None = None
+    window: _Window | None = None
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None
     decoders: Annotated[int, Field(ge=0, le=1024)] | None = None
     max_batch: _Count | None = None
@@ -197,10 +199,22 @@ def read_configuration(path: str | Path) -> tuple[Settings, LogSettings]:
         told = [_problem(path, node, problem) for problem in problems[:_MOST_PROBLEMS]]
         raise ConfigError("\n".join([*told, *more])) from None
     try:
-        return configuration.settings(path.parent), configuration.log
+        settings = configuration.settings(path.parent)
     except LocalProtocolError as error:
         line = _line(node, ["address" if configuration.tls is None else "tls"])
         raise ConfigError(f"{path}, line {line}: {error}") from error
+    return _written(settings, path, node), configuration.log
+
+
+def _written(settings: Settings, path: Path, node: yaml.Node | None) -> Settings:
+    """The settings with where each is written whose mistakes only show when what it names is read."""
+
+    def written(*place: str | int) -> str:
+        return f"{path}, line {_line(node, place)}"
+
+    tails = tuple(replace(tail, written=written("tails", index)) for index, tail in enumerate(settings.tails))
+    limits = {name: written("limits", name) for name in settings.options}
+    return replace(settings, tails=tails, written={"token_file": written("token_file"), **limits})
 
 
 def _problem(path: Path, root: yaml.Node | None, problem: Any) -> str:

@@ -154,6 +154,8 @@ def _reload(
     for name in changed + ["log"] * (form != log):
         _logger.warning("a change of %s needs a restart", name)
     # A process that dies and is started again must not differ from the others in what needed a restart of all.
-    settings = replace(settings, tails=fresh.tails, token_file=fresh.token_file, secret=fresh.secret)
+    settings = replace(
+        settings, tails=fresh.tails, token_file=fresh.token_file, secret=fresh.secret, written=fresh.written
+    )
     group.reload(settings)
     return settings

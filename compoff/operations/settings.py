@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from compoff.errors import LocalProtocolError
+from compoff.errors import CompoffError, ConfigError, LocalProtocolError
+from compoff.operations.system_errors import told
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
     from pathlib import Path
 
     from compoff.wire.security import Tokens
     from compoff.wire.tls import TLS
 
-__all__ = ["MOST_PROCESSES", "TOKEN_VARIABLE", "Relay", "Settings", "TailPlace", "read_tokens"]
+__all__ = ["MOST_PROCESSES", "TOKEN_VARIABLE", "Relay", "Settings", "TailPlace", "placed", "read_tokens"]
 
 TOKEN_VARIABLE = "COMPOFF_TOKEN"
 MOST_PROCESSES = 1024
@@ -31,12 +33,14 @@ class TailPlace:
         device: Where it runs, such as ``"cuda"``.
         factory: ``"package.module:function"`` that makes the model, for a tail that runs the model itself.
         backend: The runtime that it runs in, as for `compoff.Tail.load`.
+        written: Where it is written, such as ``"serve.yaml, line 3"``; empty for the command line.
     """
 
     folder: Path
     device: str = "cpu"
     factory: str | None = None
     backend: Literal["eager", "inductor", "onnx", "tensorrt", "auto"] = "eager"
+    written: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Settings:
         fronts: Processes that speak to devices for one process that holds the tails; 0 where each holds its own.
         relay: For a front, where that process is.
         secret: A token in place of the file's and the variable's.
+        written: For ``token_file`` and the names in `options`, where they are written.
     """
 
     tails: tuple[TailPlace, ...]
@@ -81,6 +86,7 @@ class Settings:
     fronts: int = 0
     relay: Relay | None = None
     secret: str = field(default="", repr=False)
+    written: Mapping[str, str] = field(default_factory=dict[str, str], compare=False)
 
     @property
     def tokens(self) -> Tokens:
@@ -88,10 +94,40 @@ class Settings:
 
         Raises:
             LocalProtocolError: The file holds none, or no text, or cannot be read.
+            ConfigError: The same, where the file is named in a file of settings; the message says where.
         """
         if self.secret:
             return self.secret
-        return os.environ.get(TOKEN_VARIABLE) if self.token_file is None else read_tokens(self.token_file)
+        if self.token_file is None:
+            return os.environ.get(TOKEN_VARIABLE)
+        with placed(self.written.get("token_file", "")):
+            return read_tokens(self.token_file)
+
+
+@contextlib.contextmanager
+def placed(written: str) -> Generator[None]:
+    """Put before an error where that is written which it is about.
+
+    Args:
+        written: Such as ``"serve.yaml, line 3"``; empty to leave errors as they are.
+
+    Raises:
+        ConfigError: In place of an error of compoff or of the system.
+
+    Examples:
+        >>> with placed("serve.yaml, line 3"):
+        ...     raise LocalProtocolError("'tokens' holds no token; write one a line")
+        Traceback (most recent call last):
+        compoff.errors.ConfigError: serve.yaml, line 3: 'tokens' holds no token; write one a line
+
+    Source: this project.
+    """
+    try:
+        yield
+    except (CompoffError, OSError) as error:
+        if not written:
+            raise
+        raise ConfigError(f"{written}: {told(error) if isinstance(error, OSError) else error}") from error
 
 
 def read_tokens(path: Path) -> list[str]:

@@ -9,6 +9,7 @@ from compoff.edge.server import Server, serve
 from compoff.errors import CompoffError, LocalProtocolError
 from compoff.operations.figures import Figures, TailName, figures_of
 from compoff.operations.relay import RelayTail
+from compoff.operations.settings import placed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,17 +38,22 @@ class Worker:
     def __init__(self, settings: Settings, address: str | None = None, *, shared: bool = False) -> None:
         """Load, and listen."""
         self.settings = settings
+        tokens = settings.tokens  # before the tails, which take a while
         self._tails: Sequence[Tail | RelayTail] = _load(settings)
         self._former: Sequence[Tail | RelayTail] = []
-        self._server: Server = serve(
-            self._tails,
-            address or settings.address,
-            token=settings.tokens,
-            tls=settings.tls,
-            insecure=settings.insecure,
-            reuse_port=shared,
-            **settings.options,
-        )
+        try:
+            self._server: Server = serve(
+                self._tails,
+                address or settings.address,
+                token=tokens,
+                tls=settings.tls,
+                insecure=settings.insecure,
+                reuse_port=shared,
+                **settings.options,
+            )
+        except LocalProtocolError as error:  # such as a limit that is too small for the tails: only now is that known
+            with placed(next((settings.written[name] for name in settings.written if name in str(error)), "")):
+                raise
 
     @property
     def address(self) -> str:
@@ -138,12 +144,18 @@ def _load(settings: Settings) -> list[Tail] | list[RelayTail]:
         raise LocalProtocolError("there is nothing to serve; give the folder of at least one tail")
     if settings.relay is not None:
         address, token = settings.relay.address, settings.relay.token
-        return [RelayTail(place.folder, address, token=token) for place in settings.tails]
+        relays: list[RelayTail] = []
+        for place in settings.tails:
+            with placed(place.written):
+                relays.append(RelayTail(place.folder, address, token=token))
+        return relays
     from compoff.edge.tail import Tail  # pulls in torch, which fronts and the process that watches do not need
     from compoff.weights import WeightPool
 
     pool = WeightPool()  # tails of one model have the weights behind the later split points in common
-    return [
-        Tail.load(place.folder, device=place.device, factory=place.factory, backend=place.backend, pool=pool)
-        for place in settings.tails
-    ]
+    tails: list[Tail] = []
+    for place in settings.tails:
+        device, factory, backend = place.device, place.factory, place.backend
+        with placed(place.written):
+            tails.append(Tail.load(place.folder, device=device, factory=factory, backend=backend, pool=pool))
+    return tails

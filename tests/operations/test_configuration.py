@@ -75,6 +75,7 @@ log: {format: json, level: warning}
         ("tails: [x]\naddress: 127.0.0.1\n", 2, "not an address"),
         ("tails: [x]\nlimits:\n  window: 16\n  workers: none\n", 4, "limits.workers is 'none'"),
         ("tails: [x]\nlimits:\n  idle_timeout: .nan\n", 3, "idle_timeout"),
+        ("tails: [x]\nlimits:\n  window: 70000\n", 3, "limits.window is 70000"),
         ("tails: [x]\nlimits:\n  max_wait: -1\n", 3, "limits.max_wait is -1"),
         ("tails:\n  - x\n  - folder: y\n    devise: cuda\n", 4, "no setting tails.1.devise"),
         ("tails:\n  - x\n  - 7\n", 3, "tails.1 is 7"),
