@@ -6,9 +6,10 @@ Those that run on the edge in every call, and whose axis of channels is known fo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from compoff.cutting.watching import named_modules
 
@@ -17,16 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Layer", "layers_behind"]
 
-_CHANNELS_SECOND = (
+_NORMALIZATIONS = (
     nn.modules.batchnorm._BatchNorm,  # pyright: ignore[reportPrivateUsage] - what all batch norms have in common
     nn.GroupNorm,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
+    nn.LayerNorm,
+    nn.RMSNorm,
 )
-_NORMALIZATIONS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)  # pyright: ignore[reportPrivateUsage]
 
 
 @dataclass(frozen=True)
@@ -72,14 +69,19 @@ def layers_behind(model: nn.Module, trace: Trace, moment: int) -> tuple[Layer, .
 
 def _layer(path: str, module: nn.Module) -> Layer | None:
     """What is known of a module's channels; None where it is no layer of ours."""
-    weight = getattr(module, "weight", None)
-    if weight is None or not path:
+    # Asked for by its attribute, a parametrized weight would be computed, and in training mode spectral normalization
+    # moves its buffers by that.
+    held: dict[str, Any] = {**module._buffers, **module._parameters, **vars(module)}  # pyright: ignore[reportPrivateUsage]
+    weight = held.get("weight")
+    if not path or (weight is None and not is_parametrized(module, "weight")):
         return None
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)):
         return Layer(path, module.out_channels, 1)
-    if isinstance(module, _CHANNELS_SECOND):
-        return Layer(path, len(weight), 1)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+        return Layer(path, module.num_features if weight is None else len(weight), 1)
+    if isinstance(module, nn.GroupNorm):
+        return Layer(path, module.num_channels if weight is None else len(weight), 1)
     # A subclass may have its channels elsewhere, as ConvNeXt's LayerNorm2d does.
-    if type(module) in (nn.LayerNorm, nn.RMSNorm) and weight.dim() == 1:
+    if type(module) in (nn.LayerNorm, nn.RMSNorm) and weight is not None and weight.dim() == 1:
         return Layer(path, len(weight), -1)
     return Layer(path, module.out_features, -1) if type(module) is nn.Linear else None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from compoff.cutting.behind import Layer
 from compoff.cutting.sites import locate
+from tests.small_networks import same, values
 
 
 def behind(net: nn.Module, split: str, x: Tensor) -> tuple[Layer, ...]:
@@ -51,3 +53,12 @@ def test_each_kind_of_layer(net: nn.Module, x: Tensor, expected: Layer) -> None:
 def test_a_subclass_whose_channels_may_lie_elsewhere_is_left_out() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), LayerNorm2d(4), nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4))
     assert behind(net, "input", torch.randn(2, 3, 4, 4)) == (Layer("3", 4, 1),)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_parametrized_weight_is_not_computed(training: bool) -> None:
+    blocks = [nn.Linear(8, 8), parametrizations.spectral_norm(nn.Linear(8, 8)), nn.BatchNorm1d(8)]
+    net = nn.Sequential(*blocks, parametrizations.weight_norm(nn.BatchNorm1d(8))).train(training)
+    before = values(net)
+    assert locate(net, ["1"], (torch.randn(2, 8),))["1"].behind == (Layer("2", 8, 1), Layer("3", 8, 1))
+    assert same(before, values(net))
