@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from compoff.errors import SplitError
+from compoff.printable import told
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Frozen"]
+__all__ = ["Frozen", "to_eval"]
 
 # Modules of PyTorch that compute the same in either mode; a class derived from one of them may not.
 _INDIFFERENT = (
@@ -26,6 +29,31 @@ _INDIFFERENT = (
 )  # fmt: skip
 
 _training = itemgetter("training")
+
+
+def to_eval(model: nn.Module) -> None:
+    """Put a model into eval mode.
+
+    Args:
+        model: The model.
+
+    Raises:
+        SplitError: It cannot be switched.
+
+    Examples:
+        >>> net = torch.nn.Dropout()
+        >>> to_eval(net)
+        >>> net.training
+        False
+    """
+    try:
+        model.eval()
+    except Exception as error:
+        raise SplitError(
+            f"{type(model).__name__}.eval() fails ({told(error)}), and a model is kept in eval mode while it is "
+            "wrapped or looked at; give one whose train(mode) switches it and, in place of what torch.export made of "
+            "it, the model as it was written"
+        ) from error
 
 
 class Frozen:
@@ -55,14 +83,18 @@ class Frozen:
         self._modes: list[dict[str, Any]] = []
 
     def keep(self) -> None:
-        """Put the model back into eval mode and without gradients, where a script has changed that."""
+        """Put the model back into eval mode and without gradients, where a script has changed that.
+
+        Raises:
+            SplitError: The model cannot be put into eval mode.
+        """
         if not self._modes:
             # Looking into what a module consists of spares its own memory a visit.
             watched = [module for module in self._modules[1:] if type(module) not in _INDIFFERENT]
             seen = [module.__dict__ for module in (self._model, *watched)]
             self._modes = [attributes for attributes in seen if "training" in attributes]  # some repeat another's
         if any(map(_training, self._modes)):
-            self._model.eval()
+            to_eval(self._model)
         # Where nothing is recorded, a parameter that would want a gradient gets none.
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self._parameters()):
             self._model.requires_grad_(requires_grad=False)

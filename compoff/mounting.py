@@ -192,12 +192,12 @@ def find_gates(model: nn.Module, owners: Mapping[nn.Module, str]) -> dict[str, G
 
 
 def mark(model: nn.Module) -> None:
-    """Note in a model that it is wrapped.
+    """Note in a model that it is wrapped, so that a copy of it can be told.
 
     Args:
         model: The model.
     """
-    setattr(model, _MARK, True)
+    setattr(model, _MARK, _itself(model))
 
 
 def unmark(model: nn.Module) -> None:
@@ -209,6 +209,10 @@ def unmark(model: nn.Module) -> None:
     delattr(model, _MARK)
 
 
+def _itself(model: nn.Module) -> str:
+    return str(id(model))  # text, which a compiler takes for a constant
+
+
 def is_marked(model: nn.Module) -> bool:
     """Whether a model is wrapped.
 
@@ -216,7 +220,7 @@ def is_marked(model: nn.Module) -> bool:
         model: The model.
 
     Returns:
-        Whether `mark` was called on it.
+        Whether `mark` was called on it, or on what it is a copy of.
     """
     return bool(getattr(model, _MARK, False))
 
@@ -232,6 +236,11 @@ def refuse_wrapped(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's mistake all the same
         raise SplitError(f"the model is a {type(model).__name__}; expected a torch.nn.Module")
+    if any(is_marked(module) and getattr(module, _MARK) != _itself(module) for module in model.modules()):
+        raise SplitError(
+            "this model is a copy of one that was wrapped already, made without the object that takes the hooks out "
+            "again; copy or save the model after unwrap(), or copy what compoff.wrap returned and unwrap() that"
+        )
     if any(is_marked(module) or catchers(module) for module in model.modules()):
         raise SplitError(
             "this model is wrapped already; give every split point to one call of compoff.wrap, or unwrap() it first"

@@ -106,8 +106,18 @@ class Wrapped(nn.Module):
         self._flags = Flags.of(base)
         self.base = base
         self._frozen = Frozen(base)
+        try:
+            self.freeze()
+        except BaseException:  # where the model's own eval() fails, there is nobody yet who could unwrap it
+            self._flags.restore(base)
+            raise
         mark(base)
-        self.freeze()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Own the model that was copied or loaded with this object."""
+        super().__setstate__(state)
+        if is_marked(self.base):
+            mark(self.base)
 
     def __getattr__(self, name: str) -> torch.Tensor | nn.Module:
         """Say where to find what only the model has: handed on, it would have two names in a state."""
@@ -151,11 +161,15 @@ class Wrapped(nn.Module):
             made: The bottlenecks of each split point, one a feature.
             example: Inputs of the shapes that the sites were found with.
         """
+        where, work = device_of(self.base), Work()
+        placed = {  # before the first hook: there may be no memory for them
+            key_of(path, index): bottleneck.to(where).train(self.training)
+            for path, bottlenecks in made.items()
+            for index, bottleneck in enumerate(bottlenecks)
+        }
         self._example = example
-        work = Work()
+        self.bottlenecks.update(placed)
         for path, bottlenecks in made.items():
-            for index, bottleneck in enumerate(bottlenecks):
-                self.bottlenecks[key_of(path, index)] = bottleneck.to(device_of(self.base)).train(self.training)
             features = sites[path].features
             layouts = [feature.layout for feature in features if feature.layout is not None]
             gate = Gate(path, bottlenecks, layouts, [feature.own for feature in features], work)

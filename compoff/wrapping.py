@@ -242,5 +242,9 @@ def _wrapped(
 ) -> Wrapped:
     """Wrap where everything has been checked."""
     wrapped = Wrapped(model, list(sites), options, skips)
-    wrapped.install(sites, made, example)
+    try:
+        wrapped.install(sites, made, example)
+    except BaseException:  # no memory on the model's device, say: nobody else has what could be unwrapped
+        wrapped.unwrap()
+        raise
     return wrapped

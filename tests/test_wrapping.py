@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+import pickle
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -20,6 +21,9 @@ from tests.small_networks import (
     tiny_encoder,
     values,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SHAPE = (3, 8, 8)
 
@@ -128,11 +132,23 @@ def test_a_model_is_wrapped_once(example: Tensor | None) -> None:
     net = Plain()
     wrapped = compoff.wrap(net, "block1", example_input=example)
     flags = marks(net)
-    for again in (net, nn.Sequential(net), wrapped, copy.deepcopy(net)):
-        with pytest.raises(SplitError, match="wrapped already"):
+    for again in (net, nn.Sequential(net), wrapped, copy.deepcopy(wrapped).base):
+        with pytest.raises(SplitError, match="is wrapped already; give every split point"):
             compoff.wrap(again, "input", example_input=images())
     assert marks(net) == flags
     assert compoff.wrap(wrapped.unwrap(), "block2", example_input=images()).split_points == ("block2",)
+
+
+@pytest.mark.parametrize("example", [None, images()])
+def test_a_copy_of_the_model_alone_is_told_from_the_wrapped_one(example: Tensor | None) -> None:
+    net = Plain()
+    wrapped = compoff.wrap(net, "block1", example_input=example)
+    for alone in (copy.deepcopy(net), pickle.loads(pickle.dumps(nn.Sequential(net)))):
+        with pytest.raises(SplitError, match=r"copy of one that was wrapped already, .*after unwrap\(\), or copy what"):
+            compoff.wrap(alone, "input", example_input=images())
+    for twin in (copy.deepcopy(wrapped), pickle.loads(pickle.dumps(wrapped)), wrapped):
+        compoff.wrap(copy.deepcopy(twin).unwrap(), "block2", example_input=images())
+        compoff.wrap(twin.unwrap(), "block2", example_input=images())
 
 
 def test_modules_may_have_the_names_of_a_dicts_methods() -> None:
@@ -233,3 +249,64 @@ class Shaped(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.view(x.shape)
+
+
+class TrainOnly(Plain):
+    """Cannot be put into eval mode, and finds that out in the middle."""
+
+    def train(self, mode: bool = True) -> TrainOnly:
+        self.stem.train(mode)
+        if not mode:
+            raise RuntimeError("train only")
+        return self
+
+
+class NoMode(Plain):
+    """Its train() takes no mode."""
+
+    def train(self) -> NoMode:  # type: ignore[override]
+        return super().train()
+
+
+@pytest.mark.parametrize("example", [None, images()], ids=["later", "example"])
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (TrainOnly, r"TrainOnly\.eval\(\) fails \(RuntimeError: train only\)"),
+        (NoMode, r"NoMode\.eval\(\) fails \(TypeError: .*give one whose train\(mode\)"),
+        (
+            lambda: torch.export.export(Plain().eval(), (images(),)).module(),
+            "eval.* fails .*as it was written",
+        ),
+    ],
+    ids=["train only", "no mode", "exported"],
+)
+def test_a_model_that_cannot_be_put_into_eval_mode_is_refused_and_as_it_was(
+    make: Callable[[], nn.Module], reason: str, example: Tensor | None
+) -> None:
+    net = make()
+    flags = marks(net)
+    for _ in range(2):
+        with pytest.raises(SplitError, match=reason):
+            compoff.wrap(net, "input", example_input=example)
+        with pytest.raises(SplitError, match=reason):
+            compoff.list_split_points(net, images())
+    assert marks(net) == flags
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_device_without_room_for_bottlenecks_leaves_no_hooks(later: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    net, x = mixed(), images()
+    flags = marks(net)
+    wrapped = compoff.wrap(net, "block1") if later else None
+    with monkeypatch.context() as patched:
+        patched.setattr(Bottleneck, "to", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            _ = compoff.wrap(net, "block1", example_input=x) if wrapped is None else wrapped(x)
+    if wrapped is not None:
+        assert not wrapped.built
+        wrapped.unwrap()
+    assert marks(net) == flags

@@ -177,7 +177,10 @@ def list_split_points(model: nn.Module, example_input: Any, *, clean: bool = Tru
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's mistake all the same
         raise SplitError(f"the model is a {type(model).__name__}; expected a torch.nn.Module")
     if any(catchers(module) for module in model.modules()):
-        raise SplitError("this model is wrapped already; list its split points before compoff.wrap, or after unwrap()")
+        raise SplitError(
+            "this model is wrapped already, or a copy of one that was; list its split points before compoff.wrap, or "
+            "after unwrap()"
+        )
     args, keywords = example_call(example_input)
     trace = watch(model, args, keywords)
     points = points_of(trace, clean=clean)

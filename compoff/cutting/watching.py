@@ -23,6 +23,7 @@ from compoff.cutting.flow import SIZED, Operator, Value
 from compoff.cutting.macs import count_macs
 from compoff.cutting.trace import FunctionCall, ModuleCall, Trace
 from compoff.errors import FeatureError, SplitError
+from compoff.frozen import to_eval
 from compoff.hooks import function_name, uncompiled
 from compoff.signature import in_order
 from compoff.spare import spare_attributes, spare_buffers
@@ -44,6 +45,9 @@ def frozen(model: nn.Module) -> Generator[None]:
     Yields:
         Nothing.
 
+    Raises:
+        SplitError: The model cannot be put into eval mode.
+
     Examples:
         >>> import torch
         >>> net = torch.nn.Dropout()
@@ -54,8 +58,8 @@ def frozen(model: nn.Module) -> Generator[None]:
         True
     """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        to_eval(model)
         # Inference mode is left, because its tensors do not tell whether they were changed in place.
         with spare_buffers(model), spare_attributes(model), torch.inference_mode(mode=False), torch.no_grad():
             yield
@@ -89,7 +93,7 @@ def watch(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | No
 
     Raises:
         FeatureError: The model refuses such inputs.
-        SplitError: It holds a part that no hook can be hung into.
+        SplitError: It holds a part that no hook can be hung into, or cannot be put into eval mode.
 
     Examples:
         >>> import torch
