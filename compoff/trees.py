@@ -15,7 +15,22 @@ from torch.utils import _pytree as pytree
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Place", "map_tensors", "places_of", "tensor_at", "tensors_of", "with_tensor"]
+__all__ = [
+    "KNOWN_CONTAINERS",
+    "Place",
+    "closed_in",
+    "map_tensors",
+    "places_of",
+    "tensor_at",
+    "tensors_of",
+    "with_tensor",
+]
+
+KNOWN_CONTAINERS = (
+    "tuples, lists, dicts, OrderedDicts, named tuples, dataclasses, and classes that are registered with "
+    "torch.utils._pytree; not in other objects, nor in subclasses of list and dict"
+)
+"""Where tensors are found, in words."""
 
 Place = tuple[str | int, ...]
 """The way to a tensor in nested containers: keys of dictionaries, names of fields, numbers of entries."""
@@ -42,6 +57,31 @@ def tensors_of(value: Any) -> list[Tensor]:
         elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             found += tensors_of([getattr(leaf, entry.name) for entry in dataclasses.fields(leaf)])
     return found
+
+
+def closed_in(value: Any) -> str | None:
+    """The class of the first thing in nested containers that may hold tensors, but is not looked into.
+
+    Args:
+        value: Any nesting of containers that PyTorch knows, and of dataclasses.
+
+    Returns:
+        Its name; None where there are tensors and plain constants only.
+
+    Examples:
+        >>> from collections import UserDict
+        >>> closed_in((1, UserDict(a=2))), closed_in({"a": [1.5, None, "b"]})
+        ('UserDict', None)
+    """
+    for leaf in pytree.tree_leaves(value):
+        found = None
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            found = closed_in([getattr(leaf, entry.name) for entry in dataclasses.fields(leaf)])
+        elif not isinstance(leaf, (Tensor, bool, int, float, complex, str, bytes, type(None))):
+            found = type(leaf).__name__
+        if found is not None:
+            return found
+    return None
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from compoff.cutting.flow import bytes_per_sample
 from compoff.cutting.taps import find_tap, tap_of
 from compoff.errors import SplitError
+from compoff.trees import KNOWN_CONTAINERS
 
 if TYPE_CHECKING:
     from compoff.cutting.trace import ModuleCall, Trace
@@ -77,15 +78,20 @@ def _main(trace: Trace, call: ModuleCall, path: str) -> int:
     floats = [number for number in entered if flow.values[number].dtype.is_floating_point]
     features = [number for number in floats if flow.values[number].depends]
     if not features:
-        raise SplitError(_nothing_enters(trace, entered, path))
+        raise SplitError(_nothing_enters(trace, call, entered, path))
     real = [number for number in features if not flow.is_light(number) and flow.cheaper_inputs(number) is None]
     if real:
         return max(real, key=lambda number: flow.values[number].made_by)
     return max(features, key=lambda number: (bytes_per_sample(flow.values[number]), flow.values[number].made_by))
 
 
-def _nothing_enters(trace: Trace, entered: list[int], path: str) -> str:
+def _nothing_enters(trace: Trace, call: ModuleCall, entered: list[int], path: str) -> str:
     """Why no feature enters a split point."""
+    if not entered and call.closed:
+        return (
+            f"what enters '{path}' is an object of class {call.closed}; tensors are looked for in {KNOWN_CONTAINERS}. "
+            "Choose a block that a tensor enters, such as one inside it, or hand it one of these"
+        )
     if not entered:
         return (
             f"no tensor enters '{path}'; choose a block start that a floating-point tensor enters, such as the block "
@@ -94,9 +100,13 @@ def _nothing_enters(trace: Trace, entered: list[int], path: str) -> str:
     values = [trace.flow.values[number] for number in entered]
     if all(not value.dtype.is_floating_point for value in values):
         kinds = ", ".join(sorted({str(value.dtype) for value in values}))
+        if any(value.dtype.is_complex for value in values):
+            meant, where = "no symbols stand for complex numbers", "before or after it"
+        else:
+            meant, where = "token ids or indices, not a feature", "after the embedding"
         return (
-            f"what enters '{path}' is {kinds} (token ids or indices, not a feature); choose a split point after the "
-            "embedding, where a floating-point tensor enters"
+            f"what enters '{path}' is {kinds} ({meant}); choose a split point {where}, where a floating-point tensor "
+            "enters"
         )
     return (
         f"what enters '{path}' does not depend on the model's inputs, so nothing has to be sent there; choose a block "

@@ -36,6 +36,7 @@ class ModuleCall:
         returned: Values that it returned, in order.
         entered_at: Where each value stands among the arguments.
         returned_at: Where each value stands in what it returned.
+        closed: Class of the first argument in which no tensor is looked for; None where there is none.
     """
 
     path: str
@@ -48,6 +49,7 @@ class ModuleCall:
     returned: tuple[int, ...] = ()
     entered_at: tuple[Place, ...] = ()
     returned_at: tuple[Place, ...] = ()
+    closed: str | None = None
 
 
 @dataclass(frozen=True)

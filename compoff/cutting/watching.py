@@ -27,7 +27,7 @@ from compoff.frozen import to_eval
 from compoff.hooks import function_name, uncompiled
 from compoff.signature import in_order
 from compoff.spare import spare_attributes, spare_buffers
-from compoff.trees import map_tensors, places_of, tensors_of
+from compoff.trees import KNOWN_CONTAINERS, closed_in, map_tensors, places_of, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -93,7 +93,8 @@ def watch(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | No
 
     Raises:
         FeatureError: The model refuses such inputs.
-        SplitError: It holds a part that no hook can be hung into, or cannot be put into eval mode.
+        SplitError: It holds a part that no hook can be hung into, or cannot be put into eval mode, or what it returns
+            hides its tensors.
 
     Examples:
         >>> import torch
@@ -183,8 +184,13 @@ class _Watcher(TorchDispatchMode):
             handle.remove()
 
     def finish(self, output: Any) -> None:
-        """Note what the model returned."""
+        """Note what the model returned; without that, nothing that it computes seems to be needed."""
         self.trace.flow.outputs = [self.number_of(tensor) for tensor in tensors_of(output)]
+        if not self.trace.flow.outputs and (closed := closed_in(output)):
+            raise SplitError(
+                f"the model returns an object of class {closed}; tensors are looked for in {KNOWN_CONTAINERS}. Wrap "
+                "the model in a module that returns one of these"
+            )
 
     def number_of(self, tensor: Tensor) -> int:
         """The value that a tensor holds now."""
@@ -276,7 +282,8 @@ class _Watcher(TorchDispatchMode):
         scope = self._open[-1] if self._open else -1
         at = tuple(places_of((args, kwargs)))
         begin = len(trace.flow.operators)
-        trace.modules.append(ModuleCall(path, self._counts[path], begin, scope, entered, entered_at=at))
+        closed = None if entered else closed_in((args, kwargs))
+        trace.modules.append(ModuleCall(path, self._counts[path], begin, scope, entered, entered_at=at, closed=closed))
         self._counts[path] += 1
         self._open.append(len(trace.modules) - 1)
 
