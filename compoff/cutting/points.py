@@ -178,8 +178,8 @@ def list_split_points(model: nn.Module, example_input: Any, *, clean: bool = Tru
         raise SplitError(f"the model is a {type(model).__name__}; expected a torch.nn.Module")
     if any(catchers(module) for module in model.modules()):
         raise SplitError(
-            "this model is wrapped already; list its split points before compoff.wrap, or after unwrap(), as those of a "
-            "copy of it, too"
+            "this model is wrapped already; list its split points before compoff.wrap, or after unwrap(), as those of "
+            "a copy of it, too"
         )
     args, keywords = example_call(example_input)
     trace = watch(model, args, keywords)

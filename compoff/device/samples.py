@@ -48,8 +48,12 @@ def first_samples(
     taken: list[list[NDArray[Any]]] = []
     count = 0
     for batch in iterator:
-        inputs = cast("Any", batch[0] if isinstance(batch, (tuple, list)) and batch else batch)
-        if isinstance(inputs, Mapping):
+        called = _called(batch, names)
+        inputs = cast("Any", batch[0] if isinstance(batch, (tuple, list)) and batch and called is None else batch)
+        called = called or _called(inputs, names)
+        if called is not None:
+            taken.append(arrays(*called))
+        elif isinstance(inputs, Mapping):
             named = cast("Mapping[str, Any]", inputs).items()
             known = {name: value for name, value in named if names is None or name in names}
             taken.append(arrays((), known))
@@ -59,3 +63,14 @@ def first_samples(
         if count >= _MOST:
             break
     return taken
+
+
+def _called(given: Any, names: frozenset[str] | None) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Positional and keyword inputs of a pair of both; None where what comes second has other names."""
+    if names is None or not isinstance(given, (tuple, list)) or len(parts := cast("tuple[Any, ...]", given)) != 2:
+        return None
+    inputs, other = parts
+    if not isinstance(inputs, (tuple, list)) or not isinstance(other, Mapping):
+        return None
+    named = dict(cast("Mapping[Any, Any]", other))
+    return (tuple(cast("tuple[Any, ...]", inputs)), named) if named and names.issuperset(named) else None

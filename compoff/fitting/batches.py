@@ -61,8 +61,9 @@ def to_batch(item: Any, wrapped: Wrapped, device: torch.device | None = None) ->
 
     Args:
         item: A tensor; a dict, of which the model's own argument names are taken, labels excepted that the model was
-            not wrapped with; or a tuple or list, whose first entry is the input (a tensor, a tuple of them, or such a
-            dict) and whose others are labels; or what this gave before.
+            not wrapped with; ``(tuple, dict)`` of positional and keyword inputs, as ``example_input`` may be, where
+            the model takes the names in that dict; a tuple or list, whose first entry is the input (a tensor, a tuple
+            of them, or one of the others) and whose others are labels; or what this gave before.
         wrapped: The wrapped model.
         device: Where to move the tensors; None to leave them.
 
@@ -81,17 +82,20 @@ def to_batch(item: Any, wrapped: Wrapped, device: torch.device | None = None) ->
     """
     if isinstance(item, Batch):
         return Batch(_move(item.args, device), _move(item.kwargs, device))
-    model, inputs, others = wrapped.base, item, ()
-    if isinstance(item, (tuple, list)):
-        inputs, *others = cast("tuple[Any, ...]", item) or (None,)
+    model, others = wrapped.base, ()
+    inputs: Any = item
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
-    if isinstance(inputs, Mapping):
+    if isinstance(item, (tuple, list)) and not _is_call(item, model, names_of(wrapped)):
+        inputs, *others = cast("tuple[Any, ...]", item) or (None,)
+    if _is_call(inputs, model, names_of(wrapped)):
+        args, kwargs = tuple(inputs[0]), dict(inputs[1])
+    elif isinstance(inputs, Mapping):
         kwargs = _arguments(cast("Mapping[str, Any]", inputs), model, names_of(wrapped))
     elif isinstance(inputs, (tuple, list)):
         args = tuple(cast("tuple[Any, ...]", inputs))
     else:
-        args = (cast("Any", inputs),)
+        args = (inputs,)
     tensors = tensors_of((args, kwargs))
     if not tensors:
         names = _names(model)
@@ -212,6 +216,25 @@ def _arguments(item: Mapping[str, Any], model: nn.Module, known: list[str]) -> d
         for key, value in item.items()
         if (takes_any or key in parameters) and (key not in LABELS or key in known)
     }
+
+
+def _is_call(given: Any, model: nn.Module, known: list[str]) -> bool:
+    """Whether a pair holds positional and keyword inputs of one call, so that its second part cannot be labels."""
+    if not isinstance(given, (tuple, list)) or len(parts := cast("tuple[Any, ...]", given)) != 2:
+        return False
+    inputs, other = parts
+    if not isinstance(inputs, (tuple, list)) or not isinstance(other, Mapping) or not other:
+        return False
+    named = cast("Mapping[Any, Any]", other)
+    signature = inspect.signature(model.forward)
+    for name, value in named.items():
+        if name not in known and (name not in signature.parameters or name in LABELS or (known and tensors_of(value))):
+            return False
+    try:
+        signature.bind_partial(*cast("tuple[Any, ...]", inputs), **named)
+    except TypeError:  # one of them is given by place already
+        return False
+    return True
 
 
 def _described(inputs: Any) -> str:

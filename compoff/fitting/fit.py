@@ -170,10 +170,10 @@ def fit(
     Args:
         wrapped: What `compoff.wrap` returned.
         batches: Any iterable of tensors, of (input, label) tuples, or of dicts with the names of the model's arguments;
-            labels are ignored. Several inputs are ``((image, mask), label)`` or a dict. In a dict ``label``,
-            ``labels``, ``target`` and ``targets`` are labels, unless the model was wrapped with an input of this name.
-            Gone through again and again; one that can be gone through only once needs `steps`, and is measured by its
-            last 8 batches.
+            labels are ignored. Several inputs are ``((image, mask), label)``, a dict, or ``((image,), dict)`` of
+            both. In a dict ``label``, ``labels``, ``target`` and ``targets`` are labels, unless the model was wrapped
+            with an input of this name. Gone through again and again; one that can be gone through only once needs
+            `steps`, and is measured by its last 8 batches.
         epochs: Rounds through `batches`; None for 10.
         steps: Optimizer steps instead of rounds.
         recipe: ``"deepcod"`` (the paper's), ``"transform"``, or a `Recipe` of your own; None for that of the codec

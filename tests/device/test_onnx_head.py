@@ -158,6 +158,7 @@ def test_batches_of_every_form_and_no_more_than_enough(plain: compoff.Head) -> N
     named = compoff.Head(replace(plain.manifest, call=call, max_batch=512), plain.tables, plain.runner)
     some, labels = torch.from_numpy(golden_inputs(50)), torch.zeros(50)
     forms: list[Any] = [some, some.numpy(), (some, labels), ((some,), labels), {"x": some, "labels": labels}]
+    forms += [((), {"x": some}), (((), {"x": some}), labels), ((some,), {"labels": labels})]
 
     def endless() -> Any:
         while True:

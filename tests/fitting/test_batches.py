@@ -99,7 +99,8 @@ def masked(**example: Tensor) -> compoff.Wrapped:
     [
         ((SIGNAL, MASK), "of a tuple the first entry is the input"),
         ([SIGNAL, MASK, CLASSES], "of a tuple the first entry is the input"),
-        (((SIGNAL,), {"mask": MASK}), "of a tuple the first entry is the input"),
+        (((SIGNAL,), {"mask": MASK}, CLASSES), "of a tuple the first entry is the input"),
+        (((SIGNAL,), {"mask": MASK, "boxes": CLASSES}), "of a tuple the first entry is the input"),
         ({"x": SIGNAL, "masks": MASK}, "of a dict the model's own arguments are taken, and 'masks' is none"),
     ],
 )
@@ -111,6 +112,24 @@ def test_an_input_that_the_model_was_wrapped_with_does_not_fall_away(item: Any, 
     if isinstance(item, tuple):
         with pytest.raises(FitError, match=expected):
             compoff.fit(masked(mask=MASK), [item], steps=1)
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+@pytest.mark.parametrize("named", [{"mask": MASK}, {"mask": MASK, "scale": 2.0}, {"mask": None}])
+def test_a_call_in_the_form_of_an_example_is_taken(named: dict[str, Any], kind: type) -> None:
+    for model in (masked(mask=MASK), compoff.wrap(Masked(), "input")):
+        call = kind([kind([SIGNAL]), named])
+        for item in (call, kind([call]), kind([call, CLASSES])):
+            batch = to_batch(item, model)
+            assert batch.args == (SIGNAL,)
+            assert batch.kwargs == named
+
+
+@pytest.mark.parametrize(
+    "other", [{"labels": CLASSES}, {"x": SIGNAL}, {"mask": MASK}, {"number": CLASSES}, {0: CLASSES}, {}]
+)
+def test_a_dict_behind_the_inputs_that_may_be_labels_falls_away(other: dict[Any, Any]) -> None:
+    assert to_batch(((SIGNAL,), other), masked()).kwargs == {}
 
 
 @pytest.mark.parametrize(
