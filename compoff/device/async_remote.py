@@ -140,11 +140,8 @@ class AsyncRemote(Unpickled):
         self._link.check_open()
         self._link.check_loop()
         call = Call(head, route, inputs, keywords, quality, max_bytes, coding, timeout, self._heads.form)
-        try:
+        with self._tally.failures():
             output, report = await self._answer(call)
-        except (WireError, PayloadError):
-            self._tally.failed()
-            raise
         self.last = report
         self._tally.answered(report)
         return output

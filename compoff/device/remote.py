@@ -22,9 +22,7 @@ from compoff.errors import (
     ConnectionLost,
     ConnectTimeout,
     LocalProtocolError,
-    PayloadError,
     ServerBusy,
-    WireError,
 )
 from compoff.pickling import Unpickled
 from compoff.wire.client import Client, open_client
@@ -144,11 +142,8 @@ class Remote(Unpickled):
         self._link.check_open()
         call = Call(head, route, inputs, keywords, quality, max_bytes, coding, timeout, self._heads.form)
         fallback = self._fallback
-        try:
+        with self._tally.failures():
             output, report = self._edge.answer(call, call.deadline) if fallback is None else fallback.answer(call)
-        except (WireError, PayloadError):
-            self._tally.failed()
-            raise
         self._report.last = report
         self._tally.answered(report)
         return output

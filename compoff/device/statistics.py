@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from compoff.errors import PayloadError, WireError
+
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from compoff.device.answers import CallReport
 
 __all__ = ["RemoteStats", "Seconds", "Tally"]
@@ -36,6 +41,7 @@ class RemoteStats:
         payload_bytes: Bytes of all payloads, without frames.
         reply_bytes: Bytes of all replies, without frames.
         recent: Reports of the last answered calls, at most 1024.
+        raised: Calls that ended in any other way: inputs were refused, the whole model raised, or a task was canceled.
 
     Examples:
         >>> from compoff.device.answers import CallReport
@@ -59,11 +65,12 @@ class RemoteStats:
     payload_bytes: int
     reply_bytes: int
     recent: tuple[CallReport, ...] = field(repr=False)
+    raised: int = 0
 
     @property
     def calls(self) -> int:
         """Calls that have ended, one way or another."""
-        return self.edge + self.local + self.failed
+        return self.edge + self.local + self.failed + self.raised
 
     def quantile(self, fraction: float, field: Seconds = "total_seconds") -> float | None:
         """A time that so many of the recent calls did not exceed.
@@ -85,7 +92,7 @@ class Tally:
     def __init__(self) -> None:
         """Start at nothing."""
         self._lock = threading.Lock()
-        self._edge = self._local = self._failed = self._retried = self._hedged = 0
+        self._edge = self._local = self._failed = self._raised = self._retried = self._hedged = 0
         self._payload_bytes = self._reply_bytes = 0
         self._recent: deque[CallReport] = deque(maxlen=_RECENT_CALLS)
 
@@ -100,10 +107,19 @@ class Tally:
             self._reply_bytes += report.reply_bytes
             self._recent.append(report)
 
-    def failed(self) -> None:
-        """Count a call that ended with an error of the wire."""
-        with self._lock:
-            self._failed += 1
+    @contextlib.contextmanager
+    def failures(self) -> Generator[None]:
+        """Count the call in the block where it ends with an error, whatever that is."""
+        try:
+            yield
+        except (WireError, PayloadError):
+            with self._lock:
+                self._failed += 1
+            raise
+        except BaseException:  # an interrupt or a canceled task, too
+            with self._lock:
+                self._raised += 1
+            raise
 
     def retried(self) -> None:
         """Count a request that was sent again."""
@@ -133,4 +149,5 @@ class Tally:
                 self._payload_bytes,
                 self._reply_bytes,
                 tuple(self._recent),
+                self._raised,
             )

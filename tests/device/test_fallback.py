@@ -592,7 +592,21 @@ def test_what_the_whole_model_raises_reaches_the_user(kind: Any, policy: str) ->
     remote = kind(unused(), on_failure=policy, local=broken, timeout=1)
     with pytest.raises(ZeroDivisionError):
         remote(after(0))
+    assert (remote.stats.calls, remote.stats.raised, remote.stats.failed) == (1, 1, 0)
     remote.close()
+
+
+def test_a_canceled_call_has_ended_too(server: Server) -> None:
+    async def main() -> None:
+        async with await connect_async(StandIn(), server.address) as remote:  # type: ignore[arg-type]
+            call = asyncio.ensure_future(remote(after(50)))
+            await asyncio.sleep(0.1)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            assert (remote.stats.calls, remote.stats.raised, remote.stats.failed) == (1, 1, 0)
+
+    asyncio.run(main())
 
 
 def test_hedging_with_a_broken_model_still_waits_for_the_edge(kind: Any, server: Server) -> None:

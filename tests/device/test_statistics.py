@@ -8,6 +8,7 @@ import pytest
 
 from compoff.device.answers import CallReport
 from compoff.device.statistics import Tally
+from compoff.errors import PayloadError, ReadTimeout
 
 
 def report(**fields: Any) -> CallReport:
@@ -26,11 +27,14 @@ def test_counts() -> None:
     for _ in range(3):
         tally.answered(report())
     tally.answered(report(source="local", reply_bytes=0, local_seconds=0.5))
-    tally.failed()
+    for error in (ReadTimeout("late"), PayloadError("broken"), ValueError("a model's own"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), tally.failures():
+            raise error
     tally.retried()
     tally.hedged()
     stats = snapshot(tally)
-    assert (stats.calls, stats.edge, stats.local, stats.failed, stats.retried, stats.hedged) == (5, 3, 1, 1, 1, 1)
+    assert (stats.calls, stats.edge, stats.local, stats.failed, stats.raised) == (8, 3, 1, 2, 2)
+    assert (stats.retried, stats.hedged) == (1, 1)
     assert (stats.payload_bytes, stats.reply_bytes) == (40, 60)
     assert stats.recent[-1].source == "local"
 
