@@ -14,6 +14,7 @@ from compoff.device.breaker import Stall
 from compoff.device.calls import Call
 from compoff.device.edge import ATTEMPTS, refused
 from compoff.device.fallback import not_answered, reserve
+from compoff.device.link import SHORTEST_HEARTBEAT
 from compoff.device.local_runs import LocalRuns
 from compoff.device.remote import FIRST_WAIT, Grip, check_all_served, check_policy
 from compoff.device.statistics import RemoteStats, Tally
@@ -395,7 +396,7 @@ async def connect_async(
         )
 
     timeout = check_timeout(timeout)
-    link = AsyncLink(opened, address, check_timeout(heartbeat, "heartbeat"), warn=whole is not None)
+    link = AsyncLink(opened, address, check_timeout(heartbeat, "heartbeat", SHORTEST_HEARTBEAT), warn=whole is not None)
     try:
         client = await link.connection(time.monotonic() + (timeout if whole is None else min(timeout, FIRST_WAIT)))
         check_all_served(client.unserved)

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
     from compoff.wire.client import Client
 
-__all__ = ["FIRST_ATTEMPT", "LONGEST_ATTEMPT", "Link", "refuse_closed", "warn_of_unserved"]
+__all__ = ["FIRST_ATTEMPT", "LONGEST_ATTEMPT", "SHORTEST_HEARTBEAT", "Link", "refuse_closed", "warn_of_unserved"]
 
 _logger = logging.getLogger("compoff.connect")
 FIRST_ATTEMPT, LONGEST_ATTEMPT = 1.0, 5.0  # seconds; short first: a lost SYN is sent again only after a second
+SHORTEST_HEARTBEAT = 0.001  # seconds; no sign comes back sooner, and every connection would be given up at once
 _LONGEST_WAIT = threading.TIMEOUT_MAX
 
 

@@ -14,7 +14,7 @@ from compoff.device.answers import CallReport, Heads
 from compoff.device.calls import Call
 from compoff.device.edge import Edge
 from compoff.device.fallback import Fallback, Hedge, OnFailure
-from compoff.device.link import Link
+from compoff.device.link import SHORTEST_HEARTBEAT, Link
 from compoff.device.local import LocalModel, whole_models
 from compoff.device.statistics import RemoteStats, Tally
 from compoff.errors import (
@@ -209,7 +209,7 @@ def connect(
             of its ONNX file. ``"local"`` runs it to its end, even past the deadline.
         timeout: Deadline of the connection, and of each call that names none, in seconds.
         heartbeat: Seconds without a message after which the server is asked for a sign, and as many again after
-            which the connection is given up.
+            which the connection is given up; at least a millisecond.
 
     Returns:
         The remote: call it as the model; a context manager.
@@ -248,7 +248,7 @@ def connect(
     chosen = Heads(heads, reply)
     whole = check_policy(on_failure, local, chosen)
     opened = _opener(chosen, address, token, device_tls(address, tls, insecure))
-    link = Link(opened, address, check_timeout(heartbeat, "heartbeat"), warn=whole is not None)
+    link = Link(opened, address, check_timeout(heartbeat, "heartbeat", SHORTEST_HEARTBEAT), warn=whole is not None)
     tally = Tally()
     edge = Edge(link, tally)
     fallback = None

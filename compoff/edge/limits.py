@@ -10,6 +10,8 @@ from compoff.errors import LocalProtocolError
 
 __all__ = ["Limits"]
 
+_SHORTEST = 0.001  # seconds that a client is given at least: nobody is quicker
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -32,13 +34,17 @@ class Limits:
         """Refuse limits that nothing fits.
 
         Raises:
-            LocalProtocolError: A limit is not positive and finite.
+            LocalProtocolError: A limit is not positive and finite, or a time so short that no client keeps to it.
         """
         for name, value in vars(self).items():
             if name.startswith(("max_", "window")):
                 check_whole(name, value, LocalProtocolError)
             if not (is_number(value) and 0 < value < math.inf):
                 message = f"{name}={value} was given; expected a positive number"
+                raise LocalProtocolError(message)
+        for name in ("handshake_timeout", "message_timeout", "idle_timeout"):
+            if getattr(self, name) < _SHORTEST:
+                message = f"{name}={getattr(self, name)} was given; expected seconds, at least {_SHORTEST:g}"
                 raise LocalProtocolError(message)
 
     @property

@@ -284,7 +284,8 @@ def serve(
             beyond it, whoever leaves the most of them is cut off.
         handshake_timeout: Seconds for a new client to say HELLO.
         message_timeout: Seconds from a message's first byte to its last, or without any answer being read.
-        idle_timeout: Seconds without any message after which a connection is closed.
+        idle_timeout: Seconds without any message after which a connection is closed. These three are at least a
+            millisecond.
         drain_timeout: Seconds that ``close`` gives the answers in flight, and ``readmit`` a client to go.
 
     Returns:

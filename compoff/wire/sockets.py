@@ -52,15 +52,16 @@ _SEVERAL_CORES = (os.cpu_count() or 1) > 1  # on a single one, who stays awake k
 _CHUNK_BYTES = 2**16  # small enough that malloc keeps it off mmap, whose page faults cost more than a second read
 
 
-def check_timeout(timeout: float, name: str = "timeout") -> float:
+def check_timeout(timeout: float, name: str = "timeout", least: float = 0.0) -> float:
     """A timeout in seconds that can be waited for, as Python's own float: one of numpy's would round every deadline.
 
     Args:
         timeout: What was given.
         name: Name of the argument, for the message.
+        least: The shortest that is right, in seconds.
 
     Raises:
-        LocalProtocolError: It is not a positive number.
+        LocalProtocolError: It is not a positive number, or too short.
 
     Examples:
         >>> check_timeout(0.5)
@@ -76,6 +77,9 @@ def check_timeout(timeout: float, name: str = "timeout") -> float:
         message = (
             f"a {name} of {timeout!r:.80} seconds was given; expected a positive number: every call ends some time"
         )
+        raise LocalProtocolError(message)
+    if seconds < least:
+        message = f"a {name} of {seconds:g} seconds was given; expected at least {least:g}: no answer comes sooner"
         raise LocalProtocolError(message)
     return seconds
 

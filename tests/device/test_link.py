@@ -12,7 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -259,9 +259,19 @@ def test_a_wrong_token_is_an_error_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"heartbeat": 0}, "positive"), ({"token": ""}, "token of 0 bytes"), ({"timeout": -1}, "positive")],
+    [
+        ({"heartbeat": 0}, "positive"),
+        ({"heartbeat": 1e-9}, "a heartbeat of 1e-09 seconds .* at least 0.001"),
+        ({"token": ""}, "token of 0 bytes"),
+        ({"timeout": -1}, "positive"),
+    ],
 )
-def test_what_cannot_become_right_is_refused(arguments: dict[str, object], words: str) -> None:
+def test_what_cannot_become_right_is_refused(arguments: dict[str, Any], words: str) -> None:
+    async def twin(address: str) -> None:
+        await connect_async(StandIn(), address, **arguments)  # type: ignore[arg-type]
+
+    with serve(Tail()) as server, pytest.raises(LocalProtocolError, match=words):
+        asyncio.run(twin(server.address))
     with serve(Tail()) as server, pytest.raises(LocalProtocolError, match=words):
         dial(server.address, **arguments)
 

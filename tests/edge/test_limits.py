@@ -13,7 +13,7 @@ import pytest
 
 from compoff.edge.batching import Job, Lane, Outcome
 from compoff.edge.server import Server, serve
-from compoff.errors import ReadTimeout, RemoteError, ServerBusy
+from compoff.errors import LocalProtocolError, ReadTimeout, RemoteError, ServerBusy
 from compoff.wire.client import open_client
 from compoff.wire.frames import Frame, FrameType, serialize
 from compoff.wire.messages import ErrorCode, decode_error
@@ -46,6 +46,12 @@ def test_handshake_half_message_and_idle_run_out() -> None:
             assert idle.read() == Frame(FrameType.GOODBYE)
             assert idle.read() is None
             assert 0.45 < time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("name", ["handshake_timeout", "message_timeout", "idle_timeout"])
+def test_a_time_that_no_client_keeps_to_is_refused(name: str) -> None:
+    with pytest.raises(LocalProtocolError, match=f"{name}=1e-09 was given; expected seconds, at least 0.001"):
+        serve(Echo(), **{name: 1e-9})  # type: ignore[arg-type]
 
 
 def test_dripping_does_not_stretch_the_timeouts() -> None:
