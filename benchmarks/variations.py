@@ -70,7 +70,7 @@ def _orthogonal(self: TileMoments, channels: int) -> Directions:
     deviation = (rows @ covariance * rows).sum(1).clamp_min(0).sqrt()
     order = deviation.argsort(descending=True)
     rows, deviation = rows[order].float(), deviation[order].float()
-    unmixed = self._unmixed(mean).float()  # of the tile with all its channels
+    unmixed = self._whole(mean).float()  # of the tile with all its channels
     return Directions(rows, rows, rows @ mean.float(), unmixed, deviation, self.mixing)
 
 

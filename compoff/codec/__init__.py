@@ -17,6 +17,7 @@ from compoff.codec.quantizer import Quantizer
 from compoff.codec.refiner import RefiningDecoder
 from compoff.codec.transform import TransformBottleneck
 from compoff.codec.uniform import UniformQuantizer
+from compoff.codec.wave_moments import WaveMoments
 
 __all__ = [
     "Adapter",
@@ -36,4 +37,5 @@ __all__ = [
     "TileMoments",
     "TransformBottleneck",
     "UniformQuantizer",
+    "WaveMoments",
 ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from compoff.codec.directions import mixed_channels, mixed_numbers
 from compoff.codec.geometry import Geometry
+from compoff.codec.waves import described_by, rides_waves
 
 __all__ = ["default_channels", "widest_stride"]
 
@@ -24,7 +24,7 @@ def widest_stride(shape: tuple[int, ...]) -> int:
 
     Examples:
         >>> widest_stride((32, 16, 16)), widest_stride((1024, 14, 14)), widest_stride((80, 100))
-        (8, 4, 16)
+        (8, 7, 16)
 
     Source: this project (docs/benchmarks.md, the ablations).
     """
@@ -34,14 +34,8 @@ def widest_stride(shape: tuple[int, ...]) -> int:
         while side < 64 and channels * (2 * side) ** len(space) <= _MANY:
             side *= 2
         return side
-    # A tile of many elements has to be seen in several places of a map, or too few of them would stand for it. Where
-    # its channels are mixed to fewer than a quarter, the best rates lose by it what wide tiles gain.
-    widest = max(
-        side
-        for side in range(1, 9)
-        if channels * side**2 <= _MANY
-        or (2 * side <= max(space) + 1 and 4 * mixed_channels(Geometry(shape, side)) >= channels)
-    )
+    # A tile of many elements has to be seen in several places of a map, or too few of them would stand for it.
+    widest = max(side for side in range(1, 9) if channels * side**2 <= _MANY or 2 * side <= max(space) + 1)
     # What lies over the borders costs by its area; twice the width saves a fifth to a third.
     sides = range(widest, widest // 2, -1)
     return min(sides, key=lambda side: math.prod(Geometry(shape, side).padded) / math.sqrt(side))
@@ -63,8 +57,9 @@ def default_channels(geometry: Geometry) -> int:
 
     Source: this project.
     """
-    most, few = mixed_numbers(geometry), 192
-    if most > _MANY:  # few tiles, of many numbers: an eighth of them, as far as the device's work allows
+    most, few = described_by(geometry), 192
+    # Few tiles, of many numbers: an eighth of them, as far as the device's work allows.
+    if rides_waves(geometry) or most > _MANY:
         few = max(few, min(1024, geometry.tile_elements // 8, _MOST_SYMBOLS // math.prod(geometry.latent_space)))
     # The last sixth of a small tile is noise to the network; from pixels at 224 x 224 this makes 24 MMAC.
     return min(few, max(1, most * 5 // 6))

@@ -3,8 +3,8 @@
 The eigenvectors of S·C·S, with C the covariance of the tiles and S² that of the output's gradients at them. A uniform
 step in these directions harms the output equally in each of them, so the rate goes where it counts. No labels.
 
-A wide tile of many channels has more elements than second moments can be kept of. Its channels are mixed to fewer
-first, position by position, by the same rule on tiles of one element.
+A wide tile of many channels has more elements than second moments can be kept of. It is described by fewer numbers
+first (`waves`), by the same rule within each wave.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from compoff.codec.geometry import Geometry
 from compoff.codec.precision import full_precision
+from compoff.codec.waves import WaveMix, cosines
 from compoff.errors import FeatureError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Directions", "TileMoments", "check_tile", "mixed_channels", "mixed_numbers"]
+    from compoff.codec.geometry import Geometry
 
-_LARGEST = 4096  # tile elements up to which second moments are kept whole
+__all__ = ["Directions", "TileMoments", "check_tile", "factor_of", "leading"]
+
+_WIDEST = 4096  # channels, of which second moments are kept whole
 _PRECISE = 2048  # rows up to which eigenvectors are found in double precision
 _RIDGE = 0.01  # share of the mean sensitivity that every direction gets: what the samples did not show may still count
 _FLOOR = 1e-10
@@ -40,11 +42,13 @@ class Directions:
         offset: What the mean tile makes of the latent, taken away from it.
         mean: The mean tile.
         deviation: Standard deviation of each latent channel, falling.
-        mixing: Directions at single positions that make the channels of a tile fewer before; None where all stay.
+        mixing: What describes a wide tile before; None where all its elements do.
+        wave: The wave over the tile that each latent channel rides, of whose channels alone the rows speak then.
 
     Shapes:
-        analysis and synthesis ``(channels, elements)``, of a tile with mixed channels; offset and deviation
-        ``(channels,)``; mean ``(tile elements,)``.
+        analysis and synthesis ``(channels, elements)``, of a tile or of what describes it, or
+        ``(channels, geometry.channels)`` on waves; offset, deviation and wave ``(channels,)``; mean
+        ``(tile elements,)``.
     """
 
     analysis: Tensor
@@ -53,6 +57,7 @@ class Directions:
     mean: Tensor
     deviation: Tensor
     mixing: Directions | None = None
+    wave: Tensor | None = None
 
     @full_precision
     def measure(self, geometry: Geometry, y: Tensor) -> Tensor:
@@ -70,52 +75,17 @@ class Directions:
 
         Examples:
             >>> import torch
+            >>> from compoff.codec import Geometry
             >>> geometry, y = Geometry((2, 8), stride=4), torch.randn(50, 2, 8)
             >>> moments = TileMoments(geometry)
             >>> moments.add(y, torch.randn(50, 2, 8))
             >>> moments.directions(channels=3).measure(geometry, y).mean(0).abs().max() < 1e-5
             tensor(True)
         """
-        if self.mixing is not None:
-            y = _mix(self.mixing.analysis.to(y), y)
-        tiles = Geometry((y.shape[1], *geometry.space), geometry.stride).tiles(y)
+        if self.wave is not None:
+            return on_waves(self, self.analysis, geometry, y) - self.offset.to(y)
+        tiles = geometry.tiles(y) if self.mixing is None else on_waves(self.mixing, self.mixing.analysis, geometry, y)
         return tiles @ self.analysis.to(y).T - self.offset.to(y)
-
-
-def mixed_channels(geometry: Geometry) -> int:
-    """Number of channels that a tile is described by: all, or as many as second moments can be kept of.
-
-    Args:
-        geometry: Layout of the feature.
-
-    Returns:
-        At most the feature's channels.
-
-    Examples:
-        >>> mixed_channels(Geometry((32, 16, 16), stride=8)), mixed_channels(Geometry((1024, 14, 14), stride=7))
-        (32, 83)
-
-    Source: this project.
-    """
-    return min(geometry.channels, _LARGEST // math.prod(geometry.tile))
-
-
-def mixed_numbers(geometry: Geometry) -> int:
-    """How many numbers a tile is described by: what `mixed_channels` hold of it.
-
-    Args:
-        geometry: Layout of the feature.
-
-    Returns:
-        At most 4096.
-
-    Examples:
-        >>> mixed_numbers(Geometry((3, 224, 224), stride=8))
-        192
-
-    Source: this project.
-    """
-    return mixed_channels(geometry) * math.prod(geometry.tile)
 
 
 def check_tile(geometry: Geometry) -> None:
@@ -128,12 +98,14 @@ def check_tile(geometry: Geometry) -> None:
         FeatureError: A position or a tile has too many elements.
 
     Examples:
+        >>> from compoff.codec import Geometry
         >>> check_tile(Geometry((256, 14, 14), stride=4))
     """
-    if geometry.channels > _LARGEST or mixed_channels(geometry) < 1:
+    positions = math.prod(geometry.tile)
+    if max(geometry.channels, positions) > _WIDEST:
         raise FeatureError(
             f"a feature of shape {geometry.shape} has {geometry.channels} numbers at a position and tiles of "
-            f"{math.prod(geometry.tile)} positions; the transform codec takes up to {_LARGEST} of either: wrap with a "
+            f"{positions} positions; the transform codec takes up to {_WIDEST} of either: wrap with a "
             'smaller stride, at another split point, or with codec="deepcod"'
         )
 
@@ -143,7 +115,7 @@ class TileMoments:
 
     Args:
         geometry: Layout of the feature.
-        mixing: Directions at its single positions, where its tiles are wider than second moments can be kept of.
+        mixing: What describes its tiles, where these are wider than second moments can be kept of.
 
     Raises:
         FeatureError: The feature has more elements than second moments can be kept of.
@@ -162,10 +134,8 @@ class TileMoments:
     def __init__(self, geometry: Geometry, mixing: Directions | None = None) -> None:
         check_tile(geometry)
         self.mixing = mixing
-        channels = geometry.channels if mixing is None else len(mixing.analysis)
-        self._tiled = Geometry((channels, *geometry.space), geometry.stride)
-        self._positions = math.prod(geometry.tile)
-        size = self._tiled.tile_elements
+        self._geometry = geometry
+        size = geometry.tile_elements if mixing is None else len(mixing.analysis)
         self._sum = torch.zeros(size, dtype=torch.float64)
         self._square = torch.zeros(size, size, dtype=torch.float64)
         self._sensitivity = torch.zeros(size, size, dtype=torch.float64)
@@ -182,9 +152,11 @@ class TileMoments:
             gradient: Gradient of some projection of the output at it.
         """
         y, gradient = y.float(), gradient.float()
-        if self.mixing is not None:
-            y, gradient = _mix(self.mixing.analysis.to(y), y), _mix(self.mixing.synthesis.to(y), gradient)
-        tiles, slopes = self._tiled.tiles(y), self._tiled.tiles(gradient)
+        if self.mixing is None:
+            tiles, slopes = self._geometry.tiles(y), self._geometry.tiles(gradient)
+        else:
+            tiles = on_waves(self.mixing, self.mixing.analysis, self._geometry, y)
+            slopes = on_waves(self.mixing, self.mixing.synthesis, self._geometry, gradient)
         if self._shift is None:
             self._shift = tiles.double().mean(0).float()
         tiles = tiles - self._shift
@@ -200,22 +172,19 @@ class TileMoments:
         """The directions that count most.
 
         Args:
-            channels: How many, at most the elements of a tile with mixed channels.
+            channels: How many, at most what a tile is described by.
 
         Returns:
             Analysis and synthesis in float32.
         """
         mean, covariance = self._moments()
-        factor = _factor(self._sensitivity / self._rows)
-        variances, vectors = _eigenvectors(factor.T @ covariance @ factor)
-        variances, vectors = variances.flip(0)[:channels], vectors.flip(1)[:, :channels]
-        analysis = vectors.T @ factor.T
-        synthesis = cast("Tensor", torch.linalg.solve_triangular(factor.T, vectors, upper=True)).T
+        level = torch.trace(self._sensitivity) / len(self._sensitivity)
+        variances, analysis, synthesis = leading(covariance, factor_of(self._sensitivity, level), channels)
         return Directions(
             analysis.float(),
             synthesis.float(),
             (analysis @ mean).float(),
-            self._unmixed(mean).float(),
+            self._whole(mean).float(),
             variances.clamp_min(0).sqrt().float(),
             self.mixing,
         )
@@ -226,27 +195,66 @@ class TileMoments:
         covariance = self._square / self._rows - torch.outer(mean, mean)
         return (mean if self._shift is None else mean + self._shift.cpu().double()), covariance
 
-    def _unmixed(self, mean: Tensor) -> Tensor:
-        """The mean tile with all the channels of the feature."""
-        if self.mixing is None:
+    def _whole(self, mean: Tensor) -> Tensor:
+        """The mean tile with all its elements."""
+        mixing = self.mixing
+        if mixing is None or mixing.wave is None:
             return mean
-        beside = mean.view(-1, self._positions) - self.mixing.offset.double()[:, None]
-        return (self.mixing.mean.double()[:, None] + self.mixing.synthesis.double().T @ beside).flatten()
+        waves = cosines(self._geometry.tile)[mixing.wave]
+        beside = (mean - mixing.offset.double())[:, None] * mixing.synthesis.double()
+        return mixing.mean.double() + (beside.T @ waves).flatten()
 
 
-def _mix(rows: Tensor, y: Tensor) -> Tensor:
-    """Weighted sums of channels, position by position."""
-    return torch.einsum("rc,bc...->br...", rows, y)
+def on_waves(directions: Directions, rows: Tensor, geometry: Geometry, y: Tensor) -> Tensor:
+    """What the tiles of a feature hold of mixes of its channels on waves.
+
+    Args:
+        directions: Whose waves.
+        rows: Weights of the channels.
+        geometry: Layout of the feature.
+        y: The feature.
+
+    Returns:
+        One row a tile.
+    """
+    assert directions.wave is not None
+    mix = WaveMix(geometry, len(rows)).to(y)
+    mix.start(rows, directions.wave)
+    with torch.no_grad():
+        return mix.analyze(geometry.pad(y)).flatten(2).transpose(1, 2).flatten(0, 1)
 
 
-def _factor(sensitivity: Tensor) -> Tensor:
+def leading(covariance: Tensor, factor: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The directions in which what varies counts most.
+
+    Args:
+        covariance: C.
+        factor: L with L·Lᵀ = S².
+        channels: How many directions.
+
+    Returns:
+        Their variances, falling; rows of analysis; rows of synthesis.
+    """
+    variances, vectors = _eigenvectors(factor.T @ covariance @ factor)
+    variances, vectors = variances.flip(0)[:channels], vectors.flip(1)[:, :channels]
+    synthesis = cast("Tensor", torch.linalg.solve_triangular(factor.T, vectors, upper=True)).T
+    return variances, vectors.T @ factor.T, synthesis
+
+
+def factor_of(sensitivity: Tensor, level: Tensor) -> Tensor:
     """A triangular L with L·Lᵀ = S², S² the sensitivity with the ridge.
 
     The eigenvectors of Lᵀ·C·L give the same directions as those of S·C·S, for a sixteenth of the time that S takes.
+
+    Args:
+        sensitivity: Second moments of the output's gradients, in any unit.
+        level: Their mean over all directions, which becomes 1.
+
+    Returns:
+        The factor.
     """
     identity = torch.eye(len(sensitivity), dtype=sensitivity.dtype)
-    level = (torch.trace(sensitivity) / len(sensitivity)).clamp_min(_FLOOR)
-    return cast("Tensor", torch.linalg.cholesky(sensitivity / level + _RIDGE * identity))
+    return cast("Tensor", torch.linalg.cholesky(sensitivity / level.clamp_min(_FLOOR) + _RIDGE * identity))
 
 
 def _eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:

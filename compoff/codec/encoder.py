@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from compoff.codec.precision import full_precision
+from compoff.codec.waves import WaveMix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,9 +37,8 @@ class Encoder(nn.Module):
     Args:
         geometry: Layout of the feature.
         channels: Number of channels of the latent.
-        mixed: Number of channels that those of the feature are mixed to first, position by position: the same linear
-            map in two factors, which cost less than their product where tiles are wide. None, or as many as the feature
-            has, for no such factor.
+        described: How many numbers a tile is described by first, on waves: the same linear map in two factors, which
+            cost less than their product where tiles are wide. None for no such factor.
 
     Shapes:
         y ``(batch, geometry.channels, *space)``; result ``(batch, channels, *geometry.latent_space)``.
@@ -52,15 +52,17 @@ class Encoder(nn.Module):
     Source: DeepCOD (SenSys 2020), Sec. 3.2.1 and 3.2.3, Eq. 5.
     """
 
-    def __init__(self, geometry: Geometry, channels: int, mixed: int | None = None) -> None:
+    def __init__(self, geometry: Geometry, channels: int, described: int | None = None) -> None:
         super().__init__()
         self.geometry = geometry
-        inner, self.mix = mixed or geometry.channels, None
-        if inner != geometry.channels:
-            self.mix = _CONVOLUTIONS[len(geometry.tile)](geometry.channels, inner, 1, bias=False)
+        self.mix = None if described is None else WaveMix(geometry, described)
+        # Behind the first factor a tile is one position.
+        inner, self._tile = geometry.channels, geometry.tile
+        if described is not None:
+            inner, self._tile = described, (1,) * len(geometry.tile)
         self.layer: nn.Module
         if geometry.space:
-            tile = geometry.tile
+            tile = self._tile
             convolution = _CONVOLUTIONS[len(tile)]
             self.layer = convolution(inner, channels, tile, stride=tile, bias=False)  # pyright: ignore[reportArgumentType]
         else:
@@ -69,7 +71,7 @@ class Encoder(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The kernel, ``(channels, geometry.channels, *tile)``; of the second factor where there are two."""
+        """The kernel, ``(channels, geometry.channels, *tile)``; where there are two factors, of the second."""
         weight = self.layer.weight
         assert isinstance(weight, torch.Tensor)
         return weight
@@ -94,13 +96,13 @@ class Encoder(nn.Module):
             >>> encoder.macs_of(4), encoder.macs
             (64, 128)
         """
-        before = 0 if self.mix is None else self.mix.weight.numel() * math.prod(self.geometry.padded)
+        before = 0 if self.mix is None else self.mix.macs
         return before + self.weight[:channels].numel() * math.prod(self.geometry.latent_space)
 
     @property
     def factors(self) -> list[Tensor]:
         """The kernels, in the order in which they work."""
-        return [self.weight] if self.mix is None else [self.mix.weight, self.weight]
+        return [self.weight] if self.mix is None else [self.mix.core, self.weight]
 
     @torch.no_grad()
     def start(self, directions: Directions, step: float) -> None:
@@ -110,8 +112,8 @@ class Encoder(nn.Module):
             directions: The directions.
             step: Unit of the latent.
         """
-        if self.mix is not None and directions.mixing is not None:
-            self.mix.weight.copy_(directions.mixing.analysis.view_as(self.mix.weight))
+        if self.mix is not None and directions.mixing is not None and directions.mixing.wave is not None:
+            self.mix.start(directions.mixing.analysis, directions.mixing.wave)
         self.weight.copy_((directions.analysis / step).view_as(self.weight))
 
     def forward(self, y: Tensor) -> Tensor:
@@ -128,7 +130,7 @@ class Encoder(nn.Module):
     def _mixed(self, y: Tensor) -> Tensor:
         """The feature, padded, as it enters the layer."""
         padded = self.geometry.pad(y)
-        return padded if self.mix is None else self.mix(padded)
+        return padded if self.mix is None else self.mix.analyze(padded)
 
     def scaled(self, y: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
         """Encode a feature, then multiply and shift each channel, in the one layer.
@@ -153,7 +155,7 @@ class Encoder(nn.Module):
             True
         """
         weight = self.weight * gain.view(-1, *(1,) * (self.weight.dim() - 1))
-        tile, padded = self.geometry.tile, self._mixed(y)
+        tile, padded = self._tile, self._mixed(y)
         return _CONVOLVE[len(tile)](padded, weight, bias, tile) if tile else F.linear(padded, weight, bias)
 
     @torch.no_grad()

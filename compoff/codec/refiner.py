@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compoff.codec.directions import mixed_channels
+from compoff.codec.waves import WaveMix, described_by, rides_waves
 
 if TYPE_CHECKING:
     from compoff.codec.directions import Directions
@@ -59,9 +59,11 @@ class RefiningDecoder(nn.Module):
         super().__init__()
         self.geometry = geometry
         axes, inner = len(geometry.space), geometry.channels
-        mixed = mixed_channels(geometry)
-        self.inverse = _enlarge(geometry, channels, mixed, bias=False)
-        self.unmix = None if mixed == inner else _CONVOLUTIONS[axes](mixed, inner, 1, bias=False)
+        self.unmix = WaveMix(geometry, described_by(geometry)) if rides_waves(geometry) else None
+        if self.unmix is None:
+            self.inverse = _enlarge(geometry, channels, inner, bias=False)
+        else:
+            self.inverse = _CONVOLUTIONS[axes](channels, described_by(geometry), 1, bias=False)
         self.mean = nn.Parameter(torch.zeros(inner, *geometry.tile))
         self.register_buffer("level", torch.ones(channels))
         self.register_buffer("floor", torch.tensor(torch.finfo(torch.float32).min))
@@ -94,12 +96,14 @@ class RefiningDecoder(nn.Module):
             >>> moments.add(y, torch.randn(50, 2, 8))
             >>> RefiningDecoder(geometry, 8).start(moments.directions(8), 1.0, y)
         """
-        if self.unmix is not None and directions.mixing is not None:
-            self.unmix.weight.copy_(directions.mixing.synthesis.T.view_as(self.unmix.weight))
+        mixing = directions.mixing
+        if self.unmix is not None and mixing is not None and mixing.wave is not None:
+            self.unmix.start(mixing.synthesis, mixing.wave)
         weight = self.inverse.weight
         assert isinstance(weight, Tensor)
         rows = directions.synthesis.to(weight) * step
-        weight.copy_(rows.view_as(weight) if self.geometry.space else rows.T)
+        transposed = self.geometry.space and self.unmix is None  # which lays its kernel out the other way round
+        weight.copy_((rows if transposed else rows.T).view_as(weight))
         self.mean.copy_(directions.mean.view_as(self.mean))
         # Channels of less than a third of a step are mostly silent; amplifying their rare values would only add noise.
         self.level.copy_((directions.deviation / step).clamp_min(0.3))
@@ -122,7 +126,7 @@ class RefiningDecoder(nn.Module):
     @property
     def started(self) -> list[Tensor]:
         """The parameters that `start` sets."""
-        parts = [self.inverse.weight, self.mean, *([] if self.unmix is None else [self.unmix.weight])]
+        parts = [self.inverse.weight, self.mean, *([] if self.unmix is None else [self.unmix.core])]
         return [part for part in parts if isinstance(part, Tensor)]
 
     def forward(self, z_hat: Tensor) -> Tensor:
@@ -136,7 +140,7 @@ class RefiningDecoder(nn.Module):
         """
         linear = self.inverse(z_hat)
         if self.unmix is not None:
-            linear = self.unmix(linear)
+            linear = self.unmix.synthesize(linear)
         linear = linear + self.mean.repeat(1, *self.geometry.latent_space)
         inner = self.enter(z_hat / self.level.view(-1, *(1,) * len(self.geometry.space)))
         for block in self.latent_blocks:

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from compoff.checks import check_whole
 from compoff.codec.bottleneck import Bottleneck, BottleneckOutput, CodecFactory, Quality, where_finite
 from compoff.codec.density import Density
-from compoff.codec.directions import check_tile, mixed_channels, mixed_numbers
+from compoff.codec.directions import check_tile
 from compoff.codec.encoder import Encoder
 from compoff.codec.limits import check_lr, check_quality
 from compoff.codec.precision import full_precision
 from compoff.codec.refiner import RefiningDecoder
 from compoff.codec.uniform import UniformQuantizer, coarsen
+from compoff.codec.waves import described_by, rides_waves
 from compoff.errors import FeatureError, FitError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class TransformBottleneck(Bottleneck):
         check_whole("channels", channels)
         check_levels(num_centers)
         check_tile(geometry)
-        most = mixed_numbers(geometry)
+        most = described_by(geometry)
         if channels > most:
             raise FeatureError(
                 f"channels is {channels}, but a tile of {geometry.tile} elements of this feature is described by "
@@ -112,7 +113,7 @@ class TransformBottleneck(Bottleneck):
         self.register_load_state_dict_pre_hook(_take_former)
 
     def _make_encoder(self, channels: int) -> Encoder:
-        return Encoder(self.geometry, channels, mixed_channels(self.geometry))
+        return Encoder(self.geometry, channels, described_by(self.geometry) if rides_waves(self.geometry) else None)
 
     def _make_quantizer(self, channels: int, num_centers: int) -> UniformQuantizer:
         return UniformQuantizer(channels, num_centers)

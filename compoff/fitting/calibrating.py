@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from compoff.batch import refusals_named
 from compoff.checks import check_flag
-from compoff.codec import Geometry, TileMoments, TransformBottleneck
-from compoff.codec.directions import mixed_channels
+from compoff.codec import TileMoments, TransformBottleneck, WaveMoments
+from compoff.codec.waves import described_by, rides_waves
 from compoff.distilling import answers, float_tensors, teacher_pass, telling
 from compoff.errors import FitError
 from compoff.fitting.aim import Aim
@@ -50,7 +50,10 @@ _log = logging.getLogger("compoff.fit")
 SAMPLES = 2048
 """Samples that directions are found from."""
 _SEARCHED = 256  # samples that the step is sought with
-_MIXED_FROM = 256  # samples whose single positions tell how channels are mixed; each has many
+_DESCRIBED_FROM, _TILES = (
+    256,
+    2**14,
+)  # samples that tell what wide tiles are described by; more where each has few tiles
 _KEPT = 2**27  # numbers of features and gradients that are kept from the look at positions for the one at tiles
 _DRAWS = 2  # projections of the output whose gradients stand for a sample
 _BISECTIONS = 10
@@ -202,15 +205,12 @@ def _mixings(
     batches: list[Batch],
     generator: torch.Generator,
 ) -> tuple[list[Directions | None], deque[_Slopes]]:
-    """How the channels at single positions are mixed to fewer, where tiles are too wide to keep all of them.
+    """What describes tiles that are too wide to keep all of their elements.
 
     Returns also what was computed of the first batches, as far as there is room for it.
     """
-    fewer = [mixed_channels(bottleneck.geometry) for bottleneck in bottlenecks]
-    moments = [
-        TileMoments(Geometry(one.geometry.shape, 1)) if count < one.geometry.channels else None
-        for one, count in zip(bottlenecks, fewer, strict=True)
-    ]
+    moments = [WaveMoments(one.geometry) if rides_waves(one.geometry) else None for one in bottlenecks]
+    tiles = min(math.prod(one.geometry.latent_space) for one in bottlenecks)
     if all(moment is None for moment in moments):
         return [None] * len(moments), deque()
     seen: deque[_Slopes] = deque()
@@ -225,10 +225,11 @@ def _mixings(
                 if moment is not None:
                     moment.add(y, slope)
         samples += len(ys[0])
-        if samples >= _MIXED_FROM:
+        if samples >= max(_DESCRIBED_FROM, _TILES // tiles):
             break
     mixings = [
-        None if moment is None else moment.directions(count) for moment, count in zip(moments, fewer, strict=True)
+        None if moment is None else moment.directions(described_by(one.geometry))
+        for moment, one in zip(moments, bottlenecks, strict=True)
     ]
     return mixings, seen
 

@@ -14,8 +14,8 @@ from compoff.codec.defaults import default_channels, widest_stride
         ((3, 224, 224), 8),
         ((256, 56, 56), 8),
         ((128, 28, 28), 7),  # 28 = 4 x 7, where tiles of 8 would leave 4 over
-        ((512, 28, 28), 4),  # and wider ones less than a quarter of the channels
-        ((1024, 14, 14), 4),
+        ((512, 28, 28), 7),
+        ((1024, 14, 14), 7),
         ((256, 7, 7), 4),  # one tile in a map would be seen too seldom
         ((8, 10, 10), 5),
         ((3, 4, 4), 8),

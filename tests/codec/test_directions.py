@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from compoff.codec import Encoder, Geometry, TileMoments
-from compoff.codec.directions import mixed_channels
 from compoff.errors import FeatureError
 
 
@@ -94,35 +93,6 @@ def test_a_mean_far_from_zero_costs_no_digits(offset: float) -> None:
     torch.testing.assert_close(ours.deviation, theirs.deviation)
     torch.testing.assert_close(ours.analysis.abs(), theirs.analysis.abs(), atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(ours.mean, theirs.mean + offset)
-
-
-def test_fewer_channels_describe_a_wide_tile_as_well_where_they_hold_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compoff.codec.directions._LARGEST", 64)
-    torch.manual_seed(0)
-    geometry = Geometry((8, 6, 8), stride=4)
-    assert mixed_channels(geometry) == 4
-    y = torch.einsum("cm,bmhw->bchw", torch.randn(8, 4), torch.randn(200, 4, 6, 8)) + torch.randn(8, 1, 1)
-    slopes = torch.randn(200, 8, 6, 8)
-    single = TileMoments(Geometry(geometry.shape, 1))
-    single.add(y, slopes)
-    moments = TileMoments(geometry, single.directions(4))
-    moments.add(y, slopes)
-    found = moments.directions(64)
-    latent = found.measure(geometry, y)
-    torch.testing.assert_close(latent.mean(0), torch.zeros(64), atol=1e-4, rtol=0)
-    torch.testing.assert_close(latent.std(0), found.deviation, atol=1e-3, rtol=1e-2)
-
-    encoder = Encoder(geometry, 64, mixed=4)
-    encoder.start(found, step=0.5)
-    by_layers = (2 * found.measure(geometry, y)).view(200, 4, 64).transpose(1, 2)
-    moved = encoder(y).flatten(2) - 2 * found.offset[:, None]
-    torch.testing.assert_close(moved, by_layers, atol=1e-3, rtol=1e-3)
-    assert encoder.macs == 8 * 4 * 64 + 64 * 4 * 16 * 4
-
-    assert found.mixing is not None
-    positions = found.mixing.synthesis.T @ (latent @ found.synthesis).view(-1, 4, 16)
-    beside_the_mean = (geometry.tiles(y) - found.mean).view(-1, 8, 16)
-    torch.testing.assert_close(positions, beside_the_mean, atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("geometry", [Geometry((5000,)), Geometry((5000, 8)), Geometry((1, 5000), stride=5000)])

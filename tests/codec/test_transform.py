@@ -214,11 +214,11 @@ def test_the_options_choose_sizes() -> None:
         CodecOptions(codec="transform", encoder=lambda _, __: torch.nn.Identity()).build((3, 8, 8))
 
 
-def test_a_deep_feature_is_described_by_few_channels_in_two_factors() -> None:
+def test_a_wide_deep_feature_rides_waves() -> None:
     bottleneck = CodecOptions(codec="transform").build((1024, 14, 14))
-    assert bottleneck.latent_shape == (1024, 4, 4)
+    assert bottleneck.latent_shape == (1024, 2, 2)
     assert isinstance(bottleneck.encoder, Encoder)
-    assert [tuple(factor.shape) for factor in bottleneck.encoder.factors] == [(256, 1024, 1, 1), (1024, 256, 4, 4)]
+    assert [tuple(factor.shape) for factor in bottleneck.encoder.factors] == [(2048, 1024), (1024, 2048, 1, 1)]
     y = torch.zeros(1, 1024, 14, 14)
     assert bottleneck.eval().decode(bottleneck.encode(y)).shape == y.shape
 

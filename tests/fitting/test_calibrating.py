@@ -38,10 +38,12 @@ def test_a_calibrated_model_works_before_the_first_step() -> None:
 
 
 @pytest.mark.parametrize(("kept", "passes"), [(2**27, 4), (0, 8), (3 * 32 * 6 * 16, 7)])
-def test_gradients_for_mixing_channels_are_kept_for_the_tiles_as_far_as_there_is_room(
+def test_gradients_for_what_describes_tiles_are_kept_for_the_tiles_as_far_as_there_is_room(
     monkeypatch: pytest.MonkeyPatch, kept: int, passes: int
 ) -> None:
-    monkeypatch.setattr("compoff.codec.directions._LARGEST", 16)  # 4 of the 6 channels of a tile of 4 positions
+    monkeypatch.setattr("compoff.codec.waves._WHOLE", 16)  # a tile of 6 channels at 4 positions has 24 elements
+    monkeypatch.setattr("compoff.codec.waves._DESCRIBED", 16)
+    monkeypatch.setattr(calibrating, "_TILES", 0)
     monkeypatch.setattr(calibrating, "_KEPT", kept)
     looked, slopes = list[object](), calibrating._slopes
     monkeypatch.setattr(calibrating, "_slopes", lambda *given: looked.append(given) or slopes(*given))
