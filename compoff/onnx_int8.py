@@ -165,12 +165,21 @@ def _leave_out(graph: Any, outputs: Sequence[Any]) -> None:
 def _kept_in_floats(graph: Any) -> list[str]:
     """Names of the nodes between the outputs and the first layers with weights before them, and of some others.
 
-    Those are transposed convolutions in groups, of whose channels onnxruntime counts one group's.
+    Those are transposed convolutions in groups, of whose channels onnxruntime counts one group's; products with weights
+    on the left, of which it takes the other side for the weights, as those of an encoder's waves; and what is computed
+    from weights alone.
     """
     made_by = {output: node for node in graph.node for output in node.output}
     found = [
         node.name for node in graph.node if node.op_type == "ConvTranspose" and attributes_of(node).get("group", 1) > 1
     ]
+    fixed = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:  # in the order in which they are computed
+        if node.input and fixed.issuperset(node.input):
+            fixed.update(node.output)
+            found.append(node.name)
+        elif node.op_type == "MatMul" and node.input[0] in fixed:
+            found.append(node.name)
     waiting = [made_by[value.name] for value in graph.output if value.name in made_by]
     while waiting:
         node = waiting.pop()

@@ -56,6 +56,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.geometry = geometry
         self.mix = None if described is None else WaveMix(geometry, described)
+        # What the numbers between the factors deviate by. Folded for inference they all deviate by one, so that 8-bit
+        # integers, with one scale for all of them, hold the small ones as well.
+        self.spread: Tensor
+        if described is not None:
+            self.register_buffer("spread", torch.ones(described))
         # Behind the first factor a tile is one position.
         inner, self._tile = geometry.channels, geometry.tile
         if described is not None:
@@ -114,6 +119,9 @@ class Encoder(nn.Module):
         """
         if self.mix is not None and directions.mixing is not None and directions.mixing.wave is not None:
             self.mix.start(directions.mixing.analysis, directions.mixing.wave)
+            deviation = directions.mixing.deviation
+            least = max(1e-6 * float(deviation.max()), 1e-30)
+            self.spread.copy_(deviation.clamp_min(least).log2().round().exp2())  # by powers of two nothing is rounded
         self.weight.copy_((directions.analysis / step).view_as(self.weight))
 
     def forward(self, y: Tensor) -> Tensor:
@@ -166,6 +174,9 @@ class Encoder(nn.Module):
             gain: Factor of each channel.
             bias: What is added to each channel afterwards.
         """
+        if self.mix is not None:
+            self.mix.core.div_(self.spread[:, None])
+            self.weight.mul_(self.spread.view(-1, *(1,) * len(self._tile)))
         self.weight.mul_(gain.view(-1, *(1,) * (self.weight.dim() - 1)))
         self.layer.bias = nn.Parameter(bias.clone(), requires_grad=False)
 

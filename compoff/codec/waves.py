@@ -162,6 +162,9 @@ class WaveMix(nn.Module):
 
     def _arrange(self) -> None:
         """Put channels of one wave beside one another, and waves of about as many channels."""
+        if self.wave.is_meta:  # weights that are to come; they bring their waves
+            self.groups = []
+            return
         wave = cast("list[int]", self.wave.tolist())  # pyright: ignore[reportUnknownMemberType]
         ridden = {one: [channel for channel, its in enumerate(wave) if its == one] for one in sorted({*wave})}
         used = sorted(ridden, key=lambda one: -len(ridden[one]))
