@@ -27,7 +27,11 @@ _AIMS: list[tuple[str, str, str, int | None, int]] = [
 ]
 # By commit: tiles that results do not tell of themselves, from before the codec took those that it takes now.
 _TILES = {"7185ada": "1 × 1 tile", "3c53dca": "2 × 2 tile", "bb3b2e7": "7 × 7 tile"}
-_CALLED = {"cpu.192": "192 directions", "cpu.enlarged": "enlarged photos"}
+_CALLED = {
+    "cpu.192": "192 directions",
+    "cpu.enlarged": "enlarged photos",
+    "cpu.mixed": "1,000 steps, channels mixed alike",  # before tiles were described on waves, commit 39925ac
+}
 _BY_STEPS = ("cpu.deepcod", "cpu.long")
 _DROPS = {"top-1": ("drop", "drop_stderr"), "top-5": ("drop_top5", "drop_top5_stderr")}
 

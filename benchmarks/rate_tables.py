@@ -162,6 +162,7 @@ RATE_TABLES: dict[str, Callable[[], str]] = {
     "resnet18-layer4-stride4": partial(imagenet_table, "rate_accuracy.resnet18.layer4.cpu.stride4"),
     "resnet18-layer4-stride4-wide": partial(imagenet_table, "rate_accuracy.resnet18.layer4.cpu.stride4.wide"),
     "resnet50-layer3-long": partial(imagenet_table, "rate_accuracy.resnet50.layer3.cpu.long"),
+    "resnet50-layer4-mixed": partial(imagenet_table, "rate_accuracy.resnet50.layer4.cpu.mixed"),
     "resnet50-layer4-long": partial(imagenet_table, "rate_accuracy.resnet50.layer4.cpu.long"),
     "resnet50-layer4-narrow": partial(imagenet_table, "rate_accuracy.resnet50.layer4.narrow"),
     "resnet50-layer4-wide": partial(imagenet_table, "rate_accuracy.resnet50.layer4.wide"),
