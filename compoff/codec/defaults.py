@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from compoff.codec.geometry import Geometry
-from compoff.codec.waves import described_by, rides_waves
+from compoff.codec.waves import described_by
 
 __all__ = ["default_channels", "widest_stride"]
 
@@ -59,7 +59,7 @@ def default_channels(geometry: Geometry) -> int:
     """
     most, few = described_by(geometry), 192
     # Few tiles, of many numbers: an eighth of them, as far as the device's work allows.
-    if rides_waves(geometry) or most > _MANY:
+    if geometry.tile_elements > _MANY:
         few = max(few, min(1024, geometry.tile_elements // 8, _MOST_SYMBOLS // math.prod(geometry.latent_space)))
     # The last sixth of a small tile is noise to the network; from pixels at 224 x 224 this makes 24 MMAC.
     return min(few, max(1, most * 5 // 6))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from compoff.codec.geometry import Geometry
 
-__all__ = ["Directions", "TileMoments", "check_tile", "factor_of", "leading"]
+__all__ = ["Directions", "TileMoments", "alike", "check_tile", "factor_of", "leading"]
 
 _WIDEST = 4096  # channels, of which second moments are kept whole
 _PRECISE = 2048  # rows up to which eigenvectors are found in double precision
@@ -83,8 +83,9 @@ class Directions:
             tensor(True)
         """
         if self.wave is not None:
-            return on_waves(self, self.analysis, geometry, y) - self.offset.to(y)
-        tiles = geometry.tiles(y) if self.mixing is None else on_waves(self.mixing, self.mixing.analysis, geometry, y)
+            return _held(_mix(self, self.analysis, geometry), y) - self.offset.to(y)
+        mixing = self.mixing
+        tiles = geometry.tiles(y) if mixing is None else _held(_mix(mixing, mixing.analysis, geometry), y)
         return tiles @ self.analysis.to(y).T - self.offset.to(y)
 
 
@@ -135,6 +136,7 @@ class TileMoments:
         check_tile(geometry)
         self.mixing = mixing
         self._geometry = geometry
+        self._mixes = mixing and tuple(_mix(mixing, rows, geometry) for rows in (mixing.analysis, mixing.synthesis))
         size = geometry.tile_elements if mixing is None else len(mixing.analysis)
         self._sum = torch.zeros(size, dtype=torch.float64)
         self._square = torch.zeros(size, size, dtype=torch.float64)
@@ -152,18 +154,16 @@ class TileMoments:
             gradient: Gradient of some projection of the output at it.
         """
         y, gradient = y.float(), gradient.float()
-        if self.mixing is None:
+        if self._mixes is None:
             tiles, slopes = self._geometry.tiles(y), self._geometry.tiles(gradient)
         else:
-            tiles = on_waves(self.mixing, self.mixing.analysis, self._geometry, y)
-            slopes = on_waves(self.mixing, self.mixing.synthesis, self._geometry, gradient)
+            tiles, slopes = (_held(mix, values) for mix, values in zip(self._mixes, (y, gradient), strict=True))
         if self._shift is None:
             self._shift = tiles.double().mean(0).float()
         tiles = tiles - self._shift
         self._sum += tiles.sum(0).cpu().double()
         self._square += (tiles.T @ tiles).cpu().double()
-        # The scale of the gradients is of no consequence, but batches should count alike.
-        slopes = slopes / slopes.square().mean().sqrt().clamp_min(_FLOOR)
+        slopes = alike(slopes)
         self._sensitivity += (slopes.T @ slopes).cpu().double()
         self._rows += len(tiles)
 
@@ -205,23 +205,30 @@ class TileMoments:
         return mixing.mean.double() + (beside.T @ waves).flatten()
 
 
-def on_waves(directions: Directions, rows: Tensor, geometry: Geometry, y: Tensor) -> Tensor:
-    """What the tiles of a feature hold of mixes of its channels on waves.
+def alike(gradient: Tensor) -> Tensor:
+    """A batch's gradients in a unit of their own: their scale is of no consequence, but batches should count alike.
 
     Args:
-        directions: Whose waves.
-        rows: Weights of the channels.
-        geometry: Layout of the feature.
-        y: The feature.
+        gradient: The gradients.
 
     Returns:
-        One row a tile.
+        The same with a mean square of 1.
     """
+    return gradient / gradient.square().mean().sqrt().clamp_min(_FLOOR)
+
+
+def _mix(directions: Directions, rows: Tensor, geometry: Geometry) -> WaveMix:
+    """Mixes of a feature's channels on the waves of directions."""
     assert directions.wave is not None
-    mix = WaveMix(geometry, len(rows)).to(y)
+    mix = WaveMix(geometry, len(rows))
     mix.start(rows, directions.wave)
-    with torch.no_grad():
-        return mix.analyze(geometry.pad(y)).flatten(2).transpose(1, 2).flatten(0, 1)
+    return mix
+
+
+@torch.no_grad()
+def _held(mix: WaveMix, y: Tensor) -> Tensor:
+    """What the tiles of a feature hold of mixes, one row a tile."""
+    return mix.to(y).analyze(mix.geometry.pad(y)).flatten(2).transpose(1, 2).flatten(0, 1)
 
 
 def leading(covariance: Tensor, factor: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from compoff.codec.directions import Directions, check_tile, factor_of, leading
+from compoff.codec.directions import Directions, alike, check_tile, factor_of, leading
 from compoff.codec.precision import full_precision
 from compoff.codec.waves import cosines, lowest_waves
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from compoff.codec.geometry import Geometry
 
 __all__ = ["WaveMoments"]
-
-_FLOOR = 1e-10
 
 
 class WaveMoments:
@@ -69,9 +67,7 @@ class WaveMoments:
         self._sum += ridden.sum(1).cpu().double()
         kept = ridden[self._kept]
         self._square += torch.bmm(kept.transpose(1, 2), kept).cpu()
-        gradient = gradient.float()
-        # The scale of the gradients is of no consequence, but batches should count alike.
-        slopes = self._on_waves(gradient / gradient.square().mean().sqrt().clamp_min(_FLOOR))[self._kept]
+        slopes = self._on_waves(alike(gradient.float()))[self._kept]
         self._sensitivity += torch.bmm(slopes.transpose(1, 2), slopes).cpu()
         self._rows += ridden.shape[1]
 

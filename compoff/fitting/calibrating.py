@@ -50,10 +50,8 @@ _log = logging.getLogger("compoff.fit")
 SAMPLES = 2048
 """Samples that directions are found from."""
 _SEARCHED = 256  # samples that the step is sought with
-_DESCRIBED_FROM, _TILES = (
-    256,
-    2**14,
-)  # samples that tell what wide tiles are described by; more where each has few tiles
+# Samples that tell what wide tiles are described by, and how many tiles they have at least where each has few.
+_DESCRIBED_FROM, _TILES = 256, 2**14
 _KEPT = 2**27  # numbers of features and gradients that are kept from the look at positions for the one at tiles
 _DRAWS = 2  # projections of the output whose gradients stand for a sample
 _BISECTIONS = 10
