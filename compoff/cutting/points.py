@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, overload
 
 from torch import nn
 
+from compoff.canvas import empty_figure
 from compoff.cutting.flow import bytes_per_sample
 from compoff.cutting.inputs import example_call
 from compoff.cutting.moment import Cut, cut_at_call
 from compoff.cutting.watching import watch
-from compoff.errors import BackendError, SplitError
+from compoff.errors import SplitError
 from compoff.hooks import catchers
 
 if TYPE_CHECKING:
@@ -130,11 +131,7 @@ class SplitPoints(Sequence[SplitPoint]):
             >>> [axes.get_ylabel() for axes in points.plot().axes]
             ['raw bytes a sample', 'share of MACs before, %']
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise BackendError('plots need matplotlib; install it with: pip install "compoff[demo]"') from error
-        figure = Figure(figsize=(max(7.0, 0.3 * len(self)), 4.5), layout="constrained")
+        figure = empty_figure(max(7.0, 0.3 * len(self)), 4.5)
         left = figure.subplots()
         places = range(len(self))
         colors = ["tab:blue" if point.clean else "tab:gray" for point in self]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from compoff.errors import BackendError
+from compoff.canvas import empty_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -183,7 +183,7 @@ class FitReport:
             >>> figure.axes[0].get_ylabel()
             'agreement (%)'
         """
-        figure = _figure()
+        figure = empty_figure(7, 4)
         axes = figure.subplots()
         scores = all(point["agreement"] is not None for row in self.splits.values() for point in row.curve)
         for name, split in self.splits.items():
@@ -212,7 +212,7 @@ class FitReport:
             >>> figure.axes[0].get_xlabel()
             'step'
         """
-        figure = _figure()
+        figure = empty_figure(7, 4)
         axes = figure.subplots()
         for name, split in self.splits.items():
             (line,) = axes.plot(split.loss, label=name, linewidth=1)
@@ -221,12 +221,3 @@ class FitReport:
         axes.set(xlabel="step", ylabel="loss (dotted: distillation sets in)", yscale="log")
         axes.legend()
         return figure
-
-
-def _figure() -> Figure:
-    """An empty figure."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BackendError('plots need matplotlib; install it with: pip install "compoff[demo]"') from error
-    return Figure(figsize=(7, 4), layout="constrained")

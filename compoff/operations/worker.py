@@ -108,9 +108,7 @@ class Worker:
                 work()
             except (CompoffError, OSError) as error:
                 _logger.error("the %s stay as they were: %s", what, error)
-            except (
-                Exception
-            ):  # whatever else it was, memory for a second copy of the tails above all: the server goes on
+            except Exception:  # such as too little memory for a second copy of the tails: the server goes on
                 _logger.exception("the %s stay as they were", what)
             else:
                 _logger.info("reloaded the %s", what)
