@@ -41,7 +41,7 @@ class Directions:
         synthesis: Rows whose weighted sum turns the latent back.
         offset: What the mean tile makes of the latent, taken away from it.
         mean: The mean tile.
-        deviation: Standard deviation of each latent channel, falling.
+        deviation: Standard deviation of each latent channel, falling; on waves, falling within each wave.
         mixing: What describes a wide tile before; None where all its elements do.
         wave: The wave over the tile that each latent channel rides, of whose channels alone the rows speak then.
 

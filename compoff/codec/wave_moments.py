@@ -92,6 +92,7 @@ class WaveMoments:
         variances, analysis, synthesis = (torch.cat(list(parts)) for parts in zip(*found, strict=True))
         ridden = torch.tensor(self._kept).repeat_interleave(torch.tensor([len(one[0]) for one in found]))
         best = variances.argsort(descending=True, stable=True)[:channels]
+        best = best[ridden[best].argsort(stable=True)]  # as they are computed: wave by wave
         analysis, wave = analysis[best], ridden[best]
         return Directions(
             analysis.float(),

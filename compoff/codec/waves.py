@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from compoff.codec.geometry import Geometry
 
 __all__ = ["WaveMix", "cosines", "described_by", "lowest_waves", "rides_waves"]
@@ -98,7 +101,7 @@ def lowest_waves(geometry: Geometry) -> list[int]:
         (49, [0, 1, 8, 9])
     """
     tile = geometry.tile
-    orders = list(itertools.product(*(range(side) for side in tile)))
+    orders = _orders(tile)
     speed = [sum((order / side) ** 2 for order, side in zip(one, tile, strict=True)) for one in orders]
     slowest = sorted(range(len(orders)), key=lambda wave: (speed[wave], wave))
     return sorted(slowest[: max(1, _MOMENTS // geometry.channels**2)])
@@ -107,8 +110,8 @@ def lowest_waves(geometry: Geometry) -> list[int]:
 class WaveMix(nn.Module):
     """A linear map between a feature's tiles and a latent, each of whose channels rides one wave.
 
-    Waves that many channels ride are computed together with others of about as many, so that a few products of matrices
-    do all of it.
+    Tiles go onto the waves axis by axis, their channels innermost, so that what is added up lies in long rows; then one
+    product a wave mixes the channels.
 
     Args:
         geometry: Layout of the feature.
@@ -132,9 +135,9 @@ class WaveMix(nn.Module):
 
     wave: Tensor
     """The wave of each channel, a row of `cosines`."""
-    waves: Tensor
-    places: Tensor
-    slots: Tensor
+    order: Tensor | None
+    """The channels wave by wave; None where they are so already, which saves copying the weights."""
+    back: Tensor | None
 
     def __init__(self, geometry: Geometry, channels: int) -> None:
         super().__init__()
@@ -161,37 +164,36 @@ class WaveMix(nn.Module):
         self._arrange()
 
     def _arrange(self) -> None:
-        """Put channels of one wave beside one another, and waves of about as many channels."""
+        """Find how many channels ride which waves, and which waves that are along each axis."""
+        self.ridden: list[tuple[int, int]] = []  # a wave's place among those of all axes, and how many channels ride it
         if self.wave.is_meta:  # weights that are to come; they bring their waves
-            self.groups = []
             return
-        wave = cast("list[int]", self.wave.tolist())  # pyright: ignore[reportUnknownMemberType]
-        ridden = {one: [channel for channel, its in enumerate(wave) if its == one] for one in sorted({*wave})}
-        used = sorted(ridden, key=lambda one: -len(ridden[one]))
-        self.groups: list[tuple[int, int]] = []  # number of waves, and rows of each
-        places, nothing = list[int](), len(wave)
-        for one in used:
-            channels = ridden[one]
-            if not self.groups or 2 * len(channels) <= self.groups[-1][1]:
-                self.groups.append((0, len(channels)))
-            count, width = self.groups[-1]
-            self.groups[-1] = (count + 1, width)
-            places += channels + [nothing] * (width - len(channels))
-        slots = [0] * len(wave)
-        for slot, channel in enumerate(places):
-            if channel != nothing:
-                slots[channel] = slot
-        where = self.core.device
-        self.register_buffer("places", torch.tensor(places, device=where), persistent=False)
-        self.register_buffer("slots", torch.tensor(slots, device=where), persistent=False)
-        waves = cosines(self.geometry.tile)[used].to(self.core)
-        self.register_buffer("waves", waves, persistent=False)
+        wave, tile = _numbers(self.wave), self.geometry.tile
+        order = None if wave == sorted(wave) else self.wave.argsort(stable=True)
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("back", None if order is None else order.argsort(), persistent=False)
+        counts = Counter(wave)
+        waves, orders = sorted(counts), _orders(tile)
+        along = [sorted({orders[wave][axis] for wave in waves}) for axis in range(len(tile))]
+        for axis, side in enumerate(tile):
+            self.register_buffer(f"along{axis}", cosines((side,))[along[axis]].to(self.core), persistent=False)
+        computed = list(itertools.product(*along))
+        self.ridden = [(computed.index(orders[wave]), counts[wave]) for wave in waves]
+
+    @property
+    def _along(self) -> list[Tensor]:
+        """The waves along each axis, those that are used."""
+        return [self.get_buffer(f"along{axis}") for axis in range(len(self.geometry.tile))]
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one direction per sample."""
-        tiles, rows = math.prod(self.geometry.latent_space), sum(count * width for count, width in self.groups)
-        return tiles * self.geometry.channels * (self.waves.numel() + rows)
+        numbers, total = self.geometry.channels * math.prod(self.geometry.padded), self.core.numel()
+        total *= math.prod(self.geometry.latent_space)
+        for waves in reversed(self._along):
+            total += numbers * len(waves)
+            numbers = numbers // waves.shape[1] * len(waves)
+        return total
 
     @property
     def kernel(self) -> Tensor:
@@ -213,20 +215,19 @@ class WaveMix(nn.Module):
         Returns:
             The latent.
         """
-        tile, latent = self.geometry.tile, self.geometry.latent_space
-        axes = range(len(tile))
-        sides = [size for pair in zip(latent, tile, strict=True) for size in pair]
-        tiled = y.reshape(-1, self.geometry.channels, *sides)
-        order = (*(3 + 2 * axis for axis in axes), 1, 0, *(2 + 2 * axis for axis in axes))
-        positions = tiled.permute(order).reshape(math.prod(tile), -1)
-        ridden = (self.waves @ positions).view(len(self.waves), self.geometry.channels, -1)
-        found, row, wave = list[Tensor](), 0, 0
-        rows = self._rows()
-        for count, width in self.groups:
-            mix = rows[row : row + count * width].view(count, width, -1)
-            found.append((mix @ ridden[wave : wave + count]).flatten(0, 1))
-            row, wave = row + count * width, wave + count
-        return torch.cat(found)[self.slots].view(len(self.slots), -1, *latent).transpose(0, 1)
+        latent, along, channels = self.geometry.latent_space, self._along, self.geometry.channels
+        numbers, inner = y.flatten(2).transpose(1, 2), channels
+        for size, waves in zip(reversed(latent), reversed(along), strict=True):
+            numbers = waves @ numbers.reshape(-1, waves.shape[1], inner)
+            inner *= size * len(waves)
+        used = [len(waves) for waves in along]
+        pairs = [size for pair in zip(latent, used, strict=True) for size in pair]
+        axes = range(1, len(pairs), 2)
+        order = (*(axis + 1 for axis in axes), 0, *axes, len(pairs) + 1)
+        on_waves = numbers.view(-1, *pairs, channels).permute(order).reshape(math.prod(used), -1, channels)
+        mixed = torch.cat([on_waves[place] @ mix.T for place, mix in self._mixes()], 1)
+        mixed = mixed if self.back is None else mixed[:, self.back]
+        return mixed.view(-1, *latent, len(self.core)).movedim(-1, 1)
 
     def synthesize(self, z: Tensor) -> Tensor:
         """The feature, of whole tiles, that a latent stands for.
@@ -237,24 +238,38 @@ class WaveMix(nn.Module):
         Returns:
             The feature.
         """
-        tile, latent, channels = self.geometry.tile, self.geometry.latent_space, self.geometry.channels
-        axes = range(len(tile))
-        lines = z.transpose(0, 1).reshape(len(self.slots), -1)
-        lines = torch.cat([lines, torch.zeros_like(lines[:1])])[self.places]
-        found, row = list[Tensor](), 0
-        rows = self._rows()
-        for count, width in self.groups:
-            mix = rows[row : row + count * width].view(count, width, -1)
-            found.append(mix.transpose(1, 2) @ lines[row : row + count * width].view(count, width, -1))
-            row += count * width
-        positions = self.waves.T @ torch.cat(found).flatten(1)
-        tiled = positions.view(*tile, channels, -1, *latent)
-        order = (len(tile) + 1, len(tile), *(place for axis in axes for place in (len(tile) + 2 + axis, axis)))
-        return tiled.permute(order).reshape(-1, channels, *self.geometry.padded)
+        latent, along, channels = self.geometry.latent_space, self._along, self.geometry.channels
+        lines, used = z.movedim(1, -1).flatten(0, -2), [len(waves) for waves in along]
+        lines = lines if self.order is None else lines[:, self.order]
+        on_waves, start = [lines.new_zeros(lines.shape[0], channels)] * math.prod(used), 0
+        for place, mix in self._mixes():
+            on_waves[place] = lines[:, start : start + len(mix)] @ mix
+            start += len(mix)
+        axes = range(len(used))
+        order = (len(used), *(place for axis in axes for place in (len(used) + 1 + axis, axis)), 2 * len(used) + 1)
+        numbers, inner = torch.stack(on_waves).view(*used, -1, *latent, channels).permute(order), channels
+        for size, waves in zip(reversed(latent), reversed(along), strict=True):
+            numbers = waves.T @ numbers.reshape(-1, len(waves), inner)
+            inner *= size * waves.shape[1]
+        padded = self.geometry.padded
+        return numbers.view(-1, math.prod(padded), channels).transpose(1, 2).reshape(-1, channels, *padded)
 
-    def _rows(self) -> Tensor:
-        """The weights as they are multiplied, with rows of zeros between."""
-        return torch.cat([self.core, torch.zeros_like(self.core[:1])])[self.places]
+    def _mixes(self) -> Iterator[tuple[int, Tensor]]:
+        """Each wave's place, and the mixes that ride it."""
+        core, start = self.core if self.order is None else self.core[self.order], 0
+        for place, count in self.ridden:
+            yield place, core[start : start + count]
+            start += count
+
+
+def _orders(tile: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """How often each wave swings along each axis, in half periods."""
+    return list(itertools.product(*(range(side) for side in tile)))
+
+
+def _numbers(values: Tensor) -> list[int]:
+    """Whole numbers as Python's."""
+    return cast("list[int]", values.tolist())  # pyright: ignore[reportUnknownMemberType]
 
 
 def _arrange(module: nn.Module, *_: object) -> None:

@@ -70,10 +70,10 @@ def test_it_is_the_convolution_with_its_kernel_and_back(
 def test_what_is_multiplied_is_what_it_says() -> None:
     geometry = Geometry((6, 8, 8))
     mix = WaveMix(geometry, 9)
-    mix.start(torch.randn(9, 6), torch.tensor([0, 0, 0, 0, 0, 3, 3, 7, 9]))
-    assert mix.groups == [(1, 5), (1, 2), (2, 1)]
-    # Four tiles: 4 waves of 16 positions for each of 6 channels, then 5 + 2 + 1 + 1 rows of 6.
-    assert mix.macs == 4 * (4 * 16 * 6 + 9 * 6)
+    mix.start(torch.randn(9, 6), torch.tensor([0, 0, 0, 0, 0, 3, 3, 7, 11]))
+    # Four tiles of 6 channels and 4 rows. Along a row, two waves (0 and 3) of 4 positions; for each of those, three
+    # waves (0, 1 and 2) of 4 rows; then 9 mixes.
+    assert mix.macs == 4 * 6 * (4 * 2 * 4 + 2 * 3 * 4 + 9)
 
 
 def test_weights_bring_their_waves() -> None:
