@@ -334,14 +334,16 @@ def certs(
     """Make a small certificate authority, a server's certificate and one for each device, for a first try."""
     from compoff.operations.certificates import Authority  # cryptography is an extra
 
+    if revoke and not (folder / "ca.key").exists():
+        raise LocalProtocolError(f"'{folder}' holds no authority, so none of its certificates can be taken back")
     authority = Authority(folder)
     _say(f"authority: {authority.path}; its key, ca.key, stays here: who has it can make certificates")
+    for name in revoke or []:  # first: a name that it does not know leaves everything as it is
+        _say(f"revoked {name}: {authority.revoke(name)}; a server that was started with --revoked reads it at SIGHUP")
     if server:
         _echo_pair("server", authority.issue_server("edge", server, days=days, renew=renew))
     for name in device or []:
         _echo_pair(f"device {name}", authority.issue_device(name, days=days, renew=renew))
-    for name in revoke or []:
-        _say(f"revoked {name}: {authority.revoke(name)}; a server that was started with --revoked reads it at SIGHUP")
 
 
 def _echo_pair(what: str, paths: list[Path]) -> None:

@@ -330,6 +330,15 @@ def test_certificates_for_a_first_try(folder: Path, tmp_path: Path, here: Here) 
     again = here("certs", certs, "--device", "camera-1")
     assert (again.returncode, "there already" in again.stderr) == (1, True)
     assert "revoked camera-1" in here("certs", certs, "--revoke", "camera-1").stdout
+    unknown = here("certs", certs, "--device", "camera-2", "--revoke", "camera-9")
+    assert (unknown.returncode, "no certificate 'camera-9'" in unknown.stderr) == (1, True)
+    assert not (tmp_path / "certs" / "camera-2.pem").exists()
+
+
+def test_nothing_is_taken_back_where_there_is_no_authority(tmp_path: Path, here: Here) -> None:
+    refused = here("certs", str(tmp_path / "new"), "--revoke", "camera-1")
+    assert (refused.returncode, "holds no authority" in refused.stderr) == (1, True)
+    assert not (tmp_path / "new").exists()
 
 
 def test_serving_other_machines_in_plain_has_to_be_asked_for(folder: Path, here: Here) -> None:
