@@ -64,9 +64,9 @@ def picture_rows(task: Task, scorer: Scorer, teacher: Tensor) -> list[dict[str, 
     for system, quality in [(system, quality) for system, several in _QUALITIES.items() for quality in several]:
         lengths, decoded, times = list[int](), list[Image.Image](), list[float]()
         for picture in pictures:
-            buffer, start = io.BytesIO(), time.perf_counter()
+            buffer, start = io.BytesIO(), time.process_time()
             picture.save(buffer, system, **_AT_BEST[system], **({} if system == "png" else {"quality": quality}))
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
             lengths.append(buffer.tell())
             decoded.append(Image.open(buffer).convert("RGB"))
         scores = scorer.scores(scorer.features(task.normalized(decoded)))
