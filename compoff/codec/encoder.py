@@ -175,6 +175,7 @@ class Encoder(nn.Module):
             bias: What is added to each channel afterwards.
         """
         if self.mix is not None:
+            self.mix.settle()
             self.mix.core.div_(self.spread[:, None])
             self.weight.mul_(self.spread.view(-1, *(1,) * len(self._tile)))
         self.weight.mul_(gain.view(-1, *(1,) * (self.weight.dim() - 1)))

@@ -117,6 +117,8 @@ class RefiningDecoder(nn.Module):
     @torch.no_grad()
     def fold(self) -> None:
         """Settle for inference, in place: the unit becomes a part of the weights, which changes no result."""
+        if self.unmix is not None:
+            self.unmix.settle()
         if not self.folded:
             self.look.weight.div_(self.unit)
             for parameter in self.leave.parameters():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from compoff.codec.geometry import Geometry
 
@@ -137,7 +137,6 @@ class WaveMix(nn.Module):
     """The wave of each channel, a row of `cosines`."""
     order: Tensor | None
     """The channels wave by wave; None where they are so already, which saves copying the weights."""
-    back: Tensor | None
 
     def __init__(self, geometry: Geometry, channels: int) -> None:
         super().__init__()
@@ -145,7 +144,6 @@ class WaveMix(nn.Module):
         self.core = nn.Parameter(torch.empty(channels, geometry.channels))
         nn.init.normal_(self.core, std=geometry.channels**-0.5)
         self.register_buffer("wave", torch.zeros(channels, dtype=torch.int64))
-        self.register_load_state_dict_post_hook(_arrange)
         self._arrange()
 
     @torch.no_grad()
@@ -163,31 +161,57 @@ class WaveMix(nn.Module):
         self.wave.copy_(wave)
         self._arrange()
 
+    def settle(self) -> None:
+        """Arrange anew where the waves were written to or put in place, as by a broadcast or another's state.
+
+        Each call looks by itself, but not while it becomes a program: whoever makes one settles before.
+        """
+        if torch.compiler.is_compiling():
+            return
+        (wave, version), (known, then) = self._state(), self._arranged_for
+        if wave is not known or version is None or version != then:
+            self._arrange()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WaveMix:
+        """Move, or change in type; the waves follow."""
+        super()._apply(fn, recurse)
+        self._arrange()
+        return self
+
     def _arrange(self) -> None:
-        """Find how many channels ride which waves, and which waves that are along each axis."""
+        """Find how many channels ride which waves, and which waves that are along each axis.
+
+        What is found are no buffers: nothing that copies buffers, of other shapes maybe, may touch it.
+        """
+        self._arranged_for = self._state()
         self.ridden: list[tuple[int, int]] = []  # a wave's place among those of all axes, and how many channels ride it
+        self.order = None
         if self.wave.is_meta:  # weights that are to come; they bring their waves
             return
         wave, tile = _numbers(self.wave), self.geometry.tile
-        order = None if wave == sorted(wave) else self.wave.argsort(stable=True)
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("back", None if order is None else order.argsort(), persistent=False)
+        if wave != sorted(wave):
+            self.order = self.wave.argsort(stable=True)
         counts = Counter(wave)
         waves, orders = sorted(counts), _orders(tile)
         along = [sorted({orders[wave][axis] for wave in waves}) for axis in range(len(tile))]
         for axis, side in enumerate(tile):
-            self.register_buffer(f"along{axis}", cosines((side,))[along[axis]].to(self.core), persistent=False)
+            setattr(self, f"along{axis}", cosines((side,))[along[axis]].to(self.core))
         computed = list(itertools.product(*along))
         self.ridden = [(computed.index(orders[wave]), counts[wave]) for wave in waves]
+
+    def _state(self) -> tuple[Tensor, int | None]:
+        """What the arrangement belongs to: the tensor of waves, and how often it has been written to."""
+        return self.wave, None if self.wave.is_inference() else self.wave._version
 
     @property
     def _along(self) -> list[Tensor]:
         """The waves along each axis, those that are used."""
-        return [self.get_buffer(f"along{axis}") for axis in range(len(self.geometry.tile))]
+        return [getattr(self, f"along{axis}") for axis in range(len(self.geometry.tile))]
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one direction per sample."""
+        self.settle()
         numbers, total = self.geometry.channels * math.prod(self.geometry.padded), self.core.numel()
         total *= math.prod(self.geometry.latent_space)
         for waves in reversed(self._along):
@@ -215,6 +239,7 @@ class WaveMix(nn.Module):
         Returns:
             The latent.
         """
+        self.settle()
         latent, along, channels = self.geometry.latent_space, self._along, self.geometry.channels
         numbers, inner = y.flatten(2).transpose(1, 2), channels
         for size, waves in zip(reversed(latent), reversed(along), strict=True):
@@ -226,7 +251,7 @@ class WaveMix(nn.Module):
         order = (*(axis + 1 for axis in axes), 0, *axes, len(pairs) + 1)
         on_waves = numbers.view(-1, *pairs, channels).permute(order).reshape(math.prod(used), -1, channels)
         mixed = torch.cat([on_waves[place] @ mix.T for place, mix in self._mixes()], 1)
-        mixed = mixed if self.back is None else mixed[:, self.back]
+        mixed = mixed if self.order is None else mixed[:, self.order.argsort()]
         return mixed.view(-1, *latent, len(self.core)).movedim(-1, 1)
 
     def synthesize(self, z: Tensor) -> Tensor:
@@ -238,6 +263,7 @@ class WaveMix(nn.Module):
         Returns:
             The feature.
         """
+        self.settle()
         latent, along, channels = self.geometry.latent_space, self._along, self.geometry.channels
         lines, used = z.movedim(1, -1).flatten(0, -2), [len(waves) for waves in along]
         lines = lines if self.order is None else lines[:, self.order]
@@ -270,9 +296,3 @@ def _orders(tile: tuple[int, ...]) -> list[tuple[int, ...]]:
 def _numbers(values: Tensor) -> list[int]:
     """Whole numbers as Python's."""
     return cast("list[int]", values.tolist())  # pyright: ignore[reportUnknownMemberType]
-
-
-def _arrange(module: nn.Module, *_: object) -> None:
-    """After weights are loaded: the waves may be others."""
-    assert isinstance(module, WaveMix)
-    module._arrange()  # pyright: ignore[reportPrivateUsage]

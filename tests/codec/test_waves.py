@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
@@ -12,13 +13,30 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from compoff.codec import Geometry
 from compoff.codec.waves import WaveMix, cosines, lowest_waves, rides_waves
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 CONVOLVE = {1: F.conv1d, 2: F.conv2d}
 ENLARGE = {1: F.conv_transpose1d, 2: F.conv_transpose2d}
+
+
+Y = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+
+
+class Analysis(nn.Module):
+    """The analysis of a mix as a module's call."""
+
+    def __init__(self, mix: WaveMix) -> None:
+        super().__init__()
+        self.mix = mix
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.mix.analyze(y)
 
 
 def mixed(geometry: Geometry, channels: int, seed: int = 0) -> WaveMix:
@@ -85,6 +103,56 @@ def test_weights_bring_their_waves() -> None:
     assert sorted(mix.state_dict()) == ["core", "wave"]
     for one in (other, copy.deepcopy(mix), pickle.loads(pickle.dumps(mix)), copy.deepcopy(mix).double().float()):
         assert torch.equal(one.analyze(y), expected)
+
+
+def _copied(mix: WaveMix, other: WaveMix) -> Tensor:
+    """As DistributedDataParallel hands weights on."""
+    with torch.no_grad():
+        for one, its in zip([*mix.parameters(), *mix.buffers()], [*other.parameters(), *other.buffers()], strict=True):
+            one.detach().copy_(its)
+    return mix.analyze(Y)
+
+
+def _averaged(mix: WaveMix, other: WaveMix) -> Tensor:
+    average = torch.optim.swa_utils.AveragedModel(mix)
+    average.update_parameters(other)
+    return cast("WaveMix", average.module).analyze(Y)
+
+
+def _in_place_of(mix: WaveMix, other: WaveMix) -> Tensor:
+    called = Analysis(mix)
+    return torch.func.functional_call(called, Analysis(other).state_dict(), (Y,))
+
+
+def _made_a_program(mix: WaveMix, other: WaveMix) -> Tensor:
+    """Copied, and exported before it has run."""
+    with torch.no_grad():
+        mix.core.copy_(other.core)
+        mix.wave.copy_(other.wave)
+    mix.settle()
+    return torch.export.export(Analysis(mix), (Y,)).module()(Y)
+
+
+def _in_inference_mode(mix: WaveMix, other: WaveMix) -> Tensor:
+    with torch.inference_mode():
+        late = copy.deepcopy(mix)
+        late.core.copy_(other.core)
+        late.wave.copy_(other.wave)
+        return late.analyze(Y)
+
+
+@pytest.mark.parametrize("way", [_copied, _averaged, _in_place_of, _made_a_program, _in_inference_mode])
+def test_weights_bring_their_waves_by_whatever_way_they_come(way: Callable[[WaveMix, WaveMix], Tensor]) -> None:
+    geometry = Geometry((3, 8, 12))
+    mix, other = mixed(geometry, 10, seed=1), mixed(geometry, 10, seed=2)
+    mine, expected = mix.analyze(Y), other.analyze(Y)
+    torch.testing.assert_close(way(mix, other), expected)
+    if way is _in_place_of:
+        assert torch.equal(mix.analyze(Y), mine)
+
+
+def test_what_is_derived_from_waves_is_no_buffer() -> None:
+    assert [name for name, _ in mixed(Geometry((3, 8, 12)), 10).named_buffers()] == ["wave"]
 
 
 def test_every_weight_learns() -> None:
