@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
+import stat
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,10 +46,10 @@ def drafts(folder: Path, names: Iterable[str]) -> Generator[dict[str, Path]]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file, or leave what was there, as on a full disk.
+    """Write a file, or leave what was there, as on a full disk; who may read that may read this.
 
     Args:
-        path: The file; a pipe or a device is written to as it is.
+        path: The file; a pipe or a device is written to as it is, under its names in ``/dev``, too.
         data: Its bytes.
 
     Raises:
@@ -62,13 +64,28 @@ def write_whole(path: Path, data: bytes) -> None:
         (b'whole', 1)
     """
     place = path.resolve()  # a link stays one
-    if place.exists() and not place.is_file():
-        place.write_bytes(data)
-        return
     try:
+        # The path itself is asked first: that of /dev/stdout to a pipe leads to a name under which nothing is.
+        if path.exists() and not place.is_file():
+            path.write_bytes(data)
+            return
         with drafts(place.parent, [place.name]) as made:
-            made[place.name].write_bytes(data)
+            _write_like(place, made[place.name], data)
             made[place.name].replace(place)
     except OSError as error:
         error.filename = str(path)  # the user knows the file, not its draft
         raise
+
+
+def _write_like(place: Path, draft: Path, data: bytes) -> None:
+    """Write a draft that belongs to whom the file in its place belongs to, and is open to the same users."""
+    if not place.exists():
+        draft.write_bytes(data)
+        return
+    earlier = place.stat()
+    draft.touch(mode=0o600)  # at no moment open to more
+    draft.write_bytes(data)
+    if hasattr(os, "chown"):
+        with contextlib.suppress(OSError):  # only an administrator may give files away
+            os.chown(draft, earlier.st_uid, earlier.st_gid)
+    draft.chmod(stat.S_IMODE(earlier.st_mode))

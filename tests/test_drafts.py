@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,37 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     write_whole(link, b"text")
     assert link.is_symlink()
     assert (tmp_path / "there" / "file").read_bytes() == b"text"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="this system has other permissions")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o666], ids=oct)
+def test_who_may_read_a_file_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
+    path = tmp_path / "private"
+    path.write_bytes(b"the old one")
+    path.chmod(mode)
+    seen: list[int] = []
+    write_bytes = Path.write_bytes
+
+    def watched(self: Path, data: bytes) -> int:
+        written = write_bytes(self, data)
+        seen.append(stat.S_IMODE(self.stat().st_mode))
+        return written
+
+    monkeypatch.setattr(Path, "write_bytes", watched)
+    write_whole(path, b"the new one")
+    assert (path.read_bytes(), oct(stat.S_IMODE(path.stat().st_mode))) == (b"the new one", oct(mode))
+    assert [oct(one) for one in seen] == ["0o600"], "at no moment open to more"
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="this system names no open files")
+def test_a_pipe_is_written_to_by_its_name_among_the_open_files() -> None:
+    reading, writing = os.pipe()
+    try:
+        write_whole(Path(f"/dev/fd/{writing}"), b"text")
+        assert os.read(reading, 10) == b"text"
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 @pytest.mark.skipif(not Path("/dev/null").exists(), reason="this system has no such device")
