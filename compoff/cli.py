@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -294,9 +295,7 @@ def call(
         given: Any = unflatten(call["call"], arrays) if call else (arrays, {})
         answer = remote(*given[0], **given[1])
         report = remote.last
-    _print_answer(answer, report)  # first: whatever becomes of the file, it is not lost
-    if output is not None:
-        save_answer(output, answer)
+    _give_answer(answer, report, output)
 
 
 @app.command(name="export-c")
@@ -359,6 +358,18 @@ def _tls(certificate: Path | None, key: Path | None, ca: Path | None, revoked: P
 def _token(path: Path | None) -> str | None:
     """The token from a file or the environment; never from the command line, which others can read."""
     return os.environ.get(TOKEN_VARIABLE) if path is None else read_tokens(path)[0]
+
+
+def _give_answer(answer: Any, report: CallReport | None, output: Path | None) -> None:
+    """Save and print an answer; what becomes of the one costs nobody the other."""
+    if output is not None:
+        try:
+            save_answer(output, answer)
+        except Exception:
+            with contextlib.suppress(OSError):  # what is to be told is why there is no file
+                _print_answer(answer, report)
+            raise
+    _print_answer(answer, report)
 
 
 def _print_answer(answer: Any, report: CallReport | None) -> None:

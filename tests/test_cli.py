@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +30,6 @@ from tests.small_artifacts import forge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     Here = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -88,6 +88,22 @@ def test_call_gets_what_the_tail_answers(folder: Path, address: str, tmp_path: P
     np.testing.assert_allclose(np.load(answer), np.load(folder.parent / "expected.npy"), atol=1e-5)
     assert "top 5: " in done.stdout
     assert "B sent" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no such device")
+def test_neither_the_file_nor_what_is_printed_costs_the_other(
+    folder: Path, address: str, tmp_path: Path, here: Here
+) -> None:
+    words = ["call", str(folder), "--address", address, "--input", str(folder.parent / "one.npy"), "--output"]
+    command = [sys.executable, "-m", "compoff", *words, str(tmp_path / "y.npy")]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "compoff: No space left on device\n")
+    assert np.load(tmp_path / "y.npy").shape == (1, 6)
+    unsaved = here(*words, "/dev/full")
+    assert unsaved.returncode == 1
+    assert "top 5: " in unsaved.stdout
+    assert "'/dev/full' cannot be written (No space left on device)" in unsaved.stderr
 
 
 def test_an_answer_of_several_parts_is_saved_by_their_names(tmp_path: Path, here: Here) -> None:
