@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tokenize
 import zipfile
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def read_input(path: Path, axes: int) -> NDArray[Any]:
     """Read one input.
 
     Args:
-        path: A .npy file.
+        path: A .npy file, or a pipe that brings one.
         axes: How many axes one sample has.
 
     Returns:
@@ -40,7 +41,8 @@ def read_input(path: Path, axes: int) -> NDArray[Any]:
     """
     try:
         with path.open("rb") as file:
-            array = np.load(file, allow_pickle=False)
+            # numpy's own function goes back in a file after a look at it, which a pipe does not let it.
+            array = np.load(file, allow_pickle=False) if file.seekable() else _read_piped(file)
     except _NO_ARRAY as error:
         if "allow_pickle" in str(error):  # numpy's advice, which would run what is in the file
             raise FeatureError(
@@ -51,3 +53,9 @@ def read_input(path: Path, axes: int) -> NDArray[Any]:
     if isinstance(array, np.lib.npyio.NpzFile):
         raise FeatureError(f"'{path}' holds several arrays (.npz); write each with numpy.save and give it by itself")
     return array[None] if array.ndim == axes else array
+
+
+def _read_piped(file: BinaryIO) -> NDArray[Any]:
+    """Read as many bytes as its header says, and no more, one after another."""
+    stream: Any = SimpleNamespace(read=file.read)  # of a real file numpy asks where it stands
+    return np.lib.format.read_array(stream, allow_pickle=False)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +15,7 @@ from compoff.errors import FeatureError
 from compoff.operations.input_files import read_input
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 
 def test_files_that_are_no_input_are_named(tmp_path: Path) -> None:
@@ -44,3 +48,52 @@ def test_a_damaged_header_is_named(header: bytes, tmp_path: Path) -> None:
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"abcd")
     with pytest.raises(FeatureError, match=r"damaged\.npy' is not a \.npy file of numbers"):
         read_input(path, 1)
+
+
+@contextmanager
+def piped(data: bytes) -> Iterator[Path]:
+    """The name of a pipe that brings these bytes."""
+    reading, writing = os.pipe()
+
+    def write() -> None:
+        with suppress(BrokenPipeError), os.fdopen(writing, "wb") as file:
+            file.write(data)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield Path(f"/dev/fd/{reading}")
+    finally:
+        os.close(reading)
+        thread.join(10)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="this system names no open files")
+def test_a_pipe_brings_an_input(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    for array in (np.arange(60_000.0).reshape(3, -1), np.asfortranarray(np.eye(3, dtype=np.uint8)), np.float32(3)):
+        np.save(path, array)
+        with piped(path.read_bytes()) as pipe:
+            found = read_input(pipe, array.ndim)
+        np.testing.assert_array_equal(found, array[None])
+        assert found.dtype == array.dtype
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="this system names no open files")
+def test_a_pipe_that_brings_no_input_is_told_so(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    np.savez(tmp_path / "several.npz", a=np.zeros(3))
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    whole = (tmp_path / "one.npy").read_bytes()
+    huge = whole.replace(b"(3,), ", b"(3000000000000,), ")
+    several, objects = ((tmp_path / name).read_bytes() for name in ("several.npz", "objects.npy"))
+    for data, told in (
+        (whole[:-1], "not a .npy file of numbers"),
+        (b"", "not a .npy file of numbers"),
+        (b"text" * 100_000, "not a .npy file of numbers"),
+        (several, "not a .npy file of numbers"),
+        (huge, "not a .npy file of numbers"),
+        (objects, "holds Python objects"),
+    ):
+        with piped(data) as pipe, pytest.raises(FeatureError, match=told):
+            read_input(pipe, 1)
