@@ -167,6 +167,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     timeout = _REQUEST_SECONDS
 
     def do_GET(self) -> None:
+        self.wfile.write(self._begin())
+
+    def do_HEAD(self) -> None:
+        self._begin()
+
+    def _begin(self) -> bytes:
+        """Send status and headers; the body that they are of."""
         status, kind, body = cast("_HTTPServer", self.server).monitor.answer(self.path.partition("?")[0])
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -177,7 +184,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "Content-Security-Policy", "default-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
         )
         self.end_headers()
-        self.wfile.write(body)
+        return body
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: a look once a second belongs in no log."""

@@ -45,10 +45,10 @@ def monitored(requests: int = 0) -> Iterator[Monitor]:
             yield monitor
 
 
-def get(monitor: Monitor, path: str) -> tuple[int, str, bytes]:
+def get(monitor: Monitor, path: str, method: str = "GET") -> tuple[int, str, bytes]:
     host, port = monitor.address.split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=5)
-    connection.request("GET", path)
+    connection.request(method, path)
     response = connection.getresponse()
     body = response.read()
     connection.close()
@@ -66,6 +66,20 @@ def test_what_each_path_answers() -> None:
         assert get(monitor, "/")[:2] == (200, "text/html; charset=utf-8")
         assert get(monitor, "/etc/passwd")[0] == 404
         assert get(monitor, "/../settings.py")[0] == 404
+
+
+def test_who_asks_for_the_head_gets_the_same_without_the_body() -> None:
+    with monitored() as monitor:
+        for path in ("/", "/healthz", "/readyz", "/metrics", "/nowhere"):
+            assert get(monitor, path, "HEAD") == (*get(monitor, path)[:2], b"")
+        host, port = monitor.address.split(":")
+        with socket.create_connection((host, int(port)), timeout=5) as sock:
+            sock.sendall(b"HEAD /healthz HTTP/1.0\r\n\r\n")
+            answer = b"".join(iter(lambda: sock.recv(4096), b""))
+    assert b"Content-Length: 3\r\n" in answer
+    assert answer.endswith(b"\r\n\r\n"), "no byte of the body"
+    with Monitor(lambda: merge([], processes=2), "127.0.0.1:0") as monitor:
+        assert get(monitor, "/readyz", "HEAD")[0] == 503
 
 
 def test_a_server_that_is_not_whole_is_not_ready() -> None:
