@@ -230,7 +230,7 @@ def export_triton(
 @app.command()
 def top(
     address: Annotated[str, typer.Argument(help="host:port of the server's metrics.")],
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    interval: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds between two looks.")] = 1.0,
     looks: Annotated[int | None, typer.Option(min=1, help="How many looks; without it, until interrupted.")] = None,
 ) -> None:
     """Show a server's live figures: requests, bytes, queue, latency, batches."""

@@ -14,7 +14,8 @@ from rich.live import Live as LiveView
 from rich.table import Table
 from rich.text import Text
 
-from compoff.errors import ConnectionLost, RemoteProtocolError, WireError
+from compoff.checks import is_number
+from compoff.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, WireError
 from compoff.printable import printable
 from compoff.wire.sockets import connect_error, parse_target
 
@@ -31,26 +32,42 @@ __all__ = ["fetch", "show_top", "table_of"]
 _COLUMNS = {"requests/s": 10, "in": 10, "out": 10, "waiting": 7, "p50": 8, "p90": 8, "p99": 8, "batch": 5, "busy": 5}
 _SECONDS = 3.0  # for a whole answer
 _LONGEST = 2**20  # bytes
+_LONGEST_INTERVAL = 86_400  # seconds, a day; years cannot be slept
 _NO_HTTP = (http.client.HTTPException, ConnectionResetError, BrokenPipeError)
 
 
 def show_top(address: str, console: Console, *, interval: float = 1.0, looks: int | None = None) -> None:
-    """Show the figures until interrupted.
+    """Show the figures until interrupted: in a terminal one look in place of the other, elsewhere one after another.
 
     Args:
         address: ``"host:port"`` of the server's metrics.
         console: Where to.
-        interval: Seconds between two looks.
+        interval: Seconds between two looks, up to a day.
         looks: How many looks; None for no end.
 
     Raises:
+        LocalProtocolError: The interval is none.
         WireError: Nobody shows figures there.
     """
-    table = table_of(fetch(address), address)
-    with LiveView(table, console=console, auto_refresh=False) as view:
-        while looks is None or (looks := looks - 1) > 0:
-            time.sleep(interval)
-            view.update(table_of(fetch(address), address), refresh=True)
+    if not (is_number(interval) and 0 < interval <= _LONGEST_INTERVAL):
+        expected = f"a positive number up to {_LONGEST_INTERVAL:,}"
+        raise LocalProtocolError(f"an interval of {interval!r:.80} seconds was given; expected {expected}")
+    tables = _tables(address, interval, looks)
+    if not console.is_terminal:
+        for table in tables:
+            console.print(table)
+        return
+    with LiveView(next(tables), console=console, auto_refresh=False) as view:
+        for table in tables:
+            view.update(table, refresh=True)
+
+
+def _tables(address: str, interval: float, looks: int | None) -> Generator[Table]:
+    """What is to be seen, look after look."""
+    yield table_of(fetch(address), address)
+    while looks is None or (looks := looks - 1) > 0:
+        time.sleep(interval)
+        yield table_of(fetch(address), address)
 
 
 def fetch(address: str) -> Figures:

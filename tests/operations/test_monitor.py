@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from compoff.edge.server import serve
-from compoff.errors import WireError
+from compoff.errors import LocalProtocolError, WireError
 from compoff.operations.figures import Figures, figures_of, merge
 from compoff.operations.monitor import Monitor
 from compoff.operations.top import fetch, show_top, table_of
@@ -136,6 +136,29 @@ def test_top_shows_a_row_for_each_tail() -> None:
     assert "<b>Net</b> at layer2" in shown
     assert "p99" in shown
     assert "ready" in shown
+
+
+def test_without_a_terminal_every_look_is_shown_as_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    before: list[int] = []
+    monkeypatch.setattr("compoff.operations.top.time.sleep", lambda _: before.append(shown.getvalue().count("edge:1")))
+    monkeypatch.setattr("compoff.operations.top.fetch", lambda _: WHOLE)
+    show_top("edge:1", Console(file=shown, width=80), looks=3)
+    assert (before, shown.getvalue().count("edge:1")) == ([1, 2], 3)
+
+
+def test_in_a_terminal_a_look_takes_the_place_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compoff.operations.top.fetch", lambda _: WHOLE)
+    shown = io.StringIO()
+    console = Console(file=shown, width=80, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
+    show_top("edge:1", console, interval=0.01, looks=3)
+    assert "\x1b[2K" in shown.getvalue(), "the lines are written anew"
+
+
+@pytest.mark.parametrize("interval", [0, -1.0, float("nan"), float("inf"), 1e300, 86_401, "1"], ids=str)
+def test_an_interval_that_cannot_be_waited_for_is_refused_before_a_look(interval: float) -> None:
+    with pytest.raises(LocalProtocolError, match=r"an interval of .* seconds was given; expected a positive number up"):
+        show_top("127.0.0.1:9", Console(), interval=interval, looks=2)
 
 
 def test_top_says_what_is_wrong_with_an_address() -> None:
