@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from dataclasses import replace
 from enum import Enum
@@ -21,7 +20,7 @@ from compoff.drafts import write_whole
 from compoff.errors import CompoffError, FeatureError, LocalProtocolError
 from compoff.operations.answer_files import check_output, save_answer
 from compoff.operations.input_files import read_input
-from compoff.operations.settings import TOKEN_VARIABLE, Settings, TailPlace, read_tokens
+from compoff.operations.settings import TOKEN_VARIABLE, Settings, TailPlace, read_tokens, token_of_environment
 from compoff.operations.system_errors import told
 from compoff.printable import printable
 from compoff.wire.security import server_tls
@@ -357,7 +356,7 @@ def _tls(certificate: Path | None, key: Path | None, ca: Path | None, revoked: P
 
 def _token(path: Path | None) -> str | None:
     """The token from a file or the environment; never from the command line, which others can read."""
-    return os.environ.get(TOKEN_VARIABLE) if path is None else read_tokens(path)[0]
+    return token_of_environment() if path is None else read_tokens(path)[0]
 
 
 def _give_answer(answer: Any, report: CallReport | None, output: Path | None) -> None:

@@ -255,6 +255,19 @@ def test_a_failing_command_prints_no_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_an_empty_token_is_told_by_the_name_of_its_variable(
+    folder: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMPOFF_TOKEN", "")
+    for words in (
+        ["ping", str(folder), "--address", "127.0.0.1:1"],
+        ["serve", str(folder), "--address", "127.0.0.1:0"],
+    ):
+        refused = here(*words)
+        assert refused.returncode == 1
+        assert "the variable COMPOFF_TOKEN is set, but empty" in refused.stderr
+
+
 def test_a_wrong_token_is_refused(folder: Path, tmp_path: Path, here: Here) -> None:
     (tmp_path / "token").write_text("right\n")
     (tmp_path / "wrong").write_text("wrong\n")

@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from compoff.wire.security import Tokens
     from compoff.wire.tls import TLS
 
-__all__ = ["MOST_PROCESSES", "TOKEN_VARIABLE", "Relay", "Settings", "TailPlace", "placed", "read_tokens"]
+__all__ = [
+    "MOST_PROCESSES",
+    "TOKEN_VARIABLE",
+    "Relay",
+    "Settings",
+    "TailPlace",
+    "placed",
+    "read_tokens",
+    "token_of_environment",
+]
 
 TOKEN_VARIABLE = "COMPOFF_TOKEN"
 MOST_PROCESSES = 1024
@@ -93,13 +102,13 @@ class Settings:
         """The tokens as the file holds them now.
 
         Raises:
-            LocalProtocolError: The file holds none, or no text, or cannot be read.
+            LocalProtocolError: The file holds none, or no text, or cannot be read; or the variable is set, but empty.
             ConfigError: The same, where the file is named in a file of settings; the message says where.
         """
         if self.secret:
             return self.secret
         if self.token_file is None:
-            return os.environ.get(TOKEN_VARIABLE)
+            return token_of_environment()
         with placed(self.written.get("token_file", "")):
             return read_tokens(self.token_file)
 
@@ -128,6 +137,20 @@ def placed(written: str) -> Generator[None]:
         if not written:
             raise
         raise ConfigError(f"{written}: {told(error) if isinstance(error, OSError) else error}") from error
+
+
+def token_of_environment() -> str | None:
+    """The token of the environment variable; None where that is not set.
+
+    Raises:
+        LocalProtocolError: It is set, but empty, as where a script got no secret: a server would let everyone in.
+    """
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token is not None and not token.strip():
+        raise LocalProtocolError(
+            f"the variable {TOKEN_VARIABLE} is set, but empty; give it a token, or unset it for none"
+        )
+    return token
 
 
 def read_tokens(path: Path) -> list[str]:
