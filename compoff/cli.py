@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 from dataclasses import replace
@@ -73,6 +74,8 @@ def run() -> None:
     Raises:
         SystemExit: Always.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="replace")  # what its encoding has no letter for costs nobody the rest
     try:
         app()
     except CompoffError as error:

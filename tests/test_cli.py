@@ -255,6 +255,19 @@ def test_a_failing_command_prints_no_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_an_encoding_has_no_letter_for_costs_nobody_the_rest(
+    folder: Path, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    command = [sys.executable, "-m", "compoff", "inspect", str(folder)]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "Sequential" in done.stdout.decode(encoding)
+    assert f"head {'?' if encoding == 'ascii' else '·'} {folder}" in done.stdout.decode(encoding)
+    assert "?" in done.stdout.decode(encoding), "neither has a dash of that length"
+
+
 def test_an_empty_token_is_told_by_the_name_of_its_variable(
     folder: Path, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
