@@ -299,15 +299,6 @@ def test_a_wrong_token_is_refused(folder: Path, tmp_path: Path, here: Here) -> N
     assert served.returncode == 0
 
 
-def test_the_command_without_its_extra_says_what_to_install() -> None:
-    code = (
-        "import sys; sys.modules['typer'] = None; sys.modules['rich'] = None\nfrom compoff.__main__ import main; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert 'pip install "compoff[cli]"' in done.stderr
-
-
 def test_a_token_file_that_is_no_text_shows_none_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "token").write_bytes(b"\xffsecret")
     with pytest.raises(LocalProtocolError, match="UTF-8") as caught:
