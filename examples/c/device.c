@@ -149,8 +149,10 @@ static size_t raw_code(uint8_t *out, const uint8_t *symbols, size_t batch)
 size_t compoff_payload(uint8_t *out, const uint8_t *symbols, size_t batch)
 {
     if (batch < 1 || batch > COMPOFF_MAX_BATCH) return 0;
-    for (size_t i = 0; i < batch * LATENT; i++)
-        if (symbols[i] >= COMPOFF_LATENT_SYMBOLS) return 0;
+    for (size_t i = 0; i < batch * LATENT; i++) {
+        unsigned symbol = symbols[i]; /* wider than a byte: an export may have all 256 symbols */
+        if (symbol >= COMPOFF_LATENT_SYMBOLS) return 0;
+    }
     uint8_t *next = out + 1;
     *next++ = COMPOFF_QUALITY;
     size_t rest = batch;

@@ -103,13 +103,14 @@ TABLES = {
     "peaked": [[1e9, *[1.0] * 7], [1.0, 1e9, *[1.0] * 6], [1.0] * 7 + [1e9]],
     "two": [[1.0, 1.0], [1e12, 1.0], [1.0, 1e12]],
     "many": [[0.8 ** abs(index - 127) for index in range(255)]] * 3,
+    "all": [[0.9 ** abs(index - 127) for index in range(256)]] * 3,
 }
 
 
 @needs_compiler
 @pytest.mark.parametrize(
     ("name", "qualities", "steps"),
-    [("even", (3,), ()), ("peaked", (2, 3), ()), ("two", (3,), ()), ("many", (2, 3), (5, 1))],
+    [("even", (3,), ()), ("peaked", (2, 3), ()), ("two", (3,), ()), ("many", (2, 3), (5, 1)), ("all", (3,), ())],
 )
 def test_any_symbols_give_pythons_bytes(
     tmp_path: Path, name: str, qualities: tuple[int, ...], steps: tuple[int, ...]
