@@ -140,7 +140,10 @@ def placed(written: str) -> Generator[None]:
 
 
 def token_of_environment() -> str | None:
-    """The token of the environment variable; None where that is not set.
+    """The token of the environment variable.
+
+    Returns:
+        The token; None where the variable is not set.
 
     Raises:
         LocalProtocolError: It is set, but empty, as where a script got no secret: a server would let everyone in.
