@@ -138,6 +138,12 @@ def _packages() -> tuple[Any, Any]:
         raise BackendError(f'int8 needs more packages ({error}): pip install "compoff[onnx]"') from error
 
 
+def _joined_products(nodes: Sequence[Any]) -> list[str]:
+    """Names of products of matrices, where nothing but such is put side by side."""
+    products = [node.name for node in nodes if node is not None and node.op_type == "MatMul"]
+    return products if len(products) == len(nodes) > 1 else []
+
+
 def _reader(quantization: Any, names: Sequence[str], samples: Sequence[Sequence[NDArray[Any]]]) -> Any:
     """The samples as onnxruntime wants to be given them: an object of a class of its own."""
     feeds: Iterator[dict[str, NDArray[Any]]] = iter([dict(zip(names, batch, strict=True)) for batch in samples])
@@ -166,8 +172,9 @@ def _kept_in_floats(graph: Any) -> list[str]:
     """Names of the nodes between the outputs and the first layers with weights before them, and of some others.
 
     Those are transposed convolutions in groups, of whose channels onnxruntime counts one group's; products with weights
-    on the left, of which it takes the other side for the weights, as those of an encoder's waves; and what is computed
-    from weights alone.
+    on the left, of which it takes the other side for the weights, as those of an encoder's waves; the products that mix
+    channels on each wave, whose levels would be those of 2,048 numbers together; and what is computed from weights
+    alone.
     """
     made_by = {output: node for node in graph.node for output in node.output}
     found = [
@@ -180,6 +187,8 @@ def _kept_in_floats(graph: Any) -> list[str]:
             found.append(node.name)
         elif node.op_type == "MatMul" and node.input[0] in fixed:
             found.append(node.name)
+        elif node.op_type == "Concat":
+            found += _joined_products([made_by.get(name) for name in node.input])
     waiting = [made_by[value.name] for value in graph.output if value.name in made_by]
     while waiting:
         node = waiting.pop()

@@ -250,8 +250,9 @@ class WaveMix(nn.Module):
         axes = range(1, len(pairs), 2)
         order = (*(axis + 1 for axis in axes), 0, *axes, len(pairs) + 1)
         on_waves = numbers.view(-1, *pairs, channels).permute(order).reshape(math.prod(used), -1, channels)
-        mixed = torch.cat([on_waves[place] @ mix.T for place, mix in self._mixes()], 1)
-        mixed = mixed if self.order is None else mixed[:, self.order.argsort()]
+        # A slice of one wave, not the wave itself: programs would copy each of them once more to take the axis away.
+        mixed = torch.cat([on_waves[place : place + 1] @ mix.T for place, mix in self._mixes()], 2)
+        mixed = mixed if self.order is None else mixed[..., self.order.argsort()]
         return mixed.view(-1, *latent, len(self.core)).movedim(-1, 1)
 
     def synthesize(self, z: Tensor) -> Tensor:
