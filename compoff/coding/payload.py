@@ -174,16 +174,7 @@ class PayloadFormat:
 
         Source: this project.
         """
-        if isinstance(data, Payload) and data.artifact_id != self.artifact_id:
-            raise PayloadError(
-                f"this payload was made by export {data.artifact_id.hex()[:12]}, not {self.artifact_id.hex()[:12]}; "
-                "use head and tail of one export"
-            )
-        received = payload_bytes(data)
-        coding, quality, batch, start = self._checked_header(received)
-        covered, checksum = received[:-_CRC_LENGTH], received[-_CRC_LENGTH:]
-        if self._crc(covered) != checksum:
-            raise PayloadError("the payload's checksum is wrong: its bytes are damaged or of another export's head")
+        covered, coding, quality, batch, start = self._checked(data)
         parts = self._parts(covered, start)
         bodies = [(coding, parts[0]), *map(_opened, parts[1 : len(self.codes)])]
         symbols = tuple(
@@ -207,6 +198,7 @@ class PayloadFormat:
 
         Raises:
             FeatureError: the payload cannot be cut, or not so short.
+            PayloadError: it is no payload, damaged, or of another export.
 
         Examples:
             >>> import numpy as np
@@ -220,33 +212,35 @@ class PayloadFormat:
         Source: this project.
         """
         check_whole("max_bytes", max_bytes)
+        if not isinstance(payload, Payload):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise PayloadError(f"a {type(payload).__name__} was given; expected the payload that a Head returns")
+        # What is damaged, or another export's, would come out of here with a checksum that is right.
+        covered, coding, quality, batch, start = self._checked(payload)
         if len(payload) <= max_bytes:
             return payload
-        start = 2 + len(leb128(payload.batch_size))
-        coding = CUT.get(payload.data[0] & 15)
-        if coding is None or not self._can_be_cut:
-            raise FeatureError(self._uncut(payload, max_bytes))
+        if coding not in CUT or not self._can_be_cut:
+            raise FeatureError(self._uncut(len(payload), batch, quality, max_bytes))
         if max_bytes < start + _CRC_LENGTH:
             raise FeatureError(f"max_bytes is {max_bytes}; header and checksum alone take {start + _CRC_LENGTH}")
-        covered = bytes((_VERSION << 4 | coding,)) + payload.data[1 : max_bytes - _CRC_LENGTH]
-        return Payload(covered + self._crc(covered), self.artifact_id, payload.quality, payload.batch_size)
+        kept = bytes((_VERSION << 4 | CUT[coding],)) + covered[1 : max_bytes - _CRC_LENGTH]
+        return Payload(kept + self._crc(kept), self.artifact_id, quality, batch)
 
     @property
     def _can_be_cut(self) -> bool:
         return len(self.codes) == 1 and not self.sides
 
-    def _uncut(self, payload: Payload, max_bytes: int) -> str:
+    def _uncut(self, length: int, batch: int, quality: int, max_bytes: int) -> str:
         """What to say of a payload that is too long and stays so."""
         why, ways = "it is Huffman coded", ['coding="range"']
         if not self._can_be_cut:
             why = "more crosses the cut than one coded feature"
-            ways = ["fewer samples at once"] if payload.batch_size > 1 else []
-        ways += ["a lower quality"] if payload.quality else []
-        always = self.max_bytes(payload.batch_size, payload.quality)
+            ways = ["fewer samples at once"] if batch > 1 else []
+        ways += ["a lower quality"] if quality else []
+        always = self.max_bytes(batch, quality)
         ways.append(f"max_bytes={always}, which is enough for any input at this quality")
         return (
-            f"max_bytes is {max_bytes}, but the payload takes {len(payload)} bytes at quality {payload.quality} and "
-            f"cannot be cut, since {why}; give {', or '.join(ways)}"
+            f"max_bytes is {max_bytes}, but the payload takes {length} bytes at quality {quality} and cannot be cut, "
+            f"since {why}; give {', or '.join(ways)}"
         )
 
     def packed_bytes(self, batch: int, quality: int | None = None) -> int:
@@ -346,6 +340,20 @@ class PayloadFormat:
         if {len(latent) for latent in latents} != {batch}:
             raise FeatureError(f"the symbols hold {[len(latent) for latent in latents]} samples; expected one number")
         return latents, others
+
+    def _checked(self, data: Buffer | Payload) -> tuple[bytes, int, int, int, int]:
+        """What the checksum of a payload covers, once that is right: with its coding, quality, batch and first part."""
+        if isinstance(data, Payload) and data.artifact_id != self.artifact_id:
+            raise PayloadError(
+                f"this payload was made by export {data.artifact_id.hex()[:12]}, not {self.artifact_id.hex()[:12]}; "
+                "use head and tail of one export"
+            )
+        received = payload_bytes(data)
+        header = self._checked_header(received)
+        covered, checksum = received[:-_CRC_LENGTH], received[-_CRC_LENGTH:]
+        if self._crc(covered) != checksum:
+            raise PayloadError("the payload's checksum is wrong: its bytes are damaged or of another export's head")
+        return (covered, *header)
 
     def _checked_header(self, data: bytes) -> tuple[int, int, int, int]:
         """Read coding, quality and batch size; return them with the place where the parts start."""

@@ -243,6 +243,27 @@ def test_another_exports_payload_is_refused(coding: str) -> None:
             payloads.decode(foreign)
 
 
+@pytest.mark.parametrize("max_bytes", [12, 1000])
+def test_what_is_no_payload_of_this_export_is_not_cut_and_sealed_anew(max_bytes: int) -> None:
+    payloads, others = make_format(), make_format(artifact_id=OTHER_ID)
+    payload = payloads.encode([likely_batch(payloads, 2, 2)])
+    assert len(payload) > 12
+    damaged = payload.data[:5] + bytes([payload.data[5] ^ 1]) + payload.data[6:]
+    for wrong, words in [
+        (others.encode([likely_batch(others, 2, 2)]), f"export {OTHER_ID.hex()[:12]}, not {ID.hex()[:12]}"),
+        (Payload(others.encode([likely_batch(others, 2, 2)]).data, ID, 2, 2), "checksum is wrong"),
+        (Payload(damaged, ID, 2, 2), "checksum is wrong"),
+        (Payload(b"", ID, 2, 2), "has 7 to"),
+        (payload.data, "a bytes was given"),
+        (None, "a NoneType was given"),
+        (3, "a int was given"),
+    ]:
+        with pytest.raises(PayloadError, match=words):
+            payloads.shortened(wrong, max_bytes)  # type: ignore[arg-type]
+    shorter = payloads.shortened(Payload(payload.data, ID, quality=0, batch_size=99), 12)
+    assert (shorter.quality, shorter.batch_size) == (2, 2)  # what its bytes say
+
+
 @pytest.mark.parametrize(
     ("covered", "words"),
     [
