@@ -227,9 +227,9 @@ def _weights_of(folder: Path, manifest: Manifest) -> Path | None:
             return None
         parted = [name for name in listed if str(name).endswith(_PARTED)]
         weights = [folder / place_of(_read_listed(folder, name, listed[name])) for name in parted]
-    except ArtifactError:  # nothing is there, or what is there is to be replaced
+        return weights[0] if weights and weights[0].is_dir() else None
+    except (ArtifactError, OSError):  # nothing is there, what is there is to be replaced, or it names no folder
         return None
-    return weights[0] if weights and weights[0].is_dir() else None
 
 
 def _without_weights(files: dict[str, bytes], way: str) -> tuple[dict[str, bytes], dict[str, memoryview]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import struct
 import zipfile
@@ -171,6 +172,8 @@ def _checked(line: bytes) -> tuple[str, int, str, list[tuple[int, int, str]]]:
             if not place <= start <= start + length <= _MOST_BYTES:
                 raise ValueError("its pieces overlap")
             place = start + length
-        return str(head["where"]), int(head["bytes"]), str(head["sha256"]), pieces
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        where = str(head["where"])
+        os.fsencode(where)  # half a surrogate pair is in no path, and no message with one can be printed
+        return where, int(head["bytes"]), str(head["sha256"]), pieces
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:  # JSON has an Infinity
         raise ArtifactError(f"what is left of a program is damaged ({error}); save the tails again") from error

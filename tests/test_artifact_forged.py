@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import io
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +280,37 @@ def test_files_without_a_length_are_named(folder: Path, entry: Any) -> None:
 def test_files_with_a_wrong_hash_are_named(folder: Path, digest: Any) -> None:
     forge(folder, lambda content: content["files"]["head.pt2"].update(sha256=digest))
     assert "head.pt2: its SHA-256 is not the manifest's" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("bytes", float("inf")),
+        ("pieces", [[float("inf"), 1, "a" * 64]]),
+        ("where", "a" * 5000),
+        ("where", "\ud800"),
+        ("where", "a\0b"),
+    ],
+)
+def test_what_is_left_of_a_program_may_say_anything_and_can_be_saved_over(
+    folder: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("archive/data/weights/weight_0", bytes(10_000))
+    files = {"head.pt2": buffer.getvalue()}
+    write_folder(folder, MANIFEST, TABLES, files, weights=tmp_path / "weights")
+    path = folder / "head.pt2.parts"
+    line, _, rest = path.read_bytes().partition(b"\n")
+    data = json.dumps({**json.loads(line), key: value}).encode() + b"\n" + rest
+    path.write_bytes(data)
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    forge(folder, lambda content: content["files"].update({path.name: entry}))
+    told = refused(folder)
+    assert told.startswith(f"{path}: ")
+    assert told.isprintable() or value == "a\0b"
+    write_folder(folder, MANIFEST, TABLES, files)
+    assert read_folder(folder, "head").files == files
 
 
 def test_tables_must_be_listed(folder: Path) -> None:

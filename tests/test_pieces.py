@@ -85,6 +85,8 @@ NAME = hashlib.sha256(bytes(5000)).hexdigest()
         b"[" * 100_000 + b"\n",
         damaged("format", 2),
         damaged("bytes", 5),
+        damaged("bytes", float("inf")),
+        damaged("bytes", float("nan")),
         damaged("sha256", "0" * 64),
         damaged("pieces", []),
         damaged("pieces", [[59, 5000, NAME]]),
@@ -95,6 +97,8 @@ NAME = hashlib.sha256(bytes(5000)).hexdigest()
         damaged("pieces", [[0, 5000, "../../etc/passwd"]]),
         damaged("pieces", [[0, 5000]]),
         damaged("pieces", 7),
+        damaged("pieces", [[float("inf"), 5000, NAME]]),
+        damaged("where", "\ud800"),
     ],
 )
 def test_what_is_damaged_is_refused(rest: bytes) -> None:
