@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -162,6 +163,10 @@ def check_path(name: str, value: Any, error: type[CompoffError]) -> Path:
         raise error(f"{name} is {value!r:.80}; expected a path, as text or pathlib.Path") from None
     if "\0" in str(path):
         raise error(f"{name} is {str(path)!r:.80}, which holds a null byte; no path does")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:  # some questions about such a path are answered all the same: no, there is none
+        raise error(f"{name} is {str(path)!r:.80}, which the system cannot encode; give another path") from None
     return path
 
 

@@ -236,6 +236,13 @@ def test_numpy_numbers_are_numbers() -> None:
     assert check_path("path", "a/b", FitError) == Path("a/b")
 
 
+def test_a_path_that_the_system_cannot_encode_is_named_in_words_that_can_be_printed() -> None:
+    with pytest.raises(ArtifactError, match=r"path is .*which the system cannot encode") as caught:
+        HEAD.save("a\ud800")
+    assert str(caught.value).isprintable()
+    assert check_path("path", "caf\udce9", FitError) == Path("caf\udce9")  # a name in Latin-1, as os.listdir gives it
+
+
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
