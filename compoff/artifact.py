@@ -21,7 +21,7 @@ from safetensors.numpy import save as save_arrays
 
 from compoff.checks import check_path, reaching
 from compoff.coding import SymbolTables
-from compoff.drafts import drafts
+from compoff.drafts import drafts, read_together
 from compoff.errors import ArtifactError, BackendError, CompoffError
 from compoff.manifest import MANIFEST_LIMIT, Manifest, manifest_bytes, parse_manifest, sha256
 from compoff.pieces import place_of, put_back, take_out
@@ -293,6 +293,12 @@ def read_folder(path: str | Path, kind: str) -> Folder:
             raise ArtifactError(f"'{folder}' is not a folder; expected one that {kind.capitalize()}.save wrote")
         if not any(folder.iterdir()):
             raise ArtifactError(f"'{folder}' is empty; expected a folder that {kind.capitalize()}.save wrote")
+    # An export that another process saves there meanwhile is read as a whole, or as a whole not yet.
+    return read_together(folder / _MANIFEST, lambda: _read_once(folder, kind), ArtifactError)
+
+
+def _read_once(folder: Path, kind: str) -> Folder:
+    """Read a folder into which nobody saves."""
     manifest, listed = _read_manifest(folder)
     if manifest.kind != kind:
         raise ArtifactError(

@@ -1,4 +1,7 @@
-"""Files that are written under other names and renamed when they are whole: what was there stays until then."""
+"""Files that are written under other names and renamed when they are whole: what was there stays until then.
+
+And how to read several of them that belong together, while another process may be putting others in their place.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,19 @@ import contextlib
 import os
 import secrets
 import stat
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable
     from pathlib import Path
 
-__all__ = ["drafts", "write_whole"]
+__all__ = ["drafts", "read_together", "write_whole"]
+
+_MOST_READS = 5
+_PAUSE = 0.05  # seconds; files are renamed in far less
+
+_T = TypeVar("_T")
 
 
 @contextlib.contextmanager
@@ -89,3 +98,45 @@ def _write_like(place: Path, draft: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):  # only an administrator may give files away
             os.chown(draft, earlier.st_uid, earlier.st_gid)
     draft.chmod(stat.S_IMODE(earlier.st_mode))
+
+
+def read_together(last: Path, read: Callable[[], _T], error: type[Exception]) -> _T:
+    """Read files that belong together; once more where that failed because others were just put in their place.
+
+    Args:
+        last: The one of them that is taken away first and renamed last, and belongs to no others.
+        read: Reads them all.
+        error: What it raises where they do not fit each other.
+
+    Returns:
+        What `read` returned.
+
+    Raises:
+        Exception: `error`, where nothing was put in their place meanwhile, or every time that they were read.
+
+    Examples:
+        >>> import pathlib
+        >>> read_together(pathlib.Path("nowhere"), lambda: "all of it", ValueError)
+        'all of it'
+    """
+    for _ in range(_MOST_READS - 1):
+        seen = _stamp(last)
+        try:
+            return read()
+        except error:
+            drafted = any(last.parent.glob(f"{last.name}.*.part"))
+            now = _stamp(last)
+            # Between two names it is under none; a draft that a save left behind when it was cut off costs a moment.
+            if now == seen and not (now is None and drafted):
+                raise
+        time.sleep(_PAUSE)
+    return read()
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from the one that had its name before; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size

@@ -376,6 +376,23 @@ def test_two_saves_at_once_into_one_folder_are_not_both_told_that_all_is_well(
     assert read_folder(folder, "head").file("head.pt2") == b"this program"
 
 
+@pytest.mark.parametrize("after", ["manifest.yaml", "tables.safetensors"])
+def test_a_folder_that_is_saved_over_while_it_is_read_is_not_called_damaged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    read_bytes, others = Path.read_bytes, [{"head.pt2": b"the other program"}]
+
+    def meanwhile(path: Path) -> bytes:
+        data = read_bytes(path)
+        if others and path.name == after:
+            write_folder(folder, replace(MANIFEST, artifact_id="ff" * 32), TABLES, others.pop())
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", meanwhile)
+    read = read_folder(folder, "head")
+    assert (read.manifest.artifact_id, read.files) == ("ff" * 32, {"head.pt2": b"the other program"})
+
+
 def test_other_files_are_not_written_among(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ArtifactError, match=r"holds other files \(thesis.txt\)"):

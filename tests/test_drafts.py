@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from compoff.drafts import write_whole
+from compoff.drafts import drafts, read_together, write_whole
 
 
 def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,3 +71,35 @@ def test_a_pipe_is_written_to_by_its_name_among_the_open_files() -> None:
 def test_a_device_is_written_to() -> None:
     write_whole(Path("/dev/null"), b"text")
     assert not Path(os.devnull).is_file()
+
+
+def test_what_does_not_fit_is_read_again_only_where_something_was_saved_meanwhile(tmp_path: Path) -> None:
+    last, turns = tmp_path / "last", list[int]()
+    last.write_bytes(b"old")
+
+    def read(saved_over: int) -> int:
+        turns.append(len(turns))
+        if len(turns) <= saved_over:
+            with drafts(tmp_path, ["last"]) as made:
+                made["last"].write_bytes(b"new")
+                made["last"].replace(last)
+        raise ValueError(f"damaged, read {len(turns)} times")
+
+    for saved_over, times in ((0, 1), (2, 3), (100, 5)):
+        turns.clear()
+        with pytest.raises(ValueError, match=f"read {times} times"):
+            read_together(last, lambda saved_over=saved_over: read(saved_over), ValueError)
+    with pytest.raises(KeyError):  # any other error is not one of files that do not fit
+        read_together(last, lambda: {}["key"], ValueError)
+
+
+def test_files_on_the_way_from_one_name_to_another_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = tmp_path / "last"
+    with pytest.raises(FileNotFoundError):  # nobody saves there: said at once
+        read_together(last, last.read_bytes, FileNotFoundError)
+    with drafts(tmp_path, ["last"]) as made:
+        made["last"].write_bytes(b"new")
+        monkeypatch.setattr("compoff.drafts.time.sleep", lambda _: made["last"].replace(last))
+        assert read_together(last, last.read_bytes, FileNotFoundError) == b"new"
