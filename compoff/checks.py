@@ -1,4 +1,4 @@
-"""What a user gives for a number or a path, refused by its name where it is of another kind.
+"""What a user gives for numbers or a path, refused by its name where it is of another kind.
 
 Knows no ranges but a least one, and that of a weight; what a number is for says more.
 """
@@ -18,7 +18,20 @@ from compoff.errors import CompoffError, FeatureError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["check_flag", "check_number", "check_path", "check_weight", "check_whole", "is_number", "plain", "reaching"]
+    from numpy.typing import NDArray
+
+__all__ = [
+    "check_array",
+    "check_flag",
+    "check_number",
+    "check_path",
+    "check_sizes",
+    "check_weight",
+    "check_whole",
+    "is_number",
+    "plain",
+    "reaching",
+]
 
 _LONGEST = 200
 
@@ -139,6 +152,59 @@ def check_whole(
     if not right and not (or_none and value is None):
         bound = "" if least is None else f" of at least {least}"
         raise error(f"{name} is {value!r:.80}; expected a whole number{bound}")
+
+
+def check_sizes(name: str, value: Any, error: type[CompoffError]) -> tuple[int, ...]:
+    """Whole numbers, from what was given for a shape or the like.
+
+    Args:
+        name: Name of the argument.
+        value: What was given.
+        error: What to raise.
+
+    Returns:
+        The numbers as Python's own.
+
+    Examples:
+        >>> check_sizes("shape", [3, np.int64(4)], FeatureError)
+        (3, 4)
+        >>> check_sizes("shape", (3.0, 4), FeatureError)
+        Traceback (most recent call last):
+        compoff.errors.FeatureError: shape is (3.0, 4); expected whole numbers, as a tuple or a list
+    """
+    try:
+        given = tuple(value)
+        for one in given:
+            check_whole(name, one, error)
+    except (TypeError, CompoffError):
+        raise error(f"{name} is {value!r:.80}; expected whole numbers, as a tuple or a list") from None
+    return tuple(int(one) for one in given)
+
+
+def check_array(
+    name: str, value: Any, error: type[CompoffError], dtype: type[np.generic] | None = None
+) -> NDArray[Any]:
+    """An array, from what was given for one.
+
+    Args:
+        name: Name of the argument.
+        value: What was given.
+        error: What to raise.
+        dtype: What it is to hold; None for what it holds.
+
+    Returns:
+        The array.
+
+    Examples:
+        >>> check_array("counts", [[1, 2], [3]], FeatureError)
+        Traceback (most recent call last):
+        compoff.errors.FeatureError: counts cannot become an array: setting an array element with a sequence. ...
+    """
+    try:
+        return np.asarray(value, dtype)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as found:  # the last, of a tensor with a gradient
+        reason = str(found).partition("\n")[0].rstrip(".")
+        raise error(f"{name} cannot become an array: {reason}; give numbers in rows of one length") from found
 
 
 def check_path(name: str, value: Any, error: type[CompoffError]) -> Path:

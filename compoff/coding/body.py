@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
+from compoff.checks import check_sizes, check_whole
 from compoff.coding import huffman, packing, range_coder
 from compoff.coding.levels import coarse_tables, coarsen, num_coarse, refine
-from compoff.errors import ArtifactError, PayloadError
+from compoff.coding.tables import SymbolTables
+from compoff.errors import ArtifactError, FeatureError, PayloadError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-    from compoff.coding.tables import SymbolTables
 
 __all__ = ["CODINGS", "CUT", "Code", "Coding"]
 
@@ -73,9 +73,12 @@ class Code:
         qualities: Sequence[int] | None = None,
         steps: Sequence[int] | None = None,
     ) -> None:
-        shape = tuple(latent_shape)
-        channels = (tables.num_channels,) if qualities is None else tuple(qualities)
-        coarseness = (1,) * len(channels) if steps is None else tuple(steps)
+        if not isinstance(tables, SymbolTables):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ArtifactError(f"tables is a {type(tables).__name__}; expected SymbolTables")
+        shape = check_sizes("latent_shape", latent_shape, ArtifactError)
+        all_channels = (tables.num_channels,)
+        channels = all_channels if qualities is None else check_sizes("qualities", qualities, ArtifactError)
+        coarseness = (1,) * len(channels) if steps is None else check_sizes("steps", steps, ArtifactError)
         _check_parts(tables, shape, channels)
         _check_steps(tables, channels, coarseness)
         object.__setattr__(self, "tables", tables)
@@ -189,6 +192,9 @@ class Code:
         Returns:
             Bytes.
 
+        Raises:
+            FeatureError: the batch is no number of samples.
+
         Examples:
             >>> from compoff.coding import Code, SymbolTables
             >>> Code(SymbolTables([[2**23, 2**23]]), latent_shape=(1, 16)).packed_bytes(batch=1)
@@ -196,7 +202,8 @@ class Code:
 
         Source: this project.
         """
-        return packing.packed_length(batch * math.prod(self.shape(quality)), self.tables_at(quality).num_symbols)
+        check_whole("batch", batch, FeatureError, 0)
+        return packing.packed_length(int(batch) * math.prod(self.shape(quality)), self.tables_at(quality).num_symbols)
 
     def encode(self, symbols: NDArray[np.generic], quality: int, coding: int) -> tuple[int, bytes]:
         """Code the symbols of a batch, or pack them raw where that is not longer.

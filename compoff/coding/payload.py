@@ -16,21 +16,20 @@ from __future__ import annotations
 
 import zlib
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, TypeVar
 
 from compoff.checks import check_whole
 from compoff.coding.body import CODINGS, CUT, Code, Coding
 from compoff.coding.message import Decoded, Payload, payload_bytes
 from compoff.coding.numbers import leb128, read_leb128
 from compoff.coding.side import Side, decode_side, encode_side, max_side_bytes
+from compoff.coding.tensors import checked_tensors
 from compoff.errors import ArtifactError, FeatureError, PayloadError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
     from typing_extensions import Buffer
 
 __all__ = ["PayloadFormat"]
@@ -40,6 +39,8 @@ _ID_LENGTH = 32
 _CRC_LENGTH = 4
 _SHORTEST = 2 + 1 + _CRC_LENGTH
 _MOST_NUMBER_BYTES = 5  # of a batch size or a length
+
+_T = TypeVar("_T")
 
 
 class PayloadFormat:
@@ -79,11 +80,11 @@ class PayloadFormat:
     def __init__(
         self, artifact_id: bytes, codes: Sequence[Code], sides: Sequence[Side] = (), max_batch: int = 1024
     ) -> None:
-        _check_parts(artifact_id, codes, max_batch)
+        self.codes = _all_of("codes", codes, Code)
+        self.sides = _all_of("sides", sides, Side)
+        _check_parts(artifact_id, self.codes, max_batch)
         self.artifact_id = artifact_id
-        self.codes = tuple(codes)
-        self.sides = tuple(sides)
-        self.max_batch = max_batch
+        self.max_batch = int(max_batch)
         self._crc_of_id = zlib.crc32(artifact_id)
 
     @property
@@ -126,12 +127,14 @@ class PayloadFormat:
         Source: this project.
         """
         quality = self.check_choice(quality, coding)
-        latents, others = self._checked_tensors(symbols, sides, quality)
+        latents, others = checked_tensors(symbols, sides, self.codes, self.sides, quality)
+        batch = len(latents[0])
+        if not 1 <= batch <= self.max_batch:
+            raise FeatureError(f"a payload holds 1 to {self.max_batch} samples, not {batch}; split the batch")
         (first, body), *more = [
             code.encode(latent, quality, CODINGS[coding]) for code, latent in zip(self.codes, latents, strict=True)
         ]
         parts = [body, *(bytes((taken,)) + body for taken, body in more), *map(encode_side, others)]
-        batch = len(latents[0])
         lengths = [leb128(len(part)) for part in parts[:-1]]
         framed = b"".join(piece for pair in zip([*lengths, b""], parts, strict=True) for piece in pair)
         covered = bytes((_VERSION << 4 | first, quality)) + leb128(batch) + framed
@@ -254,7 +257,7 @@ class PayloadFormat:
             Bytes of all codes, without side tensors, lengths, header and checksum.
 
         Raises:
-            FeatureError: there is no such quality.
+            FeatureError: there is no such quality, or the batch is no number of samples.
 
         Examples:
             >>> from compoff.coding import Code, PayloadFormat, SymbolTables
@@ -278,7 +281,7 @@ class PayloadFormat:
             Bytes, with the header and the checksum.
 
         Raises:
-            FeatureError: there is no such quality.
+            FeatureError: there is no such quality, or the batch is no number of samples.
 
         Examples:
             >>> from compoff.coding import Code, PayloadFormat, SymbolTables
@@ -288,8 +291,8 @@ class PayloadFormat:
 
         Source: this project.
         """
-        check_whole("batch", batch)
-        quality = self._checked_quality(quality)
+        check_whole("batch", batch, FeatureError, 0)
+        batch, quality = int(batch), self._checked_quality(quality)
         bodies = [code.packed_bytes(batch, quality) for code in self.codes]
         parts = [bodies[0], *(1 + body for body in bodies[1:])]
         parts += [max_side_bytes(side.full_shape(batch), side.dtype) for side in self.sides]
@@ -312,34 +315,6 @@ class PayloadFormat:
         if not 0 <= quality < self.num_qualities:
             raise FeatureError(f"there is no quality {quality}; this export has 0 to {self.num_qualities - 1}")
         return int(quality)  # one of numpy's would overflow in a byte
-
-    def _checked_tensors(
-        self, symbols: Sequence[ArrayLike], sides: Sequence[ArrayLike], quality: int
-    ) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
-        """The tensors as arrays, once they are as many, and of the shapes and dtypes, that this export has."""
-        for given in (symbols, sides):
-            if not isinstance(given, (list, tuple, np.ndarray)):
-                raise FeatureError(f"a {type(given).__name__} was given; expected a list of arrays")
-        if isinstance(symbols, np.ndarray) or (len(symbols), len(sides)) != (len(self.codes), len(self.sides)):
-            raise FeatureError(
-                f"expected a list of {len(self.codes)} arrays of symbols, one a code, and {len(self.sides)} side "
-                f"tensors; got {type(symbols).__name__} of {len(symbols)} and {len(sides)}"
-            )
-        latents, others = [np.asarray(one) for one in symbols], [np.asarray(one) for one in sides]
-        for latent, code in zip(latents, self.codes, strict=True):
-            _check_batched(latent, code.shape(quality), f"symbols of quality {quality}")
-        batch = len(latents[0])
-        if not 1 <= batch <= self.max_batch:
-            raise FeatureError(f"a payload holds 1 to {self.max_batch} samples, not {batch}; split the batch")
-        for other, side in zip(others, self.sides, strict=True):
-            if other.dtype.name != side.dtype or other.shape != side.full_shape(batch):
-                raise FeatureError(
-                    f"a side tensor is {other.dtype.name} of shape {other.shape}; expected {side.dtype} of shape "
-                    f"{side.full_shape(batch)}"
-                )
-        if {len(latent) for latent in latents} != {batch}:
-            raise FeatureError(f"the symbols hold {[len(latent) for latent in latents]} samples; expected one number")
-        return latents, others
 
     def _checked(self, data: Buffer | Payload) -> tuple[bytes, int, int, int, int]:
         """What the checksum of a payload covers, once that is right: with its coding, quality, batch and first part."""
@@ -393,15 +368,16 @@ def _opened(part: bytes) -> tuple[int, bytes]:
     return part[0], part[1:]
 
 
-def _check_batched(array: NDArray[Any], expected: tuple[int, ...], what: str) -> None:
-    if array.ndim != len(expected) + 1 or array.shape[1:] != expected:
-        raise FeatureError(
-            f"{what} have shape {array.shape}, which does not fit this export: expected (batch, "
-            f"{', '.join(map(str, expected))})"
-        )
+def _all_of(name: str, given: Sequence[_T], kind: type[_T]) -> tuple[_T, ...]:
+    if not (isinstance(given, (list, tuple)) and all(isinstance(one, kind) for one in given)):
+        raise ArtifactError(f"{name} is {given!r:.80}; expected a list of {kind.__name__}, one for each")
+    return tuple(given)
 
 
 def _check_parts(artifact_id: bytes, codes: Sequence[Code], max_batch: int) -> None:
+    check_whole("max_batch", max_batch, ArtifactError)
+    if not isinstance(artifact_id, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArtifactError(f"an artifact id is {_ID_LENGTH} bytes; a {type(artifact_id).__name__} was given")
     if len(artifact_id) != _ID_LENGTH:
         raise ArtifactError(f"an artifact id has {_ID_LENGTH} bytes, not {len(artifact_id)}")
     qualities = [code.qualities for code in codes]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from compoff.checks import check_flag, check_sizes
 from compoff.coding import packing
 from compoff.coding.numbers import leb128, read_leb128
 from compoff.errors import ArtifactError, FeatureError, PayloadError
@@ -68,7 +69,8 @@ class Side:
     batched: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
+        check_flag("batched", self.batched, ArtifactError)
+        object.__setattr__(self, "shape", check_sizes("shape", self.shape, ArtifactError))
         # An empty array, too, may not have other axes so long that numpy has no shape like it.
         if self.dtype not in DTYPES or min(self.shape, default=0) < 0 or math.prod(filter(None, self.shape)) > 1 << 40:
             raise ArtifactError(f"a side tensor of {self.dtype} and shape {self.shape} cannot be sent")

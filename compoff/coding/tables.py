@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
+from compoff.checks import check_array, check_number
 from compoff.errors import ArtifactError, FeatureError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class SymbolTables:
     __slots__ = ("_derived", "_weights")
 
     def __init__(self, weights: ArrayLike) -> None:
-        self._weights = _checked_weights(np.asarray(weights))
+        self._weights = _checked_weights(check_array("weights", weights, ArtifactError))
         self._derived: dict[str, object] = {}
 
     @classmethod
@@ -82,7 +83,7 @@ class SymbolTables:
 
         Source: this project.
         """
-        shares = np.asarray(probabilities, dtype=np.float64)
+        shares = check_array("probabilities", probabilities, ArtifactError, np.float64)
         _check_shape(shares.shape)
         if not np.isfinite(shares).all() or (shares < 0).any() or not (shares.max(axis=1) > 0).all():
             raise ArtifactError(
@@ -111,9 +112,10 @@ class SymbolTables:
 
         Source: this project (the default is the estimator of Krichevsky and Trofimov).
         """
+        check_number("smoothing", smoothing, ArtifactError)
         if not smoothing > 0:
             raise ArtifactError(f"smoothing must be more than 0, not {smoothing}; 0.5 is the usual value")
-        seen = np.asarray(counts, dtype=np.float64)
+        seen = check_array("counts", counts, ArtifactError, np.float64)
         if (seen < 0).any():
             raise ArtifactError(f"counts must not be negative; the lowest here is {seen.min():g}")
         return cls.from_probabilities(seen + smoothing)
@@ -179,7 +181,7 @@ class SymbolTables:
 
         Source: this project.
         """
-        given = np.asarray(symbols)
+        given = check_array("symbols", symbols, FeatureError)
         if given.dtype.kind not in "iu":
             raise FeatureError(f"symbols must be whole numbers, not {given.dtype}; quantize the latent first")
         if given.ndim != 2 or not 1 <= given.shape[0] <= self.num_channels:

@@ -323,3 +323,32 @@ def test_codes_are_values() -> None:
     assert hash(ONE) == hash(make_code(4, (3,), 6, (1, 4)))
     with pytest.raises(AttributeError):
         ONE.qualities = (1,)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"artifact_id": "x" * 32}, "an artifact id is 32 bytes; a str was given"),
+        ({"artifact_id": bytearray(32)}, "an artifact id is 32 bytes; a bytearray was given"),
+        ({"codes": None}, "codes is None; expected a list of Code"),
+        ({"codes": SKIPS.codes[0]}, r"codes is Code\(.*; expected a list of Code"),
+        ({"codes": [1]}, r"codes is \[1\]; expected a list of Code"),
+        ({"sides": [1]}, r"sides is \[1\]; expected a list of Side"),
+        ({"sides": [SKIPS.codes[0]]}, r"sides is \[Code.*; expected a list of Side"),
+        ({"max_batch": 3.5}, "max_batch is 3.5; expected a whole number"),
+        ({"max_batch": "3"}, "max_batch is '3'; expected a whole number"),
+        ({"max_batch": True}, "max_batch is True; expected a whole number"),
+    ],
+)
+def test_parts_of_another_kind_are_named(change: dict[str, Any], words: str) -> None:
+    parts: dict[str, Any] = {"artifact_id": ID, "codes": SKIPS.codes, "sides": SKIPS.sides, "max_batch": 8, **change}
+    with pytest.raises(ArtifactError, match=words):
+        PayloadFormat(**parts)
+
+
+@pytest.mark.parametrize("batch", [-1, 1.0, True, "1", None])
+def test_bytes_of_what_is_no_number_of_samples_are_not_counted(batch: Any) -> None:
+    for count in (SKIPS.max_bytes, SKIPS.packed_bytes):
+        with pytest.raises(FeatureError, match=r"batch is .*; expected a whole number of at least 0"):
+            count(batch)
+    assert SKIPS.max_bytes(np.uint8(200)) == SKIPS.max_bytes(200)  # type: ignore[arg-type]

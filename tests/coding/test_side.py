@@ -298,6 +298,20 @@ def test_a_side_that_no_tensor_has_is_refused(shape: tuple[int, ...], dtype: str
         Side(shape, dtype)
 
 
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ((3, "bool"), "shape is 3; expected whole numbers"),
+        (((1.5,), "bool"), r"shape is \(1\.5,\); expected whole numbers"),
+        ((("a",), "bool"), r"shape is \('a',\); expected whole numbers"),
+        (((3,), "bool", "no"), "batched is 'no'; expected True or False"),
+    ],
+)
+def test_a_side_of_parts_of_another_kind_is_refused(parts: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(ArtifactError, match=words):
+        Side(*parts)
+
+
 def test_a_side_knows_its_whole_shape() -> None:
     assert Side([4, 5], "bool").full_shape(3) == (3, 4, 5)
     assert Side((4, 5), "bool", batched=False).full_shape(3) == (4, 5)

@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,6 +151,23 @@ def test_symbols_that_do_not_fit_are_refused(symbols: np.ndarray, words: str) ->
     tables = SymbolTables(np.full((2, 4), 2**22))
     with pytest.raises(FeatureError, match=words):
         tables.checked(symbols)
+
+
+def test_what_becomes_no_array_is_named() -> None:
+    ragged: Any = [[1, 2], [3]]
+    for make, name in [
+        (SymbolTables, "weights"),
+        (SymbolTables.from_counts, "counts"),
+        (SymbolTables.from_probabilities, "probabilities"),
+    ]:
+        with pytest.raises(ArtifactError, match=f"{name} cannot become an array: setting an array element"):
+            make(ragged)
+    with pytest.raises(ArtifactError, match="counts cannot become an array: could not convert"):
+        SymbolTables.from_counts("many")  # type: ignore[arg-type]
+    with pytest.raises(ArtifactError, match="smoothing is 'a'; expected a number"):
+        SymbolTables.from_counts([[1, 2]], "a")  # type: ignore[arg-type]
+    with pytest.raises(FeatureError, match="symbols cannot become an array: setting an array element"):
+        SymbolTables([[2**23, 2**23]]).cross_entropy(ragged)
 
 
 def test_checked_gives_contiguous_int32() -> None:
