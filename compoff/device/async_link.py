@@ -222,10 +222,10 @@ class AsyncLink:
         self._attempts += 1
         self.opened += 1
         self._attempted.set()
+        self._succeeded()  # before the old one is closed, which may take a while
         if last is not None and (last.idle or not last.closed):
             self._retired.discard(last)
             await last.close()  # it gave no sign: its calls start again on the fresh connection
-        self._succeeded()
 
     async def _pause(self, error: CompoffError) -> None:
         """Wait before the next attempt; a call that wants a connection makes the pause as short as the first."""

@@ -222,12 +222,12 @@ class Link:
                 self._attempts += 1
                 self.opened += 1
             self._changed.notify_all()
+        self._succeeded()  # before the old one is closed, which may take a while
         if fresh is not None:  # closed meanwhile, by another thread
             fresh.close()
         if last is not None and (last.idle or not last.closed):
             self._retired.discard(last)
             last.close()  # it gave no sign: its calls start again on the fresh connection
-        self._succeeded()
 
     def _pause(self, error: CompoffError) -> None:
         """Wait before the next attempt; a call that wants a connection makes the pause as short as the first."""

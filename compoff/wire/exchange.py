@@ -36,7 +36,7 @@ __all__ = ["Exchange", "Slot", "deadline_field", "relocate"]
 
 _PATIENCE = 0.05  # seconds a blocked writer waits before it looks again whether somebody has to read
 _FAREWELL = 0.2  # seconds given to the last message of a connection
-_LAST_READER = 5.0  # seconds given to the thread that reads to notice the end; an interrupt may have taken it away
+_LOOK = 0.5  # seconds that a waiting thread sleeps at most: an interrupt may have taken away who would have woken it
 
 
 def deadline_field(timeout: float) -> int:
@@ -93,6 +93,15 @@ class Slot:
         return event is not None
 
 
+class _Lead:
+    """One thread's turn to read for all. It ends with a single store, which no interrupt can come between."""
+
+    __slots__ = ("over",)
+
+    def __init__(self, *, over: bool = False) -> None:
+        self.over = over
+
+
 class Exchange:
     """Requests and answers of many threads over one stream.
 
@@ -112,7 +121,7 @@ class Exchange:
         self._lock = threading.Lock()  # guards everything but the stream
         self._send_lock = threading.Lock()  # a frame is written whole before the next
         self._slots: dict[int, Slot] = {}
-        self._reading = False  # whether a thread leads
+        self._lead = _Lead(over=True)  # the last that was taken
         self._closed = False
         self._failure: CompoffError | None = None
         self._came = 0  # bytes
@@ -147,11 +156,13 @@ class Exchange:
 
     def look(self) -> None:
         """Read what has arrived, without waiting: only so is a goodbye known that came while nobody asked anything."""
-        if self._take_lead():
-            try:
+        lead = _Lead()
+        try:
+            if self._take(lead):
                 self._read(0.0)
-            finally:
-                self._step_down()
+        finally:
+            lead.over = True
+        self._pass_on()
 
     def handshake(self, timeout: float, deadline: float) -> None:
         """Say HELLO and wait for WELCOME; everything is closed where that fails.
@@ -198,41 +209,37 @@ class Exchange:
             slot = Slot(queue(), timeout, deadline)
             self._slots[slot.request_id] = slot
             data = self.protocol.data_to_send()
-        # Mostly it is free, and a wait with an end costs more.
-        free = self._send_lock.acquire(blocking=False)
-        if not free and not self._send_lock.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
-            self._withdraw(slot)
-            return slot
-        try:
-            if not self._write(data, deadline):
-                self._withdraw(slot)
-        except BaseException as error:  # half a frame may be out: nothing can follow it
-            self._fail(self._lost(error))
-            if not isinstance(error, OSError):
-                raise
-        finally:
-            self._send_lock.release()
+        if not self._alone(lambda: self._write(data, deadline), timeout):
+            with self._lock:
+                self.protocol.withdraw(slot.request_id)
         return slot
 
     def wait(self, slot: Slot, until: float) -> None:
         """Wait until a slot is settled or a moment of ``time.monotonic()`` has come; read at least what is there."""
         tried = False
         while True:
-            with self._lock:
-                if slot.done or (tried and time.monotonic() >= until):
-                    slot.wake()  # another thread may wait for the same slot
-                    self._pass_on()
-                    return
-                event = None
-                if self._reading:
-                    event = slot.event = slot.event or threading.Event()
-                self._reading = True
-            tried = True
-            if event is None:
-                if self._lead(slot, until):
-                    return
-            else:
-                event.wait(min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX))
+            lead, event = _Lead(), None
+            try:
+                with self._lock:
+                    if slot.done or (tried and time.monotonic() >= until):
+                        slot.wake()  # another thread may wait for the same slot
+                        self._wake_one()
+                        return
+                    if self._lead.over:
+                        self._lead = lead
+                    else:
+                        event = slot.event = slot.event or threading.Event()
+                tried = True
+                if event is not None:
+                    event.wait(min(max(0.0, until - time.monotonic()), _LOOK))
+                    continue
+                while self._read(until) and not slot.done and time.monotonic() < until:
+                    pass
+            finally:
+                lead.over = True
+            self._pass_on()
+            if slot.done:
+                return
 
     def drop(self, slot: Slot, error: CompoffError, *, cancel: bool = False) -> None:
         """Settle a slot with an error unless its answer is there; a late answer will be dropped.
@@ -248,21 +255,8 @@ class Exchange:
             self._slots.pop(slot.request_id, None)
             self.protocol.abandon(slot.request_id)
             slot.settle(error=error)
-        if cancel and self._send_lock.acquire(blocking=False):
-            try:
-                self._write_cancel(slot.request_id)
-            finally:
-                self._send_lock.release()
-
-    def _write_cancel(self, request_id: int) -> None:
-        try:
-            if not self.closed and self._stream.wait(0.0, write=True):  # there is room for 16 bytes, or nothing is sent
-                with self._lock:
-                    self.protocol.send_cancel(request_id)
-                    data = self.protocol.data_to_send()
-                self._write(data, time.monotonic() + _FAREWELL)
-        except OSError as error:
-            self._fail(self._lost(error))
+        if cancel:
+            self._alone(lambda: self._write_cancel(slot.request_id), 0.0)
 
     def close(self) -> None:
         """Say GOODBYE and close; every unanswered request gets ConnectionLost. Again: nothing happens."""
@@ -272,54 +266,60 @@ class Exchange:
             self._closed = True
             self.protocol.send_goodbye()
             data = self.protocol.data_to_send()
-        if data and self._failure is None and self._send_lock.acquire(timeout=_FAREWELL):
-            try:
-                with contextlib.suppress(OSError):
-                    self._write(data, time.monotonic() + _FAREWELL)
-            finally:
-                self._send_lock.release()
+        if data and self._failure is None:
+            self._alone(lambda: self._write(data, time.monotonic() + _FAREWELL), _FAREWELL)
         self._fail(ConnectionLost(f"the connection to {self.address} was closed on this side; open a new one"))
-        # The descriptor may be freed, and its number used again, only when no thread waits on it any more.
-        deadline = time.monotonic() + _LAST_READER
-        while not self._take_lead():
-            if time.monotonic() >= deadline:
-                return  # the garbage collector frees it
-            time.sleep(0.001)
-        with self._send_lock:
-            self._stream.close()
+        self._free()
 
-    def _lead(self, slot: Slot, until: float) -> bool:
-        """Read for all until a slot is settled; whether it is."""
-        try:
-            while self._read(until) and not slot.done and time.monotonic() < until:
-                pass
-        finally:
-            with self._lock:
-                self._reading = False
-                if slot.done:
-                    slot.wake()
-                    self._pass_on()
-        return slot.done
-
-    def _withdraw(self, slot: Slot) -> None:
+    def _take(self, lead: _Lead) -> bool:
+        """Whether a thread leads from now on: none did."""
         with self._lock:
-            self.protocol.withdraw(slot.request_id)
-
-    def _step_down(self) -> None:
-        with self._lock:
-            self._reading = False
-            self._pass_on()
-
-    def _take_lead(self) -> bool:
-        with self._lock:
-            lead = not self._reading
-            self._reading = True
-        return lead
+            if self._lead.over:
+                self._lead = lead
+            return self._lead is lead
 
     def _pass_on(self) -> None:
+        """Leave the reading to another thread; after the end, to none."""
+        with self._lock:
+            self._wake_one()
+            ended = self._closed and self._failure is not None
+        if ended:
+            self._free()
+
+    def _wake_one(self) -> None:
         """Wake one waiting thread where nobody reads; whoever leaves does this, so that somebody always reads."""
-        if self._slots and not self._reading:
+        if self._slots and self._lead.over:
             any(slot.wake() for slot in self._slots.values())
+
+    def _free(self) -> None:
+        """Free the descriptor, unless a thread still waits on it, which then does so: its number may be used again."""
+        if self._take(_Lead()) and self._send_lock.acquire(timeout=_FAREWELL):  # else the garbage collector frees it
+            try:
+                self._stream.close()
+            finally:
+                self._send_lock.release()
+
+    def _alone(self, write: Callable[[], bool], patience: float) -> bool:
+        """Write while no other thread does, as soon as none does; False where nothing was written.
+
+        Args:
+            write: Writes.
+            patience: Seconds that another thread may take.
+        """
+        held = False
+        try:
+            held = self._send_lock.acquire(blocking=False)  # mostly it is free, and a wait with an end costs more
+            if not held and patience:
+                held = self._send_lock.acquire(timeout=min(patience, threading.TIMEOUT_MAX))
+            return held and write()
+        except BaseException as error:  # half a frame may be out, or the lock taken: nothing can follow it
+            self._fail(self._lost(error))
+            if not isinstance(error, OSError):
+                raise
+            return False
+        finally:
+            if held:
+                self._send_lock.release()
 
     def _read(self, until: float) -> bool:
         """Read once and settle what came; False when the moment came first."""
@@ -368,15 +368,24 @@ class Exchange:
         return True
 
     def _wait_writable(self, until: float) -> None:
-        if not self._take_lead():
-            self._stream.wait(until, write=True)
-            return
+        lead = _Lead()
         # A server whose answers nobody reads stops reading, too: without this, both ends could wait for ever.
         try:
-            self._stream.wait(until, read=True, write=True)
-            self._read(0.0)
+            leads = self._take(lead)
+            self._stream.wait(until, read=leads, write=True)
+            if leads:
+                self._read(0.0)
         finally:
-            self._step_down()
+            lead.over = True
+        self._pass_on()
+
+    def _write_cancel(self, request_id: int) -> bool:
+        if self.closed or not self._stream.wait(0.0, write=True):  # there is room for 16 bytes, or nothing is sent
+            return False
+        with self._lock:
+            self.protocol.send_cancel(request_id)
+            data = self.protocol.data_to_send()
+        return self._write(data, time.monotonic() + _FAREWELL)
 
     def _lost(self, error: BaseException) -> WireError:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

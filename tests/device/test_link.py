@@ -22,6 +22,7 @@ from compoff.device.remote import Remote, connect
 from compoff.edge.server import serve
 from compoff.errors import AuthenticationError, ConnectionLost, LocalProtocolError, ReadTimeout, WireError
 from compoff.manifest import TensorSpec
+from compoff.wire import exchange
 from compoff.wire.tensors import pack
 from tests.device.stand_in import StandIn, Tail, after
 from tests.edge.peers import eventually
@@ -166,6 +167,38 @@ def test_a_half_open_connection_is_replaced_before_anybody_asks(relay: Relay) ->
         assert remote(after(0), timeout=1).tolist() == [[0, 1, 2]]
         assert remote.last is not None
         assert not remote.last.retried
+
+
+def test_a_connection_that_nobody_reads_any_more_keeps_no_call_waiting_for_long(relay: Relay) -> None:
+    with dial(relay.address) as remote:
+        client = remote._link.current
+        assert client is not None
+        lead = exchange._Lead()
+        assert client._exchange._take(lead), "an interrupt took its thread away between two steps"
+        began = time.monotonic()
+        assert remote(after(0), timeout=5).tolist() == [[0, 1, 2]]
+        eventually(lambda: remote.stats.reachable)
+        assert time.monotonic() - began < 2
+    lead.over = True
+    client._exchange._free()  # in place of the garbage collector, which complains
+
+
+def test_a_fresh_connection_counts_before_the_old_one_is_closed(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    with dial(relay.address) as remote:
+        client = remote._link.current
+        assert client is not None
+        closing, close = threading.Event(), client.close
+        signs: list[int] = []
+
+        def slow() -> None:
+            signs.append(remote._link.breaker._signs)
+            close()
+            closing.set()
+
+        monkeypatch.setattr(client, "close", slow)
+        relay.hold()
+        assert closing.wait(5)
+        assert signs == [1]
 
 
 def test_a_request_on_a_half_open_connection_is_sent_again_over_a_fresh_one(relay: Relay) -> None:

@@ -1,0 +1,147 @@
+"""Interrupts at every moment of a request: no thread may be left waiting for one that has gone."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from compoff.edge.server import serve
+from compoff.errors import ConnectionLost
+from compoff.wire import exchange, sockets
+from compoff.wire.client import Client, PendingReply, open_client
+from tests.wire.test_client import ID, Reverse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+    from compoff.edge.server import Server
+
+# The garbage collector frees the descriptor where nobody knows whether a thread still writes to it.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+_FILES = {exchange.__file__, sockets.__file__}
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serve(Reverse(), workers=4) as server:
+        yield server
+
+
+def interrupted(action: Callable[[], object], moment: int) -> bool:
+    """Interrupt an action where Python looks for signals: as a function starts, and as a call into C comes back.
+
+    Whether it did: the action has fewer such moments otherwise.
+    """
+    left = moment
+
+    def look(frame: FrameType, event: str, _: object) -> None:
+        nonlocal left
+        if event in ("call", "c_return") and frame.f_code.co_filename in _FILES:
+            left -= 1
+            if left < 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    before = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        action()
+    except KeyboardInterrupt:
+        return True
+    except ConnectionLost:  # the connection is over, and before Python looked for signals once more
+        return left < 0
+    finally:
+        sys.setprofile(before)
+    return left < 0
+
+
+def ends_soon(client: Client) -> None:
+    """The answer comes, or the news that there will be none: not the deadline."""
+    start = time.monotonic()
+    try:
+        assert client.request(b"next", timeout=5) == b"txen"
+    except ConnectionLost:
+        assert client.closed
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("body", [b"word", b"0010"], ids=["an answer at once", "an answer to wait for"])
+def test_an_interrupted_request_costs_the_next_no_more_than_the_connection(server: Server, body: bytes) -> None:
+    moment, going_on = 0, True
+    while going_on:
+        client = open_client(server.address, [ID])
+        going_on = interrupted(lambda client=client: client.request(body, timeout=5), moment)
+        ends_soon(client)
+        start = time.monotonic()
+        client.close()
+        assert time.monotonic() - start < 1, moment
+        moment += 1
+    assert moment > 10
+
+
+def test_an_interrupted_cancel_costs_the_next_request_no_more_than_the_connection(server: Server) -> None:
+    moment, going_on = 0, True
+    while going_on:
+        with open_client(server.address, [ID]) as client:
+            going_on = interrupted(client.submit(b"0030", timeout=5).cancel, moment)
+            ends_soon(client)
+            moment += 1
+    assert moment > 5
+
+
+def test_an_interrupted_look_leaves_the_reading_to_others(server: Server) -> None:
+    moment, going_on = 0, True
+    while going_on:
+        with open_client(server.address, [ID]) as client:
+            going_on = interrupted(client.look, moment)
+            ends_soon(client)
+            moment += 1
+    assert moment > 3
+
+
+def test_a_thread_that_waits_beside_an_interrupted_one_is_woken(server: Server) -> None:
+    moment, going_on = 0, True
+    while going_on:
+        with open_client(server.address, [ID]) as client, ThreadPoolExecutor(1) as pool:
+            leads = client.submit(b"0040", timeout=5)
+            follows = client.submit(b"0060", timeout=5)
+
+            def follow(client: Client = client, follows: PendingReply = follows) -> float:
+                time.sleep(0.01)
+                start = time.monotonic()
+                try:
+                    assert follows.result() == b"0600"
+                except ConnectionLost:
+                    assert client.closed
+                return time.monotonic() - start
+
+            result = pool.submit(follow)
+            going_on = interrupted(leads.result, moment)
+            assert result.result(6) < 1, moment
+            moment += 1
+    assert moment > 5
+
+
+def test_a_client_closes_at_once_where_a_thread_that_read_has_gone(server: Server) -> None:
+    client = open_client(server.address, [ID])
+    assert client._exchange._take(exchange._Lead()), "an interrupt took it away between two steps"
+    start = time.monotonic()
+    client.close()
+    assert time.monotonic() - start < 1
+
+
+def test_the_descriptor_is_free_as_soon_as_no_thread_waits_on_it(server: Server) -> None:
+    client = open_client(server.address, [ID])
+    pending = client.submit(b"0500", timeout=5)
+    reader = threading.Thread(target=lambda: pending.wait(5))
+    reader.start()
+    time.sleep(0.05)
+    client.close()
+    reader.join(5)
+    assert client._exchange._stream._socket.fileno() == -1
