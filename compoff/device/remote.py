@@ -216,7 +216,7 @@ def connect(
 
     Raises:
         ConnectTimeout: No server answered in time.
-        ConnectionLost: Nobody listens there.
+        ConnectionLost: Nobody listens there, or who does hangs up before it answers.
         AuthenticationError: The server refused the token or this device's certificate, or its own is not trusted.
         ArtifactMismatch: The server does not hold the tails of all these heads. Where it loses some later, only the
             calls of their heads fail.

@@ -233,7 +233,7 @@ async def open_async_client(
 
     Raises:
         ConnectTimeout: The server was not found or gave no welcome in time.
-        ConnectionLost: Nobody listens there, or the connection broke.
+        ConnectionLost: Nobody listens there, or who does hung up before it answered.
         AuthenticationError: The server refused the token.
         ArtifactMismatch: The server holds the tail of none of the artifacts; ``unserved`` names single ones.
         ServerBusy: The server has no room for another connection.

@@ -12,7 +12,8 @@ import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from compoff.errors import CompoffError, ConnectionLost, LocalProtocolError, RemoteProtocolError, WireError
+from compoff.errors import CompoffError, ConnectionLost, LocalProtocolError, WireError
+from compoff.wire.client_protocol import HUNG_UP
 from compoff.wire.exchange import relocate
 from compoff.wire.forks import FORKED, leave_to_parent
 from compoff.wire.moved import Moved, unsent
@@ -110,9 +111,11 @@ class AsyncConnection(Receiver):
         """Whatever still waits gets the reason."""
         if isinstance(exc, ssl.SSLError):  # in TLS 1.3 a server refuses a certificate after the handshake
             self.fail(tls_error(self.address, exc))
-        message = f"the connection to {self.address} broke: {exc or 'it was closed'}; ask again"
-        greeting = not self.protocol.opened
-        self.fail(RemoteProtocolError(message) if greeting else ConnectionLost(message))
+        reason = exc or "it was closed"
+        if self.protocol.opened:
+            self.fail(ConnectionLost(f"the connection to {self.address} broke: {reason}; ask again"))
+        else:
+            self.fail(ConnectionLost(f"{self.address} {HUNG_UP} ({reason})"))
         self.gone.set()
 
     def pause_writing(self) -> None:

@@ -37,9 +37,13 @@ from compoff.wire.protocol import Answer, ClientEvent, Closing, Conversation, Op
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MAX_REPLY_BYTES", "ClientProtocol", "unserved_words"]
+__all__ = ["HUNG_UP", "MAX_REPLY_BYTES", "ClientProtocol", "unserved_words"]
 
 MAX_REPLY_BYTES = 64 * 2**20
+HUNG_UP = (  # what a peer did that may be a proxy, a server that is just ending, or none of ours
+    "hung up before it answered HELLO; is a compoff server there, do both sides speak TLS or neither, and does it take "
+    "this device's certificate?"
+)
 
 
 class ClientProtocol(Conversation):
@@ -192,13 +196,11 @@ class ClientProtocol(Conversation):
         """The server closed its side.
 
         Raises:
-            RemoteProtocolError: It did so before it answered HELLO.
-            ConnectionLost: It did so later.
+            ConnectionLost: It did so.
         """
         state, self._state = self._state, State.DEAD
         if state is State.GREETING:
-            message = "the peer closed the connection before it answered; is a compoff server listening there?"
-            raise RemoteProtocolError(message)
+            raise ConnectionLost(f"the server {HUNG_UP}")
         middle = " in the middle of a message" if self.buffered else ""
         message = f"the server closed the connection{middle}; ask again"
         raise ConnectionLost(message)

@@ -17,9 +17,9 @@ from compoff.errors import (
     ConnectionLost,
     ConnectTimeout,
     LocalProtocolError,
-    RemoteProtocolError,
     WireError,
 )
+from compoff.wire.client_protocol import HUNG_UP
 from compoff.wire.forks import FORKED, leave_to_parent
 from compoff.wire.frames import MAX_DEADLINE_MS
 from compoff.wire.moved import Moved
@@ -390,9 +390,7 @@ class Exchange:
     def _lost(self, error: BaseException) -> WireError:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         if not self.protocol.opened:
-            how = "" if self._stream.encrypted else ", and in plain TCP"
-            message = f"{self.address} hung up before it answered HELLO: {reason}; is a compoff server there{how}?"
-            return RemoteProtocolError(message)
+            return ConnectionLost(f"{self.address} {HUNG_UP} ({reason})")
         return ConnectionLost(f"the connection to {self.address} broke before the answer came: {reason}; ask again")
 
     def _fail(self, error: CompoffError) -> None:

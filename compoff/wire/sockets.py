@@ -118,7 +118,7 @@ def connect_error(address: str, error: OSError) -> WireError:
     if isinstance(error, socket.gaierror):
         return ConnectionLost(f"the host of {address} is unknown: {error.strerror}; correct the address")
     # asyncio puts words of its own in the place of the system's.
-    reason = os.strerror(error.errno) if error.errno else str(error)
+    reason = os.strerror(error.errno) if error.errno else str(error) or "the server hung up"
     return ConnectionLost(f"no connection to {address}: {reason}; start a server there (`compoff serve`) or correct it")
 
 
@@ -135,6 +135,8 @@ def tls_error(address: str, error: ssl.SSLError) -> WireError:
             "that signed it, connect by a name that it holds, or renew it"
         )
     reason = (error.reason or "").replace("_", " ").lower()
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+        return ConnectionLost(f"{address} hung up on TLS: {reason or error}; is it up, and does it speak TLS 1.3?")
     if "alert" in reason and ("certificate" in reason or "unknown ca" in reason):
         return AuthenticationError(
             f"{address} refused this device's certificate ({reason}); give tls=TLS(certificate=..., key=...) one that "
@@ -266,7 +268,7 @@ class Stream:
 def _check_first(data: bytes) -> None:
     """In TLS 1.3 a server judges the device's certificate when the device's own handshake is over already."""
     if not data:
-        raise RemoteProtocolError(
+        raise ConnectionLost(
             "the server hung up right after the TLS handshake; does it ask for a certificate that this device lacks, "
             "or is the device's expired or revoked?"
         )

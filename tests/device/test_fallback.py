@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import socket
+import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from compoff.edge.server import Server, serve
 from compoff.errors import (
     ArtifactMismatch,
     AuthenticationError,
+    ConnectionLost,
     FeatureError,
     LocalProtocolError,
     PayloadError,
@@ -35,6 +37,7 @@ from tests.device.stand_in import StandIn, Tail, after
 from tests.device.test_link import Relay
 from tests.edge.peers import eventually
 from tests.golden_head import golden_head, golden_inputs
+from tests.wire.scripted import scripted_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,6 +172,26 @@ def test_a_device_starts_without_an_edge_and_finds_it_later(kind: Any, policy: s
         eventually(lambda: remote.stats.reachable)
         assert remote(after(0)) == EDGE
     remote.close()
+
+
+@pytest.mark.parametrize("policy", ["local", "hedge", "raise"])
+@pytest.mark.parametrize("tls", [None, ssl.create_default_context()], ids=["plain", "tls"])
+@pytest.mark.parametrize("way", ["reset", "end"])
+def test_a_proxy_without_a_server_behind_it_keeps_no_device_from_starting(
+    kind: Any, way: str, tls: ssl.SSLContext | None, policy: str
+) -> None:
+    def script(connection: socket.socket, parser: object) -> None:
+        connection.recv(1 if way == "reset" else 10_000)  # an end with bytes that nobody read is a reset
+
+    with scripted_server(script) as address:
+        if policy == "raise":
+            with pytest.raises(ConnectionLost, match=r"hung up.*TLS|reset by peer|server hung up"):
+                kind(address, tls=tls)
+            return
+        remote = kind(address, tls=tls, on_failure=policy, local=Whole())
+        assert remote(after(0)) == LOCAL
+        assert not remote.stats.reachable
+        remote.close()
 
 
 @pytest.mark.parametrize("policy", ["local", "hedge"])

@@ -306,7 +306,7 @@ def test_it_says_goodbye_once() -> None:
 
 
 def test_the_end_of_the_stream() -> None:
-    with pytest.raises(RemoteProtocolError, match="before it answered"):
+    with pytest.raises(ConnectionLost, match=r"before it answered HELLO; is a compoff server there, .*TLS"):
         ClientProtocol([ID]).receive_eof()
     with pytest.raises(ConnectionLost, match="closed the connection; ask again"):
         opened().receive_eof()

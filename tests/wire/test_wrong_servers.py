@@ -140,7 +140,7 @@ def test_a_full_backlog_is_a_connect_timeout() -> None:
         (b"SSH-2.0-OpenSSH_9.6\r\n", True, RemoteProtocolError),
         (b"\x02", True, ConnectTimeout),
         (b"", True, ConnectTimeout),
-        (b"", False, RemoteProtocolError),
+        (b"", False, ConnectionLost),
         (WELCOME[:-1] + b"\x00", True, RemoteProtocolError),
         (serialize(Frame(FrameType.REPLY, b"x", 1)), True, RemoteProtocolError),
         (
