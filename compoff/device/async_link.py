@@ -73,13 +73,17 @@ class AsyncLink:
         self.current = None
         self._retired = set()
 
-    def check_open(self) -> None:
+    def check_open(self, *, under_way: bool = False) -> None:
         """Refuse what is asked of a link that was closed.
 
+        Args:
+            under_way: Whether it was asked before.
+
         Raises:
-            LocalProtocolError: It was, or another process made it.
+            LocalProtocolError: It was closed, or another process made it.
+            ConnectionLost: It was closed while the call was under way.
         """
-        refuse_closed("AsyncRemote", forked=self.forked, closed=self.closed)
+        refuse_closed("AsyncRemote", forked=self.forked, closed=self.closed, under_way=under_way)
 
     def check_loop(self) -> None:
         """Refuse another event loop than the one whose task reads the answers: none would arrive.
@@ -102,12 +106,13 @@ class AsyncLink:
 
         Raises:
             ConnectTimeout: There is none by then.
-            LocalProtocolError: The link was closed.
+            LocalProtocolError: Another process made the link.
+            ConnectionLost: The link was closed.
             WireError: The last of the attempts failed; the class says how.
         """
         enough = self._attempts + attempts
         while True:
-            self.check_open()
+            self.check_open(under_way=True)
             client = self.current
             if client is not None and not client.closed and not client.stuck:
                 return client

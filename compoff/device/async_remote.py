@@ -221,14 +221,14 @@ class AsyncRemote(Unpickled):
         if self._runs is None:
             raise RuntimeError("there is no whole model on this device")
         call.check()
-        self._link.check_open()
+        self._link.check_open(under_way=True)
         started = time.monotonic()
         run = self._runs.submit(call, hurry=self._hedge)
         try:
             output = await asyncio.wrap_future(run)
         except asyncio.CancelledError:
             if run.cancelled():  # by ``close``, or with this task
-                self._link.check_open()
+                self._link.check_open(under_way=True)
             raise
         return output, call.from_device(reason, started, time.monotonic())
 

@@ -72,7 +72,7 @@ class Fallback:
 
         Raises:
             FeatureError: The head cannot take the inputs.
-            LocalProtocolError: The remote was closed.
+            ConnectionLost: The remote was closed meanwhile.
         """
         breaker = self.edge.link.breaker
         if not breaker.closed:
@@ -133,7 +133,7 @@ class Hedge(Fallback):
             ReadTimeout: Neither had answered by the deadline.
             WireError: The edge failed, and the whole model raised.
             FeatureError: The head cannot take the inputs.
-            LocalProtocolError: The remote was closed.
+            ConnectionLost: The remote was closed meanwhile.
         """
         breaker = self.edge.link.breaker
         if not breaker.closed:
@@ -173,7 +173,7 @@ class Hedge(Fallback):
         try:
             run = self._runs.submit(call, hurry=True)
         except RuntimeError:  # it was closed
-            self.edge.link.check_open()
+            self.edge.link.check_open(under_way=True)
             raise
         try:
             return self._first(call, asked, run, reason, started)
@@ -212,7 +212,7 @@ class Hedge(Fallback):
     def _failure(self, run: concurrent.futures.Future[Any]) -> BaseException | None:
         """Why a run that is over has no result; None where it has one."""
         if run.cancelled():
-            self.edge.link.check_open()
+            self.edge.link.check_open(under_way=True)
         return run.exception()
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from compoff.device.breaker import Backoff, Breaker
 from compoff.device.timing import Estimate
-from compoff.errors import CompoffError, ConnectTimeout, LocalProtocolError
+from compoff.errors import CompoffError, ConnectionLost, ConnectTimeout, LocalProtocolError
 from compoff.wire.client_protocol import unserved_words
 from compoff.wire.forks import FORKED, leave_to_parent
 
@@ -85,7 +85,8 @@ class Link:
 
         Raises:
             ConnectTimeout: There is none by then.
-            LocalProtocolError: The link was closed.
+            LocalProtocolError: Another process made the link.
+            ConnectionLost: The link was closed.
             WireError: The last of the attempts failed; the class says how.
         """
         client = self._client
@@ -135,19 +136,23 @@ class Link:
         for client in clients:
             client.close()
 
-    def check_open(self) -> None:
+    def check_open(self, *, under_way: bool = False) -> None:
         """Refuse what is asked of a link that was closed.
 
+        Args:
+            under_way: Whether it was asked before.
+
         Raises:
-            LocalProtocolError: It was, or another process made it.
+            LocalProtocolError: It was closed, or another process made it.
+            ConnectionLost: It was closed while the call was under way.
         """
-        refuse_closed("Remote", forked=self.forked, closed=self.closed)
+        refuse_closed("Remote", forked=self.forked, closed=self.closed, under_way=under_way)
 
     def _wait_for_connection(self, deadline: float, attempts: int) -> Client:
         with self._changed:
             enough = self._attempts + attempts
             while True:
-                self.check_open()
+                self.check_open(under_way=True)
                 client = self._client
                 if client is not None and not client.closed and not client.stuck:
                     return client
@@ -260,19 +265,23 @@ class Link:
             _logger.info("the edge at %s answers again", self.address)
 
 
-def refuse_closed(what: str, *, forked: bool, closed: bool) -> None:
+def refuse_closed(what: str, *, forked: bool, closed: bool, under_way: bool) -> None:
     """Refuse what is asked of a link that is no more.
 
     Args:
         what: Whose link it is.
         forked: Whether another process made it.
         closed: Whether it was closed.
+        under_way: Whether that came while a call was under way.
 
     Raises:
         LocalProtocolError: Either.
+        ConnectionLost: It was closed under a call.
     """
     if forked:
         raise LocalProtocolError(f"this {what} was {FORKED}")
+    if closed and under_way:
+        raise ConnectionLost(f"this {what} was closed while the call was under way; connect again")
     if closed:
         raise LocalProtocolError(f"this {what} was closed; connect again")
 

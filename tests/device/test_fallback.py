@@ -24,6 +24,7 @@ from compoff.errors import (
     ArtifactMismatch,
     AuthenticationError,
     ConnectionLost,
+    ConnectTimeout,
     FeatureError,
     LocalProtocolError,
     PayloadError,
@@ -571,9 +572,49 @@ def test_a_hedged_call_whose_remote_is_closed_says_so(kind: Any) -> None:
         time.sleep(0.2)
         remote.close()
         began = time.monotonic()
-        closed = [isinstance(call.exception(), LocalProtocolError) for call in calls]
+        closed = [isinstance(call.exception(), ConnectionLost) for call in calls]
     assert sum(closed) == 2  # those that stood behind the first
     assert time.monotonic() - began < 2, "they are told at once, not at their deadlines"
+
+
+@pytest.mark.parametrize(
+    ("policy", "moment"),
+    [
+        *((policy, moment) for policy in ("raise", "local", "hedge") for moment in ("in the head", "at the edge")),
+        ("raise", "without a connection"),
+    ],
+)
+def test_what_is_under_way_when_a_remote_is_closed_is_a_lost_connection(
+    kind: Any, server: Server, policy: str, moment: str
+) -> None:
+    options: dict[str, Any] = {} if policy == "raise" else {"on_failure": policy, "local": Whole(0.3)}
+    remote = kind(server.address, StandIn(0.3 if moment == "in the head" else 0.0), **options)
+    if moment == "without a connection":
+        link, never = remote._remote._link, threading.Event()
+
+        def stuck(seconds: float) -> Any:
+            never.wait(1.0)
+            raise ConnectTimeout("no connection")
+
+        async def stuck_too(seconds: float) -> Any:
+            await asyncio.sleep(1.0)
+
+        link._open = stuck if kind is Blocking else stuck_too
+        server.close()
+        eventually(lambda: link.current is None or link.current.closed)
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(remote, after(30 if moment == "at the edge" else 0), timeout=5) for _ in range(4)]
+        time.sleep(0.1)
+        began = time.monotonic()
+        remote.close() if kind is Blocking else remote._run(remote._remote.close())
+        ends = [call.exception(5) for call in calls]
+    assert time.monotonic() - began < 2
+    assert all(end is None or isinstance(end, ConnectionLost) for end in ends), ends
+    assert any(end is not None for end in ends)
+    with pytest.raises(LocalProtocolError, match="closed"):
+        remote(after(0))
+    if kind is Async:
+        remote._stop()
 
 
 def test_a_local_call_is_answered_even_where_that_takes_too_long(kind: Any) -> None:

@@ -123,7 +123,7 @@ def test_what_connects_after_the_end_is_closed() -> None:
             assert entered.wait(5)
             remote.close()
             go.set()
-            with pytest.raises(LocalProtocolError, match="closed"):
+            with pytest.raises(ConnectionLost, match="was closed while the call was under way"):
                 call.result(5)
         eventually(lambda: bool(fresh) and fresh[0].closed)
 
