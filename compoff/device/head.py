@@ -5,7 +5,6 @@ Checks what it is given, runs the program of its runtime, codes the symbols. Kno
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -303,7 +302,7 @@ class Head(Unpickled):
         manifest, runner = compiled_head(
             self.manifest,
             self.runner.files,
-            first_samples(batches, partial(self._inputs.arrays, normalized=True), self._inputs.names),
+            first_samples(batches, self._inputs.pieces, self._inputs.names),
             lambda parts: self._sent(parts, self.quality),
             runtime=runtime,
             precision=precision,

@@ -49,15 +49,12 @@ class Inputs:
         """The names that an input may be given by, labels excepted that stand for none; None where not known."""
         return None if self._form is None else self._form.names - (LABELS - self._form.needed)
 
-    def arrays(
-        self, inputs: tuple[Any, ...], keywords: dict[str, Any], *, normalized: bool = False
-    ) -> list[NDArray[Any]]:
+    def arrays(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> list[NDArray[Any]]:
         """The inputs of a call as arrays, in the program's order.
 
         Args:
             inputs: What is given by position.
             keywords: What is given by name.
-            normalized: Whether a picture may be given as the model takes it where the head takes its pixels.
 
         Returns:
             Contiguous arrays of the right shapes and dtypes, finite.
@@ -65,6 +62,32 @@ class Inputs:
         Raises:
             FeatureError: They are not what the head was exported for.
         """
+        return self._arrays(inputs, keywords, self._manifest.max_batch)[0]
+
+    def pieces(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> list[list[NDArray[Any]]]:
+        """The inputs of a batch for the model, as the arrays of one call after another.
+
+        Args:
+            inputs: What is given by position; a picture also as the model takes it where the head takes its pixels.
+            keywords: What is given by name.
+
+        Returns:
+            Arrays as of `arrays`, of no more samples at once than the head takes.
+
+        Raises:
+            FeatureError: They are not what the head was exported for.
+        """
+        arrays, samples = self._arrays(inputs, keywords, None, normalized=True)
+        most, specs = self._manifest.max_batch, self._specs
+        return [
+            [array[first : first + most] if spec.batched else array for array, spec in zip(arrays, specs, strict=True)]
+            for first in range(0, samples, most)
+        ]
+
+    def _arrays(
+        self, inputs: tuple[Any, ...], keywords: dict[str, Any], most: int | None, *, normalized: bool = False
+    ) -> tuple[list[NDArray[Any]], int]:
+        """The inputs as arrays, and their number of samples, up to `most`."""
         values = self._in_order(inputs, keywords) if self._form is None else self._form.bind(inputs, keywords)
         if normalized and self._manifest.pixels is not None:
             place = self._manifest.pixels.input
@@ -77,12 +100,13 @@ class Inputs:
             self._array(value, spec, index) for index, (value, spec) in enumerate(zip(values, specs, strict=True))
         ]
         sizes = {len(array) for array, spec in zip(arrays, specs, strict=True) if spec.batched}
-        if len(sizes) > 1 or not 1 <= max(sizes, default=1) <= self._manifest.max_batch:
+        samples = max(sizes, default=1)
+        if len(sizes) > 1 or samples < 1 or (most is not None and samples > most):
+            expected = "at least 1" if most is None else f"from 1 to {most}"
             raise FeatureError(
-                f"the batch holds {sorted(sizes)} samples; expected the same number in every input, from 1 to "
-                f"{self._manifest.max_batch}"
+                f"the batch holds {sorted(sizes)} samples; expected the same number in every input, {expected}"
             )
-        return arrays
+        return arrays, samples
 
     def _in_order(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> list[Any]:
         """The tensors of a call of which no more is known than their number."""

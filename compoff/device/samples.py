@@ -19,18 +19,18 @@ _MOST = 512
 
 def first_samples(
     batches: Iterable[Any] | None,
-    arrays: Callable[[tuple[Any, ...], dict[str, Any]], list[NDArray[Any]]],
+    pieces: Callable[[tuple[Any, ...], dict[str, Any]], list[list[NDArray[Any]]]],
     names: frozenset[str] | None,
 ) -> list[list[NDArray[Any]]]:
     """The first few hundred samples.
 
     Args:
         batches: Inputs, or inputs with labels behind them; None for none.
-        arrays: Makes the arrays of a call.
+        pieces: Makes the arrays of a batch, those of one call after another.
         names: Names that an input may be given by; None where that is not known.
 
     Returns:
-        The inputs of each batch.
+        The inputs of each call.
 
     Raises:
         FeatureError: A batch is not what the model takes, or there is no way through the batches.
@@ -52,16 +52,18 @@ def first_samples(
         inputs = cast("Any", batch[0] if isinstance(batch, (tuple, list)) and batch and called is None else batch)
         called = called or _called(inputs, names)
         if called is not None:
-            taken.append(arrays(*called))
+            found = pieces(*called)
         elif isinstance(inputs, Mapping):
             named = cast("Mapping[str, Any]", inputs).items()
             known = {name: value for name, value in named if names is None or name in names}
-            taken.append(arrays((), known))
+            found = pieces((), known)
         else:
-            taken.append(arrays(cast("tuple[Any, ...]", inputs if isinstance(inputs, tuple) else (inputs,)), {}))
-        count += max((len(array) for array in taken[-1] if array.ndim), default=1)
-        if count >= _MOST:
-            break
+            found = pieces(cast("tuple[Any, ...]", inputs if isinstance(inputs, tuple) else (inputs,)), {})
+        for piece in found:
+            taken.append(piece)
+            count += max((len(array) for array in piece if array.ndim), default=1)
+            if count >= _MOST:
+                return taken
     return taken
 
 

@@ -168,6 +168,17 @@ def test_batches_of_every_form_and_no_more_than_enough(plain: compoff.Head) -> N
     assert compiled.manifest.report["onnx"]["samples"] == 550
 
 
+def test_a_batch_of_more_samples_than_a_payload_holds_is_compared_in_pieces(plain: compoff.Head) -> None:
+    narrow = compoff.Head(replace(plain.manifest, max_batch=8), plain.tables, plain.runner)
+    compiled = narrow.compile("onnx", batches=[golden_inputs(19)])
+    assert compiled.manifest.report["onnx"]["samples"] == 19
+    assert narrow.compile("onnx", batches=[golden_inputs(2000)]).manifest.report["onnx"]["samples"] == 512
+    with pytest.raises(FeatureError, match=r"the batch holds \[0\] samples; .* in every input, at least 1"):
+        narrow.compile("onnx", batches=[golden_inputs(8)[:0]])
+    with pytest.raises(FeatureError, match=r"the batch holds \[9\] samples; .* from 1 to 8"):
+        narrow(golden_inputs(9))
+
+
 def test_a_program_of_an_earlier_export_is_not_taken_for_this_ones(plain: compoff.Head, folder: Path) -> None:
     other = compoff.Head(replace(plain.manifest, artifact_id="ab" * 32), plain.tables, plain.runner)
     other.save(folder)
