@@ -103,11 +103,17 @@ def check_tile(geometry: Geometry) -> None:
         >>> check_tile(Geometry((256, 14, 14), stride=4))
     """
     positions = math.prod(geometry.tile)
-    if max(geometry.channels, positions) > _WIDEST:
+    if geometry.channels > _WIDEST:  # no stride makes them fewer
+        # Its convolutions start orthogonal, for which PyTorch takes time as the cube of the channels.
+        slow = ", whose decoder takes minutes to make for so many" if geometry.space else ""
         raise FeatureError(
-            f"a feature of shape {geometry.shape} has {geometry.channels} numbers at a position and tiles of "
-            f"{positions} positions; the transform codec takes up to {_WIDEST} of either: wrap with a "
-            'smaller stride, at another split point, or with codec="deepcod"'
+            f"a feature of shape {geometry.shape} has {geometry.channels} numbers at a position; the transform codec "
+            f'takes up to {_WIDEST}: wrap at another split point, or with codec="deepcod"{slow}'
+        )
+    if positions > _WIDEST:
+        raise FeatureError(
+            f"a feature of shape {geometry.shape} has tiles of {positions} positions with stride={geometry.stride}; "
+            f"the transform codec takes up to {_WIDEST}: wrap with a smaller stride"
         )
 
 

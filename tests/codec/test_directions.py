@@ -95,7 +95,15 @@ def test_a_mean_far_from_zero_costs_no_digits(offset: float) -> None:
     torch.testing.assert_close(ours.mean, theirs.mean + offset)
 
 
-@pytest.mark.parametrize("geometry", [Geometry((5000,)), Geometry((5000, 8)), Geometry((1, 5000), stride=5000)])
-def test_what_second_moments_cannot_be_kept_of_is_refused(geometry: Geometry) -> None:
-    with pytest.raises(FeatureError, match="takes up to 4096 of either"):
+@pytest.mark.parametrize(
+    ("geometry", "advice"),
+    [
+        (Geometry((5000,)), r'split point, or with codec="deepcod"$'),
+        (Geometry((5000, 8), stride=1), r'split point, or with codec="deepcod", whose decoder takes minutes'),
+        (Geometry((1, 5000), stride=5000), r"positions with stride=5000; .* up to 4096: wrap with a smaller stride$"),
+    ],
+)
+def test_what_second_moments_cannot_be_kept_of_is_refused_with_what_can_help(geometry: Geometry, advice: str) -> None:
+    with pytest.raises(FeatureError, match=advice) as refusal:
         TileMoments(geometry)
+    assert ("smaller stride" in str(refusal.value)) == (geometry.channels == 1)
