@@ -138,10 +138,10 @@ def _packages() -> tuple[Any, Any]:
         raise BackendError(f'int8 needs more packages ({error}): pip install "compoff[onnx]"') from error
 
 
-def _joined_products(nodes: Sequence[Any]) -> list[str]:
-    """Names of products of matrices, where nothing but such is put side by side."""
+def _joined_products(joint: Any, nodes: Sequence[Any]) -> list[str]:
+    """Names of products of matrices and of what puts them side by side, where it does so with nothing but such."""
     products = [node.name for node in nodes if node is not None and node.op_type == "MatMul"]
-    return products if len(products) == len(nodes) > 1 else []
+    return [*products, joint.name] if len(products) == len(nodes) > 1 else []
 
 
 def _reader(quantization: Any, names: Sequence[str], samples: Sequence[Sequence[NDArray[Any]]]) -> Any:
@@ -188,7 +188,7 @@ def _kept_in_floats(graph: Any) -> list[str]:
         elif node.op_type == "MatMul" and node.input[0] in fixed:
             found.append(node.name)
         elif node.op_type == "Concat":
-            found += _joined_products([made_by.get(name) for name in node.input])
+            found += _joined_products(node, [made_by.get(name) for name in node.input])
     waiting = [made_by[value.name] for value in graph.output if value.name in made_by]
     while waiting:
         node = waiting.pop()
