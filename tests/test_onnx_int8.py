@@ -89,6 +89,35 @@ def test_other_ways_to_symbols_stay_as_they_are() -> None:
     assert (found == expected).mean() > 0.9
 
 
+class Waves(nn.Module):
+    """A layer, then products side by side as they mix channels on waves, then symbols."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(12, 6, 1)
+        self.mixes = nn.Parameter(torch.randn(2, 8, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        rows = y.flatten(2).transpose(1, 2)
+        mixed = torch.cat([rows @ self.mixes[0], rows @ self.mixes[1]], 2)
+        values = self.last(mixed.transpose(1, 2).unflatten(2, y.shape[2:]))
+        return (values.round().clamp(-20, 20) + 20).to(torch.uint8)
+
+
+def test_what_mixes_channels_on_waves_stays_in_floats() -> None:
+    _, data, _ = programs(Waves)
+    nodes = onnx.load_from_string(data).graph.node
+    made_by = {name: node for node in nodes for name in node.output}
+    products = [node for node in nodes if node.op_type == "MatMul"]
+    assert len(products) == 2
+    for product in products:
+        assert {made_by[name].op_type for name in product.input if name in made_by} <= {"Transpose", "Reshape"}
+    (joint,) = (node for node in nodes if node.op_type == "Concat" and products[0].output[0] in node.input)
+    assert set(joint.input) == {product.output[0] for product in products}  # nothing is rounded between
+    assert sum(node.op_type == "Conv" for node in nodes) == 2
+
+
 def test_no_layer_and_no_samples() -> None:
     relu = TorchProgram(torch.export.export(nn.Tanh(), (torch.zeros(2, 3),)))
     data, _ = to_onnx(relu, "tanh", [[np.ones((2, 3), np.float32)]])
