@@ -27,6 +27,7 @@ from compoff.fitting.finishing import refuse_on, up_to
 from compoff.fitting.overhead import overhead_bytes
 from compoff.fitting.progress import Bar, bar
 from compoff.fitting.randomness import own_random_numbers
+from compoff.fitting.reach import tell_of_latents_too_small
 from compoff.hooks import uncompiled
 from compoff.losses import relative_error
 from compoff.mounting import device_of, quantized_modules, require_gradients, require_wrapped
@@ -115,6 +116,7 @@ def calibrate(
         )
     with spare_attributes(wrapped.base, hooks=False), own_random_numbers(seed, device_of(wrapped.base)):
         start(wrapped, batches, aim, seed, progress=progress)
+    tell_of_latents_too_small(wrapped, aim)
 
 
 def start(wrapped: Wrapped, batches: Iterable[Any], aim: Aim, seed: int, *, progress: bool | None) -> None:

@@ -27,6 +27,7 @@ from compoff.fitting.keeper import Keeper
 from compoff.fitting.measure import check_output
 from compoff.fitting.progress import bar
 from compoff.fitting.randomness import own_random_numbers, random_states, set_random_states
+from compoff.fitting.reach import tell_of_latents_too_small, tell_of_what_was_left
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.fitting.rounds import Recent, one_round
 from compoff.mounting import device_of, quantized_modules, require_gradients, require_wrapped
@@ -181,7 +182,9 @@ def fit(
         rate: Weight of the rate: more gives fewer bytes and less accuracy. None for the recipe's; 0 is the paper's.
         target_bytes: Mean length of a payload to aim at, in bytes (codec ``"transform"``). The fit serves other rates
             too; the best quality within the target, give or take 2 %, becomes the export's default. Of several split
-            points each may have its own: ``{"layer2": 2000, "layer3": 1000}``; one not named is fitted without an aim.
+            points each may have its own: ``{"layer2": 2000, "layer3": 1000}``; one that the dict does not name is
+            fitted all the same, to a small error of the output, without an aim of bytes. A warning says where the
+            latent of `channels` and `stride` does not take so many.
         max_drop: Share of answers that may change, such as 0.01 (codec ``"transform"``), for a model that returns
             scores: the cheapest quality that keeps to it becomes the export's default. On the measured samples the
             drop in accuracy cannot be larger. Give one of the two; with neither the last quality is the default, the
@@ -241,6 +244,7 @@ def fit(
         _warn_of_export(wrapped)
         aim.check_points(wrapped.split_points)
         check_output(wrapped, aim)
+        tell_of_latents_too_small(wrapped, aim)
         measured = held_out(validation, wrapped, where)
         if state is None or not state.exists():
             batches = _calibrated(wrapped, batches, aim, seed, progress)
@@ -249,23 +253,8 @@ def fit(
         keeper = Keeper(state, seed, fitter) if state is not None else None
         recent = _train(fitter, batches, where, keeper, progress=progress)
         report = _finish(fitter, recent, batches, measured, where, aim)
-    if again:
-        _say_what_was_aimed_at(report, aim)
+    tell_of_what_was_left(wrapped, report, aim, again=again)
     return report
-
-
-def _say_what_was_aimed_at(report: FitReport, aim: Aim) -> None:
-    """Warn where bottlenecks keep the ladder of rates that an earlier fit gave them, and it ends far below the aim."""
-    for split, one in report.splits.items():
-        target = aim.bytes_at(split)
-        if target is not None and one.curve[-1]["bytes"] < 0.8 * target:
-            _log.warning(
-                "the best quality at '%s' takes %.0f bytes, and target_bytes is %g: an earlier fit has started the "
-                "bottleneck for fewer, and it keeps that ladder of rates; wrap the model anew to aim higher",
-                split,
-                one.curve[-1]["bytes"],
-                target,
-            )
 
 
 def _build(wrapped: Wrapped, batches: Iterable[Any], device: torch.device | None) -> Iterable[Any]:

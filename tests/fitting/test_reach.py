@@ -1,0 +1,72 @@
+"""Bytes that a latent cannot take are told of, with the reason: its sizes, or what started it before."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+import compoff
+from compoff.fitting.reach import most_bytes
+
+
+def pictures() -> torch.Tensor:
+    return torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def wrapped(channels: int, stride: int) -> compoff.Wrapped:
+    torch.manual_seed(0)
+    ends = nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3, padding=1), nn.ReLU(), *ends)
+    return compoff.wrap(net.eval(), "1", example_input=pictures()[:2], channels=channels, stride=stride)
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.WARNING, "compoff.fit")
+    return caplog
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_more_bytes_than_the_latent_has_room_for(told: pytest.LogCaptureFixture, calibrated: bool) -> None:
+    model = wrapped(channels=2, stride=16)
+    if calibrated:
+        compoff.calibrate(model, [pictures()], target_bytes=2000)
+        assert "a payload at '1' takes at most 9 bytes" in told.text
+        told.clear()
+    report = compoff.fit(model, [pictures()], steps=1, target_bytes=2000)
+    assert (
+        "target_bytes is 2000, but a payload at '1' takes at most 9 bytes with channels=2 and stride=16; "
+        "wrap with more channels or a smaller stride" in told.text
+    )
+    assert "earlier" not in told.text
+    assert "the best quality" not in told.text
+    assert report.splits["1"].curve[-1]["bytes"] <= most_bytes(model, "1") == 9
+
+
+def test_bytes_within_reach_are_not_spoken_of(told: pytest.LogCaptureFixture) -> None:
+    model = wrapped(channels=16, stride=4)
+    compoff.calibrate(model, [pictures()], target_bytes=150)
+    compoff.fit(model, [pictures()], steps=1, target_bytes=150)
+    assert "target_bytes" not in told.text
+
+
+@pytest.mark.parametrize(
+    ("first", "reason"), [(231, "say no more with channels=16"), (30, "an earlier fit or calibrate")]
+)
+def test_a_best_quality_below_the_aim_has_one_reason(told: pytest.LogCaptureFixture, first: int, reason: str) -> None:
+    model = wrapped(channels=16, stride=4)
+    assert most_bytes(model, "1") == 231
+    compoff.calibrate(model, [pictures()], target_bytes=first)
+    compoff.fit(model, [pictures()], steps=1, target_bytes=231)
+    said = [record.getMessage() for record in told.records if "target_bytes is 231" in record.getMessage()]
+    assert len(said) == 1
+    assert reason in said[0]
+
+
+def test_nothing_is_advised_that_there_is_not(told: pytest.LogCaptureFixture) -> None:
+    model = compoff.wrap(nn.Linear(6, 2), "input", example_input=torch.zeros(2, 6), channels=6)
+    compoff.fit(model, [torch.randn(64, 6)], steps=1, target_bytes=100)
+    assert "with channels=6, which is all there is" in told.text
