@@ -43,9 +43,9 @@ def fitted(kind: str) -> Wrapped:
 
 @pytest.fixture(scope="module", autouse=True)
 def few_numbers() -> Iterator[None]:
-    """Tiles described by few numbers: eigenvectors of thousands would take most of the time."""
+    """Tiles described by few numbers: eigenvectors of thousands, and a product for each of many waves, would take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("compoff.codec.waves._DESCRIBED", 256)
+        patch.setattr("compoff.codec.waves._DESCRIBED", 64)
         yield
 
 

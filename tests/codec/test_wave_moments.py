@@ -60,7 +60,7 @@ def test_a_mean_far_from_zero_costs_few_digits() -> None:
 
 
 def test_channels_that_second_moments_cannot_be_kept_of_are_refused() -> None:
-    with pytest.raises(FeatureError, match="takes up to 4096 of either"):
+    with pytest.raises(FeatureError, match="5000 numbers at a position; the transform codec takes up to 4096"):
         WaveMoments(Geometry((5000, 8), 4))
 
 

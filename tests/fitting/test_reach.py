@@ -16,10 +16,12 @@ def pictures() -> torch.Tensor:
     return torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-def wrapped(channels: int, stride: int) -> compoff.Wrapped:
+def wrapped(channels: int, stride: int, width: int = 16) -> compoff.Wrapped:
     torch.manual_seed(0)
     ends = nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)
-    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3, padding=1), nn.ReLU(), *ends)
+    net = nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 8, 3, padding=1), nn.ReLU(), *ends
+    )
     return compoff.wrap(net.eval(), "1", example_input=pictures()[:2], channels=channels, stride=stride)
 
 
@@ -31,7 +33,7 @@ def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_more_bytes_than_the_latent_has_room_for(told: pytest.LogCaptureFixture, calibrated: bool) -> None:
-    model = wrapped(channels=2, stride=16)
+    model = wrapped(channels=2, stride=16, width=4)
     if calibrated:
         compoff.calibrate(model, [pictures()], target_bytes=2000)
         assert "a payload at '1' takes at most 9 bytes" in told.text
