@@ -43,7 +43,7 @@ def fitted(kind: str) -> Wrapped:
 
 @pytest.fixture(scope="module", autouse=True)
 def few_numbers() -> Iterator[None]:
-    """Tiles described by few numbers: eigenvectors of thousands, and a product for each of many waves, would take most of the time."""
+    """Tiles described by few numbers: eigenvectors of thousands, and products for many waves, would take most of it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("compoff.codec.waves._DESCRIBED", 64)
         yield
