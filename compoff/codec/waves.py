@@ -168,14 +168,16 @@ class WaveMix(nn.Module):
         """
         if torch.compiler.is_compiling():
             return
-        (wave, version), (known, then) = self._state(), self._arranged_for
-        if wave is not known or version is None or version != then:
+        (wave, *written), (known, *then) = self._state(), self._arranged_for
+        if wave is not known or written != then or wave.is_inference():  # whose writes are not counted
             self._arrange()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WaveMix:
-        """Move, or change in type; the waves follow."""
+        """Move, or change in type; the waves follow, but where they are still to come."""
+        to_come = self.wave.is_meta
         super()._apply(fn, recurse)
-        self._arrange()
+        if not to_come:
+            self.settle()
         return self
 
     def _arrange(self) -> None:
@@ -199,9 +201,10 @@ class WaveMix(nn.Module):
         computed = list(itertools.product(*along))
         self.ridden = [(computed.index(orders[wave]), counts[wave]) for wave in waves]
 
-    def _state(self) -> tuple[Tensor, int | None]:
-        """What the arrangement belongs to: the tensor of waves, and how often it has been written to."""
-        return self.wave, None if self.wave.is_inference() else self.wave._version
+    def _state(self) -> tuple[Tensor, int, torch.dtype, torch.device]:
+        """What the arrangement belongs to: the tensor of waves, how often it was written to, and what computes."""
+        version = 0 if self.wave.is_inference() else self.wave._version
+        return self.wave, version, self.core.dtype, self.core.device
 
     @property
     def _along(self) -> list[Tensor]:
@@ -251,7 +254,7 @@ class WaveMix(nn.Module):
         order = (*(axis + 1 for axis in axes), 0, *axes, len(pairs) + 1)
         on_waves = numbers.view(-1, *pairs, channels).permute(order).reshape(math.prod(used), -1, channels)
         # A slice of one wave, not the wave itself: programs would copy each of them once more to take the axis away.
-        mixed = torch.cat([on_waves[place : place + 1] @ mix.T for place, mix in self._mixes()], 2)
+        mixed = torch.cat([on_waves[place : place + 1] @ mix.T for place, _, mix in self._mixes()], 2)
         mixed = mixed if self.order is None else mixed[..., self.order.argsort()]
         return mixed.view(-1, *latent, len(self.core)).movedim(-1, 1)
 
@@ -268,10 +271,9 @@ class WaveMix(nn.Module):
         latent, along, channels = self.geometry.latent_space, self._along, self.geometry.channels
         lines, used = z.movedim(1, -1).flatten(0, -2), [len(waves) for waves in along]
         lines = lines if self.order is None else lines[:, self.order]
-        on_waves, start = [lines.new_zeros(lines.shape[0], channels)] * math.prod(used), 0
-        for place, mix in self._mixes():
-            on_waves[place] = lines[:, start : start + len(mix)] @ mix
-            start += len(mix)
+        on_waves = [lines.new_zeros(lines.shape[0], channels)] * math.prod(used)
+        for place, riders, mix in self._mixes():
+            on_waves[place] = lines[:, riders] @ mix
         axes = range(len(used))
         order = (len(used), *(place for axis in axes for place in (len(used) + 1 + axis, axis)), 2 * len(used) + 1)
         numbers, inner = torch.stack(on_waves).view(*used, -1, *latent, channels).permute(order), channels
@@ -281,11 +283,12 @@ class WaveMix(nn.Module):
         padded = self.geometry.padded
         return numbers.view(-1, math.prod(padded), channels).transpose(1, 2).reshape(-1, channels, *padded)
 
-    def _mixes(self) -> Iterator[tuple[int, Tensor]]:
-        """Each wave's place, and the mixes that ride it."""
+    def _mixes(self) -> Iterator[tuple[int, slice, Tensor]]:
+        """Each wave's place, and the channels that ride it with their mixes."""
         core, start = self.core if self.order is None else self.core[self.order], 0
         for place, count in self.ridden:
-            yield place, core[start : start + count]
+            riders = slice(start, start + count)
+            yield place, riders, core[riders]
             start += count
 
 

@@ -182,3 +182,19 @@ def test_narrow_tiles_ride_none() -> None:
     assert not rides_waves(Geometry((4096,)))
     assert not rides_waves(Geometry((256, 8, 8)))
     assert rides_waves(Geometry((257, 8, 8)))
+
+
+def test_a_move_that_changes_nothing_arranges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    mix = mixed(Geometry((3, 8, 12)), 10)
+    monkeypatch.setattr(WaveMix, "_arrange", lambda _: pytest.fail("arranged anew"))
+    mix.to(Y).analyze(Y)
+
+
+def test_room_is_made_before_the_waves_come() -> None:
+    geometry = Geometry((3, 8, 12))
+    with torch.device("meta"):
+        mix = WaveMix(geometry, 10)
+    mix.to_empty(device="cpu")
+    other = mixed(geometry, 10, seed=2)
+    mix.load_state_dict(other.state_dict())
+    assert torch.equal(mix.analyze(Y), other.analyze(Y))
