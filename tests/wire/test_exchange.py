@@ -85,24 +85,21 @@ def test_an_interrupted_request_costs_the_next_no_more_than_the_connection(serve
     assert moment > 10
 
 
-def test_an_interrupted_cancel_costs_the_next_request_no_more_than_the_connection(server: Server) -> None:
+@pytest.mark.parametrize(
+    ("begun", "least"),
+    [(lambda client: client.submit(b"0030", timeout=5).cancel, 5), (lambda client: client.look, 3)],
+    ids=["a cancel", "a look"],
+)
+def test_an_interruption_costs_the_next_request_no_more_than_the_connection(
+    server: Server, begun: Callable[[Client], Callable[[], object]], least: int
+) -> None:
     moment, going_on = 0, True
     while going_on:
         with open_client(server.address, [ID]) as client:
-            going_on = interrupted(client.submit(b"0030", timeout=5).cancel, moment)
+            going_on = interrupted(begun(client), moment)
             ends_soon(client)
             moment += 1
-    assert moment > 5
-
-
-def test_an_interrupted_look_leaves_the_reading_to_others(server: Server) -> None:
-    moment, going_on = 0, True
-    while going_on:
-        with open_client(server.address, [ID]) as client:
-            going_on = interrupted(client.look, moment)
-            ends_soon(client)
-            moment += 1
-    assert moment > 3
+    assert moment > least
 
 
 def test_a_thread_that_waits_beside_an_interrupted_one_is_woken(server: Server) -> None:
