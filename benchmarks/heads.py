@@ -96,15 +96,15 @@ def speed_rows(folder: Path, runs: int, export: Path) -> list[dict[str, Any]]:
     head, _ = compoff.export(wrapped, SPLIT)
     wrapped.unwrap()
     layers = itertools.takewhile(lambda layer: layer[0] != SPLIT, task.net.named_modules())
-    before = sum(isinstance(layer, torch.nn.Conv2d) for _, layer in layers)
-    rows = rows_of("deepcod", heads_of(head, calibration), x, [None], runs, before)
+    convolutions = sum(isinstance(layer, torch.nn.Conv2d) for _, layer in layers)
+    rows = rows_of("deepcod", heads_of(head, calibration), x, [None], runs, convolutions)
     head, _ = fitted(task, export, _STEPS)
     best = len(head.manifest.codes[0].qualities) - 1
-    return rows + rows_of("transform", heads_of(head, calibration), x, [0, best // 2, best], runs, before)
+    return rows + rows_of("transform", heads_of(head, calibration), x, [0, best // 2, best], runs, convolutions)
 
 
 def rows_of(
-    codec: str, heads: dict[str, compoff.Head], x: Any, qualities: list[int | None], runs: int, before: int
+    codec: str, heads: dict[str, compoff.Head], x: Any, qualities: list[int | None], runs: int, convolutions: int
 ) -> list[dict[str, Any]]:
     """Times of one export in each runtime, the split point behind so many convolutions."""
     rows: list[dict[str, Any]] = []
@@ -116,7 +116,7 @@ def rows_of(
         alone, calls = (times[name] for times in timed({name: one}, x, runs, quality))
         around = statistics.median(after - before for before, after in zip(alone, calls, strict=True))
         profile = profiled(one, x, quality) if name.startswith("onnx") else None
-        share = None if profile is None else encoder_share(profile, before)
+        share = None if profile is None else encoder_share(profile, convolutions)
         (code,) = one.manifest.codes
         rows.append(
             {
@@ -215,12 +215,12 @@ def profiled(head: compoff.Head, array: Any, quality: int | None, runs: int = 20
     return [outer[begin : begin + a_run] for begin in range(a_run, len(outer), a_run)]
 
 
-def encoder_share(profile: list[list[dict[str, Any]]], before: int) -> float:
+def encoder_share(profile: list[list[dict[str, Any]]], convolutions: int) -> float:
     """The part of the program's time in which encoder and quantizer run, behind so many convolutions of the network."""
     shares: list[float] = []
     for run in profile:
-        convolutions = [place for place, event in enumerate(run) if "Conv" in event["args"]["op_name"]]
-        first = convolutions[before - 1] + 1
+        places = [place for place, event in enumerate(run) if "Conv" in event["args"]["op_name"]]
+        first = places[convolutions - 1] + 1
         while re.search("Add|Relu", run[first]["args"]["op_name"]):  # the network's, where they are not fused
             first += 1
         shares.append(sum(event["dur"] for event in run[first:]) / sum(event["dur"] for event in run))
