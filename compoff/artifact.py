@@ -21,7 +21,7 @@ from safetensors.numpy import save as save_arrays
 
 from compoff.checks import check_path, reaching
 from compoff.coding import SymbolTables
-from compoff.drafts import drafts, read_together
+from compoff.drafts import drafts, read_together, write_draft
 from compoff.errors import ArtifactError, BackendError, CompoffError
 from compoff.manifest import MANIFEST_LIMIT, Manifest, manifest_bytes, parse_manifest, sha256
 from compoff.pieces import place_of, put_back, take_out
@@ -167,7 +167,7 @@ def write_folder(
             _write_weights(weights, shared)
         with drafts(folder, [*contents, _MANIFEST]) as made:  # a full disk leaves what was there
             for name, data in (*contents.items(), (_MANIFEST, text)):
-                made[name].write_bytes(data)
+                write_draft(made[name], data, folder / name)
             ours = {name: draft.stat().st_ino for name, draft in made.items()}
             _put_in_place(folder, made, listed.keys() - contents.keys() - kept.keys())
         if not all(_is_still(folder / name, number) for name, number in ours.items()):
@@ -252,7 +252,7 @@ def _write_weights(folder: Path, weights: dict[str, memoryview]) -> None:
         path = folder / name
         if not path.is_file() or path.read_bytes() != bytes(data):
             with drafts(folder, [name]) as made:
-                made[name].write_bytes(data)
+                write_draft(made[name], data, path)
                 made[name].replace(path)
 
 

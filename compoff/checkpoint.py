@@ -13,7 +13,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 
 from compoff.checks import check_path, reaching
-from compoff.drafts import drafts
+from compoff.drafts import write_whole
 from compoff.errors import ArtifactError
 from compoff.fingerprint import fingerprint
 
@@ -52,9 +52,8 @@ def save_bottlenecks(path: str | Path, base: str, bottlenecks: nn.Module, descri
     metadata["checksum"] = _checksum(text, tensors)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with drafts(target.parent, [target.name]) as made:
-            safetensors.torch.save_file(tensors, made[target.name], metadata)
-            made[target.name].replace(target)
+        # Not the library's own way to a file, which leaves it to nobody but who wrote it.
+        write_whole(target, safetensors.torch.save(tensors, metadata))
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"the bottlenecks cannot be saved in '{target}' ({error}); give another file") from error
 

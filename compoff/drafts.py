@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
     from pathlib import Path
 
-__all__ = ["drafts", "read_together", "write_whole"]
+__all__ = ["drafts", "read_together", "write_draft", "write_whole"]
 
 _MOST_READS = 5
 _PAUSE = 0.05  # seconds; files are renamed in far less
@@ -79,20 +79,38 @@ def write_whole(path: Path, data: bytes) -> None:
             path.write_bytes(data)
             return
         with drafts(place.parent, [place.name]) as made:
-            _write_like(place, made[place.name], data)
+            write_draft(made[place.name], data, place)
             made[place.name].replace(place)
     except OSError as error:
         error.filename = str(path)  # the user knows the file, not its draft
         raise
 
 
-def _write_like(place: Path, draft: Path, data: bytes) -> None:
-    """Write a draft that belongs to whom the file in its place belongs to, and is open to the same users."""
+def write_draft(draft: Path, data: bytes | memoryview, place: Path) -> None:
+    """Write a draft that belongs to whom the file in its place belongs to, and is open to the same users.
+
+    Args:
+        draft: Where to write.
+        data: Its bytes.
+        place: Where it will go; where nothing is there yet, it is open to whom any new file is.
+
+    Raises:
+        OSError: It cannot be written.
+
+    Examples:
+        >>> import tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     place, draft = pathlib.Path(folder, "a"), pathlib.Path(folder, "a.part")
+        ...     place.touch(mode=0o600)
+        ...     write_draft(draft, b"whole", place)
+        ...     oct(draft.stat().st_mode & 0o777)
+        '0o600'
+    """
     if not place.exists():
         draft.write_bytes(data)
         return
     earlier = place.stat()
-    draft.touch(mode=0o600)  # at no moment open to more
+    draft.touch(mode=0o600, exist_ok=False)  # at no moment open to more
     draft.write_bytes(data)
     if hasattr(os, "chown"):
         with contextlib.suppress(OSError):  # only an administrator may give files away

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import shutil
+import stat
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -304,6 +305,13 @@ def test_an_earlier_artifact_of_the_kind_is_replaced(folder: Path) -> None:
     write_folder(folder, replace(MANIFEST, split="layer2"), TABLES, {"head.pt2": b"new"})
     read = read_folder(folder, "head")
     assert (read.manifest.split, read.files) == ("layer2", {"head.pt2": b"new"})
+
+
+def test_who_may_read_its_files_stays_so(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.chmod(0o600)
+    write_folder(folder, MANIFEST, TABLES, {"head.pt2": b"new"})
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
 
 
 def test_a_save_that_was_cut_short_is_no_artifact_and_can_be_repeated(folder: Path) -> None:

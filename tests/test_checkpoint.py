@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -161,6 +162,16 @@ def refused(path: Path, net: nn.Module) -> str:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
     assert not hasattr(net, "_compoff_wrapped")
     return str(caught.value)
+
+
+def test_who_may_read_the_file_stays_so(saved: tuple[Path, compoff.Wrapped]) -> None:
+    path, wrapped = saved
+    plain = path.with_name("plain")
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode, "a new one is as open as any new file"
+    path.chmod(0o640)
+    wrapped.save(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 def test_bottlenecks_of_another_model_are_refused(saved: tuple[Path, compoff.Wrapped]) -> None:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compoff.checks import is_number
-from compoff.drafts import drafts
+from compoff.drafts import drafts, write_draft
 from compoff.errors import BackendError, LocalProtocolError
 
 try:
@@ -289,8 +288,10 @@ def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Write files whole or, on a full disk, not at all; their owner alone may read a key."""
     with drafts(folder, contents) as made:
         for name, draft in made.items():
-            mode = 0o600 if name.endswith(".key") else 0o666
-            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-                file.write(contents[name])
+            if name.endswith(".key"):
+                draft.touch(mode=0o600, exist_ok=False)
+                draft.write_bytes(contents[name])
+            else:
+                write_draft(draft, contents[name], folder / name)
         for name, draft in made.items():
             draft.replace(folder / name)

@@ -91,7 +91,9 @@ def test_revoked_certificates_are_on_the_list(tmp_path: Path) -> None:
     for name in ("camera-1", "camera-2", "camera-3"):
         authority.issue_device(name)
     authority.revoke("camera-1")
+    authority.revoked_path.chmod(0o640)
     Authority(tmp_path).revoke("camera-3")
+    assert stat.S_IMODE(authority.revoked_path.stat().st_mode) == 0o640, "who may read the list stays so"
     check = ("verify", "-crl_check", "-CAfile", authority.path, "-CRLfile", authority.revoked_path)
     revoked = {name: "certificate revoked" in openssl(*check, tmp_path / f"{name}.pem") for name in
                ("camera-1", "camera-2", "camera-3")}  # fmt: skip
