@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from compoff.exporting import export
     from compoff.fitting import FitReport, SplitReport, calibrate, finish, fit
     from compoff.objective import DistillationLoss
+    from compoff.partition.decide import Goal, Plan
     from compoff.pixels import Pixels
     from compoff.recipe import Recipe
     from compoff.record import Record
@@ -71,12 +72,14 @@ _HOMES = {
     "FitError": "compoff.errors",
     "FitReport": "compoff.fitting",
     "Geometry": "compoff.codec",
+    "Goal": "compoff.partition.decide",
     "Head": "compoff.device.head",
     "LocalProtocolError": "compoff.errors",
     "Payload": "compoff.coding",
     "PayloadError": "compoff.errors",
     "PayloadFormat": "compoff.coding",
     "Pixels": "compoff.pixels",
+    "Plan": "compoff.partition.decide",
     "ReadTimeout": "compoff.errors",
     "Recipe": "compoff.recipe",
     "Record": "compoff.record",
@@ -131,12 +134,14 @@ __all__ = [  # noqa: RUF022 - ruff takes TLS for a constant
     "FitError",
     "FitReport",
     "Geometry",
+    "Goal",
     "Head",
     "LocalProtocolError",
     "Payload",
     "PayloadError",
     "PayloadFormat",
     "Pixels",
+    "Plan",
     "ReadTimeout",
     "Recipe",
     "Record",

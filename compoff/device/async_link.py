@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from typing import TYPE_CHECKING
 
 from compoff.device.breaker import Backoff, Breaker
-from compoff.device.link import FIRST_ATTEMPT, LONGEST_ATTEMPT, refuse_closed, warn_of_unserved
+from compoff.device.link import FIRST_ATTEMPT, LONGEST_ATTEMPT, PROBE_EVERY, refuse_closed, warn_of_unserved
 from compoff.device.timing import Estimate
 from compoff.errors import CompoffError, ConnectTimeout, LocalProtocolError
 from compoff.wire.forks import leave_to_parent
@@ -32,6 +33,7 @@ class AsyncLink:
         address: The server's, for messages.
         heartbeat: Seconds without a message after which the server is asked for a sign; as many for that sign.
         warn: Whether the log warns of an edge that gives no answer, since no call will raise.
+        probe: As for ``Link``.
 
     Source: this project.
     """
@@ -43,12 +45,14 @@ class AsyncLink:
         heartbeat: float,
         *,
         warn: bool = False,
+        probe: bool = False,
     ) -> None:
         """Start to connect, in a task of its own."""
         self.level = logging.WARNING if warn else logging.INFO  # of what the log hears of an edge without an answer
         self.address = address
         self.breaker = Breaker()
         self.round_trip = Estimate()
+        self.last_round_trip: float | None = None
         self.opened = 0
         self.closed = False
         self.forked = False  # whether this is a copy in a child of the process that connected
@@ -60,6 +64,8 @@ class AsyncLink:
         self._attempts = 0
         self._failure: CompoffError | None = None
         self._suspected = False
+        self._probe = probe
+        self._probed = -math.inf
         self._retired: set[AsyncClient] = set()
         self._wake = asyncio.Event()
         self._attempted = asyncio.Event()
@@ -189,18 +195,22 @@ class AsyncLink:
     async def _watch(self, client: AsyncClient) -> None:
         """Wait for a while; where nothing came meanwhile, or there is doubt, ask for a sign."""
         moved = client.moved
-        if self.breaker.closed and not self._suspected:
+        due = self._probe and time.monotonic() - self._probed >= PROBE_EVERY
+        if self.breaker.closed and not self._suspected and not due:
             self._wake.clear()
             await _happens(self._wake, self._heartbeat)
-        quiet = self._suspected or not self.breaker.closed or not client.moved.further_than(moved)
+        quiet = due or self._suspected or not self.breaker.closed or not client.moved.further_than(moved)
         self._suspected = False
         if quiet and client is self.current and not client.closed:
             await self._ping(client)
 
     async def _ping(self, client: AsyncClient) -> None:
         moved = client.moved
+        self._probed = time.monotonic()
         try:
-            self.round_trip.add(await client.ping(timeout=self._heartbeat))
+            seconds = await client.ping(timeout=self._heartbeat)
+            self.round_trip.add(seconds)
+            self.last_round_trip = seconds
         except CompoffError as error:
             if not client.closed and client.moved.further_than(moved):
                 return  # the sign waits behind a long message, which is one, too
@@ -220,6 +230,7 @@ class AsyncLink:
             return
         self._attempt_seconds = FIRST_ATTEMPT
         self._backoff.reset()
+        self._probed = -math.inf
         warn_of_unserved(self.address, fresh.unserved)
         if last is not None and last is self.current:
             self._retire(last)

@@ -16,6 +16,7 @@ from compoff.device.edge import ATTEMPTS, refused
 from compoff.device.fallback import not_answered, reserve
 from compoff.device.link import SHORTEST_HEARTBEAT
 from compoff.device.local_runs import LocalRuns
+from compoff.device.planner import PROFILED, TRIALS, Planner, no_goal
 from compoff.device.remote import FIRST_WAIT, Grip, check_all_served, check_policy
 from compoff.device.statistics import RemoteStats, Tally
 from compoff.device.timing import Estimate, Patience, RetryBudget
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from compoff.device.local import LocalModel
     from compoff.device.sender import Sender
     from compoff.errors import CompoffError
+    from compoff.partition.decide import Goal, Plan
     from compoff.wire.protocol import Answer
     from compoff.wire.replies import Reply
     from compoff.wire.tls import TLS
@@ -82,8 +84,10 @@ class AsyncRemote(Unpickled):
         timeout: float,
         on_failure: OnFailure,
         whole: Sequence[Callable[..., Any]] | None,
+        planner: Planner | None,
     ) -> None:
         self.timeout = timeout
+        self._planner = planner
         self.last: CallReport | None = None
         self._heads = heads
         self._link = link
@@ -108,6 +112,43 @@ class AsyncRemote(Unpickled):
             reason=link.breaker.reason,
             round_trip=link.round_trip.mean,
         )
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """Every way to answer a call, as of a `Remote`."""
+        return () if self._planner is None else self._planner.plans(self._link.last_round_trip)
+
+    @property
+    def plan(self) -> Plan | None:
+        """The way that the goal prefers now, as of a `Remote`."""
+        return None if self._planner is None else self._planner.plan(self._link.last_round_trip)
+
+    async def profile(self, *inputs: Any, timeout: float | None = None, **keywords: Any) -> tuple[Plan, ...]:
+        """Measure every way on these inputs.
+
+        Args:
+            *inputs: As for `Remote`.
+            timeout: As for `Remote`.
+            **keywords: As for `Remote`.
+
+        Returns:
+            The `plans` then.
+
+        Raises:
+            LocalProtocolError: This remote has no goal.
+            WireError: As for a call.
+        """
+        if self._planner is None:
+            raise no_goal()
+        for split, quality in self._planner.trials():
+            await self(*inputs, split=split, quality=quality, timeout=timeout, **keywords)
+        if self._runs is not None:
+            seconds = check_timeout(self.timeout if timeout is None else timeout)
+            for _ in range(TRIALS):
+                route, head = self._heads.choose(None)
+                call = Call(head, route, inputs, keywords, None, None, None, seconds, self._heads.form)
+                await self._finish(call, PROFILED)
+        return self.plans
 
     async def __call__(
         self,
@@ -137,14 +178,29 @@ class AsyncRemote(Unpickled):
             WireError: As for `Remote`.
         """
         timeout = check_timeout(self.timeout if timeout is None else timeout)
-        route, head = self._heads.choose(split)
         self._link.check_open()
         self._link.check_loop()
+        stays = None
+        if self._planner is not None:
+            split, quality, stays = self._planner.choose(split, quality, self._link.last_round_trip)
+        route, head = self._heads.choose(split)
         call = Call(head, route, inputs, keywords, quality, max_bytes, coding, timeout, self._heads.form)
-        with self._tally.failures():
-            output, report = await self._answer(call)
+        return await self._finish(call, stays)
+
+    async def _finish(self, call: Call, stays: str | None) -> Any:
+        """Have a call answered and count it; by the device alone where there is a reason that it stays."""
+        try:
+            with self._tally.failures():
+                answer = self._answer(call) if stays is None else self._in_time(call, self._on_device(call, stays))
+                output, report = await answer
+        except ReadTimeout:
+            if self._planner is not None:
+                self._planner.missed(call, time.monotonic())
+            raise
         self.last = report
         self._tally.answered(report)
+        if self._planner is not None:
+            self._planner.answered(report)
         return output
 
     async def _answer(self, call: Call) -> tuple[Any, CallReport]:
@@ -335,6 +391,8 @@ async def connect_async(
     insecure: bool = False,
     # what comes back
     reply: Reply = "full",
+    # which way calls take
+    goal: Goal | None = None,
     # where the edge gives no answer
     on_failure: OnFailure = "raise",
     local: LocalModel | None = None,
@@ -351,6 +409,7 @@ async def connect_async(
         tls: As for `connect`.
         insecure: As for `connect`.
         reply: As for `connect`.
+        goal: As for `connect`.
         on_failure: As for `connect`.
         local: As for `connect`.
         timeout: As for `connect`.
@@ -380,6 +439,7 @@ async def connect_async(
     """
     chosen = Heads(heads, reply)
     whole = check_policy(on_failure, local, chosen)
+    planner = None if goal is None else Planner(chosen, goal, alone=whole is not None)
     secured = device_tls(address, tls, insecure)
     parse_target(address)
     check_token_form(token)
@@ -396,7 +456,8 @@ async def connect_async(
         )
 
     timeout = check_timeout(timeout)
-    link = AsyncLink(opened, address, check_timeout(heartbeat, "heartbeat", SHORTEST_HEARTBEAT), warn=whole is not None)
+    every = check_timeout(heartbeat, "heartbeat", SHORTEST_HEARTBEAT)
+    link = AsyncLink(opened, address, every, warn=whole is not None, probe=goal is not None)
     try:
         client = await link.connection(time.monotonic() + (timeout if whole is None else min(timeout, FIRST_WAIT)))
         check_all_served(client.unserved)
@@ -404,4 +465,4 @@ async def connect_async(
         if whole is None or not isinstance(error, (ConnectionLost, ConnectTimeout, ServerBusy)):
             await link.close()
             raise
-    return AsyncRemote(chosen, link, timeout, on_failure, whole)
+    return AsyncRemote(chosen, link, timeout, on_failure, whole, planner)

@@ -87,6 +87,21 @@ class Fallback:
                 raise
             return self._on_device(call, str(error))
 
+    def here(self, call: Call, reason: str) -> tuple[Any, CallReport]:
+        """Answer a call on this device, without asking the edge.
+
+        Args:
+            call: The call.
+            reason: Why.
+
+        Returns:
+            The output and the report.
+
+        Raises:
+            FeatureError: The head could not take the inputs.
+        """
+        return self._on_device(call, reason)
+
     def close(self) -> None:
         """Nothing is left behind."""
 
@@ -149,6 +164,22 @@ class Hedge(Fallback):
             return self._after(call, asked)
         finally:
             asked.end()
+
+    def here(self, call: Call, reason: str) -> tuple[Any, CallReport]:
+        """Answer a call on this device by its deadline, without asking the edge.
+
+        Args:
+            call: The call.
+            reason: Why.
+
+        Returns:
+            The output and the report.
+
+        Raises:
+            ReadTimeout: The device had not answered by then.
+            FeatureError: The head could not take the inputs.
+        """
+        return self._race(call, None, reason)
 
     def close(self) -> None:
         """Let go of the thread; a whole model that runs in it is not waited for."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from compoff.device.runners.choice import Runtime
     from compoff.device.runners.runner import Runner
     from compoff.manifest import Manifest
+    from compoff.partition.decide import Goal
     from compoff.wire.replies import Reply
     from compoff.wire.tls import TLS
 
@@ -334,6 +335,7 @@ class Head(Unpickled):
         tls: TLS | None = None,
         insecure: bool = False,
         reply: Reply = "full",
+        goal: Goal | None = None,
         on_failure: OnFailure = "raise",
         local: LocalModel | None = None,
         timeout: float = 10.0,
@@ -346,6 +348,7 @@ class Head(Unpickled):
             tls: Certificates; without them another machine is checked against the authorities of this system.
             insecure: Whether to connect without encryption.
             reply: What to bring back, as for `compoff.connect`.
+            goal: What calls shall keep and take, as for `compoff.connect`.
             on_failure: ``"raise"``, ``"local"`` or ``"hedge"``: what a call does where the edge gives no answer.
             local: The whole model, for the last two: something to call, or the path of its ONNX file.
             timeout: Deadline of the connection and of each call, in seconds.
@@ -365,6 +368,7 @@ class Head(Unpickled):
             tls=tls,
             insecure=insecure,
             reply=reply,
+            goal=goal,
             on_failure=on_failure,
             local=local,
             timeout=timeout,

@@ -7,6 +7,7 @@ Bytes and heads are for ``remote``.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -22,11 +23,20 @@ if TYPE_CHECKING:
 
     from compoff.wire.client import Client
 
-__all__ = ["FIRST_ATTEMPT", "LONGEST_ATTEMPT", "SHORTEST_HEARTBEAT", "Link", "refuse_closed", "warn_of_unserved"]
+__all__ = [
+    "FIRST_ATTEMPT",
+    "LONGEST_ATTEMPT",
+    "PROBE_EVERY",
+    "SHORTEST_HEARTBEAT",
+    "Link",
+    "refuse_closed",
+    "warn_of_unserved",
+]
 
 _logger = logging.getLogger("compoff.connect")
 FIRST_ATTEMPT, LONGEST_ATTEMPT = 1.0, 5.0  # seconds; short first: a lost SYN is sent again only after a second
 SHORTEST_HEARTBEAT = 0.001  # seconds; no sign comes back sooner, and every connection would be given up at once
+PROBE_EVERY = 5.0  # seconds after which a round trip is measured anew where that is wanted
 _LONGEST_WAIT = threading.TIMEOUT_MAX
 
 
@@ -38,18 +48,26 @@ class Link:
         address: The server's, for messages.
         heartbeat: Seconds without a message after which the server is asked for a sign; as many for that sign.
         warn: Whether the log warns of an edge that gives no answer, since no call will raise.
+        probe: Whether the round trip is measured anew on each connection and every few seconds, also on a busy one.
 
     Source: this project.
     """
 
     def __init__(
-        self, open_client: Callable[[float], Client], address: str, heartbeat: float, *, warn: bool = False
+        self,
+        open_client: Callable[[float], Client],
+        address: str,
+        heartbeat: float,
+        *,
+        warn: bool = False,
+        probe: bool = False,
     ) -> None:
         """Start to connect, in a thread of its own."""
         self.level = logging.WARNING if warn else logging.INFO  # of what the log hears of an edge without an answer
         self.address = address
         self.breaker = Breaker()
         self.round_trip = Estimate()
+        self.last_round_trip: float | None = None  # the last that was measured, in seconds
         self.opened = 0  # connections, the first included
         self.closed = False
         self.forked = False  # whether this is a copy in a child of the process that connected
@@ -64,6 +82,8 @@ class Link:
         self._failure: CompoffError | None = None
         self._wanted = False  # a call waits for a connection
         self._suspected = False  # a call got no answer
+        self._probe = probe
+        self._probed = -math.inf  # moment of the last ping of this connection
         self._thread = threading.Thread(target=self._keep, name="compoff-link", daemon=True)
         leave_to_parent(self)
         self._thread.start()
@@ -184,10 +204,11 @@ class Link:
     def _watch(self, client: Client) -> None:
         """Wait for a while; where nothing came meanwhile, or there is doubt, ask for a sign."""
         moved = client.moved
+        due = self._probe and time.monotonic() - self._probed >= PROBE_EVERY
         with self._changed:
-            if self.breaker.closed and not (self._suspected or self._wanted or self.closed):
+            if self.breaker.closed and not (self._suspected or self._wanted or self.closed or due):
                 self._changed.wait(min(self._heartbeat, _LONGEST_WAIT))
-            quiet = self._suspected or not self.breaker.closed or not client.moved.further_than(moved)
+            quiet = due or self._suspected or not self.breaker.closed or not client.moved.further_than(moved)
             self._suspected = self._wanted = False
             if not quiet or self.closed or client is not self._client or client.closed:
                 return
@@ -195,8 +216,11 @@ class Link:
 
     def _ping(self, client: Client) -> None:
         moved = client.moved
+        self._probed = time.monotonic()
         try:
-            self.round_trip.add(client.ping(timeout=self._heartbeat))
+            seconds = client.ping(timeout=self._heartbeat)
+            self.round_trip.add(seconds)
+            self.last_round_trip = seconds
         except CompoffError as error:
             if not client.closed and client.moved.further_than(moved):
                 return  # the sign waits behind a long message, which is one, too
@@ -217,6 +241,7 @@ class Link:
             return
         self._attempt_seconds = FIRST_ATTEMPT
         self._backoff.reset()
+        self._probed = -math.inf
         warn_of_unserved(self.address, fresh.unserved)
         with self._changed:
             if not self.closed:

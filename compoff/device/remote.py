@@ -16,12 +16,14 @@ from compoff.device.edge import Edge
 from compoff.device.fallback import Fallback, Hedge, OnFailure
 from compoff.device.link import SHORTEST_HEARTBEAT, Link
 from compoff.device.local import LocalModel, whole_models
+from compoff.device.planner import PROFILED, TRIALS, Planner, no_goal
 from compoff.device.statistics import RemoteStats, Tally
 from compoff.errors import (
     ArtifactMismatch,
     ConnectionLost,
     ConnectTimeout,
     LocalProtocolError,
+    ReadTimeout,
     ServerBusy,
 )
 from compoff.pickling import Unpickled
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
     from compoff.coding import Coding
     from compoff.device.sender import Sender
+    from compoff.partition.decide import Goal, Plan
     from compoff.wire.replies import Reply
     from compoff.wire.tls import TLS
 
@@ -72,8 +75,17 @@ class Remote(Unpickled):
 
     _elsewhere = "call compoff.connect there, with what compoff.Head.load returns"
 
-    def __init__(self, heads: Heads, link: Link, tally: Tally, fallback: Fallback | None, timeout: float) -> None:
+    def __init__(
+        self,
+        heads: Heads,
+        link: Link,
+        tally: Tally,
+        fallback: Fallback | None,
+        timeout: float,
+        planner: Planner | None,
+    ) -> None:
         self.timeout = timeout
+        self._planner = planner
         self._heads = heads
         self._link = link
         self._tally = tally
@@ -105,6 +117,45 @@ class Remote(Unpickled):
             round_trip=link.round_trip.mean,
         )
 
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """Every way to answer a call with what it is expected to take now, the fastest first; none without a goal."""
+        return () if self._planner is None else self._planner.plans(self._link.last_round_trip)
+
+    @property
+    def plan(self) -> Plan | None:
+        """The way that the goal prefers now; None without a goal."""
+        return None if self._planner is None else self._planner.plan(self._link.last_round_trip)
+
+    def profile(self, *inputs: Any, timeout: float | None = None, **keywords: Any) -> tuple[Plan, ...]:
+        """Measure every way on these inputs: each head at its lowest and highest quality, each tail, the whole model.
+
+        Without it a remote with a goal learns the same in its first calls, but for the time of the whole model.
+
+        Args:
+            *inputs: What the model takes, as for a call.
+            timeout: Deadline of each call, in seconds; None for the remote's own.
+            **keywords: What the model takes by name.
+
+        Returns:
+            The `plans` then.
+
+        Raises:
+            LocalProtocolError: This remote has no goal.
+            WireError: As for a call.
+        """
+        if self._planner is None:
+            raise no_goal()
+        for split, quality in self._planner.trials():
+            self(*inputs, split=split, quality=quality, timeout=timeout, **keywords)
+        if self._fallback is not None:
+            seconds = check_timeout(self.timeout if timeout is None else timeout)
+            for _ in range(TRIALS):
+                route, head = self._heads.choose(None)
+                call = Call(head, route, inputs, keywords, None, None, None, seconds, self._heads.form)
+                self._finish(call, PROFILED)
+        return self.plans
+
     def __call__(
         self,
         *inputs: Any,
@@ -119,8 +170,9 @@ class Remote(Unpickled):
 
         Args:
             *inputs: What the model takes, as for `Head`: tensors, or numpy arrays.
-            split: Where to split; None for the first head that was connected.
-            quality: Index of the quality; None for the export's default.
+            split: Where to split; None for the first head that was connected, or with a goal, where that prefers.
+            quality: Index of the quality; None for the export's default. With a goal, neither is given and it chooses
+                both, or the device alone; where one is given, the goal is left aside.
             max_bytes: Most bytes that the payload may have, as for `Head`.
             coding: How the payload is coded, as for `Head`; None for the shortest.
             timeout: Deadline of this call, in seconds; None for the remote's own. The head, which nothing can
@@ -138,15 +190,34 @@ class Remote(Unpickled):
             WireError: The connection or the server failed, or serves this head's tail no more; the class says how.
         """
         timeout = check_timeout(self.timeout if timeout is None else timeout)
-        route, head = self._heads.choose(split)
         self._link.check_open()
+        stays = None
+        if self._planner is not None:
+            split, quality, stays = self._planner.choose(split, quality, self._link.last_round_trip)
+        route, head = self._heads.choose(split)
         call = Call(head, route, inputs, keywords, quality, max_bytes, coding, timeout, self._heads.form)
-        fallback = self._fallback
+        return self._finish(call, stays)
+
+    def _finish(self, call: Call, stays: str | None) -> Any:
+        """Have a call answered and count it; by the device alone where there is a reason that it stays."""
         with self._tally.failures():
-            output, report = self._edge.answer(call, call.deadline) if fallback is None else fallback.answer(call)
+            output, report = self._answer(call, stays)
         self._report.last = report
         self._tally.answered(report)
+        if self._planner is not None:
+            self._planner.answered(report)
         return output
+
+    def _answer(self, call: Call, stays: str | None) -> tuple[Any, CallReport]:
+        fallback = self._fallback
+        try:
+            if fallback is None:
+                return self._edge.answer(call, call.deadline)
+            return fallback.answer(call) if stays is None else fallback.here(call, stays)
+        except ReadTimeout:
+            if self._planner is not None:
+                self._planner.missed(call, time.monotonic())
+            raise
 
     def close(self) -> None:
         """Close the connection; calls under way end with ConnectionLost."""
@@ -177,6 +248,8 @@ def connect(
     insecure: bool = False,
     # what comes back
     reply: Reply = "full",
+    # which way calls take
+    goal: Goal | None = None,
     # where the edge gives no answer
     on_failure: OnFailure = "raise",
     local: LocalModel | None = None,
@@ -202,6 +275,9 @@ def connect(
             that precision, and it comes back in the model's own dtypes; ``"argmax"`` or `ArgMax` is the index of the
             largest value along dimension 1, the classes; `TopK` is a `TopValues` of the largest values and their
             indices in each output's place. Outputs of whole numbers always come as they are.
+        goal: What calls shall keep of the answers and how long they may take; then each takes the split point and the
+            quality that suits the link as it is now, or stays on the device where there is a `local` model and that is
+            better. None: the first head at its default quality.
         on_failure: What a call does where the edge gives no answer: ``"raise"`` the error; ``"local"``, run the whole
             model on this device, and at once while the edge is known to be out of reach; ``"hedge"``, start it as
             soon as the edge takes longer than it mostly does, and take the first answer.
@@ -223,7 +299,9 @@ def connect(
         RemoteProtocolError: Something else than a compoff server listens there.
         SplitError: No head was given, or two of the same split point.
         FeatureError: The model's outputs have no such form.
-        LocalProtocolError: An argument cannot be used, or ``on_failure`` and ``local`` do not belong together.
+        LocalProtocolError: An argument cannot be used, ``on_failure`` and ``local`` do not belong together, or no way
+            keeps the agreement that the goal asks for.
+        ArtifactError: A goal was given, and a head holds no figures to choose by.
         BackendError: The local model's file cannot be read.
 
     Examples:
@@ -247,8 +325,15 @@ def connect(
     timeout = check_timeout(timeout)
     chosen = Heads(heads, reply)
     whole = check_policy(on_failure, local, chosen)
+    planner = None if goal is None else Planner(chosen, goal, alone=whole is not None)
     opened = _opener(chosen, address, token, device_tls(address, tls, insecure))
-    link = Link(opened, address, check_timeout(heartbeat, "heartbeat", SHORTEST_HEARTBEAT), warn=whole is not None)
+    link = Link(
+        opened,
+        address,
+        check_timeout(heartbeat, "heartbeat", SHORTEST_HEARTBEAT),
+        warn=whole is not None,
+        probe=goal is not None,
+    )
     tally = Tally()
     edge = Edge(link, tally)
     fallback = None
@@ -262,7 +347,7 @@ def connect(
         if fallback is None or not isinstance(error, (ConnectionLost, ConnectTimeout, ServerBusy)):
             _close(link, fallback)
             raise
-    return Remote(chosen, link, tally, fallback, timeout)
+    return Remote(chosen, link, tally, fallback, timeout, planner)
 
 
 def check_all_served(unserved: tuple[bytes, ...]) -> None:

@@ -16,6 +16,7 @@ class Estimate:
 
     Args:
         warm_up: Whether the first time may hold a warm-up, which no later one does: a shorter second takes its place.
+        gain: What a new time counts in the mean, in place of the eighth.
 
     Examples:
         >>> estimate = Estimate()
@@ -29,11 +30,12 @@ class Estimate:
     Source: RFC 6298, Sec. 2.
     """
 
-    __slots__ = ("_deviation", "_warm_up", "best", "mean")
+    __slots__ = ("_deviation", "_gain", "_warm_up", "best", "mean")
 
-    def __init__(self, *, warm_up: bool = False) -> None:
+    def __init__(self, *, warm_up: bool = False, gain: float = _GAIN) -> None:
         """Start without a time."""
         self._warm_up = warm_up
+        self._gain = gain
         self.mean: float | None = None
         self.best = 0.0
         self._deviation = 0.0
@@ -47,7 +49,7 @@ class Estimate:
             return
         error = seconds - mean
         self._deviation += _DEVIATION_GAIN * (abs(error) - self._deviation)
-        self.mean = mean + _GAIN * error
+        self.mean = mean + self._gain * error
         if seconds < self.best:
             self.best = seconds
 

@@ -1,0 +1,344 @@
+"""What a remote with a goal learns and chooses: with reports by hand, and over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from compoff.coding import Payload
+from compoff.device.answers import CallReport, Heads
+from compoff.device.async_remote import connect_async
+from compoff.device.planner import STAYS, Planner
+from compoff.device.remote import connect
+from compoff.edge.server import serve
+from compoff.errors import ArtifactError, LocalProtocolError, ReadTimeout
+from compoff.manifest import CodeSpec, Manifest, TensorSpec
+from compoff.partition.decide import Goal, Plan
+from tests.device.stand_in import ANSWER
+from tests.device.test_link import Relay
+from tests.edge.peers import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from compoff.edge.server import Server
+
+BYTES, KEPT = (100, 400, 1600), (0.8, 0.9, 0.97)
+X = np.zeros(1, np.float32)
+
+
+class Device:
+    """A head with three qualities whose payload is so many bytes, after some seconds."""
+
+    runner = None
+
+    def __init__(self, split: str, seconds: float = 0.0, **report: Any) -> None:
+        self.split = split
+        self.seconds = seconds
+        self.artifact_id = split.encode().ljust(32, b"\0")
+        outputs, code = (TensorSpec((3,), "float32"),), CodeSpec((3, 4), num_centers=2, qualities=(1, 2, 3))
+        manifest = Manifest(
+            "head", self.artifact_id.hex(), split, "Net", (), outputs, {"leaf": 0}, (code,), (), max_batch=4
+        )
+        curve = [
+            {"bytes": size, "agreement": share, "output_error": 1 - share}
+            for size, share in zip(BYTES, KEPT, strict=True)
+        ]
+        self.manifest = replace(manifest, report={"curve": curve, **report})
+
+    def __call__(self, x: Any, quality: int | None = None) -> Payload:
+        time.sleep(self.seconds)
+        quality = 2 if quality is None else quality
+        return Payload(bytes(BYTES[quality]), self.artifact_id, quality, 1)
+
+    def check(self, *inputs: Any, quality: int | None = None, **keywords: Any) -> None:
+        """Takes everything."""
+
+
+class Edge:
+    """A tail that answers after some seconds."""
+
+    max_payload_bytes = 10_000
+
+    def __init__(self, split: str, seconds: float = 0.0) -> None:
+        self.artifact_id = split.encode().ljust(32, b"\0")
+        self.seconds = seconds
+
+    def answer(self, payload: bytes) -> bytes:
+        time.sleep(self.seconds)
+        return ANSWER
+
+
+def planner(*splits: str, alone: bool = False, **goal: Any) -> Planner:
+    return Planner(Heads([Device(split) for split in splits]), Goal(**goal), alone=alone)
+
+
+def report(plan: Plan, head: float, link: float, server: float, **fields: Any) -> CallReport:
+    """The report of a call that took a plan's way."""
+    quality = plan.quality or 0
+    timed = {"server_seconds": server, "quality": plan.quality, **fields}
+    return CallReport(plan.split, BYTES[quality], 12, head, link + server, head + link + server, **timed)
+
+
+def answered(planner: Planner, times: dict[str, float], round_trip: float, rate: float, calls: int) -> list[Plan]:
+    """So many calls as the planner has them, by heads of these times over such a link."""
+    plans: list[Plan] = []
+    for _ in range(calls):
+        plan = planner.next(round_trip)
+        plans.append(plan)
+        if plan.place == "edge":
+            seconds = round_trip + (BYTES[plan.quality or 0] + 12) / rate
+            planner.answered(report(plan, times[plan.split], seconds, 0.001))
+        else:
+            local = {"source": "local", "local_seconds": times["local"]}
+            planner.answered(CallReport(plan.split, 0, 0, 0.0, 0.0, times["local"], **local))
+    return plans
+
+
+def test_every_head_is_tried_twice_and_then_the_fastest_is_taken() -> None:
+    plans = answered(
+        planner("near", "far", agreement=0.9), {"near": 0.03, "far": 0.01}, round_trip=0.01, rate=1e6, calls=12
+    )
+    assert {plan.split for plan in plans[:4]} == {"near", "far"}
+    assert [plan.split for plan in plans[:4]].count("near") == 2
+    assert {(plan.split, plan.quality) for plan in plans[4:]} == {("far", 1)}
+
+
+def test_a_slow_link_gets_fewer_bytes_and_a_recovered_one_more() -> None:
+    chooser = planner("layer", seconds=0.1)
+    assert answered(chooser, {"layer": 0.01}, 0.01, 1e6, 20)[-1].quality == 2
+    assert answered(chooser, {"layer": 0.01}, 0.01, 1e4, 20)[-1].quality == 1
+    assert answered(chooser, {"layer": 0.01}, 0.01, 1e3, 20)[-1].quality == 0
+    assert answered(chooser, {"layer": 0.01}, 0.01, 1e6, 30)[-1].quality == 2
+
+
+def test_expectations_are_what_was_measured() -> None:
+    chooser = planner("layer", seconds=1)
+    answered(chooser, {"layer": 0.02}, 0.03, 1e5, 10)
+    plan = chooser.plan(0.03)
+    assert plan.measured
+    assert plan.head_seconds == pytest.approx(0.02)
+    assert plan.server_seconds == pytest.approx(0.001)
+    assert plan.link_seconds == pytest.approx(0.03 + (1600 + 12) / 1e5, rel=0.02)
+    assert plan.payload_bytes == pytest.approx(1600)
+
+
+def test_payloads_of_more_samples_than_the_curve_has_are_expected_so() -> None:
+    chooser = planner("layer", agreement=0.9)
+    for _ in range(3):
+        chooser.answered(CallReport("layer", 3200, 12, 0.01, 0.02, 0.03, server_seconds=0.001, quality=1))
+    assert chooser.plan().payload_bytes == pytest.approx(3200)
+    assert [plan.payload_bytes for plan in chooser.plans()] == pytest.approx([800, 3200, 12_800])
+
+
+def test_the_device_is_chosen_once_its_time_is_known_and_the_edge_is_asked_now_and_then() -> None:
+    chooser = planner("layer", alone=True, agreement=0.9)
+    before = answered(chooser, {"layer": 0.05}, 0.05, 1e6, 10)
+    assert {plan.place for plan in before} == {"edge"}, "nothing is known of the device"
+    chooser.answered(CallReport("layer", 0, 0, 0.0, 0.0, 0.03, source="local", local_seconds=0.03))
+    after = answered(chooser, {"layer": 0.05, "local": 0.03}, 0.05, 1e6, 32)
+    assert [index for index, plan in enumerate(after) if plan.place == "edge"] == [15, 31]
+    answered(chooser, {"layer": 0.001, "local": 0.03}, 0.001, 1e6, 160)
+    assert chooser.plan(0.001).place == "edge", "the edge became faster, which those calls have told"
+
+
+def test_only_the_device_keeps_every_answer() -> None:
+    chooser = planner("layer", alone=True, agreement=1.0)
+    assert chooser.plan().place == "local"
+    with pytest.raises(LocalProtocolError, match=r"no way keeps an agreement of 1; the best has 0\.97"):
+        planner("layer", agreement=1.0)
+
+
+def test_calls_that_get_no_answer_in_time_make_the_next_ones_shorter() -> None:
+    chooser = planner("layer", seconds=0.1)
+    assert answered(chooser, {"layer": 0.01}, 0.01, 1e6, 10)[-1].quality == 2
+
+    class Late:
+        payload, encoded = Payload(bytes(1600), bytes(32), 2, 1), 100.0
+
+    for _ in range(3):
+        chooser.missed(Late(), 101.0)  # type: ignore[arg-type]
+    assert chooser.plan(0.01).quality == 0
+    Late.payload = None  # type: ignore[assignment]
+    chooser.missed(Late(), 200.0)  # type: ignore[arg-type]
+    assert chooser.plan(0.01).link_seconds < 1, "one that was not sent tells nothing"
+
+
+def test_answers_of_the_device_in_the_edges_place_tell_of_the_link_only_what_is_worse() -> None:
+    chooser = planner("layer", alone=True, seconds=0.1)
+    answered(chooser, {"layer": 0.01}, 0.01, 1e6, 10)
+    before = chooser.plans(0.01)
+    broken = CallReport("layer", 1600, 0, 0.01, 0.0001, 0.2, source="local", reason="broken", local_seconds=0.5)
+    chooser.answered(broken)
+    after = {plan.quality: plan.link_seconds for plan in chooser.plans(0.01)}
+    assert after == {plan.quality: plan.link_seconds for plan in [*before]}
+    chooser.answered(replace(broken, remote_seconds=2.0))
+    assert chooser.plan(0.01).quality == 0
+
+
+def test_a_request_that_was_sent_twice_tells_nothing_of_the_link() -> None:
+    chooser = planner("layer", seconds=0.1)
+    answered(chooser, {"layer": 0.01}, 0.01, 1e6, 10)
+    plan = chooser.plan(0.01)
+    chooser.answered(report(plan, 0.01, 5.0, 0.001, retried=True))
+    assert chooser.plan(0.01).link_seconds == pytest.approx(plan.link_seconds)
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"curve": []},
+        {"curve": [{"bytes": 1, "agreement": 1, "output_error": 0}]},
+        {"curve": "none"},
+        {"curve": [1, 2, 3]},
+        {"curve": [{"bytes": -1, "agreement": 0.5, "output_error": 0}] * 3},
+        {"curve": [{"bytes": 9, "agreement": 1.5, "output_error": 0}] * 3},
+        {"curve": [{"bytes": 9, "agreement": "0.9", "output_error": 0}] * 3},
+        {"curve": [{"bytes": float("nan"), "agreement": 0.9, "output_error": 0}] * 3},
+        {"curve": [{"bytes": 9, "agreement": 0.9, "output_error": float("nan")}] * 3},
+    ],
+)
+def test_a_head_without_figures_that_can_be_is_refused(figures: dict[str, Any]) -> None:
+    with pytest.raises(ArtifactError, match="the head of 'layer'"):
+        Planner(Heads([Device("layer", **figures)]), Goal(seconds=1), alone=False)
+
+
+def test_heads_without_agreement_are_ranked_by_their_error() -> None:
+    curve = [{"bytes": 9 * (1 + step), "agreement": None, "output_error": 0.3 - step / 10} for step in range(3)]
+    chooser = Planner(Heads([Device("layer", curve=curve)]), Goal(seconds=1), alone=False)
+    assert chooser.plan().quality == 2
+
+
+def test_another_goal_is_refused_before_anything_is_opened() -> None:
+    with pytest.raises(LocalProtocolError, match=r"goal is a float; expected a compoff\.Goal"):
+        connect([Device("layer")], "127.0.0.1:9", goal=0.95)  # type: ignore[list-item, arg-type]
+    with pytest.raises(LocalProtocolError, match="no way keeps"):
+        connect([Device("layer")], "127.0.0.1:9", goal=Goal(agreement=0.99))  # type: ignore[list-item]
+
+
+# -- over real sockets
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serve([Edge("near"), Edge("far")]) as server:  # type: ignore[list-item]
+        yield server
+
+
+def whole(x: Any) -> Any:
+    return np.arange(3, dtype=np.float32)[None]
+
+
+def test_calls_take_the_goals_way_and_say_so(server: Server) -> None:
+    heads: Any = [Device("near", 0.03), Device("far", 0.002)]
+    with connect(heads, server.address, goal=Goal(agreement=0.9)) as remote:
+        assert [plan.measured for plan in remote.plans] == [False] * 6
+        for _ in range(8):
+            remote(X)
+        assert remote.last is not None
+        assert (remote.last.split, remote.last.source) == ("far", "edge")
+        assert remote.last.quality in (1, 2), "what keeps more where that takes no longer"
+        remote(X, quality=0)
+        assert (remote.last.split, remote.last.quality) == ("near", 0), "who names one is not overruled"
+        remote(X, split="near")
+        assert (remote.last.split, remote.last.quality) == ("near", 2)
+        eventually(lambda: remote.stats.round_trip_seconds is not None)
+    with connect(heads, server.address) as remote:
+        assert (remote.plans, remote.plan) == ((), None)
+        with pytest.raises(LocalProtocolError, match="has no goal"):
+            remote.profile(X)
+
+
+def test_profile_measures_every_way_and_the_device(server: Server) -> None:
+    heads: Any = [Device("near", 0.001), Device("far", 0.002)]
+    goal = Goal(agreement=0.9)
+    with connect(heads, server.address, goal=goal, on_failure="local", local=whole) as remote:
+        plans = remote.profile(X)
+        assert all(plan.measured for plan in plans)
+        assert [plan.seconds for plan in plans] == sorted(plan.seconds for plan in plans)
+        assert plans[0].place == "local"
+        assert remote.stats.calls == 2 * 2 * 2 + 2
+        remote(X)
+        assert remote.last is not None
+        assert (remote.last.source, remote.last.reason, remote.last.payload_bytes) == ("local", STAYS, 0)
+
+
+def test_a_device_that_hedges_stays_alone_where_its_goal_is_so(server: Server) -> None:
+    heads: Any = [Device("near", 0.05)]
+    goal = Goal(agreement=0.9)
+    with connect(heads, server.address, goal=goal, on_failure="hedge", local=whole) as remote:
+        remote.profile(X)
+        remote(X)
+        assert remote.last is not None
+        assert (remote.last.source, remote.last.reason) == ("local", STAYS)
+        assert remote.stats.hedged == 0
+
+
+def test_asyncio_does_the_same(server: Server) -> None:
+    heads: Any = [Device("near", 0.03), Device("far", 0.002)]
+
+    async def main() -> None:
+        async with await connect_async(heads, server.address, goal=Goal(agreement=0.9)) as remote:
+            for _ in range(8):
+                await remote(X)
+            assert remote.last is not None
+            assert remote.last.split == "far"
+            assert remote.last.quality in (1, 2)
+            assert remote.plan is not None
+            assert remote.plan.split == "far"
+            await remote(X, quality=0)
+            assert (remote.last.split, remote.last.quality) == ("near", 0)
+        local: Any = {"on_failure": "local", "local": whole}
+        async with await connect_async(heads, server.address, goal=Goal(agreement=0.9), **local) as remote:
+            plans = await remote.profile(X)
+            assert all(plan.measured for plan in plans)
+            await remote(X)
+            assert remote.last is not None
+            assert (remote.last.source, remote.last.reason) == ("local", STAYS)
+        async with await connect_async(heads, server.address) as remote:
+            assert (remote.plans, remote.plan) == ((), None)
+            with pytest.raises(LocalProtocolError, match="has no goal"):
+                await remote.profile(X)
+
+    asyncio.run(main())
+
+
+def test_a_link_that_carries_little_gets_little(server: Server) -> None:
+    relay = Relay(server.address, bytes_per_second=10_000)
+    heads: Any = [Device("near")]
+    with connect(heads, relay.address, goal=Goal(seconds=0.08)) as remote:
+        for _ in range(8):
+            remote(X)
+        assert remote.last is not None
+        assert remote.last.quality in (0, 1), "1600 bytes would take 160 ms"
+
+
+def test_calls_that_all_come_too_late_are_followed_by_shorter_ones(server: Server) -> None:
+    relay = Relay(server.address)
+    heads: Any = [Device("near")]
+    with connect(heads, relay.address, goal=Goal(seconds=0.05), timeout=0.2, heartbeat=5) as remote:
+        remote(X)
+        assert remote.last is not None
+        assert remote.last.quality == 2
+        relay.hold()
+        for _ in range(3):
+            with pytest.raises(ReadTimeout):
+                remote(X)
+        assert remote.plan is not None
+        assert remote.plan.quality == 0
+
+
+def test_plans_are_the_same_from_many_threads(server: Server) -> None:
+    heads: Any = [Device("near"), Device("far")]
+    with connect(heads, server.address, goal=Goal(agreement=0.9)) as remote:
+        with ThreadPoolExecutor(8) as pool:
+            answers = [*pool.map(lambda _: remote(X), range(64))]
+        assert all(np.array_equal(left, right) for left, right in itertools.pairwise(answers))
+        assert remote.stats.edge == 64
