@@ -1,4 +1,4 @@
-"""What a remote with a goal knows of its ways: each head's time at each quality, each tail's, the link's, the device's.
+"""What a remote with a goal knows of its ways: each head's time, each tail's, the link's, and the whole model's here.
 
 Learned from the calls themselves. How a way is chosen is for ``partition``; how a call is made, for ``remote``.
 """
@@ -49,29 +49,22 @@ class _Way:
         self.split = head.split
         self.qualities = _figures(head)
         self.size = Estimate(gain=_GAIN)  # bytes of a payload, against those of one sample when the codec was fitted
-        # What is expected now: of the head at each quality, and of the server; nothing before it is believed.
-        self.head_seconds = [0.0] * len(self.qualities)
-        self.server_seconds = 0.0
+        # What is expected now; nothing before it is believed. The quality changes little of a head's time.
+        self.head_seconds = self.server_seconds = 0.0
         self.measured = False
         self._runs = 0
-        self._head: dict[int, Estimate] = {}
-        self._server = _time()
+        self._head, self._server = _time(), _time()
 
     def learn(self, report: CallReport) -> None:
         """Take a call that the edge answered into account."""
         self._runs += 1
+        self._head.add(report.head_seconds)
         self._server.add(report.server_seconds)
         if report.quality is not None and report.quality < len(self.qualities):
-            self._head.setdefault(report.quality, _time()).add(report.head_seconds)
             self.size.add(report.payload_bytes / max(1.0, self.qualities[report.quality].num_bytes))
-        if self._runs >= TRIALS and self._head:
-            self.measured, self.server_seconds = True, self._server.mean or 0.0
-            self.head_seconds = [self._nearest(quality) for quality in range(len(self.qualities))]
-
-    def _nearest(self, quality: int) -> float:
-        """The head's time at this quality, or at the nearest that has run."""
-        nearest = min(self._head, key=lambda known: abs(known - quality))
-        return self._head[nearest].mean or 0.0
+        if self._runs >= TRIALS:
+            self.measured = True
+            self.head_seconds, self.server_seconds = self._head.mean or 0.0, self._server.mean or 0.0
 
 
 class Planner:
@@ -138,9 +131,9 @@ class Planner:
                 self._stayed = 0
                 return plan
             self._stayed += 1
-            if self._stayed % _EVERY:
-                return plan
-            return min((one for one in plans if one.place == "edge"), key=lambda one: one.seconds)
+            floor = self._goal.agreement
+            edge = [one for one in plans if one.place == "edge" and (floor is None or (one.agreement or 0.0) >= floor)]
+            return plan if self._stayed % _EVERY or not edge else decide(edge, self._goal)
 
     def choose(
         self, split: str | None, quality: int | None, round_trip: float | None
@@ -161,9 +154,8 @@ class Planner:
         return plan.split, plan.quality, STAYS if plan.place == "local" else None
 
     def trials(self) -> list[tuple[str, int]]:
-        """Split points and qualities that show what each way takes, each as often as its time needs to be believed."""
-        ends = [(way.split, quality) for way in self._ways for quality in {0, len(way.qualities) - 1}]
-        return [end for end in ends for _ in range(TRIALS)]
+        """Split points and qualities to run so that every way's time is known: few bytes and many, for the link."""
+        return [(way.split, quality) for way in self._ways for quality in (0, len(way.qualities) - 1)]
 
     def answered(self, report: CallReport) -> None:
         """Take an answered call into account, wherever it was answered."""
@@ -202,12 +194,12 @@ class Planner:
         reply = self._reply_bytes.mean or 0.0
         plans: list[Plan] = []
         for way in self._ways:
-            size, split, server, measured = way.size.mean or 1.0, way.split, way.server_seconds, way.measured
-            for quality, (figures, head) in enumerate(zip(way.qualities, way.head_seconds, strict=True)):
+            size, head, server = way.size.mean or 1.0, way.head_seconds, way.server_seconds
+            for quality, figures in enumerate(way.qualities):
                 payload = figures.num_bytes * size
                 link = start + (payload + reply) * slope
                 kept, error = figures.agreement, figures.output_error
-                plans.append(Plan(split, quality, kept, error, payload, head, link, server, "edge", measured))
+                plans.append(Plan(way.split, quality, kept, error, payload, head, link, server, "edge", way.measured))
         if self._alone:
             known = self._local.mean is not None
             seconds = math.inf if self._local.mean is None else self._local.mean
