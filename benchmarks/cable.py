@@ -49,6 +49,8 @@ class Cable:
         """Listen."""
         self.target = target
         self.delay = 0.0  # seconds that each piece takes
+        self.latency = 0.0  # seconds on the way, at most as many pieces at once as there are directions
+        self.rate = float("inf")  # bytes a second in each direction
         self.split = False  # whether pieces of a few bytes travel one by one
         self.shuffle = 0.0  # seconds, at random, that a new connection takes, so that connections overtake each other
         self._random = random.Random(seed)
@@ -155,6 +157,8 @@ class Cable:
             for piece in self._pieces(data):
                 if self.delay:
                     await asyncio.sleep(self.delay * self._random.random())
+                if self.latency or self.rate < float("inf"):
+                    await asyncio.sleep(self.latency + len(piece) / self.rate)
                 if not wire.dead:
                     writer.write(piece)
                     if len(piece) < len(data):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.markdown import result, source, table, whole
 
@@ -61,7 +61,57 @@ def ray_table() -> str:
     return f"{table(head, [[*map(whole, numbers), *map(whole, times)]])}\n\n{source('ray_serve')}"
 
 
+def deciding_table() -> str:
+    """Each way over each link: what a call takes and keeps."""
+    head = [
+        "link",
+        "KB/s",
+        "round trip, ms",
+        "way",
+        "split point taken",
+        "quality",
+        "median, ms",
+        "p90, ms",
+        "answers kept",
+    ]
+    cells = [
+        [*_link(row), row["way"], row["split"], str(row["quality"]), *_times(row)]
+        for row in result("deciding")["rows"]
+        if "settled_after_calls" not in row
+    ]
+    return f"{table(head, cells)}\n\n{source('deciding')}"
+
+
+def changing_table() -> str:
+    """A goal over a link that changes: how many calls until it has settled."""
+    head = ["link", "KB/s", "round trip, ms", "split point taken", "quality", "median, ms", "p90, ms", "answers kept"]
+    head += ["slowest, ms", "settled after calls"]
+    cells = [
+        [
+            *_link(row),
+            row["split"],
+            str(row["quality"]),
+            *_times(row),
+            whole(row["slowest_ms"]),
+            str(row["settled_after_calls"]),
+        ]
+        for row in result("deciding")["rows"]
+        if "settled_after_calls" in row
+    ]
+    return f"{table(head, cells)}\n\n{source('deciding')}"
+
+
+def _link(row: dict[str, Any]) -> list[str]:
+    return [row["link"], whole(row["bytes_per_second"] / 1000), whole(row["round_trip_ms"])]
+
+
+def _times(row: dict[str, Any]) -> list[str]:
+    return [whole(row["median_ms"]), whole(row["p90_ms"]), f"{100 * row['agreement']:.0f} %"]
+
+
 RUNTIME_TABLES: dict[str, Callable[[], str]] = {
+    "deciding": deciding_table,
+    "deciding-changes": changing_table,
     "engines": engines_table,
     "ray-serve": ray_table,
     "shared-weights": shared_weights_table,

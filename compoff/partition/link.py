@@ -6,13 +6,14 @@ import math
 
 __all__ = ["LinkEstimate"]
 
-_KEEP = 0.8  # of what calls before told, at each new one: the last five count two thirds
+_KEEP = 0.75  # of what calls before told, at each new one: the last four count two thirds
+_AROUND = 112  # bytes around a request and its reply: the headers of frames, TCP and IP
 
 
 class LinkEstimate:
     """How long bytes take to the edge and back.
 
-    The time of the last calls, less a round trip for each, over their bytes. Pings tell the round trip; until there is
+    Each call's time, less a round trip, over its bytes; the mean of the last. Pings tell the round trip; until there is
     one, all of the time is put on the bytes, as in the paper.
 
     Examples:
@@ -21,34 +22,35 @@ class LinkEstimate:
         True
         >>> link.ping(0.020)
         >>> for num_bytes in (500, 2000):
-        ...     link.add(num_bytes, 0.020 + num_bytes / 50_000)
+        ...     link.add(num_bytes, 0.020 + (num_bytes + 112) / 50_000)
         >>> round(link.bytes_per_second), round(link.seconds(1000), 3)
-        (50000, 0.04)
+        (50000, 0.042)
 
     Source: DeepCOD (SenSys 2020), Sec. 3.4.2 and 4.2: the harmonic mean of the throughput of the last ten calls, from
     their times without the server's. The round trip, which the paper leaves in, would pass for slow bytes where
-    payloads are as short as ours; and calls count by their bytes, the later ones more.
+    payloads are as short as ours; and the later calls count more.
     """
 
-    __slots__ = ("_bytes", "_count", "_seconds", "round_trip")
+    __slots__ = ("_count", "_each", "_inverse", "round_trip")
 
     def __init__(self) -> None:
         """Start without a call."""
         self.round_trip: float | None = None
-        # Of the calls, each multiplied by its weight: their number, bytes and seconds.
-        self._count = self._bytes = self._seconds = 0.0
+        # Of the calls, each multiplied by its weight: their number, seconds a byte, and one over bytes.
+        self._count = self._each = self._inverse = 0.0
 
     def add(self, num_bytes: float, seconds: float) -> None:
         """Take a call into account.
 
         Args:
-            num_bytes: What was sent and came back, in bytes.
+            num_bytes: What was sent and came back, in bytes, without headers.
             seconds: Time from sending to the answer without the server's own, in seconds; of a call that was given up,
                 until then.
         """
+        num_bytes += _AROUND
         self._count = _KEEP * self._count + 1
-        self._bytes = _KEEP * self._bytes + num_bytes
-        self._seconds = _KEEP * self._seconds + seconds
+        self._each = _KEEP * self._each + seconds / num_bytes
+        self._inverse = _KEEP * self._inverse + 1 / num_bytes
 
     def ping(self, seconds: float) -> None:
         """Take the time of next to no bytes into account, in place of the one before."""
@@ -57,29 +59,32 @@ class LinkEstimate:
     @property
     def bytes_per_second(self) -> float | None:
         """What the link carries; infinite where bytes took no time, None before the first call."""
-        if not self._bytes:
+        if not self._count:
             return None
-        slope = self.line[1]
+        slope = self._slope()
         return 1 / slope if slope > 0 else math.inf
 
     @property
     def line(self) -> tuple[float, float]:
-        """Seconds that no bytes take, and seconds a byte; nothing where nothing is known."""
-        start = self.round_trip or 0.0
-        if not self._bytes:
-            return start, 0.0
-        return start, max(0.0, self._seconds - start * self._count) / self._bytes
+        """Seconds of a call with an empty payload and reply, and seconds a byte; nothing where nothing is known."""
+        slope = self._slope()
+        return (self.round_trip or 0.0) + _AROUND * slope, slope
 
     def seconds(self, num_bytes: float) -> float | None:
         """How long so many bytes take.
 
         Args:
-            num_bytes: Bytes to the edge and back.
+            num_bytes: Bytes to the edge and back, without headers.
 
         Returns:
             Seconds; None before the first call and ping.
         """
-        if not self._bytes and self.round_trip is None:
+        if not self._count and self.round_trip is None:
             return None
         start, slope = self.line
         return start + num_bytes * slope
+
+    def _slope(self) -> float:
+        if not self._count:
+            return 0.0
+        return max(0.0, (self._each - (self.round_trip or 0.0) * self._inverse) / self._count)
