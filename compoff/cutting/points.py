@@ -78,6 +78,8 @@ class SplitPoints(Sequence[SplitPoint]):
         Net: 1 split point, 2.0 kMAC in all
         split point  shape   raw bytes  skips  side bytes  MACs before  share
         fc           512         2,048      0           0       1.8 k  90.0 %
+        >>> points["fc"].raw_bytes
+        2048
     """
 
     def __init__(self, points: Sequence[SplitPoint], model: str, macs: int) -> None:
@@ -86,12 +88,18 @@ class SplitPoints(Sequence[SplitPoint]):
         self.macs = macs
 
     @overload
-    def __getitem__(self, index: int) -> SplitPoint: ...
+    def __getitem__(self, index: int | str) -> SplitPoint: ...
     @overload
     def __getitem__(self, index: slice) -> tuple[SplitPoint, ...]: ...
-    def __getitem__(self, index: int | slice) -> SplitPoint | tuple[SplitPoint, ...]:
-        """One split point, or several."""
-        return self._points[index]
+    def __getitem__(self, index: int | str | slice) -> SplitPoint | tuple[SplitPoint, ...]:
+        """One split point, by its place or its name, or several."""
+        if not isinstance(index, str):
+            return self._points[index]
+        for point in self._points:
+            if point.path == index:
+                return point
+        known = ", ".join(f"'{point.path}'" for point in self._points)
+        raise SplitError(f"'{index}' is no split point in this list; there are {known}")
 
     def __len__(self) -> int:
         return len(self._points)

@@ -103,6 +103,8 @@ class Inputs:
         samples = max(sizes, default=1)
         if len(sizes) > 1 or samples < 1 or (most is not None and samples > most):
             expected = "at least 1" if most is None else f"from 1 to {most}"
+            if most is not None and samples > most:
+                expected += f": send fewer at a time, or export with max_batch={samples}"
             raise FeatureError(
                 f"the batch holds {sorted(sizes)} samples; expected the same number in every input, {expected}"
             )

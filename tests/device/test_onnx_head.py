@@ -175,7 +175,7 @@ def test_a_batch_of_more_samples_than_a_payload_holds_is_compared_in_pieces(plai
     assert narrow.compile("onnx", batches=[golden_inputs(2000)]).manifest.report["onnx"]["samples"] == 512
     with pytest.raises(FeatureError, match=r"the batch holds \[0\] samples; .* in every input, at least 1"):
         narrow.compile("onnx", batches=[golden_inputs(8)[:0]])
-    with pytest.raises(FeatureError, match=r"the batch holds \[9\] samples; .* from 1 to 8"):
+    with pytest.raises(FeatureError, match=r"\[9\] samples; .* from 1 to 8: send fewer .* with max_batch=9"):
         narrow(golden_inputs(9))
 
 
