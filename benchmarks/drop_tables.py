@@ -30,7 +30,8 @@ _TILES = {"7185ada": "1 × 1 tile", "3c53dca": "2 × 2 tile", "bb3b2e7": "7 × 7
 _CALLED = {
     "cpu.192": "192 directions",
     "cpu.enlarged": "enlarged photos",
-    "cpu.mixed": "1,000 steps, channels mixed alike",  # before tiles were described on waves, commit 39925ac
+    "cpu.mixed": "channels mixed alike",  # before tiles were described on waves, commit 39925ac
+    "cpu.stride4": "4 × 4 tiles",
 }
 _BY_STEPS = ("cpu.deepcod", "cpu.long")
 _DROPS = {"top-1": ("drop", "drop_stderr"), "top-5": ("drop_top5", "drop_top5_stderr")}

@@ -26,8 +26,7 @@ import numpy as np
 from benchmarks.fault_kinds import ID, KINDS, Site, digest
 from benchmarks.record import record
 from compoff.coding import Payload
-from compoff.device.async_remote import AsyncRemote, connect_async
-from compoff.device.remote import Remote, connect
+from compoff.device.connecting import connect, connect_async
 from compoff.manifest import Manifest, TensorSpec
 
 if TYPE_CHECKING:
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from compoff.device.async_remote import AsyncRemote
+    from compoff.device.remote import Remote
     from compoff.errors import CompoffError
 
 __all__ = ["Ledger", "run_kind"]

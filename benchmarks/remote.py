@@ -22,8 +22,7 @@ import numpy as np
 from benchmarks.loopback import ROUND, WARM_UP, summarize
 from benchmarks.record import record
 from compoff.coding import Payload
-from compoff.device.async_remote import connect_async
-from compoff.device.remote import connect
+from compoff.device.connecting import connect, connect_async
 from compoff.edge.server import serve
 from compoff.manifest import Manifest, TensorSpec
 from compoff.wire.async_client import open_async_client

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from compoff.codec import Bottleneck, Geometry
     from compoff.coding import Decoded, Payload, PayloadFormat, SymbolTables
     from compoff.cutting.points import SplitPoint, SplitPoints, list_split_points
-    from compoff.device.async_remote import AsyncRemote, connect_async
+    from compoff.device.async_remote import AsyncRemote
+    from compoff.device.connecting import connect, connect_async
     from compoff.device.head import Head
-    from compoff.device.remote import Remote, connect
+    from compoff.device.remote import Remote
     from compoff.device.statistics import RemoteStats
     from compoff.edge.server import Server, serve
     from compoff.edge.stats import ServerStats, TailStats
@@ -105,8 +106,8 @@ _HOMES = {
     "WireError": "compoff.errors",
     "Wrapped": "compoff.wrapping",
     "calibrate": "compoff.fitting",
-    "connect": "compoff.device.remote",
-    "connect_async": "compoff.device.async_remote",
+    "connect": "compoff.device.connecting",
+    "connect_async": "compoff.device.connecting",
     "export": "compoff.exporting",
     "finish": "compoff.fitting",
     "fit": "compoff.fitting",

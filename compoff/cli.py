@@ -277,8 +277,8 @@ def call(
 ) -> None:
     """Run one input through a head here and its tail on a server."""
     from compoff.device.binding import CallForm
+    from compoff.device.connecting import connect
     from compoff.device.head import Head  # loads the runtime
-    from compoff.device.remote import connect
     from compoff.structure import unflatten
 
     head = Head.load(folder)

@@ -23,7 +23,7 @@ from compoff.demo.measure import CALL_SECONDS, Way, compoff_call, local_call, me
 from compoff.demo.pictures import FORMS
 from compoff.demo.tasks import CIFAR_SCHEDULE, DIGITS_SCHEDULE, Batches, load_task
 from compoff.demo.whole import picture_id, save_whole
-from compoff.device.remote import connect
+from compoff.device.connecting import connect
 from compoff.errors import ArtifactError, FitError
 from compoff.exporting import export
 from compoff.fitting import FitReport, fit

@@ -8,21 +8,17 @@ import weakref
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from compoff.device.answers import CallReport, Heads
-from compoff.device.async_link import AsyncLink
 from compoff.device.breaker import Stall
 from compoff.device.calls import Call
 from compoff.device.edge import ATTEMPTS, refused
 from compoff.device.fallback import not_answered, reserve
-from compoff.device.link import SHORTEST_HEARTBEAT
 from compoff.device.local_runs import LocalRuns
 from compoff.device.planner import PROFILED, TRIALS, Planner, no_goal
-from compoff.device.remote import FIRST_WAIT, Grip, check_all_served, check_policy
+from compoff.device.remote import Grip
 from compoff.device.statistics import RemoteStats, Tally
 from compoff.device.timing import Estimate, Patience, RetryBudget
 from compoff.errors import (
     ConnectionLost,
-    ConnectTimeout,
     PayloadError,
     ReadTimeout,
     RemoteError,
@@ -31,28 +27,23 @@ from compoff.errors import (
     WireError,
 )
 from compoff.pickling import Unpickled
-from compoff.wire.async_client import AsyncClient, open_async_client
-from compoff.wire.security import check_token_form, device_tls
-from compoff.wire.sockets import check_timeout, parse_target
-from compoff.wire.tls import client_context
+from compoff.wire.sockets import check_timeout
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Awaitable, Callable, Sequence
 
     from typing_extensions import Self
 
     from compoff.coding import Coding
+    from compoff.device.answers import CallReport, Heads
+    from compoff.device.async_link import AsyncLink
     from compoff.device.fallback import OnFailure
-    from compoff.device.local import LocalModel
-    from compoff.device.sender import Sender
     from compoff.errors import CompoffError
-    from compoff.partition.decide import Goal, Plan
+    from compoff.partition.decide import Plan
+    from compoff.wire.async_client import AsyncClient
     from compoff.wire.protocol import Answer
-    from compoff.wire.replies import Reply
-    from compoff.wire.tls import TLS
 
-__all__ = ["AsyncRemote", "connect_async"]
+__all__ = ["AsyncRemote"]
 
 
 class AsyncRemote(Unpickled):
@@ -379,90 +370,3 @@ def _seen(future: asyncio.Future[Any]) -> None:
 async def _until(future: asyncio.Future[Any], moment: float) -> None:
     """Wait for a future, until a moment of ``time.monotonic()``; it goes on."""
     await asyncio.wait([future], timeout=max(0.0, moment - time.monotonic()))
-
-
-async def connect_async(
-    heads: Sender | Sequence[Sender],
-    address: str,
-    *,
-    # security
-    token: str | None = None,
-    tls: TLS | ssl.SSLContext | None = None,
-    insecure: bool = False,
-    # what comes back
-    reply: Reply = "full",
-    # which way calls take
-    goal: Goal | None = None,
-    # where the edge gives no answer
-    on_failure: OnFailure = "raise",
-    local: LocalModel | None = None,
-    # deadlines
-    timeout: float = 10.0,
-    heartbeat: float = 1.0,
-) -> AsyncRemote:
-    """The asyncio twin of `connect`.
-
-    Args:
-        heads: As for `connect`.
-        address: As for `connect`.
-        token: As for `connect`.
-        tls: As for `connect`.
-        insecure: As for `connect`.
-        reply: As for `connect`.
-        goal: As for `connect`.
-        on_failure: As for `connect`.
-        local: As for `connect`.
-        timeout: As for `connect`.
-        heartbeat: As for `connect`.
-
-    Returns:
-        The remote: await its calls; an async context manager.
-
-    Raises:
-        WireError: As for `connect`.
-        SplitError: As for `connect`.
-
-    Examples:
-        >>> import asyncio, torch, compoff
-        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
-        >>> model = compoff.wrap(net, "input", example_input=torch.zeros(2, 3, 16, 16))
-        >>> head, tail = compoff.export(model, "input")
-        >>> async def main(address):
-        ...     async with await compoff.connect_async(head, address) as remote:
-        ...         answers = await asyncio.gather(*(remote(torch.zeros(1, 3, 16, 16)) for _ in range(3)))
-        ...     return len(answers)
-        >>> with compoff.serve(tail) as server:
-        ...     asyncio.run(main(server.address))
-        3
-
-    Source: this project.
-    """
-    chosen = Heads(heads, reply)
-    whole = check_policy(on_failure, local, chosen)
-    planner = None if goal is None else Planner(chosen, goal, alone=whole is not None)
-    secured = device_tls(address, tls, insecure)
-    parse_target(address)
-    check_token_form(token)
-    client_context(secured)
-
-    async def opened(seconds: float) -> AsyncClient:
-        return await open_async_client(
-            address,
-            chosen.offers,
-            token=token,
-            tls=client_context(secured),  # certificates that were renewed are read anew
-            connect_timeout=seconds,
-            max_reply_bytes=chosen.max_reply_bytes,
-        )
-
-    timeout = check_timeout(timeout)
-    every = check_timeout(heartbeat, "heartbeat", SHORTEST_HEARTBEAT)
-    link = AsyncLink(opened, address, every, warn=whole is not None, probe=goal is not None)
-    try:
-        client = await link.connection(time.monotonic() + (timeout if whole is None else min(timeout, FIRST_WAIT)))
-        check_all_served(client.unserved)
-    except BaseException as error:
-        if whole is None or not isinstance(error, (ConnectionLost, ConnectTimeout, ServerBusy)):
-            await link.close()
-            raise
-    return AsyncRemote(chosen, link, timeout, on_failure, whole, planner)

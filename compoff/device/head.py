@@ -359,7 +359,7 @@ class Head(Unpickled):
         Raises:
             WireError: No connection, a refusal, or a server that holds another export.
         """
-        from compoff.device.remote import connect  # remote builds on Head
+        from compoff.device.connecting import connect  # remote builds on Head
 
         return connect(
             self,

@@ -1,4 +1,4 @@
-"""connect() and Remote: the model as the device sees it. Runs a head, sends its bytes, returns what the model would.
+"""The model as the device sees it. Runs a head, sends its bytes, returns what the model would.
 
 Every call ends by its deadline with the right answer or an error; what is answered from anywhere else says so.
 """
@@ -10,44 +10,26 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from compoff.device.answers import CallReport, Heads
 from compoff.device.calls import Call
 from compoff.device.edge import Edge
-from compoff.device.fallback import Fallback, Hedge, OnFailure
-from compoff.device.link import SHORTEST_HEARTBEAT, Link
-from compoff.device.local import LocalModel, whole_models
 from compoff.device.planner import PROFILED, TRIALS, Planner, no_goal
-from compoff.device.statistics import RemoteStats, Tally
 from compoff.errors import (
-    ArtifactMismatch,
-    ConnectionLost,
-    ConnectTimeout,
-    LocalProtocolError,
     ReadTimeout,
-    ServerBusy,
 )
 from compoff.pickling import Unpickled
-from compoff.wire.client import Client, open_client
-from compoff.wire.client_protocol import unserved_words
-from compoff.wire.security import check_token_form, device_tls
-from compoff.wire.sockets import check_timeout, parse_target
-from compoff.wire.tls import client_context
+from compoff.wire.sockets import check_timeout
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable, Sequence
-
     from typing_extensions import Self
 
     from compoff.coding import Coding
-    from compoff.device.sender import Sender
-    from compoff.partition.decide import Goal, Plan
-    from compoff.wire.replies import Reply
-    from compoff.wire.tls import TLS
+    from compoff.device.answers import CallReport, Heads
+    from compoff.device.fallback import Fallback
+    from compoff.device.link import Link
+    from compoff.device.statistics import RemoteStats, Tally
+    from compoff.partition.decide import Plan
 
-__all__ = ["FIRST_WAIT", "Grip", "Remote", "connect"]
-
-FIRST_WAIT = 1.5  # seconds that a device with a model of its own waits for its first connection before it goes to work
+__all__ = ["Grip", "Remote", "close"]
 
 
 class Grip:
@@ -94,7 +76,7 @@ class Remote(Unpickled):
         self._report = threading.local()
         # A remote that nobody holds any more, nor a copy of it, takes its connection and its thread with it.
         self._grip = Grip()
-        self._finalizer = weakref.finalize(self._grip, _close, link, fallback)
+        self._finalizer = weakref.finalize(self._grip, close, link, fallback)
 
     @property
     def address(self) -> str:
@@ -230,172 +212,15 @@ class Remote(Unpickled):
         self.close()
 
 
-def _close(link: Link, fallback: Fallback | None) -> None:
+def close(link: Link, fallback: Fallback | None) -> None:
+    """Close the connection of a remote, and let go of what its whole model runs in.
+
+    Args:
+        link: The connection.
+        fallback: What answers where the edge cannot, if there is any.
+    """
     if link.forked:  # nothing here is ours, and its locks may be held by threads that are not here
         return
     link.close()
     if fallback is not None:
         fallback.close()
-
-
-def connect(
-    heads: Sender | Sequence[Sender],
-    address: str,
-    *,
-    # security
-    token: str | None = None,
-    tls: TLS | ssl.SSLContext | None = None,
-    insecure: bool = False,
-    # what comes back
-    reply: Reply = "full",
-    # which way calls take
-    goal: Goal | None = None,
-    # where the edge gives no answer
-    on_failure: OnFailure = "raise",
-    local: LocalModel | None = None,
-    # deadlines
-    timeout: float = 10.0,
-    heartbeat: float = 1.0,
-) -> Remote:
-    """Connect the heads on this device to the server that holds their tails.
-
-    The connection opens now and stays open: while it is quiet it is watched, and one that breaks or gives no sign is
-    replaced by a fresh one. A request that was on it is sent once more, within its deadline.
-    With a model of its own a device does not need the edge to start: it waits a second and a half for it, at most.
-    A remote belongs to the process that made it: in a forked child its calls raise LocalProtocolError.
-
-    Args:
-        heads: One head, or several of different split points.
-        address: ``"host:port"``.
-        token: The server's token, if it asks for one.
-        tls: Certificates, or a context of your own; None checks another machine against the authorities of this
-            system, and is plain TCP on loopback.
-        insecure: Whether to talk to another machine in plain TCP: whoever is between can read and change it.
-        reply: What to bring back: ``"full"`` is what the model returns; ``"fp32"`` and ``"fp16"`` send it in at most
-            that precision, and it comes back in the model's own dtypes; ``"argmax"`` or `ArgMax` is the index of the
-            largest value along dimension 1, the classes; `TopK` is a `TopValues` of the largest values and their
-            indices in each output's place. Outputs of whole numbers always come as they are.
-        goal: What calls shall keep of the answers and how long they may take; then each takes the split point and the
-            quality that suits the link as it is now, or stays on the device where there is a `local` model and that is
-            better. None: the first head at its default quality.
-        on_failure: What a call does where the edge gives no answer: ``"raise"`` the error; ``"local"``, run the whole
-            model on this device, and at once while the edge is known to be out of reach; ``"hedge"``, start it as
-            soon as the edge takes longer than it mostly does, and take the first answer.
-        local: The whole model, for the last two: something to call with what the remote is called with, or the path
-            of its ONNX file. ``"local"`` runs it to its end, even past the deadline.
-        timeout: Deadline of the connection, and of each call that names none, in seconds.
-        heartbeat: Seconds without a message after which the server is asked for a sign, and as many again after
-            which the connection is given up; at least a millisecond.
-
-    Returns:
-        The remote: call it as the model; a context manager.
-
-    Raises:
-        ConnectTimeout: No server answered in time.
-        ConnectionLost: Nobody listens there, or who does hangs up before it answers.
-        AuthenticationError: The server refused the token or this device's certificate, or its own is not trusted.
-        ArtifactMismatch: The server does not hold the tails of all these heads. Where it loses some later, only the
-            calls of their heads fail.
-        RemoteProtocolError: Something else than a compoff server listens there.
-        SplitError: No head was given, or two of the same split point.
-        FeatureError: The model's outputs have no such form.
-        LocalProtocolError: An argument cannot be used, ``on_failure`` and ``local`` do not belong together, or no way
-            keeps the agreement that the goal asks for.
-        ArtifactError: A goal was given, and a head holds no figures to choose by.
-        BackendError: The local model's file cannot be read.
-
-    Examples:
-        >>> import torch, compoff
-        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(2048, 5))
-        >>> model = compoff.wrap(net, "input", example_input=torch.zeros(2, 3, 16, 16))
-        >>> head, tail = compoff.export(model, "input")
-        >>> with compoff.serve([tail]) as server, compoff.connect([head], server.address) as remote:
-        ...     remote(torch.zeros(1, 3, 16, 16)).shape
-        torch.Size([1, 5])
-
-        Of a thousand logits only the five that are looked at need to travel:
-
-        >>> with compoff.serve(tail) as server, compoff.connect(head, server.address, reply=compoff.TopK(2)) as remote:
-        ...     values, indices = remote(torch.zeros(1, 3, 16, 16))
-        >>> indices.shape, remote.last.reply_bytes
-        (torch.Size([1, 2]), 19)
-
-    Source: DeepCOD (SenSys 2020), Sec. 4.2, 5.2.
-    """
-    timeout = check_timeout(timeout)
-    chosen = Heads(heads, reply)
-    whole = check_policy(on_failure, local, chosen)
-    planner = None if goal is None else Planner(chosen, goal, alone=whole is not None)
-    opened = _opener(chosen, address, token, device_tls(address, tls, insecure))
-    link = Link(
-        opened,
-        address,
-        check_timeout(heartbeat, "heartbeat", SHORTEST_HEARTBEAT),
-        warn=whole is not None,
-        probe=goal is not None,
-    )
-    tally = Tally()
-    edge = Edge(link, tally)
-    fallback = None
-    if whole is not None:
-        fallback = Fallback(edge, whole) if on_failure == "local" else Hedge(edge, whole, tally)
-    try:
-        client = link.connection(time.monotonic() + (timeout if fallback is None else min(timeout, FIRST_WAIT)))
-        check_all_served(client.unserved)
-    except BaseException as error:  # an interrupt, too: a thread would go on connecting for nobody
-        # With a model of its own a device works from the start; what no waiting mends is still an error.
-        if fallback is None or not isinstance(error, (ConnectionLost, ConnectTimeout, ServerBusy)):
-            _close(link, fallback)
-            raise
-    return Remote(chosen, link, tally, fallback, timeout, planner)
-
-
-def check_all_served(unserved: tuple[bytes, ...]) -> None:
-    """Refuse to begin with a server that lacks tails; one that loses them later goes on with the others.
-
-    Args:
-        unserved: Ids of the heads whose tails it does not hold.
-
-    Raises:
-        ArtifactMismatch: There are any.
-    """
-    if unserved:
-        raise ArtifactMismatch(unserved_words(*unserved))
-
-
-def check_policy(on_failure: OnFailure, local: LocalModel | None, heads: Heads) -> list[Callable[..., Any]] | None:
-    """The whole model that a policy needs, as each head's calls call it; None where it needs none.
-
-    Raises:
-        LocalProtocolError: An unknown policy, one without its model, or a model without a policy that uses it.
-        BackendError: The model's file cannot be read.
-    """
-    if on_failure not in ("raise", "local", "hedge"):
-        raise LocalProtocolError(f"on_failure={on_failure!r} was given; expected 'raise', 'local' or 'hedge'")
-    if (local is None) != (on_failure == "raise"):
-        raise LocalProtocolError(
-            f"on_failure={on_failure!r} was given {'without' if local is None else 'with'} local=, the whole model; "
-            "'local' and 'hedge' need it, 'raise' does not use it"
-        )
-    return None if local is None else whole_models(local, heads.all, heads.form)
-
-
-def _opener(
-    heads: Heads, address: str, token: str | None, tls: TLS | ssl.SSLContext | None
-) -> Callable[[float], Client]:
-    """What opens the connection, again and again; everything that cannot become right is refused here."""
-    parse_target(address)
-    check_token_form(token)
-    client_context(tls)
-
-    def opened(timeout: float) -> Client:
-        return open_client(
-            address,
-            heads.offers,
-            token=token,
-            tls=client_context(tls),  # certificates that were renewed are read anew
-            connect_timeout=timeout,
-            max_reply_bytes=heads.max_reply_bytes,
-        )
-
-    return opened

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from compoff.device.async_remote import connect_async
+from compoff.device.connecting import connect, connect_async
 from compoff.device.fallback import reserve
-from compoff.device.remote import connect
 from compoff.device.timing import Estimate
 from compoff.edge.server import Server, serve
 from compoff.errors import (

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from compoff.device.async_remote import connect_async
-from compoff.device.remote import connect
+from compoff.device.connecting import connect, connect_async
 from compoff.edge.server import serve
 from tests.device.stand_in import StandIn, Tail, after
 from tests.wire.forking import in_child

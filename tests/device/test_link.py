@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from compoff.device.async_remote import connect_async
-from compoff.device.remote import Remote, connect
+from compoff.device.connecting import connect, connect_async
 from compoff.edge.server import serve
 from compoff.errors import AuthenticationError, ConnectionLost, LocalProtocolError, ReadTimeout, WireError
 from compoff.manifest import TensorSpec
@@ -30,6 +29,7 @@ from tests.edge.peers import eventually
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from compoff.device.remote import Remote
     from compoff.edge.server import Server
 
 

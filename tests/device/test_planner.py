@@ -14,9 +14,8 @@ import pytest
 
 from compoff.coding import Payload
 from compoff.device.answers import CallReport, Heads
-from compoff.device.async_remote import connect_async
+from compoff.device.connecting import connect, connect_async
 from compoff.device.planner import STAYS, Planner
-from compoff.device.remote import connect
 from compoff.edge.server import serve
 from compoff.errors import ArtifactError, LocalProtocolError, ReadTimeout
 from compoff.manifest import CodeSpec, Manifest, TensorSpec

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from compoff.device.answers import Heads
-from compoff.device.async_remote import connect_async
-from compoff.device.remote import connect
+from compoff.device.connecting import connect, connect_async
 from compoff.edge.server import serve
 from compoff.errors import ConnectionLost, ConnectTimeout, LocalProtocolError, ReadTimeout, RemoteProtocolError
 from compoff.wire.tensors import pack
