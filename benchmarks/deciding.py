@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import statistics
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -47,20 +46,32 @@ LINKS = (
     ("Wi-Fi", 5_000_000, 0.002),
 )
 CHANGES = ("LTE", "narrowband", "LTE")
+_STATES = Path(__file__).resolve().parent / "states"  # not committed
 _SETTLED = 1.25  # times the median of a link's last calls
 
 
-def fitted(task: Task, steps: int) -> compoff.Wrapped:
-    """The network with a codec at each split point; qualities are measured on images that no call takes."""
+def exported(task: Task, images: Tensor, steps: int) -> Path:
+    """The folder with a head and a tail for each split point, fitted once and kept.
+
+    Qualities are measured on images that no call takes.
+    """
+    folder = _STATES / f"deciding.{steps}"
+    if (folder / "whole").exists():
+        return folder
     model = compoff.wrap(task.net, list(SPLITS), example_input=task.test[:2])
     compoff.fit(model, task.train, steps=steps, validation=[*task.test[-500:].split(100)], progress=False)
-    return model.eval()
+    for split in SPLITS:
+        head, tail = compoff.export(model.eval(), split)
+        head.compile("onnx", batches=[images]).save(folder / split / "head")
+        tail.save(folder / split / "tail")
+    (folder / "whole").touch()
+    return folder
 
 
-def run_server(folder: str, pipe: Connection) -> None:
+def run_server(folder: Path, pipe: Connection) -> None:
     """Serve the tails in a folder until the pipe says stop."""
     torch.set_num_threads(1)
-    with compoff.serve([compoff.Tail.load(Path(folder, split)) for split in SPLITS]) as server:
+    with compoff.serve([compoff.Tail.load(folder / split) for split in SPLITS]) as server:
         pipe.send(server.address)
         pipe.recv()
 
@@ -156,22 +167,17 @@ def main() -> None:
     images = task.test[: args.calls]
     with torch.no_grad():
         answers = task.net(images).argmax(1)
-    model = fitted(task, args.steps)
-    with tempfile.TemporaryDirectory() as folder:
-        heads: list[compoff.Head] = []
-        for split in SPLITS:
-            head, tail = compoff.export(model, split)
-            tail.save(Path(folder, split))
-            heads.append(head.compile("onnx", batches=[images]))
-        context = multiprocessing.get_context("spawn")
-        pipe, theirs = context.Pipe()
-        process = context.Process(target=run_server, args=(folder, theirs), daemon=True)
-        process.start()
-        address = pipe.recv()
-        rows = [found for link in LINKS for found in over(link, heads, address, images, answers)]
-        rows += changing(heads, address, images, answers)
-        pipe.send("stop")
-        process.join(30)
+    folder = exported(task, images, args.steps)
+    heads = [compoff.Head.load(folder / split, runtime="onnx", threads=1) for split in SPLITS]
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=run_server, args=(folder, theirs), daemon=True)
+    process.start()
+    address = pipe.recv()
+    rows = [found for link in LINKS for found in over(link, heads, address, images, answers)]
+    rows += changing(heads, address, images, answers)
+    pipe.send("stop")
+    process.join(30)
     for found in rows:
         print(found)
     options = "" if (args.steps, args.calls) == (150, 60) else f" --steps {args.steps} --calls {args.calls}"

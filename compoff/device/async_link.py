@@ -198,7 +198,7 @@ class AsyncLink:
         due = self._probe and time.monotonic() - self._probed >= PROBE_EVERY
         if self.breaker.closed and not self._suspected and not due:
             self._wake.clear()
-            await _happens(self._wake, self._heartbeat)
+            await _happens(self._wake, min(self._heartbeat, PROBE_EVERY) if self._probe else self._heartbeat)
         quiet = due or self._suspected or not self.breaker.closed or not client.moved.further_than(moved)
         self._suspected = False
         if quiet and client is self.current and not client.closed:

@@ -13,12 +13,13 @@ from compoff.device.calls import Call
 from compoff.device.edge import ATTEMPTS, refused
 from compoff.device.fallback import not_answered, reserve
 from compoff.device.local_runs import LocalRuns
-from compoff.device.planner import PROFILED, TRIALS, Planner, no_goal
+from compoff.device.planner import PROFILED, Planner, check_profiled, no_goal
 from compoff.device.remote import Grip
 from compoff.device.statistics import RemoteStats, Tally
 from compoff.device.timing import Estimate, Patience, RetryBudget
 from compoff.errors import (
     ConnectionLost,
+    FeatureError,
     PayloadError,
     ReadTimeout,
     RemoteError,
@@ -126,16 +127,17 @@ class AsyncRemote(Unpickled):
             The `plans` then.
 
         Raises:
-            LocalProtocolError: This remote has no goal.
+            LocalProtocolError: This remote has no goal, or an option of a call was given.
             WireError: As for a call.
         """
         if self._planner is None:
             raise no_goal()
+        check_profiled(keywords)
         for split, quality in self._planner.trials():
             await self(*inputs, split=split, quality=quality, timeout=timeout, **keywords)
         if self._runs is not None:
             seconds = check_timeout(self.timeout if timeout is None else timeout)
-            for _ in range(TRIALS):
+            for _ in range(2):  # the first may hold a warm-up
                 route, head = self._heads.choose(None)
                 call = Call(head, route, inputs, keywords, None, None, None, seconds, self._heads.form)
                 await self._finish(call, PROFILED)
@@ -173,25 +175,30 @@ class AsyncRemote(Unpickled):
         self._link.check_loop()
         stays = None
         if self._planner is not None:
-            split, quality, stays = self._planner.choose(split, quality, self._link.last_round_trip)
+            link = self._link
+            split, quality, stays = self._planner.choose(split, quality, link.last_round_trip, link.opened, max_bytes)
         route, head = self._heads.choose(split)
         call = Call(head, route, inputs, keywords, quality, max_bytes, coding, timeout, self._heads.form)
         return await self._finish(call, stays)
 
     async def _finish(self, call: Call, stays: str | None) -> Any:
         """Have a call answered and count it; by the device alone where there is a reason that it stays."""
+        planner = self._planner
+        asked = stays is None and (self._runs is None or self._link.breaker.closed)
         try:
             with self._tally.failures():
                 answer = self._answer(call) if stays is None else self._in_time(call, self._on_device(call, stays))
                 output, report = await answer
-        except ReadTimeout:
-            if self._planner is not None:
-                self._planner.missed(call, time.monotonic())
+        except FeatureError:
+            raise  # the inputs were to blame
+        except Exception as error:
+            if planner is not None:
+                planner.failed(call, asked=asked, late=isinstance(error, ReadTimeout))
             raise
         self.last = report
         self._tally.answered(report)
-        if self._planner is not None:
-            self._planner.answered(report)
+        if planner is not None:
+            planner.answered(call, report, asked=asked, hedged=self._hedge)
         return output
 
     async def _answer(self, call: Call) -> tuple[Any, CallReport]:
@@ -236,7 +243,7 @@ class AsyncRemote(Unpickled):
                 self._tally.hedged()
                 if call.payload is not None:
                     self._patience.missed()
-            running.add(asyncio.ensure_future(self._on_device(call, reason)))
+            running.add(asyncio.ensure_future(self._on_device(call, reason, beside=bool(running))))
             return await self._first(call, running)
         finally:
             for one in (body, *running):
@@ -264,7 +271,7 @@ class AsyncRemote(Unpickled):
         except asyncio.TimeoutError:
             raise ReadTimeout(f"the device did not answer within {call.timeout:g} s") from None
 
-    async def _on_device(self, call: Call, reason: str) -> tuple[Any, CallReport]:
+    async def _on_device(self, call: Call, reason: str, *, beside: bool = False) -> tuple[Any, CallReport]:
         if self._runs is None:
             raise RuntimeError("there is no whole model on this device")
         call.check()
@@ -277,7 +284,7 @@ class AsyncRemote(Unpickled):
             if run.cancelled():  # by ``close``, or with this task
                 self._link.check_open(under_way=True)
             raise
-        return output, call.from_device(reason, started, time.monotonic())
+        return output, call.from_device(reason, started, time.monotonic(), beside=beside)
 
     def _latest(self, call: Call) -> float:
         """The last moment to turn to the device, so that it ends by the deadline if it can at all."""

@@ -173,13 +173,14 @@ class Call:
         )
         return output, report
 
-    def from_device(self, reason: str, started: float, ended: float) -> CallReport:
+    def from_device(self, reason: str, started: float, ended: float, *, beside: bool = False) -> CallReport:
         """The report of a call that ends with an answer of the whole model on this device.
 
         Args:
             reason: Why it was asked.
             started: When it was, a moment of ``time.monotonic()``.
             ended: When it had answered.
+            beside: Whether the edge was waited for until then.
         """
         payload = self.payload
         return CallReport(
@@ -187,7 +188,7 @@ class Call:
             0 if payload is None else len(payload),
             0,
             self.encoded - self.begin,
-            0.0 if payload is None else max(0.0, started - self.encoded),
+            0.0 if payload is None else max(0.0, (ended if beside else started) - self.encoded),
             ended - self.begin,
             source="local",
             reason=reason,

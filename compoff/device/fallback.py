@@ -226,7 +226,8 @@ class Hedge(Fallback):
             if local is not None and local.done():
                 failure = self._failure(local)
                 if failure is None:
-                    return local.result(), call.from_device(reason, started, time.monotonic())
+                    ended = time.monotonic()
+                    return local.result(), call.from_device(reason, started, ended, beside=asked is not None)
                 if asked is None:
                     raise failure
                 local = None

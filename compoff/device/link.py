@@ -168,6 +168,14 @@ class Link:
         """
         refuse_closed("Remote", forked=self.forked, closed=self.closed, under_way=under_way)
 
+    def check_made_here(self) -> None:
+        """Refuse what is asked in a forked child, where a lock may be held by a thread that is not there.
+
+        Raises:
+            LocalProtocolError: Another process made the link.
+        """
+        refuse_closed("Remote", forked=self.forked, closed=False, under_way=False)
+
     def _wait_for_connection(self, deadline: float, attempts: int) -> Client:
         with self._changed:
             enough = self._attempts + attempts
@@ -207,7 +215,7 @@ class Link:
         due = self._probe and time.monotonic() - self._probed >= PROBE_EVERY
         with self._changed:
             if self.breaker.closed and not (self._suspected or self._wanted or self.closed or due):
-                self._changed.wait(min(self._heartbeat, _LONGEST_WAIT))
+                self._changed.wait(min(self._heartbeat, PROBE_EVERY if self._probe else _LONGEST_WAIT))
             quiet = due or self._suspected or not self.breaker.closed or not client.moved.further_than(moved)
             self._suspected = self._wanted = False
             if not quiet or self.closed or client is not self._client or client.closed:

@@ -1,82 +1,60 @@
-"""What a remote with a goal knows of its ways: each head's time, each tail's, the link's, and the whole model's here.
+"""Which way a remote with a goal takes, call by call, by what the calls before took.
 
-Learned from the calls themselves. How a way is chosen is for ``partition``; how a call is made, for ``remote``.
+How a way is chosen among what is expected is for ``partition``; what was learned of each, for ``ways``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+import time
+from typing import TYPE_CHECKING, NamedTuple
 
-from compoff.checks import is_number
 from compoff.device.timing import Estimate
-from compoff.errors import ArtifactError, LocalProtocolError
+from compoff.device.ways import GAIN, Trust, Way, at_best
+from compoff.errors import LocalProtocolError
 from compoff.partition.decide import Goal, Plan, decide
 from compoff.partition.link import LinkEstimate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from compoff.device.answers import CallReport, Heads
     from compoff.device.calls import Call
-    from compoff.device.sender import Sender
 
-__all__ = ["PROFILED", "STAYS", "TRIALS", "Planner", "no_goal"]
+__all__ = ["PROFILED", "STAYS", "Choice", "Planner", "check_profiled", "no_goal"]
 
+_MOST = Goal(seconds=math.inf)  # whatever keeps most
 STAYS, PROFILED = "the goal prefers the device now", "it is being profiled"  # reasons of answers from the device
-TRIALS = 2  # runs of a head before its time is believed: the first of them may hold a warm-up
-_EVERY = 16  # calls that the device answers by choice, after which the edge is asked once, since links recover
-_GAIN = 1 / 4  # of a new time or size: a way that is seldom taken has few to tell what it takes now
 
 
-def _time() -> Estimate:
-    return Estimate(warm_up=True, gain=_GAIN)
+class Choice(NamedTuple):
+    """What a call takes.
 
+    Args:
+        split: The split point; None for the first head.
+        quality: Index of the quality; None for the export's default.
+        stays: Why the edge is not asked at all; None where it is.
+    """
 
-@dataclass(frozen=True)
-class _Figures:
-    """What the fit measured of one quality."""
-
-    num_bytes: float
-    agreement: float | None
-    output_error: float
-
-
-class _Way:
-    """One head, and what was learned of it."""
-
-    def __init__(self, head: Sender) -> None:
-        self.split = head.split
-        self.qualities = _figures(head)
-        self.size = Estimate(gain=_GAIN)  # bytes of a payload, against those of one sample when the codec was fitted
-        # What is expected now; nothing before it is believed. The quality changes little of a head's time.
-        self.head_seconds = self.server_seconds = 0.0
-        self.measured = False
-        self._runs = 0
-        self._head, self._server = _time(), _time()
-
-    def learn(self, report: CallReport) -> None:
-        """Take a call that the edge answered into account."""
-        self._runs += 1
-        self._head.add(report.head_seconds)
-        self._server.add(report.server_seconds)
-        if report.quality is not None and report.quality < len(self.qualities):
-            self.size.add(report.payload_bytes / max(1.0, self.qualities[report.quality].num_bytes))
-        if self._runs >= TRIALS:
-            self.measured = True
-            self.head_seconds, self.server_seconds = self._head.mean or 0.0, self._server.mean or 0.0
+    split: str | None
+    quality: int | None
+    stays: str | None = None
 
 
 class Planner:
     """The ways of a remote's heads, what each takes now, and the one that a goal prefers. Threads share it.
 
     A head that has not run twice counts as taking no time, so that it is tried; the whole model on the device is only
-    chosen once its time is known, from ``profile`` or from a call that the edge did not answer.
+    chosen once its time is known. A way that fails is left out for a while. One that has not run for half a minute is
+    taken once if it would be better, should it take as little as it ever did, or a quarter of what it took last.
 
     Args:
         heads: The heads.
         goal: What calls shall keep and take.
         alone: Whether the whole model can run on this device.
+        clock: Seconds, never falling.
 
     Raises:
         ArtifactError: A head's figures are not such as a fit leaves, or it has none.
@@ -85,20 +63,20 @@ class Planner:
     Source: DeepCOD (SenSys 2020), Sec. 4.2.
     """
 
-    def __init__(self, heads: Heads, goal: Goal, *, alone: bool) -> None:
+    def __init__(self, heads: Heads, goal: Goal, *, alone: bool, clock: Callable[[], float] = time.monotonic) -> None:
         """Start without a time."""
         if not isinstance(goal, Goal):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise LocalProtocolError(f"goal is a {type(goal).__name__}; expected a compoff.Goal")
         self._goal = goal
-        self._ways = [_Way(head) for head in heads.all]
-        self._by_split = {way.split: way for way in self._ways}
-        self._alone = alone
-        self._local = _time()
+        self._clock = clock
+        self._ways = {head.split: Way(head) for head in heads.all}
+        self._alone = Trust() if alone else None
+        self._local = Estimate(warm_up=True, gain=GAIN)
         self._link = LinkEstimate()
-        self._reply_bytes = Estimate(gain=_GAIN)
-        self._stayed = 0  # calls in a row that the device answered by choice
+        self._reply_bytes = Estimate(gain=GAIN)
+        self._opened = 0
         self._lock = threading.Lock()
-        decide(self._plans(None), goal)  # a goal that cannot be reached is refused now
+        decide(self._plans(), goal)  # a goal that cannot be reached is refused now
 
     def plans(self, round_trip: float | None = None) -> tuple[Plan, ...]:
         """Every way with what it is expected to take now, the fastest first.
@@ -107,7 +85,8 @@ class Planner:
             round_trip: Of next to no bytes, as the link last measured it, in seconds; None where it has not.
         """
         with self._lock:
-            return tuple(sorted(self._plans(round_trip), key=lambda plan: plan.seconds))
+            self._link.ping(round_trip)
+            return tuple(sorted(self._plans(), key=lambda plan: plan.seconds))
 
     def plan(self, round_trip: float | None = None) -> Plan:
         """The way that the goal prefers now.
@@ -116,95 +95,177 @@ class Planner:
             round_trip: As for `plans`.
         """
         with self._lock:
-            return decide(self._plans(round_trip), self._goal)
+            self._link.ping(round_trip)
+            return self._preferred(self._plans(), self._clock())
 
-    def next(self, round_trip: float | None = None) -> Plan:
-        """The way that the next call takes: the goal's, or now and then the edge where the device is preferred.
+    def next(self, round_trip: float | None = None, opened: int = 0, max_bytes: int | None = None) -> Plan:
+        """The way that the next call takes: the goal's, or now and then one that may have become better.
 
         Args:
             round_trip: As for `plans`.
+            opened: Connections that were opened so far: of a link over another one nothing is known.
+            max_bytes: Most bytes that the payload may have.
         """
+        now = self._clock()
         with self._lock:
-            plans = self._plans(round_trip)
-            plan = decide(plans, self._goal)
-            if plan.place == "edge":
-                self._stayed = 0
-                return plan
-            self._stayed += 1
-            floor = self._goal.agreement
-            edge = [one for one in plans if one.place == "edge" and (floor is None or (one.agreement or 0.0) >= floor)]
-            return plan if self._stayed % _EVERY or not edge else decide(edge, self._goal)
+            self._notice(opened)
+            self._link.ping(round_trip)
+            plans = _within(self._plans(), max_bytes)
+            plan = self._preferred(plans, now)
+            self._trust(plan).preferred()
+            for trust, hoped in self._worth_a_look(plan, now):
+                others = [one for one in plans if self._trust(one) is not trust]
+                chosen = self._preferred([*others, *_within(hoped, max_bytes)], now)
+                if self._trust(chosen) is trust:
+                    trust.looked(now)
+                    return chosen
+            return plan
 
     def choose(
-        self, split: str | None, quality: int | None, round_trip: float | None
-    ) -> tuple[str | None, int | None, str | None]:
+        self,
+        split: str | None,
+        quality: int | None,
+        round_trip: float | None,
+        opened: int,
+        max_bytes: int | None,
+    ) -> Choice:
         """What a call takes: as its caller said, or where nothing was said, as the goal prefers.
 
         Args:
             split: The split point that the caller named.
             quality: The quality that the caller named.
-            round_trip: As for `plans`.
-
-        Returns:
-            Split point and quality, and why the edge is not asked at all; None where it is.
+            round_trip: As for `next`.
+            opened: As for `next`.
+            max_bytes: As for `next`.
         """
         if split is not None or quality is not None:
-            return split, quality, None
-        plan = self.next(round_trip)
-        return plan.split, plan.quality, STAYS if plan.place == "local" else None
+            return Choice(split, quality)
+        plan = self.next(round_trip, opened, max_bytes)
+        return Choice(plan.split, plan.quality, STAYS if plan.place == "local" else None)
 
     def trials(self) -> list[tuple[str, int]]:
         """Split points and qualities to run so that every way's time is known: few bytes and many, for the link."""
-        return [(way.split, quality) for way in self._ways for quality in (0, len(way.qualities) - 1)]
+        return [(way.split, quality) for way in self._ways.values() for quality in (0, len(way.qualities) - 1)]
 
-    def answered(self, report: CallReport) -> None:
-        """Take an answered call into account, wherever it was answered."""
-        with self._lock:
-            if report.source == "local":
-                self._local.add(report.local_seconds)
-                self._at_least(report.payload_bytes, report.remote_seconds)
-                return
-            self._by_split[report.split].learn(report)
-            self._reply_bytes.add(report.reply_bytes)
-            if not report.retried:  # else the time of what was lost is in it
-                on_link = max(0.0, report.remote_seconds - report.server_seconds)
-                self._link.add(report.payload_bytes + report.reply_bytes, on_link)
-
-    def missed(self, call: Call, now: float) -> None:
-        """Take a call into account that the edge had not answered by its deadline.
+    def answered(self, call: Call, report: CallReport, *, asked: bool, hedged: bool) -> None:
+        """Take an answered call into account, wherever it was answered.
 
         Args:
             call: The call.
-            now: Moment of ``time.monotonic()`` at which it was given up.
+            report: Its report.
+            asked: Whether the edge was to answer it.
+            hedged: Whether the device may have answered while the edge was still being waited for.
         """
-        if call.payload is not None:
-            with self._lock:
-                self._at_least(len(call.payload), now - call.encoded)
+        now = self._clock()
+        with self._lock:
+            way = self._ways[report.split]
+            if report.source == "edge":
+                way.learn(report, now, whole=call.max_bytes is None)
+                self._reply_bytes.add(report.reply_bytes)
+                if not report.retried:  # else the time of what was lost is in it
+                    on_link = max(0.0, report.remote_seconds - report.server_seconds)
+                    self._link.add(report.payload_bytes + report.reply_bytes, on_link)
+                return
+            if self._alone is not None:
+                if self._alone.looking:
+                    self._local = Estimate(gain=GAIN)
+                self._local.add(report.local_seconds)
+                self._alone.learned(now)
+            if asked and not hedged:
+                way.trust.failed(now)
+            if asked and not report.retried:
+                self._at_least(way, report.payload_bytes, report.remote_seconds)
 
-    def _at_least(self, payload_bytes: int, seconds: float) -> None:
-        """A call that was given up took at least so long, which tells something only where less was expected."""
+    def failed(self, call: Call, *, asked: bool, late: bool) -> None:
+        """Take a call into account that ended without an answer.
+
+        Args:
+            call: The call.
+            asked: Whether the edge was to answer it.
+            late: Whether its time was over.
+        """
+        now = self._clock()
+        with self._lock:
+            if not asked:
+                if self._alone is not None:
+                    self._alone.failed(now)
+                return
+            way = self._ways[call.head.split]
+            way.trust.failed(now)
+            if late and call.payload is not None and not call.retried:
+                self._at_least(way, len(call.payload), time.monotonic() - call.encoded)
+
+    def _notice(self, opened: int) -> None:
+        if opened != self._opened:
+            self._opened = opened
+            self._link = LinkEstimate()
+            for way in self._ways.values():
+                way.trust.release()
+
+    def _at_least(self, way: Way, payload_bytes: int, seconds: float) -> None:
+        """A call took at least so long: where less was expected, that tells of the link or of the tail."""
         num_bytes = payload_bytes + (self._reply_bytes.mean or 0.0)
-        if payload_bytes and seconds > (self._link.seconds(num_bytes) or 0.0):
+        expected = self._link.seconds(num_bytes) or 0.0
+        if payload_bytes and seconds > expected + way.server_seconds:
             self._link.add(num_bytes, seconds)
+            way.server_takes(seconds)
 
-    def _plans(self, round_trip: float | None) -> list[Plan]:
-        if round_trip is not None:
-            self._link.ping(round_trip)
-        start, slope = self._link.line
-        reply = self._reply_bytes.mean or 0.0
+    def _preferred(self, plans: list[Plan], now: float) -> Plan:
+        """What the goal prefers of the ways that have not just failed; of all, where none of those keeps to it."""
+        trusted = [plan for plan in plans if not self._trust(plan).held(now)]
+        for ways, goal in ((trusted, self._goal), (plans, self._goal)):
+            with contextlib.suppress(LocalProtocolError):
+                return decide(ways, goal)
+        return decide(plans, _MOST)  # a call's own ``max_bytes`` leaves nothing that keeps to it
+
+    def _trust(self, plan: Plan) -> Trust:
+        if plan.split is not None:
+            return self._ways[plan.split].trust
+        return self._alone or Trust()
+
+    def _worth_a_look(self, plan: Plan, now: float) -> list[tuple[Trust, list[Plan]]]:
+        """Ways that have not run for a while, with what may be hoped of them."""
+        chosen, alone = self._trust(plan), self._alone
+        line = self._link.line_at_best if plan.place == "local" else self._link.line
+        due = [
+            way
+            for way in self._ways.values()
+            if way.trust is not chosen and way.measured and way.trust.due(now) and not way.trust.held(now)
+        ]
+        found = [(way.trust, self._edge_plans(way, *way.at_best(), line)) for way in due]
+        if alone is not None and alone is not chosen and alone.due(now) and not alone.held(now):
+            found.append((alone, [self._local_plan(at_best(self._local))]))
+        return found
+
+    def _plans(self) -> list[Plan]:
         plans: list[Plan] = []
-        for way in self._ways:
-            size, head, server = way.size.mean or 1.0, way.head_seconds, way.server_seconds
-            for quality, figures in enumerate(way.qualities):
-                payload = figures.num_bytes * size
-                link = start + (payload + reply) * slope
-                kept, error = figures.agreement, figures.output_error
-                plans.append(Plan(way.split, quality, kept, error, payload, head, link, server, "edge", way.measured))
-        if self._alone:
-            known = self._local.mean is not None
-            seconds = math.inf if self._local.mean is None else self._local.mean
-            plans.append(Plan(self._ways[0].split, None, 1.0, 0.0, 0, seconds, 0.0, 0.0, "local", known))
+        for way in self._ways.values():
+            plans += self._edge_plans(way, way.head_seconds, way.server_seconds, self._link.line)
+        if self._alone is not None:
+            plans.append(self._local_plan(math.inf if self._local.mean is None else self._local.mean))
         return plans
+
+    def _edge_plans(self, way: Way, head: float, server: float, line: tuple[float, float]) -> list[Plan]:
+        start, slope = line
+        start += (self._reply_bytes.mean or 0.0) * slope
+        plans: list[Plan] = []
+        for quality, figures in enumerate(way.qualities):
+            payload = way.payload_bytes(quality)
+            link = start + payload * slope
+            kept, error = figures.agreement, figures.output_error
+            plans.append(Plan(way.split, quality, kept, error, payload, head, link, server, "edge", way.measured))
+        return plans
+
+    def _local_plan(self, seconds: float) -> Plan:
+        return Plan(None, None, 1.0, 0.0, 0, seconds, 0.0, 0.0, "local", self._local.mean is not None)
+
+
+def _within(plans: list[Plan], max_bytes: int | None) -> list[Plan]:
+    """The plans whose payloads mostly have no more bytes; where none does, those with the fewest, which are cut."""
+    if max_bytes is None:
+        return plans
+    within = [plan for plan in plans if plan.payload_bytes <= max_bytes]
+    return within or [min(plans, key=lambda plan: plan.payload_bytes)]
 
 
 def no_goal() -> LocalProtocolError:
@@ -212,33 +273,15 @@ def no_goal() -> LocalProtocolError:
     return LocalProtocolError("this remote has no goal to plan for; connect with goal=compoff.Goal(…)")
 
 
-def _figures(head: Sender) -> list[_Figures]:
-    """What the fit measured of each quality, from the manifest; of the one quality where a codec serves only one.
+def check_profiled(keywords: dict[str, object]) -> None:
+    """Refuse options of a call where every way is measured.
+
+    Args:
+        keywords: What was given by name.
 
     Raises:
-        ArtifactError: It says nothing of them, or nothing that can be right.
+        LocalProtocolError: One of them is such an option.
     """
-    report, count = head.manifest.report, len(head.manifest.codes[0].qualities) if head.manifest.codes else 0
-    curve: Any = report.get("curve") or [report]
-    if not isinstance(curve, list) or len(cast("list[Any]", curve)) != count:
-        raise ArtifactError(
-            f"the head of '{head.split}' has no figures of its {count} qualities, so no goal can choose among them; "
-            "export it after compoff.fit or compoff.finish, which measure them"
-        )
-    return [_of_quality(head.split, point) for point in cast("list[Any]", curve)]
-
-
-def _of_quality(split: str, point: Any) -> _Figures:
-    values = cast("dict[str, Any]", point) if isinstance(point, dict) else {}
-    num_bytes, agreement, error = (values.get(name) for name in ("bytes", "agreement", "output_error"))
-    kept = agreement is None or (_at_least_zero(agreement) and agreement <= 1)
-    if not (kept and _at_least_zero(num_bytes) and (error is None or _at_least_zero(error))):
-        raise ArtifactError(
-            f"the head of '{split}' says that a quality takes {num_bytes} bytes, keeps {agreement} of the answers and "
-            f"changes {error}, which cannot be; export it again"
-        )
-    return _Figures(float(cast("float", num_bytes)), agreement, float(error or 0.0))
-
-
-def _at_least_zero(value: Any) -> bool:
-    return is_number(value) and 0 <= value < math.inf
+    given = [name for name in ("split", "quality", "max_bytes", "coding") if name in keywords]
+    if given:
+        raise LocalProtocolError(f"profile was called with {given[0]}=, but measures every way; leave it out")

@@ -6,14 +6,15 @@ Every call ends by its deadline with the right answer or an error; what is answe
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from compoff.device.calls import Call
 from compoff.device.edge import Edge
-from compoff.device.planner import PROFILED, TRIALS, Planner, no_goal
+from compoff.device.fallback import Hedge
+from compoff.device.planner import PROFILED, Planner, check_profiled, no_goal
 from compoff.errors import (
+    FeatureError,
     ReadTimeout,
 )
 from compoff.pickling import Unpickled
@@ -102,12 +103,18 @@ class Remote(Unpickled):
     @property
     def plans(self) -> tuple[Plan, ...]:
         """Every way to answer a call with what it is expected to take now, the fastest first; none without a goal."""
-        return () if self._planner is None else self._planner.plans(self._link.last_round_trip)
+        if self._planner is None:
+            return ()
+        self._link.check_made_here()
+        return self._planner.plans(self._link.last_round_trip)
 
     @property
     def plan(self) -> Plan | None:
         """The way that the goal prefers now; None without a goal."""
-        return None if self._planner is None else self._planner.plan(self._link.last_round_trip)
+        if self._planner is None:
+            return None
+        self._link.check_made_here()
+        return self._planner.plan(self._link.last_round_trip)
 
     def profile(self, *inputs: Any, timeout: float | None = None, **keywords: Any) -> tuple[Plan, ...]:
         """Measure every way on these inputs: each head at its lowest and highest quality, each tail, the whole model.
@@ -123,16 +130,17 @@ class Remote(Unpickled):
             The `plans` then.
 
         Raises:
-            LocalProtocolError: This remote has no goal.
+            LocalProtocolError: This remote has no goal, or an option of a call was given.
             WireError: As for a call.
         """
         if self._planner is None:
             raise no_goal()
+        check_profiled(keywords)
         for split, quality in self._planner.trials():
             self(*inputs, split=split, quality=quality, timeout=timeout, **keywords)
         if self._fallback is not None:
             seconds = check_timeout(self.timeout if timeout is None else timeout)
-            for _ in range(TRIALS):
+            for _ in range(2):  # the first may hold a warm-up
                 route, head = self._heads.choose(None)
                 call = Call(head, route, inputs, keywords, None, None, None, seconds, self._heads.form)
                 self._finish(call, PROFILED)
@@ -175,31 +183,36 @@ class Remote(Unpickled):
         self._link.check_open()
         stays = None
         if self._planner is not None:
-            split, quality, stays = self._planner.choose(split, quality, self._link.last_round_trip)
+            link = self._link
+            split, quality, stays = self._planner.choose(split, quality, link.last_round_trip, link.opened, max_bytes)
         route, head = self._heads.choose(split)
         call = Call(head, route, inputs, keywords, quality, max_bytes, coding, timeout, self._heads.form)
         return self._finish(call, stays)
 
     def _finish(self, call: Call, stays: str | None) -> Any:
         """Have a call answered and count it; by the device alone where there is a reason that it stays."""
-        with self._tally.failures():
-            output, report = self._answer(call, stays)
+        planner, fallback = self._planner, self._fallback
+        asked = stays is None and (fallback is None or self._link.breaker.closed)
+        try:
+            with self._tally.failures():
+                output, report = self._answer(call, stays)
+        except FeatureError:
+            raise  # the inputs were to blame
+        except Exception as error:
+            if planner is not None:
+                planner.failed(call, asked=asked, late=isinstance(error, ReadTimeout))
+            raise
         self._report.last = report
         self._tally.answered(report)
-        if self._planner is not None:
-            self._planner.answered(report)
+        if planner is not None:
+            planner.answered(call, report, asked=asked, hedged=isinstance(fallback, Hedge))
         return output
 
     def _answer(self, call: Call, stays: str | None) -> tuple[Any, CallReport]:
         fallback = self._fallback
-        try:
-            if fallback is None:
-                return self._edge.answer(call, call.deadline)
-            return fallback.answer(call) if stays is None else fallback.here(call, stays)
-        except ReadTimeout:
-            if self._planner is not None:
-                self._planner.missed(call, time.monotonic())
-            raise
+        if fallback is None:
+            return self._edge.answer(call, call.deadline)
+        return fallback.answer(call) if stays is None else fallback.here(call, stays)
 
     def close(self) -> None:
         """Close the connection; calls under way end with ConnectionLost."""

@@ -60,7 +60,7 @@ class Plan(NamedTuple):
     """One way to answer a call, and what it is expected to take now.
 
     Args:
-        split: Where to split; of the whole model on the device, the split point whose head checks its inputs.
+        split: Where to split; None of the whole model on the device.
         quality: Index of the quality; None of the whole model on the device.
         agreement: Share of the answers that it keeps, as measured when the codec was fitted; None where that model has
             no scores to agree in.
@@ -70,7 +70,8 @@ class Plan(NamedTuple):
         link_seconds: Time of the link, in seconds.
         server_seconds: Time inside the server, in seconds.
         place: ``"edge"``, or ``"local"`` for the whole model on the device.
-        measured: Whether the device has run this head, and the server its tail, so that no time is missing.
+        measured: Whether the device has run this head, and the server its tail, so that no time is missing: else what
+            is missing counts as nothing, and of the whole model on the device as infinite.
 
     Examples:
         >>> plan = Plan("layer2", 3, 0.95, 0.02, 600.0, 0.010, 0.015, 0.005)
@@ -80,7 +81,7 @@ class Plan(NamedTuple):
     Source: DeepCOD (SenSys 2020), Sec. 3.4.2, Eq. 14.
     """
 
-    split: str
+    split: str | None
     quality: int | None
     agreement: float | None
     output_error: float
@@ -113,7 +114,7 @@ def decide(plans: Iterable[Plan], goal: Goal) -> Plan:
     Examples:
         >>> near = Plan("layer1", 0, 0.90, 0.05, 900.0, 0.005, 0.020, 0.005)
         >>> good = Plan("layer1", 1, 0.97, 0.02, 2000.0, 0.005, 0.044, 0.005)
-        >>> alone = Plan("layer1", None, 1.0, 0.0, 0.0, 0.200, 0.0, 0.0, place="local")
+        >>> alone = Plan(None, None, 1.0, 0.0, 0.0, 0.200, 0.0, 0.0, place="local")
         >>> ways = [near, good, alone]
         >>> [decide(ways, Goal(seconds=limit)).quality for limit in (0.01, 0.04, 0.06, 0.3)]
         [0, 0, 1, None]
@@ -123,7 +124,7 @@ def decide(plans: Iterable[Plan], goal: Goal) -> Plan:
     Source: DeepCOD (SenSys 2020), Sec. 3.4.2, Eq. 14.
     """
     ways, floor = [*plans], goal.agreement
-    kept = [way for way in ways if floor is None or (way.agreement is not None and way.agreement >= floor)]
+    kept = [way for way in ways if not floor or (way.agreement is not None and way.agreement >= floor)]
     if not kept:
         raise LocalProtocolError(_too_much(ways, goal))
     in_time = [way for way in kept if goal.seconds is not None and way.seconds <= goal.seconds]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 
 __all__ = ["LinkEstimate"]
 
 _KEEP = 0.75  # of what calls before told, at each new one: the last four count two thirds
+_PINGS = 6  # of which the shortest counts: one that waits behind a payload says nothing of the way
 _AROUND = 112  # bytes around a request and its reply: the headers of frames, TCP and IP
 
 
@@ -31,11 +33,12 @@ class LinkEstimate:
     payloads are as short as ours; and the later calls count more.
     """
 
-    __slots__ = ("_count", "_each", "_inverse", "round_trip")
+    __slots__ = ("_best", "_count", "_each", "_inverse", "_pings")
 
     def __init__(self) -> None:
         """Start without a call."""
-        self.round_trip: float | None = None
+        self._pings: deque[float] = deque(maxlen=_PINGS)
+        self._best = math.inf  # seconds a byte, as few as there ever were
         # Of the calls, each multiplied by its weight: their number, seconds a byte, and one over bytes.
         self._count = self._each = self._inverse = 0.0
 
@@ -51,10 +54,17 @@ class LinkEstimate:
         self._count = _KEEP * self._count + 1
         self._each = _KEEP * self._each + seconds / num_bytes
         self._inverse = _KEEP * self._inverse + 1 / num_bytes
+        self._best = min(self._best, self._slope())
 
-    def ping(self, seconds: float) -> None:
-        """Take the time of next to no bytes into account, in place of the one before."""
-        self.round_trip = seconds
+    def ping(self, seconds: float | None) -> None:
+        """Take the time of next to no bytes into account; the same one again, or None, changes nothing."""
+        if seconds is not None and not (self._pings and self._pings[-1] == seconds):
+            self._pings.append(seconds)
+
+    @property
+    def round_trip(self) -> float | None:
+        """Seconds of next to no bytes: the shortest of the last pings; None before the first."""
+        return min(self._pings, default=None)
 
     @property
     def bytes_per_second(self) -> float | None:
@@ -68,6 +78,12 @@ class LinkEstimate:
     def line(self) -> tuple[float, float]:
         """Seconds of a call with an empty payload and reply, and seconds a byte; nothing where nothing is known."""
         slope = self._slope()
+        return (self.round_trip or 0.0) + _AROUND * slope, slope
+
+    @property
+    def line_at_best(self) -> tuple[float, float]:
+        """The same for a link that carries as much as it ever did."""
+        slope = min(self._slope(), self._best)
         return (self.round_trip or 0.0) + _AROUND * slope, slope
 
     def seconds(self, num_bytes: float) -> float | None:

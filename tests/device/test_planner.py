@@ -17,7 +17,7 @@ from compoff.device.answers import CallReport, Heads
 from compoff.device.connecting import connect, connect_async
 from compoff.device.planner import STAYS, Planner
 from compoff.edge.server import serve
-from compoff.errors import ArtifactError, LocalProtocolError, ReadTimeout
+from compoff.errors import ArtifactError, ArtifactMismatch, LocalProtocolError, ReadTimeout
 from compoff.manifest import CodeSpec, Manifest, TensorSpec
 from compoff.partition.decide import Goal, Plan
 from tests.device.stand_in import ANSWER
@@ -75,30 +75,63 @@ class Edge:
         return ANSWER
 
 
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Asked:
+    """A call, as far as a planner looks at it."""
+
+    def __init__(self, split: str, payload: Payload | None = None, max_bytes: int | None = None) -> None:
+        self.head, self.payload, self.max_bytes = Device(split), payload, max_bytes
+        self.encoded, self.retried = time.monotonic(), False
+
+
+CLOCK = Clock()
+
+
 def planner(*splits: str, alone: bool = False, **goal: Any) -> Planner:
-    return Planner(Heads([Device(split) for split in splits]), Goal(**goal), alone=alone)
+    CLOCK.now += 10_000
+    return Planner(Heads([Device(split) for split in splits]), Goal(**goal), alone=alone, clock=CLOCK)
+
+
+def tell(chooser: Planner, report: CallReport, *, asked: bool = True, hedged: bool = False) -> None:
+    chooser.answered(Asked(report.split), report, asked=asked, hedged=hedged)  # type: ignore[arg-type]
 
 
 def report(plan: Plan, head: float, link: float, server: float, **fields: Any) -> CallReport:
     """The report of a call that took a plan's way."""
-    quality = plan.quality or 0
+    quality, split = plan.quality or 0, plan.split or ""
     timed = {"server_seconds": server, "quality": plan.quality, **fields}
-    return CallReport(plan.split, BYTES[quality], 12, head, link + server, head + link + server, **timed)
+    return CallReport(split, BYTES[quality], 12, head, link + server, head + link + server, **timed)
 
 
-def answered(planner: Planner, times: dict[str, float], round_trip: float, rate: float, calls: int) -> list[Plan]:
+def answered(
+    planner: Planner, times: dict[str, float], round_trip: float, rate: float, calls: int, every: float = 0.1
+) -> list[Plan]:
     """So many calls as the planner has them, by heads of these times over such a link."""
     plans: list[Plan] = []
     for _ in range(calls):
         plan = planner.next(round_trip)
         plans.append(plan)
-        if plan.place == "edge":
-            seconds = round_trip + (BYTES[plan.quality or 0] + 12) / rate
-            planner.answered(report(plan, times[plan.split], seconds, 0.001))
+        if plan.split is not None:
+            seconds = round_trip + (BYTES[plan.quality or 0] + 12 + 112) / rate
+            tell(planner, report(plan, times[plan.split], seconds, 0.001))
         else:
-            local = {"source": "local", "local_seconds": times["local"]}
-            planner.answered(CallReport(plan.split, 0, 0, 0.0, 0.0, times["local"], **local))
+            tell(planner, alone(times["local"]), asked=False)
+        CLOCK.now += every
     return plans
+
+
+def alone(seconds: float, **fields: Any) -> CallReport:
+    """The report of a call that the device answered."""
+    return CallReport("layer", 0, 0, 0.0, 0.0, seconds, source="local", local_seconds=seconds, **fields)
 
 
 def test_every_head_is_tried_twice_and_then_the_fastest_is_taken() -> None:
@@ -125,76 +158,179 @@ def test_expectations_are_what_was_measured() -> None:
     assert plan.measured
     assert plan.head_seconds == pytest.approx(0.02)
     assert plan.server_seconds == pytest.approx(0.001)
-    assert plan.link_seconds == pytest.approx(0.03 + (1600 + 12) / 1e5, rel=0.02)
+    assert plan.link_seconds == pytest.approx(0.03 + (1600 + 12 + 112) / 1e5, rel=0.02)
     assert plan.payload_bytes == pytest.approx(1600)
 
 
 def test_payloads_of_more_samples_than_the_curve_has_are_expected_so() -> None:
     chooser = planner("layer", agreement=0.9)
-    for _ in range(3):
-        chooser.answered(CallReport("layer", 3200, 12, 0.01, 0.02, 0.03, server_seconds=0.001, quality=1))
-    assert chooser.plan().payload_bytes == pytest.approx(3200)
-    assert [plan.payload_bytes for plan in chooser.plans()] == pytest.approx([800, 3200, 12_800])
+    for quality in (0, 1, 2, 0, 2):  # 7.5 bytes of each payload are there once
+        size = round(7.5 + 8 * (BYTES[quality] - 7.5))
+        tell(chooser, CallReport("layer", size, 12, 0.01, 0.02, 0.03, server_seconds=0.001, quality=quality))
+    expected = [7.5 + 8 * (size - 7.5) for size in BYTES]
+    assert sorted(plan.payload_bytes for plan in chooser.plans()) == pytest.approx(expected, rel=0.01)
 
 
-def test_the_device_is_chosen_once_its_time_is_known_and_the_edge_is_asked_now_and_then() -> None:
+def test_a_payload_that_was_cut_tells_nothing_of_others() -> None:
+    chooser = planner("layer", agreement=0.9)
+    answered(chooser, {"layer": 0.01}, 0.01, 1e6, 5)
+    cut = CallReport("layer", 20, 12, 0.01, 0.01, 0.02, server_seconds=0.001, quality=0)
+    chooser.answered(Asked("layer", max_bytes=20), cut, asked=True, hedged=False)  # type: ignore[arg-type]
+    assert sorted(plan.payload_bytes for plan in chooser.plans()) == pytest.approx([100, 400, 1600])
+
+
+def test_the_device_is_chosen_once_its_time_is_known_and_the_edge_looked_at_when_it_could_be_better() -> None:
     chooser = planner("layer", alone=True, agreement=0.9)
     before = answered(chooser, {"layer": 0.05}, 0.05, 1e6, 10)
     assert {plan.place for plan in before} == {"edge"}, "nothing is known of the device"
-    chooser.answered(CallReport("layer", 0, 0, 0.0, 0.0, 0.03, source="local", local_seconds=0.03))
-    after = answered(chooser, {"layer": 0.05, "local": 0.03}, 0.05, 1e6, 32)
-    assert [index for index, plan in enumerate(after) if plan.place == "edge"] == [15, 31]
-    assert {plan.quality for plan in after} == {None, 1}, "the edge is asked for what the goal would take there"
-    answered(chooser, {"layer": 0.001, "local": 0.03}, 0.001, 1e6, 160)
-    assert chooser.plan(0.001).place == "edge", "the edge became faster, which those calls have told"
+    tell(chooser, alone(0.03), asked=False)
+    after = answered(chooser, {"layer": 0.05, "local": 0.03}, 0.05, 1e6, 3000)
+    assert {plan.place for plan in after} == {"local"}, "the round trip alone takes longer"
+    looks = answered(chooser, {"layer": 0.05, "local": 0.03}, 0.001, 1e6, 3000)
+    asked = [index for index, plan in enumerate(looks) if plan.place == "edge"]
+    assert 2 <= len(asked) <= 5, "half a minute, a minute, two minutes after the last"
+    assert {looks[index].quality for index in asked} == {1}, "for what the goal would take there"
+    answered(chooser, {"layer": 0.001, "local": 0.03}, 0.001, 1e6, 4000)
+    assert chooser.plan(0.001).place == "edge", "the edge became faster"
 
 
 def test_only_the_device_keeps_every_answer() -> None:
     chooser = planner("layer", alone=True, agreement=1.0)
-    assert {chooser.next().place for _ in range(50)} == {"local"}, "the edge is not even asked now and then"
+    tell(chooser, alone(0.5), asked=False)
+    assert {plan.place for plan in answered(chooser, {"local": 0.5}, 0.001, 1e6, 2000)} == {"local"}
     with pytest.raises(LocalProtocolError, match=r"no way keeps an agreement of 1; the best has 0\.97"):
         planner("layer", agreement=1.0)
+
+
+def test_where_the_device_answers_in_time_nothing_else_is_looked_at() -> None:
+    chooser = planner("layer", alone=True, seconds=0.05)
+    answered(chooser, {"layer": 0.05}, 0.05, 1e3, 5)
+    tell(chooser, alone(0.03), asked=False)
+    assert {plan.place for plan in answered(chooser, {"local": 0.03}, 0.001, 1e3, 5000)} == {"local"}
+
+
+def test_one_outlier_does_not_lock_a_way_out() -> None:
+    chooser = planner("near", "far", agreement=0.9)
+    times = {"near": 0.01, "far": 0.03}
+    assert answered(chooser, times, 0.01, 1e6, 20)[-1].split == "near"
+    tell(chooser, report(chooser.plan(0.01), 0.01, 0.011, 5.0))
+    after = [plan.split for plan in answered(chooser, times, 0.01, 1e6, 600)]
+    assert after[0] == "far"
+    assert after.count("near") > 250, "it was looked at again after half a minute"
+
+
+def test_a_cold_start_does_not_lock_a_way_out() -> None:
+    chooser = planner("near", "far", agreement=0.9)
+    answered(chooser, {"near": 0.11, "far": 0.03}, 0.01, 1e6, 20)
+    after = [plan.split for plan in answered(chooser, {"near": 0.01, "far": 0.03}, 0.01, 1e6, 600)]
+    assert after.count("near") > 250
+
+
+def test_a_way_that_cannot_be_better_is_not_looked_at() -> None:
+    chooser = planner("near", "far", agreement=0.9)
+    plans = answered(chooser, {"near": 0.01, "far": 2.0}, 0.01, 1e6, 20_000)
+    assert sum(plan.split == "far" for plan in plans) == 2
+
+
+def test_a_way_that_fails_is_left_out_for_a_while() -> None:
+    chooser = planner("near", "far", agreement=0.9)
+    answered(chooser, {"near": 0.01, "far": 0.03}, 0.01, 1e6, 20)
+    taken: list[str | None] = []
+    for _ in range(600):
+        plan = chooser.next(0.01)
+        taken.append(plan.split)
+        if plan.split == "near":
+            chooser.failed(Asked("near"), asked=True, late=False)  # type: ignore[arg-type]
+        else:
+            tell(chooser, report(plan, 0.03, 0.012, 0.001))
+        CLOCK.now += 0.1
+    assert 4 <= taken.count("near") <= 7, "after 1, 2, 4, 8, 16, 32 seconds"
+    chooser.next(0.01, opened=2)
+    assert chooser.plan(0.01).split == "near", "over a fresh connection it may be there again"
+
+
+def test_a_device_that_fails_or_is_late_is_left_out_for_a_while() -> None:
+    chooser = planner("layer", alone=True, agreement=0.9)
+    answered(chooser, {"layer": 0.05}, 0.05, 1e6, 10)
+    tell(chooser, alone(0.03), asked=False)
+    assert chooser.next(0.05).place == "local"
+    chooser.failed(Asked("layer"), asked=False, late=True)  # type: ignore[arg-type]
+    assert chooser.next(0.05).place == "edge"
+    CLOCK.now += 1.1
+    assert chooser.next(0.05).place == "local"
+
+
+def test_an_edge_that_the_device_overtakes_is_learned_as_slow() -> None:
+    chooser = planner("layer", alone=True, agreement=0.9)
+    answered(chooser, {"layer": 0.01}, 0.01, 1e6, 10)
+    for _ in range(8):
+        plan = chooser.next(0.01)
+        if plan.place == "edge":
+            late = CallReport("layer", 400, 0, 0.01, 0.4, 0.5, source="local", local_seconds=0.1)
+            tell(chooser, late, hedged=True)
+    assert chooser.next(0.01).place == "local"
 
 
 def test_calls_that_get_no_answer_in_time_make_the_next_ones_shorter() -> None:
     chooser = planner("layer", seconds=0.1)
     assert answered(chooser, {"layer": 0.01}, 0.01, 1e6, 10)[-1].quality == 2
-
-    class Late:
-        payload, encoded = Payload(bytes(1600), bytes(32), 2, 1), 100.0
-
+    late = Asked("layer", Payload(bytes(1600), bytes(32), 2, 1))
+    late.encoded -= 1.0
     for _ in range(3):
-        chooser.missed(Late(), 101.0)  # type: ignore[arg-type]
+        chooser.failed(late, asked=True, late=True)  # type: ignore[arg-type]
     assert chooser.plan(0.01).quality == 0
-    Late.payload = None  # type: ignore[assignment]
-    chooser.missed(Late(), 200.0)  # type: ignore[arg-type]
-    assert chooser.plan(0.01).link_seconds < 1, "one that was not sent tells nothing"
+    before = chooser.plan(0.01).link_seconds
+    chooser.failed(Asked("layer"), asked=True, late=True)  # type: ignore[arg-type]
+    assert chooser.plan(0.01).link_seconds == before, "one that was not sent tells nothing"
 
 
 def test_answers_of_the_device_in_the_edges_place_tell_of_the_link_only_what_is_worse() -> None:
     chooser = planner("layer", alone=True, seconds=0.1)
     answered(chooser, {"layer": 0.01}, 0.01, 1e6, 10)
-    before = chooser.plans(0.01)
+    before = {plan.quality: plan.link_seconds for plan in chooser.plans(0.01)}
     broken = CallReport("layer", 1600, 0, 0.01, 0.0001, 0.2, source="local", reason="broken", local_seconds=0.5)
-    chooser.answered(broken)
-    after = {plan.quality: plan.link_seconds for plan in chooser.plans(0.01)}
-    assert after == {plan.quality: plan.link_seconds for plan in [*before]}
-    chooser.answered(replace(broken, remote_seconds=2.0))
-    assert chooser.plan(0.01).quality == 0
+    tell(chooser, broken)
+    assert {plan.quality: plan.link_seconds for plan in chooser.plans(0.01)} == before
+    tell(chooser, replace(broken, remote_seconds=2.0, retried=True))
+    assert {plan.quality: plan.link_seconds for plan in chooser.plans(0.01)} == before
+    tell(chooser, replace(broken, remote_seconds=2.0))
+    assert all(plan.link_seconds > 5 * (before[plan.quality] or 1) for plan in chooser.plans(0.01) if plan.quality)
+
+
+def test_over_a_fresh_connection_nothing_is_known_of_the_link() -> None:
+    chooser = planner("layer", seconds=0.1)
+    assert answered(chooser, {"layer": 0.01}, 0.01, 1e3, 10)[-1].quality == 0
+    assert chooser.next(0.01, opened=1).quality == 2
 
 
 def test_a_request_that_was_sent_twice_tells_nothing_of_the_link() -> None:
     chooser = planner("layer", seconds=0.1)
     answered(chooser, {"layer": 0.01}, 0.01, 1e6, 10)
     plan = chooser.plan(0.01)
-    chooser.answered(report(plan, 0.01, 5.0, 0.001, retried=True))
+    tell(chooser, report(plan, 0.01, 5.0, 0.001, retried=True))
     assert chooser.plan(0.01).link_seconds == pytest.approx(plan.link_seconds)
+
+
+def test_a_ping_behind_a_payload_does_not_make_bytes_free() -> None:
+    chooser = planner("layer", seconds=0.1)
+    assert answered(chooser, {"layer": 0.01}, 0.01, 1e4, 10)[-1].quality == 1
+    assert chooser.plan(0.2).quality == 1, "the shortest of the last pings counts"
+
+
+def test_bytes_that_are_at_most_allowed_limit_the_choice() -> None:
+    chooser = planner("layer", alone=True, agreement=0.9)
+    assert chooser.next(0.01, max_bytes=500).quality == 1
+    tell(chooser, alone(0.5), asked=False)
+    assert chooser.next(0.01, max_bytes=399).place == "local", "of the heads' payloads none keeps that much"
+    unable = planner("layer", agreement=0.9)
+    assert unable.next(0.01, max_bytes=50).quality == 0, "it is cut"
 
 
 @pytest.mark.parametrize(
     "figures",
     [
         {"curve": []},
+        {"curve": [], "agreement": 0.9},
         {"curve": [{"bytes": 1, "agreement": 1, "output_error": 0}]},
         {"curve": "none"},
         {"curve": [1, 2, 3]},
@@ -221,6 +357,12 @@ def test_another_goal_is_refused_before_anything_is_opened() -> None:
         connect([Device("layer")], "127.0.0.1:9", goal=0.95)  # type: ignore[list-item, arg-type]
     with pytest.raises(LocalProtocolError, match="no way keeps"):
         connect([Device("layer")], "127.0.0.1:9", goal=Goal(agreement=0.99))  # type: ignore[list-item]
+
+
+def test_models_without_scores_can_ask_for_no_agreement() -> None:
+    curve = [{"bytes": 9 * (1 + step), "agreement": None, "output_error": 0.3 - step / 10} for step in range(3)]
+    chooser = Planner(Heads([Device("layer", curve=curve)]), Goal(agreement=0, seconds=1), alone=True, clock=CLOCK)
+    assert {chooser.next().place for _ in range(40)} == {"edge"}
 
 
 # -- over real sockets
@@ -254,6 +396,72 @@ def test_calls_take_the_goals_way_and_say_so(server: Server) -> None:
         assert (remote.plans, remote.plan) == ((), None)
         with pytest.raises(LocalProtocolError, match="has no goal"):
             remote.profile(X)
+
+
+@pytest.mark.parametrize(("seconds", "hangs"), [(0.4, 0.0), (0.0, 0.6)])
+def test_a_head_or_a_tail_that_is_too_slow_is_not_asked_for_ever(seconds: float, hangs: float) -> None:
+    heads: Any = [Device("near", seconds), Device("far", 0.002)]
+    with (
+        serve([Edge("near", hangs), Edge("far")]) as server,  # type: ignore[list-item]
+        connect(heads, server.address, goal=Goal(agreement=0.9), timeout=0.3) as remote,
+    ):
+        late = 0
+        for _ in range(12):
+            try:
+                remote(X)
+            except ReadTimeout:
+                late += 1
+        assert remote.last is not None
+        assert remote.last.split == "far"
+        assert late <= 3
+
+
+def test_a_tail_that_is_no_longer_served_leaves_its_head_out(server: Server) -> None:
+    heads: Any = [Device("near", 0.001), Device("far", 0.02)]
+    with connect(heads, server.address, goal=Goal(agreement=0.9)) as remote:
+        for _ in range(6):
+            remote(X)
+        server.swap([Edge("far")])  # type: ignore[list-item]
+        refused = 0
+        for _ in range(10):
+            try:
+                remote(X)
+            except ArtifactMismatch:
+                refused += 1
+        assert refused <= 2
+        assert remote.last is not None
+        assert remote.last.split == "far"
+
+
+@pytest.mark.parametrize("policy", ["local", "hedge"])
+def test_a_whole_model_that_raises_is_not_run_by_every_call(server: Server, policy: Any) -> None:
+    broken: list[str] = []
+
+    def model(x: Any) -> Any:
+        if broken:
+            raise MemoryError("no room")
+        return whole(x)
+
+    heads: Any = [Device("near", 0.02)]
+    with connect(heads, server.address, goal=Goal(agreement=0.9), on_failure=policy, local=model) as remote:
+        remote.profile(X)
+        remote(X)
+        assert remote.last is not None
+        assert remote.last.source == "local"
+        broken.append("yes")
+        with pytest.raises(MemoryError):
+            remote(X)
+        remote(X)
+        assert remote.last.source == "edge"
+
+
+@pytest.mark.parametrize("option", [{"split": "near"}, {"quality": 0}, {"max_bytes": 200}, {"coding": "raw"}])
+def test_profile_takes_no_option_of_a_call(server: Server, option: dict[str, Any]) -> None:
+    heads: Any = [Device("near")]
+    with connect(heads, server.address, goal=Goal(seconds=1)) as remote:
+        with pytest.raises(LocalProtocolError, match=f"with {next(iter(option))}=, but measures every way"):
+            remote.profile(X, **option)
+        assert remote.stats.calls == 0
 
 
 def test_profile_measures_every_way_and_the_device(server: Server) -> None:
