@@ -99,7 +99,8 @@ class SplitPoints(Sequence[SplitPoint]):
             if point.path == index:
                 return point
         known = ", ".join(f"'{point.path}'" for point in self._points)
-        raise SplitError(f"'{index}' is no split point in this list; there are {known}")
+        first = ". 'input', before the whole model, is a split point but in no list" if index == "input" else ""
+        raise SplitError(f"'{index}' is not in this list of split points; there are {known}{first}")
 
     def __len__(self) -> int:
         return len(self._points)

@@ -111,8 +111,8 @@ class Head(Unpickled):
 
         Raises:
             FeatureError: The model was not called so at the export, an input has another shape or dtype, an input or
-                what becomes symbols is not finite, the batch is empty, there is no such quality, not even header and
-                checksum fit into `max_bytes`, or, where a payload cannot be cut, not even the lowest quality does, or
+                what becomes symbols is not finite, the batch is empty, there is no such quality, not one channel fits
+                into `max_bytes`, or, where a payload cannot be cut, not even the lowest quality does, or
                 one of the two is no whole number.
         """
         arrays, best = self._checked(inputs, keywords, quality, max_bytes, coding)
@@ -124,7 +124,14 @@ class Head(Unpickled):
             if len(payload) <= max_bytes:
                 break
             payload = self._payload(parts, lower, coding)
-        return self.payload_format.shortened(payload, max_bytes)
+        shorter = self.payload_format.shortened(payload, max_bytes)
+        if shorter is not payload and not self.payload_format.decode(shorter).symbols[0].shape[1]:
+            many = shorter.batch_size
+            raise FeatureError(
+                f"max_bytes is {max_bytes}, in which not one channel of the {many} sample{'s'[: many != 1]} would be "
+                "whole, so that every answer would be the same; allow more, or send fewer samples at a time"
+            )
+        return shorter
 
     def check(
         self,

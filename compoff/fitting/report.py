@@ -89,7 +89,7 @@ class SplitReport:
         return {name: value for name, value in vars(self).items() if name != "loss"}
 
 
-@dataclass
+@dataclass(repr=False)
 class FitReport:
     """The record of one fit.
 
@@ -129,6 +129,9 @@ class FitReport:
             lost = "; THE ANSWER IS LOST: its error is as large as what it varies by" if split.answer_lost else ""
             lines.append(f"  {name}: {split.bytes:.0f} B of {split.raw_bytes} B raw, {told}{missed}{lost}")
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return str(self)  # at the end of a notebook's cell, not the loss of every step
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain numbers, for JSON.
@@ -193,6 +196,9 @@ class FitReport:
             if split.curve:
                 axes.plot(sizes[split.quality], kept[split.quality], "o", color=line.get_color())
         axes.set(xlabel="bytes of a payload", ylabel="agreement (%)" if scores else "output error", xscale="log")
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.xaxis.set_minor_formatter("{x:,g}")
+        axes.tick_params(axis="x", which="both", labelsize="small")
         if not scores:
             axes.set_yscale("log")
         axes.legend()
