@@ -207,7 +207,7 @@ class Planner:
         num_bytes = payload_bytes + (self._reply_bytes.mean or 0.0)
         expected = self._link.seconds(num_bytes) or 0.0
         if payload_bytes and seconds > expected + way.server_seconds:
-            self._link.add(num_bytes, seconds)
+            self._link.at_least(num_bytes, seconds)
             way.server_takes(seconds)
 
     def _preferred(self, plans: list[Plan], now: float) -> Plan:
@@ -230,10 +230,11 @@ class Planner:
         due = [
             way
             for way in self._ways.values()
-            if way.trust is not chosen and way.measured and way.trust.due(now) and not way.trust.held(now)
+            if way.trust is not chosen and way.trust.due(now) and not way.trust.held(now)
         ]
         found = [(way.trust, self._edge_plans(way, *way.at_best(), line)) for way in due]
-        if alone is not None and alone is not chosen and alone.due(now) and not alone.held(now):
+        known = self._local.mean is not None
+        if alone is not None and alone is not chosen and known and alone.due(now) and not alone.held(now):
             found.append((alone, [self._local_plan(at_best(self._local))]))
         return found
 

@@ -60,9 +60,9 @@ class Trust:
     __slots__ = ("_failures", "_look", "_told", "_until", "looking")
 
     def __init__(self) -> None:
-        """Start trusted, with nothing to look at."""
+        """Start trusted, and worth a look."""
         self.looking = False  # what it takes now counts alone
-        self._told = math.inf
+        self._told = -math.inf
         self._look = _LOOK
         self._until = -math.inf
         self._failures = 0

@@ -47,14 +47,22 @@ class LinkEstimate:
 
         Args:
             num_bytes: What was sent and came back, in bytes, without headers.
-            seconds: Time from sending to the answer without the server's own, in seconds; of a call that was given up,
-                until then.
+            seconds: Time from sending to the answer without the server's own, in seconds.
+        """
+        self.at_least(num_bytes, seconds)
+        self._best = min(self._best, self._slope())
+
+    def at_least(self, num_bytes: float, seconds: float) -> None:
+        """Take a call into account that was given up; it tells nothing of what the link carries at its best.
+
+        Args:
+            num_bytes: What was sent and would have come back, in bytes, without headers.
+            seconds: Time from sending until then, in seconds.
         """
         num_bytes += _AROUND
         self._count = _KEEP * self._count + 1
         self._each = _KEEP * self._each + seconds / num_bytes
         self._inverse = _KEEP * self._inverse + 1 / num_bytes
-        self._best = min(self._best, self._slope())
 
     def ping(self, seconds: float | None) -> None:
         """Take the time of next to no bytes into account; the same one again, or None, changes nothing."""
@@ -82,8 +90,8 @@ class LinkEstimate:
 
     @property
     def line_at_best(self) -> tuple[float, float]:
-        """The same for a link that carries as much as it ever did."""
-        slope = min(self._slope(), self._best)
+        """The same for a link that carries as much as it ever did, or all that is wanted where it never carried any."""
+        slope = min(self._slope(), self._best) if self._best < math.inf else 0.0
         return (self.round_trip or 0.0) + _AROUND * slope, slope
 
     def seconds(self, num_bytes: float) -> float | None:
