@@ -24,6 +24,7 @@ class Payload:
         artifact_id: the 32-byte name of the export that made them; not sent.
         quality: index of the quality they were made at.
         batch_size: how many samples they hold.
+        cut: whether the end was cut off to fit a limit, so that it holds fewer channels than its quality has.
 
     Examples:
         >>> payload = Payload(b"seven b", artifact_id=bytes(32), quality=0, batch_size=1)
@@ -37,6 +38,7 @@ class Payload:
     artifact_id: bytes
     quality: int
     batch_size: int
+    cut: bool = False
 
     def __bytes__(self) -> bytes:
         return self.data
@@ -45,7 +47,8 @@ class Payload:
         return len(self.data)
 
     def __repr__(self) -> str:
-        return f"Payload({len(self.data)} bytes, quality={self.quality}, batch_size={self.batch_size})"
+        cut = ", cut" if self.cut else ""
+        return f"Payload({len(self.data)} bytes, quality={self.quality}{cut}, batch_size={self.batch_size})"
 
 
 def payload_bytes(data: Payload | Buffer) -> bytes:

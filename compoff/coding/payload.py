@@ -226,7 +226,7 @@ class PayloadFormat:
         if max_bytes < start + _CRC_LENGTH:
             raise FeatureError(f"max_bytes is {max_bytes}; header and checksum alone take {start + _CRC_LENGTH}")
         kept = bytes((_VERSION << 4 | CUT[coding],)) + covered[1 : max_bytes - _CRC_LENGTH]
-        return Payload(kept + self._crc(kept), self.artifact_id, quality, batch)
+        return Payload(kept + self._crc(kept), self.artifact_id, quality, batch, cut=True)
 
     @property
     def _can_be_cut(self) -> bool:

@@ -55,6 +55,7 @@ class CallReport:
         local_seconds: Time of the whole model on the device, in seconds.
         server_seconds: The part of ``remote_seconds`` that passed inside the server, as it says, in seconds.
         quality: Index of the quality that the payload has, which ``max_bytes`` may have lowered; None without one.
+        cut: Whether ``max_bytes`` cut the payload, so that it holds fewer channels than its quality has.
     """
 
     split: str
@@ -69,6 +70,7 @@ class CallReport:
     local_seconds: float = 0.0
     server_seconds: float = 0.0
     quality: int | None = None
+    cut: bool = False
 
 
 class Heads:
@@ -128,7 +130,7 @@ class Heads:
             if split is None or head.split == split:
                 return route, head
         known = ", ".join(f"'{head.split}'" for head in self.all)
-        raise SplitError(f"no head is connected for '{split}'; connected are {known}")
+        raise SplitError(f"no head is connected for {split!r}; connected are {known}")
 
 
 def all_numpy(inputs: Any) -> bool:

@@ -198,7 +198,7 @@ class AsyncRemote(Unpickled):
         self.last = report
         self._tally.answered(report)
         if planner is not None:
-            planner.answered(call, report, asked=asked, hedged=self._hedge)
+            planner.answered(report, asked=asked, hedged=self._hedge)
         return output
 
     async def _answer(self, call: Call) -> tuple[Any, CallReport]:

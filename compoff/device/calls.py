@@ -170,6 +170,7 @@ class Call:
             retried=self.retried,
             server_seconds=server_seconds,
             quality=payload.quality,
+            cut=payload.cut,
         )
         return output, report
 

@@ -147,11 +147,10 @@ class Planner:
         """Split points and qualities to run so that every way's time is known: few bytes and many, for the link."""
         return [(way.split, quality) for way in self._ways.values() for quality in (0, len(way.qualities) - 1)]
 
-    def answered(self, call: Call, report: CallReport, *, asked: bool, hedged: bool) -> None:
+    def answered(self, report: CallReport, *, asked: bool, hedged: bool) -> None:
         """Take an answered call into account, wherever it was answered.
 
         Args:
-            call: The call.
             report: Its report.
             asked: Whether the edge was to answer it.
             hedged: Whether the device may have answered while the edge was still being waited for.
@@ -160,7 +159,7 @@ class Planner:
         with self._lock:
             way = self._ways[report.split]
             if report.source == "edge":
-                way.learn(report, now, whole=call.max_bytes is None)
+                way.learn(report, now)
                 self._reply_bytes.add(report.reply_bytes)
                 if not report.retried:  # else the time of what was lost is in it
                     on_link = max(0.0, report.remote_seconds - report.server_seconds)

@@ -205,7 +205,7 @@ class Remote(Unpickled):
         self._report.last = report
         self._tally.answered(report)
         if planner is not None:
-            planner.answered(call, report, asked=asked, hedged=isinstance(fallback, Hedge))
+            planner.answered(report, asked=asked, hedged=isinstance(fallback, Hedge))
         return output
 
     def _answer(self, call: Call, stays: str | None) -> tuple[Any, CallReport]:

@@ -133,20 +133,19 @@ class Way:
         figures, samples = self.qualities[quality], self._samples.mean
         return figures.num_bytes if samples is None else _AROUND + max(0.0, figures.num_bytes - _AROUND) * samples
 
-    def learn(self, report: CallReport, now: float, *, whole: bool) -> None:
+    def learn(self, report: CallReport, now: float) -> None:
         """Take a call that the edge answered into account.
 
         Args:
             report: Its report.
             now: Moment of a clock, in seconds.
-            whole: Whether its payload had all the bytes that it would have.
         """
         if self.trust.looking:
             self._head, self._server = Estimate(gain=GAIN), Estimate(gain=GAIN)
         self._runs += 1
         self._head.add(report.head_seconds)
         self._server.add(report.server_seconds)
-        if whole and report.quality is not None and report.quality < len(self.qualities):
+        if not report.cut and report.quality is not None and report.quality < len(self.qualities):
             of_one = self.qualities[report.quality].num_bytes - _AROUND
             self._samples.add(max(0.0, report.payload_bytes - _AROUND) / max(0.1, of_one))
         self.trust.learned(now)

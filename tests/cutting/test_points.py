@@ -111,9 +111,7 @@ def test_the_table_and_the_plot() -> None:
     assert repr(points) == str(points)
     assert len(points.plot().axes[0].patches) == len(points)
     assert points[points[0].path] is points[0]
-    with pytest.raises(
-        SplitError, match=f"'nowhere' is not in this list .*; there are '{points[0].path}'"
-    ):
+    with pytest.raises(SplitError, match=f"'nowhere' is not in this list .*; there are '{points[0].path}'"):
         points["nowhere"]
     assert [point.path for point in points[:2]] == ["stem", "block1"]
 

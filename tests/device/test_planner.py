@@ -88,8 +88,8 @@ class Clock:
 class Asked:
     """A call, as far as a planner looks at it."""
 
-    def __init__(self, split: str, payload: Payload | None = None, max_bytes: int | None = None) -> None:
-        self.head, self.payload, self.max_bytes = Device(split), payload, max_bytes
+    def __init__(self, split: str, payload: Payload | None = None) -> None:
+        self.head, self.payload = Device(split), payload
         self.encoded, self.retried = time.monotonic(), False
 
 
@@ -102,7 +102,7 @@ def planner(*splits: str, alone: bool = False, **goal: Any) -> Planner:
 
 
 def tell(chooser: Planner, report: CallReport, *, asked: bool = True, hedged: bool = False) -> None:
-    chooser.answered(Asked(report.split), report, asked=asked, hedged=hedged)  # type: ignore[arg-type]
+    chooser.answered(report, asked=asked, hedged=hedged)
 
 
 def report(plan: Plan, head: float, link: float, server: float, **fields: Any) -> CallReport:
@@ -174,8 +174,7 @@ def test_payloads_of_more_samples_than_the_curve_has_are_expected_so() -> None:
 def test_a_payload_that_was_cut_tells_nothing_of_others() -> None:
     chooser = planner("layer", agreement=0.9)
     answered(chooser, {"layer": 0.01}, 0.01, 1e6, 5)
-    cut = CallReport("layer", 20, 12, 0.01, 0.01, 0.02, server_seconds=0.001, quality=0)
-    chooser.answered(Asked("layer", max_bytes=20), cut, asked=True, hedged=False)  # type: ignore[arg-type]
+    tell(chooser, CallReport("layer", 20, 12, 0.01, 0.01, 0.02, server_seconds=0.001, quality=0, cut=True))
     assert sorted(plan.payload_bytes for plan in chooser.plans()) == pytest.approx([100, 400, 1600])
 
 

@@ -144,6 +144,8 @@ def test_any_prefix_decodes_to_its_whole_channels(exported: Export) -> None:
     for length in range(7, len(payload)):
         shorter = head.payload_format.shortened(payload, length)
         assert len(shorter) == length
+        assert shorter.cut
+        assert f"quality={payload.quality}, cut" in repr(shorter)
         found = head.payload_format.decode(shorter).symbols[0]
         assert (found == whole[:, : found.shape[1]]).all()
         counts.append(found.shape[1])
