@@ -27,7 +27,8 @@ def in_child(work: Callable[[], object]) -> str:
         os._exit(0)
     os.close(writer)
     try:
-        if not select.select([reader], [], [], 5)[0]:
+        # A hang has no end; to collect the garbage of a process that has run half the tests took over 5 s on busy cores.
+        if not select.select([reader], [], [], 20)[0]:
             return "nothing"
         return os.read(reader, 65536).decode()
     finally:
