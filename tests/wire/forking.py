@@ -27,7 +27,7 @@ def in_child(work: Callable[[], object]) -> str:
         os._exit(0)
     os.close(writer)
     try:
-        # A hang has no end; to collect the garbage of a process that has run half the tests took over 5 s on busy cores.
+        # A hang has no end; a process that has run half the tests has seconds of garbage to collect on busy cores.
         if not select.select([reader], [], [], 20)[0]:
             return "nothing"
         return os.read(reader, 65536).decode()
