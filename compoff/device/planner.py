@@ -139,6 +139,8 @@ class Planner:
             max_bytes: As for `next`.
         """
         if split is not None or quality is not None:
+            with self._lock:
+                self._notice(opened)  # what this call will tell is of this connection
             return Choice(split, quality)
         plan = self.next(round_trip, opened, max_bytes)
         return Choice(plan.split, plan.quality, STAYS if plan.place == "local" else None)

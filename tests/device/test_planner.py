@@ -302,6 +302,14 @@ def test_over_a_fresh_connection_nothing_is_known_of_the_link() -> None:
     assert chooser.next(0.01, opened=1).quality == 2
 
 
+def test_calls_that_name_their_way_tell_of_the_link_too() -> None:
+    chooser = planner("layer", seconds=0.1)
+    for quality in (0, 2):
+        chooser.choose("layer", quality, 0.01, opened=1, max_bytes=None)
+        tell(chooser, CallReport("layer", BYTES[quality], 12, 0.01, 0.01 + BYTES[quality] / 1e3, 1.0, quality=quality))
+    assert chooser.next(0.01, opened=1).quality == 0, "the connection is the one that they went over"
+
+
 def test_a_request_that_was_sent_twice_tells_nothing_of_the_link() -> None:
     chooser = planner("layer", seconds=0.1)
     answered(chooser, {"layer": 0.01}, 0.01, 1e6, 10)
