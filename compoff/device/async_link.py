@@ -230,7 +230,7 @@ class AsyncLink:
             return
         self._attempt_seconds = FIRST_ATTEMPT
         self._backoff.reset()
-        self._probed = -math.inf
+        self._probed, self.last_round_trip = -math.inf, None  # it may lead over another network
         warn_of_unserved(self.address, fresh.unserved)
         if last is not None and last is self.current:
             self._retire(last)

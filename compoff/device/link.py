@@ -249,7 +249,7 @@ class Link:
             return
         self._attempt_seconds = FIRST_ATTEMPT
         self._backoff.reset()
-        self._probed = -math.inf
+        self._probed, self.last_round_trip = -math.inf, None  # it may lead over another network
         warn_of_unserved(self.address, fresh.unserved)
         with self._changed:
             if not self.closed:
