@@ -59,7 +59,7 @@ class Goal:
 class Plan(NamedTuple):
     """One way to answer a call, and what it is expected to take now.
 
-    Args:
+    Attributes:
         split: Where to split; None of the whole model on the device.
         quality: Index of the quality; None of the whole model on the device.
         agreement: Share of the answers that it keeps, as measured when the codec was fitted; None where that model has
