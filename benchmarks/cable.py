@@ -49,7 +49,7 @@ class Cable:
         """Listen."""
         self.target = target
         self.delay = 0.0  # seconds that each piece takes
-        self.latency = 0.0  # seconds on the way, at most as many pieces at once as there are directions
+        self.latency = 0.0  # seconds that each piece is on its way, alone in its direction
         self.rate = float("inf")  # bytes a second in each direction
         self.split = False  # whether pieces of a few bytes travel one by one
         self.shuffle = 0.0  # seconds, at random, that a new connection takes, so that connections overtake each other

@@ -91,6 +91,14 @@ class AsyncLink:
         """
         refuse_closed("AsyncRemote", forked=self.forked, closed=self.closed, under_way=under_way)
 
+    def check_made_here(self) -> None:
+        """Refuse what is asked in a forked child, as of ``Link``.
+
+        Raises:
+            LocalProtocolError: Another process made the link.
+        """
+        refuse_closed("AsyncRemote", forked=self.forked, closed=False, under_way=False)
+
     def check_loop(self) -> None:
         """Refuse another event loop than the one whose task reads the answers: none would arrive.
 

@@ -9,17 +9,15 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from compoff.device.breaker import Stall
-from compoff.device.calls import Call
+from compoff.device.caller import Caller
 from compoff.device.edge import ATTEMPTS, refused
 from compoff.device.fallback import not_answered, reserve
 from compoff.device.local_runs import LocalRuns
-from compoff.device.planner import PROFILED, Planner, check_profiled, no_goal
-from compoff.device.remote import Grip
-from compoff.device.statistics import RemoteStats, Tally
+from compoff.device.planner import Choice
+from compoff.device.statistics import Tally
 from compoff.device.timing import Estimate, Patience, RetryBudget
 from compoff.errors import (
     ConnectionLost,
-    FeatureError,
     PayloadError,
     ReadTimeout,
     RemoteError,
@@ -27,8 +25,6 @@ from compoff.errors import (
     ServerBusy,
     WireError,
 )
-from compoff.pickling import Unpickled
-from compoff.wire.sockets import check_timeout
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -38,7 +34,9 @@ if TYPE_CHECKING:
     from compoff.coding import Coding
     from compoff.device.answers import CallReport, Heads
     from compoff.device.async_link import AsyncLink
+    from compoff.device.calls import Call
     from compoff.device.fallback import OnFailure
+    from compoff.device.planner import Planner
     from compoff.errors import CompoffError
     from compoff.partition.decide import Plan
     from compoff.wire.async_client import AsyncClient
@@ -47,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncRemote"]
 
 
-class AsyncRemote(Unpickled):
+class AsyncRemote(Caller["AsyncLink"]):
     """The asyncio twin of `Remote`; `connect_async` makes it.
 
     Many calls may be in flight at once; the head and a local model run in threads, so that the event loop stays free.
@@ -78,42 +76,16 @@ class AsyncRemote(Unpickled):
         whole: Sequence[Callable[..., Any]] | None,
         planner: Planner | None,
     ) -> None:
-        self.timeout = timeout
-        self._planner = planner
+        hedges = on_failure == "hedge"
+        super().__init__(heads, link, Tally(), timeout, planner, whole=whole is not None, hedges=hedges)
         self.last: CallReport | None = None
-        self._heads = heads
-        self._link = link
         self._local_seconds = Estimate(warm_up=True)
         self._runs = LocalRuns(whole, self._local_seconds) if whole is not None else None
-        self._hedge = on_failure == "hedge"
-        self._tally = Tally()
         self._budget = RetryBudget()
         self._patience = Patience()
         self._stalls: defaultdict[int, Stall] = defaultdict(Stall)
-        # As of a `Remote`; at the end of the process the loop is over, and its connections with it.
-        self._grip = Grip()
+        # At the end of the process the loop is over, and its connections with it.
         weakref.finalize(self._grip, link.drop).atexit = False
-
-    @property
-    def stats(self) -> RemoteStats:
-        """What all calls of this remote came to so far, and whether the edge answers now."""
-        link = self._link
-        return self._tally.snapshot(
-            connections=link.opened,
-            reachable=link.breaker.closed,
-            reason=link.breaker.reason,
-            round_trip=link.round_trip.mean,
-        )
-
-    @property
-    def plans(self) -> tuple[Plan, ...]:
-        """Every way to answer a call, as of a `Remote`."""
-        return () if self._planner is None else self._planner.plans(self._link.last_round_trip)
-
-    @property
-    def plan(self) -> Plan | None:
-        """The way that the goal prefers now, as of a `Remote`."""
-        return None if self._planner is None else self._planner.plan(self._link.last_round_trip)
 
     async def profile(self, *inputs: Any, timeout: float | None = None, **keywords: Any) -> tuple[Plan, ...]:
         """Measure every way on these inputs.
@@ -130,17 +102,8 @@ class AsyncRemote(Unpickled):
             LocalProtocolError: This remote has no goal, or an option of a call was given.
             WireError: As for a call.
         """
-        if self._planner is None:
-            raise no_goal()
-        check_profiled(keywords)
-        for split, quality in self._planner.trials():
-            await self(*inputs, split=split, quality=quality, timeout=timeout, **keywords)
-        if self._runs is not None:
-            seconds = check_timeout(self.timeout if timeout is None else timeout)
-            for _ in range(2):  # the first may hold a warm-up
-                route, head = self._heads.choose(None)
-                call = Call(head, route, inputs, keywords, None, None, None, seconds, self._heads.form)
-                await self._finish(call, PROFILED)
+        for call, stays in self._trials(inputs, keywords, timeout):
+            await self._finish(call, stays)
         return self.plans
 
     async def __call__(
@@ -170,35 +133,18 @@ class AsyncRemote(Unpickled):
         Raises:
             WireError: As for `Remote`.
         """
-        timeout = check_timeout(self.timeout if timeout is None else timeout)
-        self._link.check_open()
-        self._link.check_loop()
-        stays = None
-        if self._planner is not None:
-            link = self._link
-            split, quality, stays = self._planner.choose(split, quality, link.last_round_trip, link.opened, max_bytes)
-        route, head = self._heads.choose(split)
-        call = Call(head, route, inputs, keywords, quality, max_bytes, coding, timeout, self._heads.form)
+        call, stays = self._call(inputs, keywords, Choice(split, quality), max_bytes, coding, timeout)
         return await self._finish(call, stays)
 
     async def _finish(self, call: Call, stays: str | None) -> Any:
         """Have a call answered and count it; by the device alone where there is a reason that it stays."""
-        planner = self._planner
-        asked = stays is None and (self._runs is None or self._link.breaker.closed)
-        try:
-            with self._tally.failures():
-                answer = self._answer(call) if stays is None else self._in_time(call, self._on_device(call, stays))
-                output, report = await answer
-        except FeatureError:
-            raise  # the inputs were to blame
-        except Exception as error:
-            if planner is not None:
-                planner.failed(call, asked=asked, late=isinstance(error, ReadTimeout))
-            raise
+        self._link.check_loop()
+        asked = self._asks(stays)
+        with self._failures(call, asked=asked):
+            answer = self._answer(call) if stays is None else self._in_time(call, self._on_device(call, stays))
+            output, report = await answer
         self.last = report
-        self._tally.answered(report)
-        if planner is not None:
-            planner.answered(report, asked=asked, hedged=self._hedge)
+        self._answered(report, asked=asked)
         return output
 
     async def _answer(self, call: Call) -> tuple[Any, CallReport]:
@@ -207,7 +153,7 @@ class AsyncRemote(Unpickled):
         breaker = self._link.breaker
         if not breaker.closed:
             return await self._in_time(call, self._on_device(call, breaker.reason or "the edge cannot be reached"))
-        if self._hedge:
+        if self._hedges:
             return await self._race(call)
         stall = self._stalls[call.route]
         if not stall.asks(time.monotonic(), call.timeout):
@@ -264,7 +210,7 @@ class AsyncRemote(Unpickled):
 
     async def _in_time(self, call: Call, local: Awaitable[tuple[Any, CallReport]]) -> tuple[Any, CallReport]:
         """Only a hedged call is cut off while the device computes: a local one is always answered."""
-        if not self._hedge:
+        if not self._hedges:
             return await local
         try:
             return await asyncio.wait_for(local, max(0.0, call.deadline - time.monotonic()))
@@ -277,7 +223,7 @@ class AsyncRemote(Unpickled):
         call.check()
         self._link.check_open(under_way=True)
         started = time.monotonic()
-        run = self._runs.submit(call, hurry=self._hedge)
+        run = self._runs.submit(call, hurry=self._hedges)
         try:
             output = await asyncio.wrap_future(run)
         except asyncio.CancelledError:

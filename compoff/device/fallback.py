@@ -76,16 +76,16 @@ class Fallback:
         """
         breaker = self.edge.link.breaker
         if not breaker.closed:
-            return self._on_device(call, breaker.reason or "the edge cannot be reached")
+            return self.here(call, breaker.reason or "the edge cannot be reached")
         stall = self.edge.stalls[call.route]
         if not stall.asks(time.monotonic(), call.timeout):
-            return self._on_device(call, stall.reason)
+            return self.here(call, stall.reason)
         try:
             return self.edge.answer(call, self._latest(call))
         except (WireError, PayloadError) as error:
             if self.edge.link.closed:
                 raise
-            return self._on_device(call, str(error))
+            return self.here(call, str(error))
 
     def here(self, call: Call, reason: str) -> tuple[Any, CallReport]:
         """Answer a call on this device, without asking the edge.
@@ -100,7 +100,12 @@ class Fallback:
         Raises:
             FeatureError: The head could not take the inputs.
         """
-        return self._on_device(call, reason)
+        call.check()
+        started = time.monotonic()
+        output = call.run_whole(self._whole)
+        ended = time.monotonic()
+        self._seconds.add(ended - started)
+        return output, call.from_device(reason, started, ended)
 
     def close(self) -> None:
         """Nothing is left behind."""
@@ -108,14 +113,6 @@ class Fallback:
     def _latest(self, call: Call) -> float:
         """The last moment to turn to the device, so that it ends by the deadline if it can at all."""
         return call.deadline - reserve(self._seconds, call.timeout)
-
-    def _on_device(self, call: Call, reason: str) -> tuple[Any, CallReport]:
-        call.check()
-        started = time.monotonic()
-        output = call.run_whole(self._whole)
-        ended = time.monotonic()
-        self._seconds.add(ended - started)
-        return output, call.from_device(reason, started, ended)
 
 
 class Hedge(Fallback):

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from compoff.device.timing import Estimate
-from compoff.device.ways import GAIN, Trust, Way, at_best
+from compoff.device.ways import GAIN, TRIALS, Trust, Way, at_best
 from compoff.errors import LocalProtocolError
 from compoff.partition.decide import Goal, Plan, decide
 from compoff.partition.link import LinkEstimate
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from compoff.device.answers import CallReport, Heads
     from compoff.device.calls import Call
 
-__all__ = ["PROFILED", "STAYS", "Choice", "Planner", "check_profiled", "no_goal"]
+__all__ = ["STAYS", "Choice", "Planner", "check_profiled", "no_goal"]
 
 _MOST = Goal(seconds=math.inf)  # whatever keeps most
 STAYS, PROFILED = "the goal prefers the device now", "it is being profiled"  # reasons of answers from the device
@@ -70,8 +70,8 @@ class Planner:
         self._goal = goal
         self._clock = clock
         self._ways = {head.split: Way(head) for head in heads.all}
-        self._alone = Trust() if alone else None
-        self._local = Estimate(warm_up=True, gain=GAIN)
+        self._alone = alone
+        self._local_trust, self._local = Trust(), Estimate(warm_up=True, gain=GAIN)
         self._link = LinkEstimate()
         self._reply_bytes = Estimate(gain=GAIN)
         self._opened = 0
@@ -145,9 +145,11 @@ class Planner:
         plan = self.next(round_trip, opened, max_bytes)
         return Choice(plan.split, plan.quality, STAYS if plan.place == "local" else None)
 
-    def trials(self) -> list[tuple[str, int]]:
-        """Split points and qualities to run so that every way's time is known: few bytes and many, for the link."""
-        return [(way.split, quality) for way in self._ways.values() for quality in (0, len(way.qualities) - 1)]
+    def trials(self) -> list[Choice]:
+        """What to run so that every way's time is known: few bytes and many, for the link; and the whole model."""
+        ends = [(way, quality) for way in self._ways.values() for quality in (0, len(way.qualities) - 1)]
+        local = [Choice(None, None, PROFILED)] * (TRIALS if self._alone else 0)
+        return [*(Choice(way.split, quality) for way, quality in ends), *local]
 
     def answered(self, report: CallReport, *, asked: bool, hedged: bool) -> None:
         """Take an answered call into account, wherever it was answered.
@@ -167,11 +169,10 @@ class Planner:
                     on_link = max(0.0, report.remote_seconds - report.server_seconds)
                     self._link.add(report.payload_bytes + report.reply_bytes, on_link)
                 return
-            if self._alone is not None:
-                if self._alone.looking:
-                    self._local = Estimate(gain=GAIN)
-                self._local.add(report.local_seconds)
-                self._alone.learned(now)
+            if self._local_trust.looking:
+                self._local = Estimate(gain=GAIN)
+            self._local.add(report.local_seconds)
+            self._local_trust.learned(now)
             if asked and not hedged:
                 way.trust.failed(now)
             if asked and not report.retried:
@@ -188,8 +189,7 @@ class Planner:
         now = self._clock()
         with self._lock:
             if not asked:
-                if self._alone is not None:
-                    self._alone.failed(now)
+                self._local_trust.failed(now)
                 return
             way = self._ways[call.head.split]
             way.trust.failed(now)
@@ -214,36 +214,33 @@ class Planner:
     def _preferred(self, plans: list[Plan], now: float) -> Plan:
         """What the goal prefers of the ways that have not just failed; of all, where none of those keeps to it."""
         trusted = [plan for plan in plans if not self._trust(plan).held(now)]
-        for ways, goal in ((trusted, self._goal), (plans, self._goal)):
+        for ways in (trusted, plans):
             with contextlib.suppress(LocalProtocolError):
-                return decide(ways, goal)
+                return decide(ways, self._goal)
         return decide(plans, _MOST)  # a call's own ``max_bytes`` leaves nothing that keeps to it
 
     def _trust(self, plan: Plan) -> Trust:
-        if plan.split is not None:
-            return self._ways[plan.split].trust
-        return self._alone or Trust()
+        return self._local_trust if plan.split is None else self._ways[plan.split].trust
 
     def _worth_a_look(self, plan: Plan, now: float) -> list[tuple[Trust, list[Plan]]]:
         """Ways that have not run for a while, with what may be hoped of them."""
-        chosen, alone = self._trust(plan), self._alone
+        chosen = self._trust(plan)
+
+        def due(trust: Trust) -> bool:
+            return trust is not chosen and trust.due(now) and not trust.held(now)
+
         line = self._link.line_at_best if plan.place == "local" else self._link.line
-        due = [
-            way
-            for way in self._ways.values()
-            if way.trust is not chosen and way.trust.due(now) and not way.trust.held(now)
-        ]
-        found = [(way.trust, self._edge_plans(way, *way.at_best(), line)) for way in due]
-        known = self._local.mean is not None
-        if alone is not None and alone is not chosen and known and alone.due(now) and not alone.held(now):
-            found.append((alone, [self._local_plan(at_best(self._local))]))
+        ways = [way for way in self._ways.values() if due(way.trust)]
+        found = [(way.trust, self._edge_plans(way, *way.at_best(), line)) for way in ways]
+        if self._local.mean is not None and due(self._local_trust):
+            found.append((self._local_trust, [self._local_plan(at_best(self._local))]))
         return found
 
     def _plans(self) -> list[Plan]:
         plans: list[Plan] = []
         for way in self._ways.values():
             plans += self._edge_plans(way, way.head_seconds, way.server_seconds, self._link.line)
-        if self._alone is not None:
+        if self._alone:
             plans.append(self._local_plan(math.inf if self._local.mean is None else self._local.mean))
         return plans
 

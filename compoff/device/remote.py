@@ -9,37 +9,27 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from compoff.device.calls import Call
+from compoff.device.caller import Caller
 from compoff.device.edge import Edge
 from compoff.device.fallback import Hedge
-from compoff.device.planner import PROFILED, Planner, check_profiled, no_goal
-from compoff.errors import (
-    FeatureError,
-    ReadTimeout,
-)
-from compoff.pickling import Unpickled
-from compoff.wire.sockets import check_timeout
+from compoff.device.planner import Choice
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from compoff.coding import Coding
     from compoff.device.answers import CallReport, Heads
+    from compoff.device.calls import Call
     from compoff.device.fallback import Fallback
     from compoff.device.link import Link
-    from compoff.device.statistics import RemoteStats, Tally
+    from compoff.device.planner import Planner
+    from compoff.device.statistics import Tally
     from compoff.partition.decide import Plan
 
-__all__ = ["Grip", "Remote", "close"]
+__all__ = ["Remote", "close"]
 
 
-class Grip:
-    """What a remote and its copies hold together: with the last of them it goes, and the connection after it."""
-
-    __slots__ = ("__weakref__",)
-
-
-class Remote(Unpickled):
+class Remote(Caller["Link"]):
     """A model whose tail runs elsewhere. `connect` makes it; threads may share it.
 
     Examples:
@@ -67,16 +57,11 @@ class Remote(Unpickled):
         timeout: float,
         planner: Planner | None,
     ) -> None:
-        self.timeout = timeout
-        self._planner = planner
-        self._heads = heads
-        self._link = link
-        self._tally = tally
+        hedges = isinstance(fallback, Hedge)
+        super().__init__(heads, link, tally, timeout, planner, whole=fallback is not None, hedges=hedges)
         self._fallback = fallback
         self._edge = fallback.edge if fallback is not None else Edge(link, tally)
         self._report = threading.local()
-        # A remote that nobody holds any more, nor a copy of it, takes its connection and its thread with it.
-        self._grip = Grip()
         self._finalizer = weakref.finalize(self._grip, close, link, fallback)
 
     @property
@@ -88,33 +73,6 @@ class Remote(Unpickled):
     def last(self) -> CallReport | None:
         """Where this thread's last answer came from, and its time and bytes went; None before the first."""
         return getattr(self._report, "last", None)
-
-    @property
-    def stats(self) -> RemoteStats:
-        """What all calls of this remote came to so far, and whether the edge answers now."""
-        link = self._link
-        return self._tally.snapshot(
-            connections=link.opened,
-            reachable=link.breaker.closed,
-            reason=link.breaker.reason,
-            round_trip=link.round_trip.mean,
-        )
-
-    @property
-    def plans(self) -> tuple[Plan, ...]:
-        """Every way to answer a call with what it is expected to take now, the fastest first; none without a goal."""
-        if self._planner is None:
-            return ()
-        self._link.check_made_here()
-        return self._planner.plans(self._link.last_round_trip)
-
-    @property
-    def plan(self) -> Plan | None:
-        """The way that the goal prefers now; None without a goal."""
-        if self._planner is None:
-            return None
-        self._link.check_made_here()
-        return self._planner.plan(self._link.last_round_trip)
 
     def profile(self, *inputs: Any, timeout: float | None = None, **keywords: Any) -> tuple[Plan, ...]:
         """Measure every way on these inputs: each head at its lowest and highest quality, each tail, the whole model.
@@ -133,17 +91,8 @@ class Remote(Unpickled):
             LocalProtocolError: This remote has no goal, or an option of a call was given.
             WireError: As for a call.
         """
-        if self._planner is None:
-            raise no_goal()
-        check_profiled(keywords)
-        for split, quality in self._planner.trials():
-            self(*inputs, split=split, quality=quality, timeout=timeout, **keywords)
-        if self._fallback is not None:
-            seconds = check_timeout(self.timeout if timeout is None else timeout)
-            for _ in range(2):  # the first may hold a warm-up
-                route, head = self._heads.choose(None)
-                call = Call(head, route, inputs, keywords, None, None, None, seconds, self._heads.form)
-                self._finish(call, PROFILED)
+        for call, stays in self._trials(inputs, keywords, timeout):
+            self._finish(call, stays)
         return self.plans
 
     def __call__(
@@ -179,33 +128,15 @@ class Remote(Unpickled):
             ReadTimeout: No answer came in time.
             WireError: The connection or the server failed, or serves this head's tail no more; the class says how.
         """
-        timeout = check_timeout(self.timeout if timeout is None else timeout)
-        self._link.check_open()
-        stays = None
-        if self._planner is not None:
-            link = self._link
-            split, quality, stays = self._planner.choose(split, quality, link.last_round_trip, link.opened, max_bytes)
-        route, head = self._heads.choose(split)
-        call = Call(head, route, inputs, keywords, quality, max_bytes, coding, timeout, self._heads.form)
-        return self._finish(call, stays)
+        return self._finish(*self._call(inputs, keywords, Choice(split, quality), max_bytes, coding, timeout))
 
     def _finish(self, call: Call, stays: str | None) -> Any:
         """Have a call answered and count it; by the device alone where there is a reason that it stays."""
-        planner, fallback = self._planner, self._fallback
-        asked = stays is None and (fallback is None or self._link.breaker.closed)
-        try:
-            with self._tally.failures():
-                output, report = self._answer(call, stays)
-        except FeatureError:
-            raise  # the inputs were to blame
-        except Exception as error:
-            if planner is not None:
-                planner.failed(call, asked=asked, late=isinstance(error, ReadTimeout))
-            raise
+        asked = self._asks(stays)
+        with self._failures(call, asked=asked):
+            output, report = self._answer(call, stays)
         self._report.last = report
-        self._tally.answered(report)
-        if planner is not None:
-            planner.answered(report, asked=asked, hedged=isinstance(fallback, Hedge))
+        self._answered(report, asked=asked)
         return output
 
     def _answer(self, call: Call, stays: str | None) -> tuple[Any, CallReport]:

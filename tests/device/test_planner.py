@@ -525,6 +525,26 @@ def test_asyncio_does_the_same(server: Server) -> None:
     asyncio.run(main())
 
 
+def test_a_forked_child_is_refused_the_plans_whose_lock_may_be_held(server: Server) -> None:
+    heads: Any = [Device("near")]
+    goal = Goal(seconds=1)
+
+    async def main() -> None:
+        async with await connect_async(heads, server.address, goal=goal) as remote:
+            refused(remote)
+
+    def refused(remote: Any) -> None:
+        remote._link.forked = True
+        for name in ("plans", "plan"):
+            with pytest.raises(LocalProtocolError, match="was made in another process"):
+                getattr(remote, name)
+        remote._link.forked = False
+
+    with connect(heads, server.address, goal=goal) as remote:
+        refused(remote)
+    asyncio.run(main())
+
+
 def test_a_link_that_carries_little_gets_little(server: Server) -> None:
     relay = Relay(server.address, bytes_per_second=10_000)
     heads: Any = [Device("near")]
