@@ -134,8 +134,8 @@ def decide(plans: Iterable[Plan], goal: Goal) -> Plan:
 
 
 def _lost(way: Plan) -> tuple[float, float]:
-    """What a way loses of the answers; where some have no agreement, as none of one model has, the error decides."""
-    return (0.0 if way.agreement is None else 1 - way.agreement), way.output_error
+    """What a way loses of the answers, but for a constant; where some have no agreement, as none of one model has, the error decides."""
+    return -(1.0 if way.agreement is None else way.agreement), way.output_error
 
 
 def _too_much(ways: list[Plan], goal: Goal) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from compoff.errors import LocalProtocolError
@@ -52,6 +52,7 @@ def test_with_an_agreement_no_way_that_keeps_it_is_faster(ways: list[Plan], floo
 
 
 @given(WAYS, st.floats(0.01, 3))
+@example([Plan("layer1", 0, share, 0.0, 1.0, 0.0, 0.0, 0.0) for share in (0.0, 1e-20)], 1.0)
 def test_with_a_time_no_way_in_it_keeps_more(ways: list[Plan], limit: float) -> None:
     chosen = decide(ways, Goal(seconds=limit))
     in_time = [one for one in ways if one.seconds <= limit]
