@@ -134,7 +134,7 @@ def decide(plans: Iterable[Plan], goal: Goal) -> Plan:
 
 
 def _lost(way: Plan) -> tuple[float, float]:
-    """What a way loses of the answers, but for a constant; where some have no agreement, as none of one model has, the error decides."""
+    """What a way loses of the answers, the less the better; where none has an agreement the error decides."""
     return -(1.0 if way.agreement is None else way.agreement), way.output_error
 
 
