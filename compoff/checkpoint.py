@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["read_bottlenecks", "save_bottlenecks"]
+__all__ = ["read_bottlenecks", "read_checkpoint", "save_bottlenecks"]
 
 _FORMAT = "compoff-bottlenecks-2"
 _FORMATS = {_FORMAT, "compoff-bottlenecks-1"}  # the first knew one feature a split point
@@ -71,6 +71,28 @@ def read_bottlenecks(path: str | Path, base: nn.Module) -> tuple[dict[str, Any],
     Raises:
         ArtifactError: The file is damaged or foreign, or was fitted for a model with other weights.
     """
+    description, tensors, found = read_checkpoint(path)
+    given = fingerprint(base.state_dict())
+    if found != given:
+        raise ArtifactError(
+            f"'{path}': base is {found[:8]}…, but this {type(base).__name__} has the fingerprint {given[:8]}…; the "
+            "bottlenecks were fitted for a model with other weights: load those, or fit again"
+        )
+    return description, tensors, given
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    """Read bottlenecks, whichever model they belong to.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The description, the tensors by name, and the fingerprint of the model.
+
+    Raises:
+        ArtifactError: The file is damaged or foreign.
+    """
     path = check_path("path", path, ArtifactError)
     with reaching(path, ArtifactError):
         is_folder = path.is_dir()
@@ -94,13 +116,7 @@ def read_bottlenecks(path: str | Path, base: nn.Module) -> tuple[dict[str, Any],
         raise ArtifactError(
             f"'{path}': checksum does not fit the rest of the file; it was changed or damaged: save again"
         )
-    found, given = metadata.get("base", ""), fingerprint(base.state_dict())
-    if found != given:
-        raise ArtifactError(
-            f"'{path}': base is {found[:8]}…, but this {type(base).__name__} has the fingerprint {given[:8]}…; the "
-            "bottlenecks were fitted for a model with other weights: load those, or fit again"
-        )
-    return description, tensors, given  # pyright: ignore[reportUnknownVariableType]
+    return description, tensors, metadata.get("base", "")  # pyright: ignore[reportUnknownVariableType]
 
 
 def _checksum(description: str, tensors: dict[str, Tensor]) -> str:

@@ -64,7 +64,11 @@ _Insecure = Annotated[bool, typer.Option("--insecure", help="Plain TCP, also wit
 _FOLDERS: Any = typer.Argument(help="Folders of exported tails, or the folders around head and tail.")
 _HeadFolder = Annotated[Path, typer.Argument(help="Folder of an exported head, or the folder around head and tail.")]
 _Part = Annotated[
-    Path, typer.Argument(help="Folder of an exported head or tail, or around both, or around several such pairs.")
+    Path,
+    typer.Argument(
+        help="Folder of an exported head or tail, or around both, or around several such pairs; or a file of "
+        "bottlenecks that model.save wrote."
+    ),
 ]
 
 
@@ -130,12 +134,12 @@ def demo(
 
 @app.command()
 def inspect(
-    folder: _Part, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
+    path: _Part, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
 ) -> None:
-    """Check a folder and say what is in it: splits, qualities and their bytes, MACs, formats, engines, hashes."""
+    """Check an export and say what is in it: splits, qualities and their bytes, MACs, formats, engines, hashes."""
     from compoff.operations.inspecting import describe, show
 
-    parts = describe(folder)
+    parts = describe(path)
     if as_json:
         typer.echo(json.dumps(parts, indent=2, default=str))
     else:

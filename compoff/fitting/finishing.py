@@ -126,6 +126,7 @@ def conclude(
                 layer.settle()
             count_symbols(wrapped, split, counted)
             samples = measure(wrapped, split, counted if measured is None else measured, report, aim)
+            report.measured_on, report.held_out = samples, measured is not None
             wrapped.note_figures(split, report.figures(), base)
             wrapped.bottleneck(split).choose(report.quality)
             if report.aim_met is False:

@@ -41,6 +41,8 @@ class SplitReport:
         encoder_macs: Multiply-accumulates that the encoder adds on the device, per sample, for the channels that are
             sent; None for one of your own.
         adapter_bytes: Size of the adapter of the layers behind, in bytes; 0 where they stay as they are (``strict``).
+        measured_on: Number of samples that all of this was measured on.
+        held_out: Whether they were held out; otherwise they are training inputs. An export takes both along.
 
     Examples:
         >>> split = SplitReport(bytes=200.0, raw_bytes=65536)
@@ -65,6 +67,8 @@ class SplitReport:
     local_gain: float = 0.0
     encoder_macs: int | None = None
     adapter_bytes: int = 0
+    measured_on: int = 0
+    held_out: bool = False
 
     @property
     def answer_lost(self) -> bool:

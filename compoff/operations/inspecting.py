@@ -1,6 +1,6 @@
-"""`compoff inspect`: what a folder of an exported head or tail holds, as plain data and as tables.
+"""`compoff inspect`: what a folder of an exported head or tail holds, or a file of bottlenecks, as data and as tables.
 
-Reads and checks the folder; runs nothing of it and needs no torch.
+Reads and checks; runs nothing of it. A folder needs no torch.
 """
 
 from __future__ import annotations
@@ -11,13 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compoff.artifact import exports_in, find_part, kinds_in, read_folder
-from compoff.checks import is_number
+from compoff.checks import check_path, reaching
 from compoff.errors import ArtifactError, BackendError
 from compoff.manifest import sha256
-from compoff.printable import printable
+from compoff.operations.fit_figures import (
+    COLUMNS,
+    GUARANTEE,
+    MEASURED,
+    MEASURED_ON,
+    check_each,
+    check_figures,
+    count,
+    facts_of,
+    is_figure,
+    number,
+    quality_row,
+    shape,
+    table,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from rich.console import Console
     from rich.table import Table
@@ -33,34 +47,32 @@ _FORMATS = {
     ".h": "C header",
     ".safetensors": "tables",
 }
-_GUARANTEE = (
-    "agreement",
-    "output_error",
-    "semi_orthogonality_error",
-    "lipschitz_bound",
-    "local_gain",
-    "aim_met",
-)
-_FIGURES = ("raw_bytes", "head_macs", "encoder_macs", "tail_macs", *(name for name in _GUARANTEE if name != "aim_met"))
-_MEASURED = ("bytes", "agreement", "output_error", "encoder_macs")
-_MOST = 1 << 63  # a number of hundreds of digits is no figure, and no float holds it
 _COMPILED = ("onnx", "executorch")
 _PLAIN = ("kind", "path", "artifact_id", "split", "model", "base", "factory", "max_batch", "ceiling_bytes")
 
 
 def describe(path: str | Path) -> list[dict[str, Any]]:
-    """Check a folder and say what is in it.
+    """Check a folder, or a file of bottlenecks, and say what is in it.
 
     Args:
-        path: A folder of a head or of a tail, the folder around both, or one around several such pairs.
+        path: A folder of a head or of a tail, the folder around both, or one around several such pairs; or a file that
+            `Wrapped.save` wrote.
 
     Returns:
         For each part its identity, what it takes and returns, its qualities with their bytes, multiply-accumulates,
-        formats, engines, files with their hashes, the guarantee's figures, and the versions that made it.
+        formats, engines, files with their hashes, the guarantee's figures, and the versions that made it. For each
+        split point of a file of bottlenecks what of this is known before an export.
 
     Raises:
         ArtifactError: There is no such part there, or one is damaged, or reports what is no figure.
     """
+    place = check_path("path", path, ArtifactError)
+    with reaching(place, ArtifactError):
+        is_file = place.is_file()
+    if is_file:
+        from compoff.operations.bottleneck_file import describe_bottlenecks  # they are torch's
+
+        return describe_bottlenecks(place)
     return [
         _described(read_folder(find_part(place, kind), kind))
         for place in parts_around(path)
@@ -114,7 +126,8 @@ def _described(part: Folder) -> dict[str, Any]:
         "sides": [asdict(spec) for spec in manifest.sides],
         "qualities": _qualities(part),
         "macs": {name: report.get(f"{name}_macs") for name in ("head", "encoder", "tail")},
-        "guarantee": {name: report.get(name) for name in _GUARANTEE},
+        "guarantee": {name: report.get(name) for name in GUARANTEE},
+        "measured": {name: report.get(name) for name in MEASURED_ON},
         "formats": _formats(part),
         "compiled": {name: report[name] for name in _COMPILED if isinstance(report.get(name), dict)},
         "engines": _engines(part),
@@ -125,35 +138,15 @@ def _described(part: Folder) -> dict[str, Any]:
 
 def _checked_report(part: Folder) -> dict[str, Any]:
     """The report, which nobody else reads, once what is shown of it is of the right kind."""
-    report = part.manifest.report
-
-    def check(where: str, found: dict[str, Any], names: Sequence[str], fits: Callable[[Any], bool]) -> None:
-        wrong = next((name for name in names if not fits(found.get(name))), None)
-        if wrong is not None:
-            raise ArtifactError(
-                f"{part.path / 'manifest.yaml'}: {where}.{wrong} is {found.get(wrong)!r:.80}, which cannot be; it is "
-                "damaged: export again"
-            )
-
-    check("report", report, _FIGURES, _is_figure)
-    check("report", report, ("aim_met",), lambda value: value is None or isinstance(value, bool))
-    check("report", {"curve": [], **report}, ("curve",), _is_curve)
+    report, where = part.manifest.report, f"{part.path / 'manifest.yaml'}: report"
+    check_figures(where, report, "export again")
     for name in _COMPILED:
         if isinstance(report.get(name), dict):
-            check(f"report.{name}", report[name], ("symbols",), _is_figure)
-            check(f"report.{name}", report[name], ("precision",), lambda value: isinstance(value, str))
+            check_each(f"{where}.{name}", report[name], ("symbols",), is_figure, "export again")
+            check_each(
+                f"{where}.{name}", report[name], ("precision",), lambda value: isinstance(value, str), "export again"
+            )
     return report
-
-
-def _is_figure(value: Any) -> bool:
-    return value is None or (is_number(value) and (isinstance(value, float) or abs(value) < _MOST))
-
-
-def _is_curve(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(entry, dict) and all(_is_figure(entry.get(name)) for name in _MEASURED)  # pyright: ignore[reportUnknownMemberType]
-        for entry in value  # pyright: ignore[reportUnknownVariableType]
-    )
 
 
 def _qualities(part: Folder) -> list[dict[str, Any]]:
@@ -170,11 +163,8 @@ def _qualities(part: Folder) -> list[dict[str, Any]]:
                 "default": index == manifest.quality % count,
                 "channels": [code.qualities[index] for code in manifest.codes],
                 "step": manifest.codes[0].steps[index] if manifest.codes[0].steps else 1,
-                "bytes": measured.get("bytes"),
                 "ceiling_bytes": format_.max_bytes(1, index),
-                "agreement": measured.get("agreement"),
-                "output_error": measured.get("output_error"),
-                "encoder_macs": measured.get("encoder_macs"),
+                **{name: measured.get(name) for name in MEASURED},
             }
         )
     return rows
@@ -208,27 +198,24 @@ def show(parts: Sequence[dict[str, Any]], console: Console) -> None:
         console: Where to.
     """
     for part in parts:
-        for table in _tables(part):
-            console.print(table)
+        for made in _tables(part):
+            console.print(made)
 
 
 def _tables(part: dict[str, Any]) -> list[Table]:
     """Tables of one part: what it is, its qualities, its files."""
+    if part["kind"] == "bottlenecks":
+        from compoff.operations.bottleneck_file import tables_of
+
+        return tables_of(part)
     facts = {name: part[name] for name in _PLAIN if part[name] not in ("", None)}
     facts |= {name: ", ".join(map(_tensor, part[name])) for name in ("inputs", "outputs", "sides") if part[name]}
     if part["pixels"] is not None:
         facts["the head takes"] = ", ".join(map(_tensor, part["taken"]))
-        facts |= {f"{name} of pixels": ", ".join(map(_number, part["pixels"][name])) for name in ("mean", "std")}
-    facts["symbols"] = ", ".join(f"{code['num_centers']} × {_shape(code['latent_shape'])}" for code in part["codes"])
-    facts["MACs per sample"] = ", ".join(f"{key} {_count(value)}" for key, value in part["macs"].items())
-    # Terms of the paper's guarantee mean something where the decoder's gain is bound, as with the paper's codec.
-    bound = part["guarantee"]["lipschitz_bound"] is not None
-    known = {
-        key: value
-        for key, value in part["guarantee"].items()
-        if value is not None and (bound or key not in ("semi_orthogonality_error", "local_gain"))
-    }
-    facts |= {key.replace("_", " "): _number(value) for key, value in known.items()}
+        facts |= {f"{name} of pixels": ", ".join(map(number, part["pixels"][name])) for name in ("mean", "std")}
+    facts["symbols"] = ", ".join(f"{code['num_centers']} × {shape(code['latent_shape'])}" for code in part["codes"])
+    facts["MACs per sample"] = ", ".join(f"{key} {count(value)}" for key, value in part["macs"].items())
+    facts |= facts_of(part["guarantee"], part["measured"])
     facts["formats"] = ", ".join(part["formats"]) or "none"
     for name, found in part["compiled"].items():
         share = found.get("symbols")
@@ -236,53 +223,16 @@ def _tables(part: dict[str, Any]) -> list[Table]:
         facts[f"head in {name}"] = f"{found.get('precision')}, {told}"
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in part["versions"].items())
     title = f"{part['kind']} · {part['path']}"
-    tables = [_table(title, None, [[name, _plain(value)] for name, value in facts.items()])]
-    columns = ("quality", "channels", "step", "bytes", "at most", "agreement", "output error")
-    tables.append(_table("qualities", columns, [_quality_row(row) for row in part["qualities"]]))
+    tables = [table(title, None, [[name, _plain(value)] for name, value in facts.items()])]
+    tables.append(table("qualities", COLUMNS, [quality_row(row) for row in part["qualities"]]))
     files = [{"file": name, "state": "whole", **entry} for name, entry in part["files"].items()] + part["engines"]
-    rows = [[row["file"], _count(row["bytes"]), (row["sha256"] or "–")[:16], row["state"]] for row in files]
-    tables.append(_table("files", ("file", "bytes", "SHA-256", "state"), rows))
+    rows = [[row["file"], count(row["bytes"]), (row["sha256"] or "–")[:16], row["state"]] for row in files]
+    tables.append(table("files", ("file", "bytes", "SHA-256", "state"), rows))
     return tables
 
 
-def _table(title: str, columns: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    heading = Text(printable(title), style="table.title")
-    table = Table(title=heading, title_justify="left", show_header=columns is not None)
-    for name in columns or ():
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))  # a name may hold rich's own brackets, or a terminal's
-    return table
-
-
-def _quality_row(row: dict[str, Any]) -> list[str]:
-    mark = " (default)" if row["default"] else ""
-    channels = ", ".join(map(str, row["channels"]))
-    agreement = "–" if row["agreement"] is None else f"{100 * row['agreement']:.1f} %"
-    measured = "–" if row["bytes"] is None else f"{row['bytes']:.1f}"
-    sent = [f"{row['quality']}{mark}", channels, str(row["step"])]
-    return [*sent, measured, str(row["ceiling_bytes"]), agreement, _number(row["output_error"])]
-
-
 def _tensor(spec: dict[str, Any]) -> str:
-    return f"{spec['dtype']} {_shape((['batch'] if spec['batched'] else []) + list(spec['shape']))}"
-
-
-def _shape(sizes: Sequence[object]) -> str:
-    return "[" + ", ".join(map(str, sizes)) + "]"
-
-
-def _count(number: int | None) -> str:
-    return "not stored" if number is None else f"{number:,}"
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{spec['dtype']} {shape((['batch'] if spec['batched'] else []) + list(spec['shape']))}"
 
 
 def _plain(value: Any) -> str:

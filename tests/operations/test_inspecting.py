@@ -59,6 +59,21 @@ def test_each_quality_with_its_measured_bytes_and_its_ceiling(export: Path) -> N
     assert part["guarantee"]["agreement"] == head.manifest.report["agreement"]
 
 
+def test_what_the_figures_were_measured_on(export: Path, tmp_path: Path) -> None:
+    seen = describe(export / "one" / "head")
+    assert seen[0]["measured"] == {"measured_on": 16, "held_out": False}
+    model = compoff.wrap(nn.Conv2d(3, 4, 3), "input", example_input=torch.zeros(2, 3, 8, 8))
+    compoff.fit(model, [torch.randn(16, 3, 8, 8)], validation=[torch.randn(5, 3, 8, 8)], steps=2, progress=False)
+    compoff.export(model, "input")[0].save(tmp_path)
+    held = describe(tmp_path)
+    assert held[0]["measured"] == {"measured_on": 5, "held_out": True}
+    console = Console(file=io.StringIO(), width=200)
+    show([*seen, *held], console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "16 training samples" in shown
+    assert "5 held-out samples" in shown
+
+
 def test_files_with_their_lengths_and_hashes(export: Path) -> None:
     (part,) = describe(export / "one" / "tail")
     data = (export / "one" / "tail" / "tail.pt2").read_bytes()
@@ -101,8 +116,13 @@ CURVE = {"bytes": 12.5, "agreement": 0.5}
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *((key, value) for key in ("raw_bytes", "head_macs", "agreement") for value in ("x", [1], {}, True, 10**400)),
+        *(
+            (key, value)
+            for key in ("raw_bytes", "head_macs", "agreement", "measured_on")
+            for value in ("x", [1], {}, True, 10**400)
+        ),
         ("aim_met", 1),
+        ("held_out", "yes"),
         *(("curve", value) for value in (3, None, "xx", {"a": 1}, [3, 3], [CURVE, {**CURVE, "agreement": "1"}])),
         ("onnx", {"precision": "int8", "symbols": [1]}),
         ("onnx", {"symbols": 0.5}),

@@ -1,0 +1,143 @@
+"""What a file of fitted bottlenecks holds, for `compoff inspect`: checked, and told without the model they are of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compoff.checkpoint import read_checkpoint
+from compoff.errors import ArtifactError
+from compoff.operations.fit_figures import (
+    COLUMNS,
+    GUARANTEE,
+    MEASURED,
+    MEASURED_ON,
+    check_figures,
+    count,
+    facts_of,
+    is_figure,
+    quality_row,
+    shape,
+    table,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.table import Table
+
+__all__ = ["describe_bottlenecks", "tables_of"]
+
+_CURE = "save again"
+_PLAIN = ("path", "split", "codec", "base", "skips", "raw_bytes", "ceiling_bytes", "adapter_bytes")
+
+
+def describe_bottlenecks(path: str | Path) -> list[dict[str, Any]]:
+    """Say what is in a file that `Wrapped.save` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        For each split point its codec, the features that cross there, its weights, its qualities and what was measured.
+
+    Raises:
+        ArtifactError: The file is damaged or foreign, or reports what is no figure.
+    """
+    description, tensors, base = read_checkpoint(path)
+    told = {name: _table_in(path, description, name) for name in ("options", "shapes", "reports")}
+    found = [
+        (split, _features(path, shapes), _report(path, told["reports"], split))
+        for split, shapes in told["shapes"].items()
+    ]
+    rest = {"skips": description.get("skips", "forbid"), "codec": told["options"].get("codec", "deepcod")}
+    sizes = {"weights": sum(tensor.numel() for tensor in tensors.values()), "file_bytes": Path(path).stat().st_size}
+    return [
+        {
+            "kind": "bottlenecks",
+            "path": str(path),
+            "split": split,
+            "base": base,
+            **rest,
+            "features": features,
+            "qualities": _qualities(report),
+            **{name: report.get(name) for name in ("raw_bytes", "ceiling_bytes", "adapter_bytes", "encoder_macs")},
+            "guarantee": {name: report.get(name) for name in GUARANTEE},
+            "measured": {name: report.get(name) for name in MEASURED_ON},
+            **sizes,
+        }
+        for split, features, report in found
+    ]
+
+
+def _table_in(path: str | Path, holder: Mapping[str, Any], name: str) -> dict[str, Any]:
+    if not isinstance(holder.get(name), dict):
+        raise _damaged(path, name, holder.get(name))
+    return holder[name]
+
+
+def _features(path: str | Path, shapes: Any) -> list[list[int]]:
+    """Shapes of the features that cross at a split point; the first files had one, and its shape alone."""
+    features: list[Any] = [shapes] if _are_sizes(shapes) else shapes
+    if not isinstance(features, list) or not all(map(_are_sizes, features)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise _damaged(path, "shapes", shapes)
+    return features
+
+
+def _report(path: str | Path, reports: dict[str, Any], split: str) -> dict[str, Any]:
+    report = _table_in(path, reports, split) if split in reports else {}
+    check_figures(f"'{path}': reports.{split}", report, _CURE)
+    for entry in report.get("curve", []):
+        if not _are_sizes(entry.get("channels")) or not is_figure(entry.get("step")):
+            raise _damaged(path, f"reports.{split}.curve", entry)
+    return report
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(size, int) for size in value)  # pyright: ignore[reportUnknownVariableType]
+
+
+def _damaged(path: str | Path, name: str, found: Any) -> ArtifactError:
+    return ArtifactError(f"'{path}': {name} is {found!r:.80}, which cannot be; it is damaged: {_CURE}")
+
+
+def _qualities(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was measured of each quality; nothing before a fit."""
+    curve: list[dict[str, Any]] = report.get("curve", [])
+    return [
+        {
+            "quality": index,
+            "default": index == report.get("quality"),
+            "channels": entry.get("channels", []),
+            "step": entry.get("step", 1),
+            "ceiling_bytes": None,  # of all qualities together: what each one's is an export knows
+            **{name: entry.get(name) for name in MEASURED},
+        }
+        for index, entry in enumerate(curve)
+    ]
+
+
+def tables_of(part: Mapping[str, Any]) -> list[Table]:
+    """One split point as tables.
+
+    Args:
+        part: What `describe_bottlenecks` found of it.
+
+    Returns:
+        What it is, and its qualities.
+    """
+    facts = {name.replace("_", " "): str(part[name]) for name in _PLAIN if part[name] is not None}
+    facts["features"] = ", ".join(map(shape, part["features"]))
+    facts |= facts_of(part["guarantee"], part["measured"])
+    if not part["qualities"]:
+        facts["qualities"] = "not measured; compoff.fit does it, or compoff.finish after a loop of your own"
+    facts |= {"weights in the file": count(part["weights"]), "bytes of the file": count(part["file_bytes"])}
+    tables = [table(f"bottlenecks · {part['path']} · {part['split']}", None, [list(row) for row in facts.items()])]
+    if part["qualities"]:
+        # What a quality takes at most is for an export to say.
+        kept = [index for index, name in enumerate(COLUMNS) if name != "at most"]
+        rows = [quality_row(row) for row in part["qualities"]]
+        tables.append(
+            table("qualities", [COLUMNS[index] for index in kept], [[row[index] for index in kept] for row in rows])
+        )
+    return tables
