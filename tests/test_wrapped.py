@@ -432,6 +432,9 @@ def test_unknown_split_point_of_a_wrapped_model() -> None:
     for use in (wrapped.bottleneck, wrapped.gate, lambda split: wrapped.at(split).__enter__()):
         with pytest.raises(SplitError, match=r"'stem' is not a split point.*wrapped at 'block1', 'block2'"):
             use("stem")
+    for split in (["block1", "block2"], None):
+        with pytest.raises(SplitError, match="expected the name of one split point; .* at 'block1', 'block2'"):
+            compoff.export(wrapped, split)  # type: ignore[arg-type]
     with pytest.raises(SplitError, match="say which one with split="):
         wrapped.distillation_loss(images())
 
