@@ -257,9 +257,7 @@ class Wrapped(nn.Module):
         if split not in self.split_points:
             known = ", ".join(f"'{path}'" for path in self.split_points)
             if not isinstance(split, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise SplitError(
-                    f"split is {split!r:.80}; expected the name of one split point: {known}"
-                )
+                raise SplitError(f"split is {split!r:.80}; expected the name of one split point: {known}")
             raise SplitError(f"'{split}' is not a split point of this model; it was wrapped at {known}")
         if not self.built:
             raise SplitError(
