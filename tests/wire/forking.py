@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import gc
 import os
 import select
 import signal
@@ -13,13 +15,19 @@ if TYPE_CHECKING:
 
 
 def in_child(work: Callable[[], object]) -> str:
-    """What a forked child says of some work: its result, or the error; the child is killed where it says nothing."""
+    """What a forked child says of some work: its result, or the error; the child is killed where it says nothing.
+
+    Before that it writes to stderr where it hangs.
+    """
+    # What other tests left behind is not for the child to collect: the threads that it may wait for are not there.
+    gc.collect()
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which is what is tested
         child = os.fork()
     if child == 0:
         try:
+            faulthandler.dump_traceback_later(15)
             said = repr(work())
         except BaseException as error:
             said = f"{type(error).__name__}: {error}"
@@ -27,7 +35,7 @@ def in_child(work: Callable[[], object]) -> str:
         os._exit(0)
     os.close(writer)
     try:
-        # A hang has no end; a process that has run half the tests has seconds of garbage to collect on busy cores.
+        # A hang has no end, and cores may be busy.
         if not select.select([reader], [], [], 20)[0]:
             return "nothing"
         return os.read(reader, 65536).decode()
