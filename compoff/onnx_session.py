@@ -5,11 +5,13 @@ Knows nothing of what a program computes, nor where its bytes come from.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from compoff.errors import BackendError
+from compoff.forks import leave_to_parent
 from compoff.printable import first_line
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class OnnxTensor:
 
 
 class OnnxSession:
-    """An ONNX program in onnxruntime, on the CPU. Threads may share it.
+    """An ONNX program in onnxruntime, on the CPU. Threads may share it, and forked processes.
 
     Args:
         data: The bytes of the program.
@@ -94,6 +96,15 @@ class OnnxSession:
         self.names: tuple[str, ...] = tuple(one.name for one in inputs)
         self.inputs: tuple[OnnxTensor, ...] = tuple(map(described, inputs))
         self.outputs: tuple[OnnxTensor, ...] = tuple(map(described, outputs))
+        if threads != 1:
+            leave_to_parent(self)
+
+    def abandon(self) -> None:
+        """Never end the session, in a forked child: it would wait for threads that were left in the parent.
+
+        It runs there as it is, in one thread.
+        """
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))  # outlives the interpreter, as no list would
 
     def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Run on arrays.

@@ -13,7 +13,7 @@ from compoff.device.breaker import Backoff, Breaker
 from compoff.device.link import FIRST_ATTEMPT, LONGEST_ATTEMPT, PROBE_EVERY, refuse_closed, warn_of_unserved
 from compoff.device.timing import Estimate
 from compoff.errors import CompoffError, ConnectTimeout, LocalProtocolError
-from compoff.wire.forks import leave_to_parent
+from compoff.forks import leave_to_parent
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

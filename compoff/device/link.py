@@ -16,7 +16,7 @@ from compoff.device.breaker import Backoff, Breaker
 from compoff.device.timing import Estimate
 from compoff.errors import CompoffError, ConnectionLost, ConnectTimeout, LocalProtocolError
 from compoff.wire.client_protocol import unserved_words
-from compoff.wire.forks import FORKED, leave_to_parent
+from compoff.forks import FORKED, leave_to_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,7 @@ from compoff.errors import (
     WireError,
 )
 from compoff.wire.client_protocol import HUNG_UP
-from compoff.wire.forks import FORKED, leave_to_parent
+from compoff.forks import FORKED, leave_to_parent
 from compoff.wire.frames import MAX_DEADLINE_MS
 from compoff.wire.moved import Moved
 from compoff.wire.protocol import Answer, ClientEvent, Refusal

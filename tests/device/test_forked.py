@@ -1,4 +1,4 @@
-"""Remotes in a forked child: refused there at once, and undisturbed in the parent."""
+"""In a forked child remotes are refused at once, undisturbed in the parent; heads in onnxruntime run and are let go."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from compoff.device.connecting import connect, connect_async
 from compoff.edge.server import serve
 from tests.device.stand_in import StandIn, Tail, after
+from tests.golden_head import GOLDEN, golden_head, golden_payloads
 from tests.wire.forking import in_child
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -55,3 +56,17 @@ def test_an_async_remote_is_its_process_s_own() -> None:
         loop.run_until_complete(remote.close())
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
+
+
+@pytest.mark.parametrize("threads", [1, 2, None])
+def test_a_head_in_onnxruntime_runs_and_ends_in_a_child(threads: int | None) -> None:
+    head = golden_head().compile("onnx", threads=threads)
+
+    def forget() -> None:
+        nonlocal head
+        del head
+        gc.collect()
+
+    assert in_child(lambda: golden_payloads(head) == GOLDEN) == "True"
+    assert in_child(forget) == "None"
+    assert golden_payloads(head) == GOLDEN

@@ -1,4 +1,4 @@
-"""What a forked child must not share with its parent: connections, whose bytes and request ids would be mixed up."""
+"""What a forked child must not share with its parent: connections, whose bytes would be mixed up, and native threads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FORKED = "made in another process; connect again after the fork"
 
 
 class Shared(Protocol):
-    """What belongs to the process that made it."""
+    """What belongs to the process that made it, in whole or in part."""
 
     def abandon(self) -> None:
         """Let go of everything, in a forked child, without a byte to the peer; locks may be held for ever."""
