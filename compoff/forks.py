@@ -1,4 +1,4 @@
-"""What a forked child must not share with its parent: connections, whose bytes would be mixed up, and native threads."""
+"""What a forked child must not share with its parent: connections, whose bytes would mix, and native threads."""
 
 from __future__ import annotations
 

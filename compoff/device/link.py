@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from compoff.device.breaker import Backoff, Breaker
 from compoff.device.timing import Estimate
 from compoff.errors import CompoffError, ConnectionLost, ConnectTimeout, LocalProtocolError
-from compoff.wire.client_protocol import unserved_words
 from compoff.forks import FORKED, leave_to_parent
+from compoff.wire.client_protocol import unserved_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from compoff.errors import CompoffError, ConnectionLost, LocalProtocolError, WireError
+from compoff.forks import FORKED, leave_to_parent
 from compoff.wire.client_protocol import HUNG_UP
 from compoff.wire.exchange import relocate
-from compoff.forks import FORKED, leave_to_parent
 from compoff.wire.moved import Moved, unsent
 from compoff.wire.protocol import Answer, Opened, Refusal
 from compoff.wire.receiver import Receiver, new_buffer

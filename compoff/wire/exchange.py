@@ -19,8 +19,8 @@ from compoff.errors import (
     LocalProtocolError,
     WireError,
 )
-from compoff.wire.client_protocol import HUNG_UP
 from compoff.forks import FORKED, leave_to_parent
+from compoff.wire.client_protocol import HUNG_UP
 from compoff.wire.frames import MAX_DEADLINE_MS
 from compoff.wire.moved import Moved
 from compoff.wire.protocol import Answer, ClientEvent, Refusal
