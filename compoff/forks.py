@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
+from pathlib import Path
 from typing import Protocol
 
-__all__ = ["FORKED", "Shared", "leave_to_parent"]
+__all__ = ["FORKED", "Shared", "give_up", "leave_to_parent"]
 
 FORKED = "made in another process; connect again after the fork"
 """What is said of a connection in a child of the process that made it."""
@@ -30,6 +32,20 @@ def leave_to_parent(one: Shared) -> None:
         one: What belongs to this process; it is not kept alive.
     """
     _shared.add(one)
+
+
+def give_up(descriptor: int) -> None:
+    """Leave what a descriptor speaks with to the parent, in a forked child; without a word to the other end.
+
+    The number stays taken, by nothing, since whoever holds it closes it some time. To close it now would not do: the
+    number could be somebody else's by then.
+
+    Args:
+        descriptor: The descriptor; less than 0 for one that was closed.
+    """
+    if descriptor >= 0:
+        with contextlib.suppress(OSError), Path(os.devnull).open("rb") as nothing:
+            os.dup2(nothing.fileno(), descriptor, inheritable=False)
 
 
 def _abandon_all() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from compoff.edge.places import NO_ROOM, holder_name
 from compoff.errors import WireError
+from compoff.forks import give_up
 from compoff.wire.frames import MAX_BODY_BYTES
 from compoff.wire.messages import ErrorCode
 from compoff.wire.moved import unsent
@@ -233,6 +234,12 @@ class Connection(Receiver):
         self.count_unread()
         if self._transport is not None:
             self._transport.abort()
+
+    def abandon(self) -> None:
+        """Leave the client to the parent, in a forked child."""
+        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+        if sock is not None:
+            give_up(sock.fileno())
 
     def count_unread(self) -> None:
         """Tell the service how many bytes of answers wait for the client to take them."""

@@ -16,6 +16,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from compoff.edge.connection import Connection
+from compoff.forks import give_up
 
 if TYPE_CHECKING:
     import ssl
@@ -74,6 +75,11 @@ class Door:
             self._send_away(sock)
         for task in tuple(self._shaking):
             task.cancel()
+
+    def abandon(self) -> None:
+        """Leave all of it to the parent, in a forked child."""
+        for sock in (*self._listeners, *self._outside):
+            give_up(sock.fileno())
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(_ACCEPTS):

@@ -75,3 +75,7 @@ class Peer(Protocol):
     def abort(self) -> None:
         """Close at once."""
         ...
+
+    def abandon(self) -> None:
+        """Leave the client to the parent, in a forked child."""
+        ...

@@ -24,11 +24,13 @@ from compoff.edge.limits import Limits
 from compoff.edge.servable import Servable
 from compoff.edge.service import Service
 from compoff.errors import LocalProtocolError, WireError
+from compoff.forks import give_up, leave_to_parent
 from compoff.wire.address import format_address, parse_address
 from compoff.wire.security import check_tokens, server_tls
 from compoff.wire.tls import TLS, server_context
 
 if TYPE_CHECKING:
+    import socket
     import ssl
 
     from typing_extensions import Self
@@ -71,6 +73,8 @@ class Server:
         self._host, self._port = parse_address(address)
         self._tls, self._certificates = server_context(tls)
         self._stopped = threading.Event()
+        self._listening: Sequence[socket.socket] = ()
+        self._door: Door | None = None
         self._stop: asyncio.Event
         self._loop: asyncio.AbstractEventLoop
         started: concurrent.futures.Future[str] = concurrent.futures.Future()
@@ -85,6 +89,19 @@ class Server:
             raise WireError(message) from error
         # A program that ends while a tail is at work would otherwise be aborted by the tail's runtime.
         atexit.register(self.close)
+        leave_to_parent(self)
+
+    def abandon(self) -> None:
+        """Leave listening and all clients to the parent, in a forked child.
+
+        Otherwise the child would keep the port open, and the clients waiting, when the parent is gone.
+        """
+        for sock in self._listening:
+            give_up(sock.fileno())
+        if self._door is not None:
+            self._door.abandon()
+        for peer in self._service.peers:
+            peer.abandon()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the server is closed.
@@ -216,7 +233,8 @@ class Server:
             reuse_port=self._reuse_port or None,
             start_serving=not guarded,
         )
-        door = Door(listener.sockets, self._service, self._tls) if guarded else None
+        self._listening = listener.sockets
+        door = self._door = Door(listener.sockets, self._service, self._tls) if guarded else None
         if door is not None:
             door.open()
         host, port = listener.sockets[0].getsockname()[:2]

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import ssl
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from compoff.errors import CompoffError, ConnectionLost, LocalProtocolError, WireError
-from compoff.forks import FORKED, leave_to_parent
+from compoff.forks import FORKED, give_up, leave_to_parent
 from compoff.wire.client_protocol import HUNG_UP
 from compoff.wire.exchange import relocate
 from compoff.wire.moved import Moved, unsent
@@ -57,11 +55,10 @@ class AsyncConnection(Receiver):
         """Be over, in a forked child: both processes would take each other's answers."""
         transport, self._transport = self._transport, None
         sock = transport.get_extra_info("socket") if transport is not None else None
-        if sock is not None and sock.fileno() >= 0:
-            # The descriptor's number stays taken, since the transport closes it some time. To close the transport now
-            # would say goodbye in TLS, and stop the parent's loop from listening where both share its selector.
-            with contextlib.suppress(OSError), Path(os.devnull).open("rb") as nothing:
-                os.dup2(nothing.fileno(), sock.fileno(), inheritable=False)
+        if sock is not None:
+            # To close the transport would say goodbye in TLS, and stop the parent's loop from listening where both
+            # share its selector.
+            give_up(sock.fileno())
         self.failure = LocalProtocolError(f"this connection to {self.address} was {FORKED}")
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self.gone.set()

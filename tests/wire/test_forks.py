@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
+import signal
+import socket
+import time
+import warnings
 from typing import TYPE_CHECKING
 
 import pytest
@@ -78,6 +83,40 @@ def test_the_child_connects_anew(edge: tuple[Server, ssl.SSLContext | None]) -> 
     with open_client(server.address, [ID], tls=tls) as client:
         assert in_child(again) == "b'dlihc'"
         assert client.request(b"parent", timeout=5) == b"tnerap"
+
+
+@contextlib.contextmanager
+def child_that_stays() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which is what is tested
+        child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_server_is_its_process_s_own(edge: tuple[Server, ssl.SSLContext | None]) -> None:
+    server, tls = edge
+    host, port = server.address.split(":")
+    with (
+        open_client(server.address, [ID], tls=tls) as client,
+        socket.create_connection((host, int(port))) as silent,
+        child_that_stays(),
+    ):
+        assert client.request(b"parent", timeout=5) == b"tnerap"
+        server.close()
+        silent.settimeout(5)
+        while silent.recv(100):  # a word of farewell, and then the end: nobody else holds it
+            pass
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, int(port)), timeout=5)
+        with serve(Reverse(), server.address) as again:
+            assert again.address == server.address
 
 
 def test_an_async_client_is_its_process_s_own(edge: tuple[Server, ssl.SSLContext | None]) -> None:
