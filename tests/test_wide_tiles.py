@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
     from compoff.wrapping import Wrapped
 
-SHAPES = {"map": (3, 14, 14), "sequence": (3, 260)}
+SHAPES = {"map": (3, 6, 6), "sequence": (3, 34)}
 
 
 def net(kind: str) -> nn.Module:
-    """A network whose feature at '2' has tiles of more than 4096 elements."""
+    """A network whose feature at '2' has wide tiles."""
     torch.manual_seed(0)
     if kind == "map":
         body = nn.Conv2d(3, 96, 3, padding=1), nn.ReLU(), nn.Conv2d(96, 4, 3, padding=1)
-        return nn.Sequential(*body, nn.Flatten(), nn.Linear(4 * 196, 5)).eval()
+        return nn.Sequential(*body, nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
     line = nn.Conv1d(3, 70, 3, padding=1), nn.ReLU(), nn.Conv1d(70, 4, 3, padding=1)
-    return nn.Sequential(*line, nn.Flatten(), nn.Linear(4 * 260, 5)).eval()
+    return nn.Sequential(*line, nn.Flatten(), nn.Linear(4 * 34, 5)).eval()
 
 
 def inputs(kind: str, count: int, seed: int = 1) -> torch.Tensor:
@@ -36,15 +36,16 @@ def inputs(kind: str, count: int, seed: int = 1) -> torch.Tensor:
 
 
 def fitted(kind: str) -> Wrapped:
-    model = compoff.wrap(net(kind), "2", example_input=inputs(kind, 2), channels=48, stride=7 if kind == "map" else 64)
+    model = compoff.wrap(net(kind), "2", example_input=inputs(kind, 2), channels=48, stride=3 if kind == "map" else 8)
     compoff.fit(model, [inputs(kind, 32)], steps=3, target_bytes=150)
     return model.eval()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_numbers() -> Iterator[None]:
-    """Tiles described by few numbers: eigenvectors of thousands, and products for many waves, would take most of it."""
+    """Tiles that are wide early, described by few numbers: eigenvectors of thousands, products for many waves take long."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("compoff.codec.waves._WHOLE", 512)
         patch.setattr("compoff.codec.waves._DESCRIBED", 64)
         yield
 
