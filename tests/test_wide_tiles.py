@@ -43,7 +43,7 @@ def fitted(kind: str) -> Wrapped:
 
 @pytest.fixture(scope="module", autouse=True)
 def few_numbers() -> Iterator[None]:
-    """Tiles that are wide early, described by few numbers: eigenvectors of thousands, products for many waves take long."""
+    """Tiles that are wide early, described by few numbers: the eigenvectors and products of many waves take long."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("compoff.codec.waves._WHOLE", 512)
         patch.setattr("compoff.codec.waves._DESCRIBED", 64)
