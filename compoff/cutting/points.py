@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from torch import nn
 
-from compoff.canvas import empty_figure
+from compoff.canvas import empty_figure, log_ticks
 from compoff.cutting.flow import bytes_per_sample
 from compoff.cutting.inputs import example_call
 from compoff.cutting.moment import Cut, cut_at_call
@@ -146,6 +146,7 @@ class SplitPoints(Sequence[SplitPoint]):
         colors = ["tab:blue" if point.clean else "tab:gray" for point in self]
         left.bar(places, [point.raw_bytes for point in self], color=colors)
         left.set(ylabel="raw bytes a sample", yscale="log", title=f"{self.model} (gray: skips cross too)")
+        log_ticks(left.yaxis)
         left.set_xticks(places, [point.path for point in self], rotation=90, fontsize=7)
         right = left.twinx()
         right.plot(places, [100 * point.share for point in self], color="tab:orange", marker=".")

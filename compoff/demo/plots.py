@@ -9,6 +9,8 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
+from compoff.canvas import log_ticks
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -31,8 +33,6 @@ def draw_accuracy(results: dict[str, Any]) -> str:
     Returns:
         An SVG element.
     """
-    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter  # the demo's extra
-
     figure, axes = _canvas(4.0)
     alone = next((row for row in results["rows"] if not row["bytes_up"]), None)
     if alone is not None:
@@ -48,9 +48,7 @@ def draw_accuracy(results: dict[str, Any]) -> str:
         text = str(row["split"] or row["quality"] or "")
         axes.annotate(text, (row["bytes_up"], row["accuracy"]), place, textcoords="offset points", fontsize=9)
     axes.set(xscale="log", xlabel="bytes up, mean, frame included (log)", ylabel="accuracy, %")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_locator(NullLocator())
+    log_ticks(axes.xaxis)
     axes.grid(alpha=0.25)
     _legend(figure, axes, columns=5)
     return _svg(figure, "accuracy", "Accuracy over bytes of each way")

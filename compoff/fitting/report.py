@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from compoff.canvas import empty_figure
+from compoff.canvas import empty_figure, log_ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -200,11 +200,10 @@ class FitReport:
             if split.curve:
                 axes.plot(sizes[split.quality], kept[split.quality], "o", color=line.get_color())
         axes.set(xlabel="bytes of a payload", ylabel="agreement (%)" if scores else "output error", xscale="log")
-        axes.xaxis.set_major_formatter("{x:,g}")
-        axes.xaxis.set_minor_formatter("{x:,g}")
-        axes.tick_params(axis="x", which="both", labelsize="small")
+        log_ticks(axes.xaxis)
         if not scores:
             axes.set_yscale("log")
+            log_ticks(axes.yaxis)
         axes.legend()
         return figure
 
@@ -229,5 +228,6 @@ class FitReport:
             if split.distilled_from is not None:
                 axes.axvline(split.distilled_from, color=line.get_color(), linestyle=":", linewidth=1)
         axes.set(xlabel="step", ylabel="loss (dotted: distillation sets in)", yscale="log")
+        log_ticks(axes.yaxis)
         axes.legend()
         return figure
