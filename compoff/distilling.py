@@ -175,12 +175,33 @@ def telling(base: nn.Module, gate: Gate, batch: Batch, features: list[Tensor], t
     return next((place for place, (one, other) in pairs if not torch.equal(one, other)), 0)
 
 
+def student_output(base: nn.Module, gate: Gate, batch: Batch, restored: list[Tensor]) -> Any:
+    """What the model returns where restored features go on in place of its own.
+
+    Args:
+        base: The model.
+        gate: The split point's gate.
+        batch: The batch.
+        restored: The restored features.
+
+    Returns:
+        Its output, nested as it is.
+
+    Raises:
+        FeatureError: The model refused the batch.
+    """
+    # Cloned, because the model may go on to change them in place.
+    with gate.replacing([y_hat.clone() for y_hat in restored]), spare_buffers(base), refusals_named(batch):
+        return batch.call(base)
+
+
 def answers(
     base: nn.Module,
     gate: Gate,
     site: Site,
     batch: Batch,
     restored: list[Tensor],
+    output: list[Tensor],
     teacher: list[Tensor],
     which: int = 0,
 ) -> tuple[str, Tensor, Tensor]:
@@ -195,7 +216,8 @@ def answers(
         site: The split point's site.
         batch: The batch.
         restored: The restored features.
-        teacher: Floating-point tensors of the model's output for the batch.
+        output: Floating-point tensors of what the model returns with them.
+        teacher: Those of the model's output for the batch.
         which: Which of them it is, as `telling` finds it.
 
     Returns:
@@ -205,9 +227,6 @@ def answers(
         FeatureError: The model refused the batch.
         FitError: All shapes behind the split point depend on the feature.
     """
-    # Cloned, because the model may go on to change them in place.
-    with gate.replacing([y_hat.clone() for y_hat in restored]), spare_buffers(base), refusals_named(batch):
-        output = float_tensors(batch.call(base))
     if pairs := _comparable(teacher, output):
         return ("", *next((pair for pair in pairs if pair[0] is teacher[which]), pairs[0]))
     blocks: dict[str, list[Tensor]] = {}

@@ -19,7 +19,7 @@ from compoff.batch import refusals_named
 from compoff.checks import check_flag
 from compoff.codec import TileMoments, TransformBottleneck, WaveMoments
 from compoff.codec.waves import described_by, rides_waves
-from compoff.distilling import answers, float_tensors, teacher_pass, telling
+from compoff.distilling import answers, float_tensors, student_output, teacher_pass, telling
 from compoff.errors import FitError
 from compoff.fitting.aim import Aim
 from compoff.fitting.batches import check_seed, not_finite, require_batches
@@ -361,7 +361,9 @@ def _step_for_error(
         errors: list[float] = []
         for batch, ys, expected in zip(batches, features, teacher, strict=True):
             restored = [one.decode_at(y, one.reference_step) for one, y in zip(bottlenecks, ys, strict=True)]
-            path, ours, theirs = answers(wrapped.base, gate, wrapped.sites[split], batch, restored, expected, which)
+            output = float_tensors(student_output(wrapped.base, gate, batch, restored))
+            place = wrapped.sites[split]
+            path, ours, theirs = answers(wrapped.base, gate, place, batch, restored, output, expected, which)
             errors.append(float(relative_error(ours, theirs, between_samples=None if path else 0.0)))
         return sum(errors) / len(errors)
 

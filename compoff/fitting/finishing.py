@@ -13,6 +13,7 @@ import torch
 
 from compoff.errors import FitError
 from compoff.fingerprint import fingerprint
+from compoff.fitting.agreeing import require_agreement
 from compoff.fitting.aim import Aim
 from compoff.fitting.batches import Batches, require_batches, to_batch
 from compoff.fitting.measure import check_output, count_symbols, features_of, measure
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from compoff.batch import Batch
+    from compoff.fitting.agreeing import Agreement
     from compoff.wrapping import Wrapped
 
 __all__ = ["MEASURED", "conclude", "finish", "held_out", "refuse_on", "up_to"]
@@ -41,6 +43,7 @@ def finish(
     *,
     target_bytes: float | Mapping[str, float] | None = None,
     max_drop: float | None = None,
+    agreement: Agreement | None = None,
     validation: Iterable[Any] | None = None,
 ) -> FitReport:
     """Make the coder's tables, measure, and choose the default quality; what a loop of your own does last.
@@ -54,6 +57,7 @@ def finish(
         target_bytes: The best quality within these bytes, give or take 2 %, becomes the export's default; without it
             and `max_drop` the last one, with the most bytes. A dict gives each split point bytes of its own.
         max_drop: The cheapest quality that changes at most this share of the answers becomes the export's default.
+        agreement: What counts as an answer that is kept, as `fit` takes it; None for the same class.
         validation: Held-out batches to measure on; None for those of `batches`.
 
     Returns:
@@ -81,6 +85,7 @@ def finish(
     require_batches("validation", validation, or_none=True)
     aim = Aim(target_bytes, max_drop)
     aim.check()
+    require_agreement(agreement)
     aim.check_points(wrapped.split_points)
     for split in wrapped.split_points:
         if not all(bottleneck.calibrated for bottleneck in wrapped.bottlenecks_at(split)):
@@ -91,15 +96,20 @@ def finish(
     refuse_on(wrapped, "finish")
     where, reports = device_of(wrapped.base), {split: SplitReport() for split in wrapped.split_points}
     with spare_attributes(wrapped.base, hooks=False), own_random_numbers(0, where):  # a loader that shuffles draws
-        check_output(wrapped, aim)
+        check_output(wrapped, aim, agreement)
         measured = held_out(validation, wrapped, where)
         counted = up_to(batches, wrapped, where, MEASURED)
-        samples = conclude(wrapped, reports, counted, measured, aim)
+        samples = conclude(wrapped, reports, counted, measured, aim, agreement)
     return FitReport(reports, 0, 0.0, samples, held_out=validation is not None)
 
 
 def conclude(
-    wrapped: Wrapped, reports: dict[str, SplitReport], counted: list[Batch], measured: Iterable[Batch] | None, aim: Aim
+    wrapped: Wrapped,
+    reports: dict[str, SplitReport],
+    counted: list[Batch],
+    measured: Iterable[Batch] | None,
+    aim: Aim,
+    agreement: Agreement | None,
 ) -> int:
     """Make the tables of every split point from real symbols, and fill in its report.
 
@@ -109,12 +119,13 @@ def conclude(
         counted: What symbols are counted on.
         measured: What bytes and agreement are measured on; None for what symbols are counted on.
         aim: What the default quality is chosen by.
+        agreement: What counts as an answer that is kept; None for the same class.
 
     Returns:
         Number of samples measured.
 
     Raises:
-        FitError: There are no batches.
+        FitError: There are no batches, or `agreement` gives no shares.
     """
     if not counted:
         raise FitError("the batches are empty, so there is nothing to measure on; give at least one")
@@ -125,7 +136,7 @@ def conclude(
             for layer in [layer for one in wrapped.bottlenecks_at(split) for layer in one.spectral_layers()]:
                 layer.settle()
             count_symbols(wrapped, split, counted)
-            samples = measure(wrapped, split, counted if measured is None else measured, report, aim)
+            samples = measure(wrapped, split, counted if measured is None else measured, report, aim, agreement)
             report.measured_on, report.held_out = samples, measured is not None
             wrapped.note_figures(split, report.figures(), base)
             wrapped.bottleneck(split).choose(report.quality)

@@ -18,6 +18,7 @@ from compoff.batch import Batch, refusals_named
 from compoff.checks import check_flag, check_path, check_weight, check_whole, is_number
 from compoff.coding.side import DTYPES
 from compoff.errors import FitError
+from compoff.fitting.agreeing import require_agreement
 from compoff.fitting.aim import Aim
 from compoff.fitting.batches import check_seed, require_batches, require_device, to_batch
 from compoff.fitting.calibrating import SAMPLES, start
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sized
     from pathlib import Path
 
+    from compoff.fitting.agreeing import Agreement
     from compoff.recipe import Recipe
     from compoff.wrapping import Wrapped
 
@@ -156,6 +158,7 @@ def fit(
     rate: float | None = None,
     target_bytes: float | Mapping[str, float] | None = None,
     max_drop: float | None = None,
+    agreement: Agreement | None = None,
     lr: float | None = None,
     validation: Iterable[Any] | None = None,
     # where and how
@@ -189,6 +192,10 @@ def fit(
             scores: the cheapest quality that keeps to it becomes the export's default. On the measured samples the
             drop in accuracy cannot be larger. Give one of the two; with neither the last quality is the default, the
             one with the most bytes.
+        agreement: What counts as an answer that is kept, for a model that returns something else than scores: a
+            function of two answers for a batch, the student's and the model's own, each as the model returns it, that
+            gives a tensor of one share a sample, 1 for an answer that is kept and 0 for one that is lost. The report
+            has their mean, and `max_drop` is what may be lost of it. None for the same class.
         lr: Learning rate at the start; None for the recipe's.
         validation: Held-out batches to measure bytes and agreement on; None for training inputs.
         device: Where to train, such as ``"cuda"``; None for where the model is. The model is moved there.
@@ -230,6 +237,7 @@ def fit(
     lr, rate = _weights(chosen.lr if lr is None else lr, chosen.rate if rate is None else rate)
     aim = Aim(target_bytes, max_drop)
     _check_aim(wrapped, aim)
+    require_agreement(agreement)
     refuse_on(wrapped, "fit")
     if device is not None:
         require_device(device)
@@ -243,7 +251,7 @@ def fit(
         _check_precision(wrapped)
         _warn_of_export(wrapped)
         aim.check_points(wrapped.split_points)
-        check_output(wrapped, aim)
+        check_output(wrapped, aim, agreement)
         tell_of_latents_too_small(wrapped, aim)
         measured = held_out(validation, wrapped, where)
         if state is None or not state.exists():
@@ -252,7 +260,7 @@ def fit(
         fitter.state.seconds = time.monotonic() - began  # what finding the directions took
         keeper = Keeper(state, seed, fitter) if state is not None else None
         recent = _train(fitter, batches, where, keeper, progress=progress)
-        report = _finish(fitter, recent, batches, measured, where, aim)
+        report = _finish(fitter, recent, batches, measured, where, aim, agreement)
     tell_of_what_was_left(wrapped, report, aim, again=again)
     return report
 
@@ -318,6 +326,7 @@ def _finish(
     measured: Iterable[Batch] | None,
     device: torch.device | None,
     aim: Aim,
+    agreement: Agreement | None,
 ) -> FitReport:
     """Measure on what the loop saw, or on what was held out."""
     _log.info("counting symbols and measuring every quality")
@@ -327,5 +336,5 @@ def _finish(
         split: SplitReport(loss=state.loss[split], distilled_from=state.distilled_from.get(split))
         for split in wrapped.split_points
     }
-    samples = conclude(wrapped, reports, counted, measured, aim)
+    samples = conclude(wrapped, reports, counted, measured, aim, agreement)
     return FitReport(reports, state.step, state.seconds, samples, held_out=measured is not None)

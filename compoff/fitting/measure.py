@@ -11,8 +11,9 @@ from compoff.batch import Batch
 from compoff.codec import Decoder, Encoder, TransformBottleneck
 from compoff.coding import Code, PayloadFormat, Side, SymbolTables
 from compoff.coding.levels import coarse_tables, coarsen
-from compoff.distilling import answers, float_tensors, teacher_pass, telling
+from compoff.distilling import answers, float_tensors, student_output, teacher_pass, telling
 from compoff.errors import FitError
+from compoff.fitting.agreeing import require_whole, shares_of
 from compoff.fitting.aim import Aim
 from compoff.fitting.batches import not_finite
 from compoff.fitting.comparison import Comparison, is_scores
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from compoff.codec import Bottleneck, Quality
+    from compoff.fitting.agreeing import Agreement
     from compoff.fitting.report import SplitReport
     from compoff.wrapping import Wrapped
 
@@ -136,33 +138,46 @@ def symbols_of(wrapped: Wrapped, split: str, batch: Batch) -> list[Tensor]:
     return symbols
 
 
-def check_output(wrapped: Wrapped, aim: Aim) -> None:
+def check_output(wrapped: Wrapped, aim: Aim, agreement: Agreement | None = None) -> None:
     """Refuse, before a long fit, an aim that the model's output says nothing about.
 
     Args:
         wrapped: The model, its shapes known.
         aim: The aim.
+        agreement: What counts as an answer that is kept; None for the same class.
 
     Raises:
-        FitError: `max_drop` was given, and the output is no table of scores.
+        FitError: `max_drop` was given, and the output is no table of scores; or `agreement` gives no shares, or less
+            than 1 for an answer beside itself.
     """
-    if aim.max_drop is None:
+    if aim.max_drop is None and agreement is None:
         return
     example = wrapped.example_inputs()
     batch = Batch(example.args, example.keywords)
     with torch.no_grad(), spare_buffers(wrapped.base):
-        outputs = float_tensors(batch.call(wrapped.base))
+        answer = batch.call(wrapped.base)
+        if agreement is not None:
+            require_whole(agreement, answer, batch.size)
+            return
+    outputs = float_tensors(answer)
     for split in wrapped.split_points if outputs else ():
-        answer = outputs[telling_of(wrapped, split, batch, outputs)]
-        if not is_scores(answer):
+        scores = outputs[telling_of(wrapped, split, batch, outputs)]
+        if not is_scores(scores):
             raise FitError(
                 "max_drop counts answers that change, which the first tensor that the model returns and that "
-                f"depends on '{split}', {tuple(answer.shape)} for two samples, does not show; expected scores, "
-                "(batch, classes): give target_bytes instead"
+                f"depends on '{split}', {tuple(scores.shape)} for two samples, does not show; expected scores, "
+                "(batch, classes): say with agreement= what counts, or give target_bytes instead"
             )
 
 
-def measure(wrapped: Wrapped, split: str, batches: Iterable[Batch], report: SplitReport, aim: Aim | None = None) -> int:
+def measure(
+    wrapped: Wrapped,
+    split: str,
+    batches: Iterable[Batch],
+    report: SplitReport,
+    aim: Aim | None = None,
+    agreement: Agreement | None = None,
+) -> int:
     """Fill in what a report says of a fitted bottleneck.
 
     Args:
@@ -171,12 +186,13 @@ def measure(wrapped: Wrapped, split: str, batches: Iterable[Batch], report: Spli
         batches: Inputs to measure on.
         report: The report to fill in.
         aim: What the default quality is chosen by.
+        agreement: What counts as an answer that is kept; None for the same class.
 
     Returns:
         Number of samples measured.
 
     Raises:
-        FitError: The model's output holds no floating-point tensor to compare.
+        FitError: The model's output holds no floating-point tensor to compare, or `agreement` gives no shares.
 
     Examples:
         >>> import torch, compoff
@@ -197,15 +213,19 @@ def measure(wrapped: Wrapped, split: str, batches: Iterable[Batch], report: Spli
             symbols = symbols_of(wrapped, split, batch)
             sides = [side.cpu().numpy() for side in gate.sides(len(kept))]
             with spare_buffers(wrapped.base):
-                teacher = float_tensors(batch.call(wrapped))
+                answer = batch.call(wrapped)
+            teacher = float_tensors(answer)
             if not teacher:
                 raise FitError("the model returns no floating-point tensor, so there is nothing to compare")
             if first is None:
                 first, which = batch.copy(), telling_of(wrapped, split, batch, teacher)
             for rate in rates:
                 restored = rate.add(symbols, sides)
-                found = answers(wrapped.base, gate, wrapped.sites[split], batch, restored, teacher, which)
-                rate.comparison.add(*found)
+                output = student_output(wrapped.base, gate, batch, restored)
+                place, given = wrapped.sites[split], float_tensors(output)
+                rate.comparison.add(*answers(wrapped.base, gate, place, batch, restored, given, teacher, which))
+                if agreement is not None:
+                    rate.shares.append(shares_of(agreement, output, answer, batch.size))
             samples += len(symbols[0])
     if first is None:
         raise FitError("the batches are used up, so there is nothing to measure on; give some that last")
@@ -238,6 +258,7 @@ class _Rate:
         self.coder = PayloadFormat(bytes(32), codes, sides)
         self.lengths: list[int] = []
         self.comparison = Comparison()
+        self.shares: list[Tensor] = []  # of each batch what a user's function says is kept
 
     def add(self, symbols: list[Tensor], sides: list[NDArray[Any]]) -> list[Tensor]:
         """Code the symbols of a batch, and decode what the edge would have of them."""
@@ -259,7 +280,7 @@ class _Rate:
             "channels": [quality.channels for quality in self.qualities],
             "step": self.qualities[0].step,
             "bytes": sum(self.lengths) / len(self.lengths),
-            "agreement": self.comparison.agreement,
+            "agreement": float(torch.cat(self.shares).mean()) if self.shares else self.comparison.agreement,
             "output_error": self.comparison.error,
             "encoder_macs": self._encoder_macs(),
         }

@@ -28,8 +28,8 @@ class SplitReport:
         bytes: Mean length of one sample's payload, side tensors, header and checksum included, in bytes.
         ceiling_bytes: Length that no input's payload exceeds, in bytes.
         raw_bytes: Size of the floating-point tensors that cross, one sample, as they are, in bytes.
-        agreement: Share of samples on which student and teacher choose the same class; None where the output is no
-            table of scores.
+        agreement: Share of samples on which student and teacher choose the same class, or the mean of what the fit's
+            own `agreement` says of them; None where the output is no table of scores and the fit had none.
         output_error: Squared distance of the student's output from the teacher's, in units of what samples differ by:
             1 for a student that always answers the same. Over all measured samples; where the model returns several
             tensors, of the first that depends on what is coded, and so is `agreement`.

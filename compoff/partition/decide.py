@@ -141,7 +141,10 @@ def _lost(way: Plan) -> tuple[float, float]:
 def _too_much(ways: list[Plan], goal: Goal) -> str:
     known = [way.agreement for way in ways if way.agreement is not None]
     if not known:
-        return "these heads have no agreement measured, which takes a model with scores for output; give seconds="
+        return (
+            "these heads have no agreement measured, which takes a model with scores for output, or agreement= of the "
+            "fit; give seconds="
+        )
     return (
         f"no way keeps an agreement of {goal.agreement:g}; the best has {max(known):.4g}. Ask for less, or fit for "
         "more bytes"
