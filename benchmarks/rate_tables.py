@@ -161,6 +161,7 @@ RATE_TABLES: dict[str, Callable[[], str]] = {
     "resnet50-layer2-mixed": partial(imagenet_table, "rate_accuracy.resnet50.layer2.cpu.mixed"),
     "resnet50-layer2-stride4": partial(imagenet_table, "rate_accuracy.resnet50.layer2.cpu.stride4"),
     "resnet50-layer2-192": partial(imagenet_table, "rate_accuracy.resnet50.layer2.cpu.192"),
+    "resnet50-layer2-deepcod": partial(imagenet_table, "rate_accuracy.resnet50.layer2.cpu.deepcod"),
     "resnet18-layer3-deepcod": partial(imagenet_table, "rate_accuracy.resnet18.layer3.cpu.deepcod"),
     "resnet18-layer4-stride4": partial(imagenet_table, "rate_accuracy.resnet18.layer4.cpu.stride4"),
     "resnet18-layer4-stride4-wide": partial(imagenet_table, "rate_accuracy.resnet18.layer4.cpu.stride4.wide"),
