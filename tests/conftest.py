@@ -28,7 +28,9 @@ hypothesis.settings.load_profile("compoff")
 _LONG = (
     "test_examples.py",
     "operations/test_run.py",
+    "test_notebooks.py",
     "zoo/test_shipping.py",
+    "test_wide_tiles.py",
     "edge/test_engines.py",
     "test_cli.py",
     "demo/test_run.py",
@@ -40,6 +42,9 @@ _LONG = (
     "edge/test_module_backend.py",
     "benchmarks/test_faults.py",
     "device/test_head.py",
+    "device/test_onnx_head.py",
+    "cutting/test_proof.py",
+    "test_exporting.py",
     "fitting/test_fit.py",
 )
 
