@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import threading
 import weakref
-from pathlib import Path
 from typing import Protocol
 
-__all__ = ["FORKED", "Shared", "give_up", "leave_to_parent"]
+__all__ = ["FORKED", "OwnLock", "Shared", "give_up", "leave_to_parent"]
 
 FORKED = "made in another process; connect again after the fork"
 """What is said of a connection in a child of the process that made it."""
@@ -43,9 +44,47 @@ def give_up(descriptor: int) -> None:
     Args:
         descriptor: The descriptor; less than 0 for one that was closed.
     """
-    if descriptor >= 0:
-        with contextlib.suppress(OSError), Path(os.devnull).open("rb") as nothing:
-            os.dup2(nothing.fileno(), descriptor, inheritable=False)
+    if descriptor < 0:
+        return
+    with contextlib.suppress(OSError):
+        try:
+            nothing = os.open(os.devnull, os.O_RDONLY)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            os.close(descriptor)  # there is no other number left, so that this one comes back at once
+            nothing = os.open(os.devnull, os.O_RDONLY)
+        if nothing != descriptor:
+            os.dup2(nothing, descriptor, inheritable=False)
+            os.close(nothing)
+
+
+class OwnLock:
+    """A lock that is free in a forked child, whichever thread held it in the parent.
+
+    It is for what a child finds whole all the same, or makes anew.
+
+    Examples:
+        >>> lock = OwnLock()
+        >>> with lock:
+        ...     pass
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        leave_to_parent(self)
+
+    def __enter__(self) -> None:
+        """Wait for the lock."""
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        """Let it go."""
+        self._lock.release()
+
+    def abandon(self) -> None:
+        """Be free, in a forked child: who holds the lock may not be here."""
+        self._lock = threading.Lock()
 
 
 def _abandon_all() -> None:

@@ -46,7 +46,7 @@ class OnnxTensor:
 
 
 class OnnxSession:
-    """An ONNX program in onnxruntime, on the CPU. Threads may share it, and forked processes.
+    """An ONNX program in onnxruntime, on the CPU. Threads may share it, and forked processes that nobody ran it at.
 
     Args:
         data: The bytes of the program.
@@ -82,6 +82,8 @@ class OnnxSession:
                 raise BackendError(f"threads is {threads}; expected at most {_MOST_THREADS}")
             options.intra_op_num_threads = threads
         self.name = name
+        self._running: list[None] = []  # one for each thread that is in it
+        self._left: str | None = None  # why it can be used no more
         self.version: str = runtime.__version__
         try:
             self._session: Any = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
@@ -102,8 +104,10 @@ class OnnxSession:
     def abandon(self) -> None:
         """Never end the session, in a forked child: it would wait for threads that were left in the parent.
 
-        It runs there as it is, in one thread.
+        It runs there as it is, in one thread, unless another was in it: what that had begun is not ended there.
         """
+        if self._running:
+            self._left = "was running in another thread when this process was forked; load it again here"
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))  # outlives the interpreter, as no list would
 
     def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -120,10 +124,15 @@ class OnnxSession:
         """
         if len(inputs) != len(self.names):
             raise BackendError(f"{self.name} takes {len(self.names)} inputs, {len(inputs)} were given")
+        if self._left is not None:
+            raise BackendError(f"{self.name} {self._left}")
+        self._running.append(None)
         try:
             return self._session.run(None, dict(zip(self.names, inputs, strict=True)))
         except Exception as error:  # its own classes, made at run time
             raise BackendError(f"onnxruntime {self.version} failed in {self.name}: {first_line(error)}") from error
+        finally:
+            self._running.pop()
 
 
 def described(node: Any) -> OnnxTensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any, cast
@@ -50,8 +51,11 @@ def device_trouble(device: Any) -> str:
         return first_line(error)
 
 
-# torch.export.load notes in a global of the process what it is at; what warns is a global, too.
-_LOADING = threading.Lock()
+# torch.export.load notes in a global of the process what it is at; what warns is a global, too. A fork waits until
+# nobody loads: the child would find it at what a thread of its parent had begun.
+_LOADING = threading.RLock()
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(before=_LOADING.acquire, after_in_parent=_LOADING.release, after_in_child=_LOADING.release)
 
 
 class TorchProgram:

@@ -127,6 +127,8 @@ class AsyncLink:
         enough = self._attempts + attempts
         while True:
             self.check_open(under_way=True)
+            if self._task.done():  # canceled with all tasks of the loop: somebody has to connect all the same
+                self._task = asyncio.create_task(self._keep(), name="compoff-link")
             client = self.current
             if client is not None and not client.closed and not client.stuck:
                 return client

@@ -76,6 +76,7 @@ class Caller(Unpickled, Generic[LinkT]):
     def stats(self) -> RemoteStats:
         """What all calls of this remote came to so far, and whether the edge answers now."""
         link = self._link
+        link.check_made_here()
         return self._tally.snapshot(
             connections=link.opened,
             reachable=link.breaker.closed,

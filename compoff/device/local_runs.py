@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from compoff.errors import ReadTimeout
+from compoff.forks import leave_to_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,7 +45,9 @@ class LocalRuns:
         self._closed = False
         self._waiting: _Waiting = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._ending: weakref.finalize[..., Any] | None = None
         weakref.finalize(self, self._waiting.put, None).atexit = False  # nobody asks any more
+        leave_to_parent(self)
 
     def submit(self, call: Call, *, hurry: bool) -> Future[Any]:
         """Have the whole model run, after those that were submitted before.
@@ -65,9 +68,14 @@ class LocalRuns:
             if self._closed:
                 raise RuntimeError("these local runs were closed")
             if self._thread is None:
-                self._thread = _started(self._waiting)
+                self._thread, self._ending = _started(self._waiting)
             self._waiting.put((future, lambda: context.run(self._run, call, asked)))
         return future
+
+    def abandon(self) -> None:
+        """Wait for no thread at the end of a forked child: it is not there."""
+        if self._ending is not None:
+            self._ending.detach()
 
     def close(self) -> None:
         """Let go of the thread and cancel what waits for it; a run under way is not waited for."""
@@ -87,14 +95,13 @@ class LocalRuns:
         return output
 
 
-def _started(waiting: _Waiting) -> threading.Thread:
+def _started(waiting: _Waiting) -> tuple[threading.Thread, weakref.finalize[..., Any]]:
     """A thread that runs what waits; unlike one of a pool, it keeps no process from ending for longer than a moment."""
     idle = threading.Event()
     idle.set()
     thread = threading.Thread(target=_work, args=(waiting, idle), name="compoff-local", daemon=True)
     thread.start()
-    weakref.finalize(thread, _end, waiting, idle)
-    return thread
+    return thread, weakref.finalize(thread, _end, waiting, idle)
 
 
 def _end(waiting: _Waiting, idle: threading.Event) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import threading
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from compoff.device.aside import aside
 from compoff.device.caller import Caller
 from compoff.device.edge import Edge
 from compoff.device.fallback import Hedge
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from compoff.partition.decide import Plan
 
 __all__ = ["Remote", "close"]
+
+_CLOSED_WITHIN = 2.0  # seconds; mostly milliseconds
 
 
 class Remote(Caller["Link"]):
@@ -62,7 +66,8 @@ class Remote(Caller["Link"]):
         self._fallback = fallback
         self._edge = fallback.edge if fallback is not None else Edge(link, tally)
         self._report = threading.local()
-        self._finalizer = weakref.finalize(self._grip, close, link, fallback)
+        # The last holder may go in any thread, wherever that is: what the collector interrupts may hold the locks.
+        self._finalizer = weakref.finalize(self._grip, aside, partial(close, link, fallback), 0.0)
 
     @property
     def address(self) -> str:
@@ -146,8 +151,12 @@ class Remote(Caller["Link"]):
         return fallback.answer(call) if stays is None else fallback.here(call, stays)
 
     def close(self) -> None:
-        """Close the connection; calls under way end with ConnectionLost."""
-        self._finalizer()
+        """Close the connection; calls under way end with ConnectionLost.
+
+        A handler of signals may call it, whatever it interrupts: then calls may end a moment later.
+        """
+        if self._finalizer.detach() is not None:
+            aside(partial(close, self._link, self._fallback), _CLOSED_WITHIN)
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,9 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import logging
+import math
 import threading
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -42,6 +44,7 @@ __all__ = ["Servable", "Server", "serve"]
 
 _logger = logging.getLogger("compoff.serve")
 _SWAP_TIMEOUT = 10.0  # seconds; a loop that has stopped will never answer
+_LOOK = 0.5  # seconds after which one that waits looks whether the thread was left behind
 _HUNG = 2.0  # seconds beyond drain_timeout after which a loop that hangs in a tail is left behind
 
 
@@ -72,9 +75,10 @@ class Server:
         self._reuse_port = reuse_port
         self._host, self._port = parse_address(address)
         self._tls, self._certificates = server_context(tls)
-        self._stopped = threading.Event()
+        self._left_behind = False  # its thread hangs in a tail, and nobody waits for it any more
         self._listening: Sequence[socket.socket] = ()
         self._door: Door | None = None
+        self._forked = False
         self._stop: asyncio.Event
         self._loop: asyncio.AbstractEventLoop
         started: concurrent.futures.Future[str] = concurrent.futures.Future()
@@ -96,6 +100,7 @@ class Server:
 
         Otherwise the child would keep the port open, and the clients waiting, when the parent is gone.
         """
+        self._forked = True
         for sock in self._listening:
             give_up(sock.fileno())
         if self._door is not None:
@@ -113,18 +118,27 @@ class Server:
             Whether it is closed.
 
         Raises:
-            LocalProtocolError: `timeout` is no number.
+            LocalProtocolError: `timeout` is no number, or another process made the server.
         """
+        self._check_made_here()
         check_number("timeout", timeout, LocalProtocolError, "seconds, or None to wait without end", or_none=True)
-        return self._stopped.wait(timeout)
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        # Not an event: a handler of signals that closes the server could interrupt who holds its lock.
+        while self._thread.is_alive() and not self._left_behind:
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            self._thread.join(min(left, _LOOK))
+        return True
 
     def reload_certificates(self) -> None:
         """Read the files of ``tls`` again, for the connections to come; those that stand are not touched.
 
         Raises:
             LocalProtocolError: A file is missing or damaged, and what was in use stays in use; or the server was not
-                given a `TLS`.
+                given a `TLS`, or made by another process.
         """
+        self._check_made_here()
         if self._certificates is None:
             raise LocalProtocolError("this server was not given tls=TLS(...), so it has no certificate files to reload")
         self._certificates.reload()
@@ -136,8 +150,9 @@ class Server:
             token: The token, several of which each will do, or None to let everyone in.
 
         Raises:
-            LocalProtocolError: A token has a form that cannot be sent.
+            LocalProtocolError: A token has a form that cannot be sent, or another process made the server.
         """
+        self._check_made_here()
         self._service.token = check_tokens(token)
 
     def stats(self) -> ServerStats:
@@ -159,17 +174,24 @@ class Server:
             tails: All that is to be served.
 
         Raises:
-            LocalProtocolError: The tails cannot be served, and nothing has changed; or the server is closed.
+            LocalProtocolError: The tails cannot be served, and nothing has changed; or the server is closed, or was
+                made by another process.
         """
+        self._check_made_here()
         every_tail = list(tails) if isinstance(tails, Sequence) else [tails]
         done: concurrent.futures.Future[None] = concurrent.futures.Future()
 
         def swap() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
             try:
                 done.set_result(self._service.swap(every_tail))
             except BaseException as error:
                 done.set_exception(error)
 
+        if threading.current_thread() is self._thread:  # a tail asks for it, that is answered where requests come in
+            swap()
+            return done.result()
         try:
             self._loop.call_soon_threadsafe(swap)
         except RuntimeError:
@@ -178,24 +200,35 @@ class Server:
         try:
             done.result(_SWAP_TIMEOUT)
         except concurrent.futures.TimeoutError:
-            message = "the server is stopping; serve the tails with a new one"
+            if not done.cancel():  # it has begun
+                return done.result()
+            message = "the server is stopping, or too busy, and serves what it did; try again, or serve with a new one"
             raise LocalProtocolError(message) from None
 
     def readmit(self) -> None:
-        """Have every client connect again, under the tokens and certificates of now; answers in flight still go out."""
+        """Have every client connect again, under the tokens and certificates of now; answers in flight still go out.
+
+        Raises:
+            LocalProtocolError: Another process made the server.
+        """
+        self._check_made_here()
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is connected
             self._loop.call_soon_threadsafe(self._service.dismiss_all)
 
     def close(self) -> None:
         """Stop: take no new requests, send the answers in flight (up to ``drain_timeout``), close. Again: no effect.
 
-        The end of the program does it, too.
+        The end of the program does it, too. In a forked child it is the parent's, and nothing happens.
         """
         atexit.unregister(self.close)
         with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped already
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(self._service.limits.drain_timeout + _HUNG)
-        self._stopped.set()
+        self._left_behind = self._thread.is_alive()
+
+    def _check_made_here(self) -> None:
+        if self._forked:
+            raise LocalProtocolError("this server was made in another process; serve after the fork")
 
     def __enter__(self) -> Self:
         """The server itself."""
@@ -215,7 +248,6 @@ class Server:
                 started.set_exception(error)
         finally:
             self._service.stop()
-            self._stopped.set()
 
     async def _serve(self, started: concurrent.futures.Future[str]) -> None:
         self._loop = asyncio.get_running_loop()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
+import time
+import weakref
 from typing import Any
 
 import pytest
@@ -70,3 +73,30 @@ def test_a_head_in_onnxruntime_runs_and_ends_in_a_child(threads: int | None) -> 
     assert in_child(lambda: golden_payloads(head) == GOLDEN) == "True"
     assert in_child(forget) == "None"
     assert golden_payloads(head) == GOLDEN
+
+
+def test_statistics_are_the_parent_s() -> None:
+    with serve(Tail()) as server, connect(StandIn(), server.address) as remote:  # type: ignore[arg-type]
+        with remote._tally._lock:  # as a thread that is not in the child may hold it
+            assert "this Remote was made in another process" in in_child(lambda: remote.stats)
+        assert remote.stats.connections == 1
+
+
+def test_a_child_does_not_wait_for_a_local_run_of_its_parent() -> None:
+    over = threading.Event()
+    with serve(Tail()) as server:
+        remote = connect(StandIn(), server.address, on_failure="hedge", local=lambda x: over.wait(20))  # type: ignore[arg-type]
+        server.close()
+        call = threading.Thread(target=lambda: remote(after(0), timeout=20))
+        call.start()
+        time.sleep(0.5)
+
+        def end() -> float:
+            began = time.monotonic()
+            weakref.finalize._exitfunc()  # type: ignore[attr-defined]
+            return time.monotonic() - began
+
+        assert float(in_child(end)) < 3
+        over.set()
+        call.join()
+        remote.close()

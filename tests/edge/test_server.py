@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -337,3 +338,16 @@ def test_a_program_that_ends_while_a_tail_is_at_work_lets_it_end_first() -> None
     done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "answered\n", "")
     assert time.monotonic() - began < 5, "an idle connection holds nobody up"
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers that send signals")
+def test_a_handler_of_signals_closes_a_server_that_is_waited_for() -> None:
+    for _ in range(20):
+        server = serve(Echo())
+        before = signal.signal(signal.SIGALRM, lambda *_, server=server: server.close())
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.005)
+            while not server.wait(0.0005):
+                pass
+        finally:
+            signal.signal(signal.SIGALRM, before)

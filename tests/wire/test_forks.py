@@ -109,6 +109,15 @@ def test_a_server_is_its_process_s_own(edge: tuple[Server, ssl.SSLContext | None
         child_that_stays(),
     ):
         assert client.request(b"parent", timeout=5) == b"tnerap"
+        for asked in (
+            server.wait,
+            server.readmit,
+            lambda: server.swap(Reverse()),
+            lambda: server.replace_tokens("abc"),
+        ):
+            assert "this server was made in another process; serve after the fork" in in_child(asked)
+        assert in_child(server.close) == "None"
+        assert client.request(b"parent", timeout=5) == b"tnerap"
         server.close()
         silent.settimeout(5)
         while silent.recv(100):  # a word of farewell, and then the end: nobody else holds it

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from compoff.autocast import no_autocast
 from compoff.errors import ArtifactError, BackendError
 from compoff.fingerprint import fingerprint
+from compoff.forks import OwnLock
 from compoff.hooks import Tap, hang
 from compoff.programs import DEVICE_ERRORS, TorchProgram
 from compoff.structure import unflatten
@@ -107,7 +107,7 @@ class ModuleBackend:
         self._decoders = decoders
         self._places = tuple(places)
         self._feed = _Feed(len(manifest.codes), [own for _, own in places])
-        self._lock = threading.Lock()  # one run at a time goes through the hooks
+        self._lock = OwnLock()  # one run at a time goes through the hooks
         hang(model, self._feed, [tap for tap, _ in places])
 
     @classmethod
