@@ -7,16 +7,13 @@ import logging
 import multiprocessing
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from compoff.device.breaker import Backoff
 from compoff.errors import WireError
 from compoff.operations.child import serve_as_told
 from compoff.operations.figures import Figures, counted_only, merge
 from compoff.operations.settings import Settings
-
-if TYPE_CHECKING:
-    from multiprocessing.process import BaseProcess
 
 __all__ = ["Member", "Role"]
 
@@ -60,12 +57,17 @@ class Member:
 
     def _start(self, settings: Settings) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        arguments = (self.role(settings), self._address, theirs, self._log)
-        name = f"compoff-serve-{self._number}"
-        self._process: BaseProcess = context.Process(target=serve_as_told, args=arguments, name=name, daemon=True)
-        self._process.start()
-        theirs.close()
+        ours, theirs = context.Pipe()
+        with theirs:
+            arguments = (self.role(settings), self._address, theirs, self._log)
+            name = f"compoff-serve-{self._number}"
+            process = context.Process(target=serve_as_told, args=arguments, name=name, daemon=True)
+            try:
+                process.start()
+            except BaseException:
+                ours.close()
+                raise
+        self._pipe, self._process = ours, process
         self._began = time.monotonic()
         self._starts += 1
         self._asked: float | None = None  # since when it owes its figures
@@ -177,7 +179,7 @@ class Member:
 
     def revive(self, settings: Settings) -> None:
         """Start it again where it has died, after a pause that grows while it keeps dying."""
-        alive = self._process.is_alive()
+        alive = not self._dead and self._process.is_alive()
         answer = self._receive("ready", 0.0)  # after that look: what it said before it ended is there then
         if isinstance(answer, str):
             _logger.error("server process %s cannot serve: %s", self._number, answer)
@@ -198,11 +200,19 @@ class Member:
             self._dead, self.listening = True, False
             self._not_before = now + self._backoff.next()
         if now >= self._not_before:
-            self._pipe.close()
-            self._process.close()
+            self._start_again(settings)
+
+    def _start_again(self, settings: Settings) -> None:
+        self._pipe.close()  # before, for what it holds may be what the next one lacks
+        self._process.close()
+        try:
             self._start(settings)
-            self._dead = False
-            _logger.info("server process %s starts again", self._number)
+        except OSError as error:  # too many open files or processes, or too little memory, and perhaps not for long
+            _logger.error("server process %s cannot be started: %s", self._number, error.strerror or error)
+            self._not_before = time.monotonic() + self._backoff.next()
+            return
+        self._dead = False
+        _logger.info("server process %s starts again", self._number)
 
     def end(self, seconds: float) -> None:
         """Wait until it has ended, and kill it if it does not.
@@ -210,9 +220,10 @@ class Member:
         Args:
             seconds: How long to wait.
         """
-        self._process.join(seconds)
-        if self._process.is_alive():
-            _logger.error("server process %s does not end; killing it", self._number)
-            self._process.kill()
-            self._process.join()
+        if not self._dead:  # and perhaps closed
+            self._process.join(seconds)
+            if self._process.is_alive():
+                _logger.error("server process %s does not end; killing it", self._number)
+                self._process.kill()
+                self._process.join()
         self._pipe.close()

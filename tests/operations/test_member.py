@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
 import time
 from dataclasses import replace
+from multiprocessing.context import SpawnProcess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from compoff.artifact import write_folder
+from compoff.device.breaker import Backoff
 from compoff.operations import member
 from compoff.operations.member import Member
 from compoff.operations.settings import Relay, Settings, TailPlace
@@ -97,6 +100,38 @@ def test_a_process_that_hangs_is_not_asked_again_and_again_and_started_anew(
     front.wait_until_ready()
     assert front.figures(front.question(), time.monotonic() + 20) is not None
     assert len(front.counted) == 2, "what the first one had counted stays in the sum"
+
+
+def test_one_that_cannot_be_started_again_is_tried_later(
+    front: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, tries = SpawnProcess.start, 0
+
+    def start(process: SpawnProcess) -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 4:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        real(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", start)
+    front._backoff = Backoff(1.0, 4.0, lambda: 1.0)
+    front._process.kill()
+    front._process.join()
+    front.revive(front.settings)
+    for number, pause in enumerate((2.0, 4.0, 4.0), start=1):
+        front.revive(front.settings)
+        assert tries == number - 1, "not at once"
+        now, front._not_before = time.monotonic(), 0.0
+        front.revive(front.settings)
+        assert (tries, front.listening, front._not_before >= now + pause) == (number, False, True)
+    assert caplog.text.count("server process 0 cannot be started: Too many open files") == 3
+    front.ask("stop")
+    front.end(1.0)  # the server may be stopped meanwhile
+    front._not_before = 0.0
+    front.revive(front.settings)
+    front.wait_until_ready()
+    assert front.figures(front.question(), time.monotonic() + 20) is not None
 
 
 def test_a_reload_says_whether_the_tails_were_read(front: Any, tmp_path: Path) -> None:
