@@ -74,6 +74,7 @@ class Member:
         self._told = self._began  # when it gave them last
         self._outcomes: dict[str, bool] = {}  # what became of each reload
         self._owed = 0  # reloads that it was told of and has not done
+        self._killed = False
         self.listening = False
         self.exports: frozenset[str] = frozenset()
 
@@ -187,8 +188,9 @@ class Member:
             if self.listening and time.monotonic() - self._told > _QUIET_SECONDS:
                 self.question()  # also where nobody wants the figures: one that hangs shows only so
             if self._asked is not None and time.monotonic() - self._asked > _SILENT_SECONDS:
-                _logger.error("server process %s has not answered for %g s; killing it", self._number, _SILENT_SECONDS)
-                self._process.kill()
+                self._kill(f"has not answered for {_SILENT_SECONDS:g} s")
+            if not self.listening and time.monotonic() - self._began > _START_SECONDS:
+                self._kill(f"does not listen after {_START_SECONDS:g} s")
             return
         now = time.monotonic()
         if not self._dead:
@@ -201,6 +203,12 @@ class Member:
             self._not_before = now + self._backoff.next()
         if now >= self._not_before:
             self._start_again(settings)
+
+    def _kill(self, reason: str) -> None:
+        if not self._killed:  # one that waits for a disk may take its time to end
+            _logger.error("server process %s %s; killing it", self._number, reason)
+            self._killed = True
+        self._process.kill()
 
     def _start_again(self, settings: Settings) -> None:
         self._pipe.close()  # before, for what it holds may be what the next one lacks

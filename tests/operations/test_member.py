@@ -134,6 +134,31 @@ def test_one_that_cannot_be_started_again_is_tried_later(
     assert front.figures(front.question(), time.monotonic() + 20) is not None
 
 
+def test_one_that_hangs_before_it_listens_is_started_anew(
+    front: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front._process.kill()
+    front._process.join()
+    front.revive(front.settings)
+    front._not_before = 0.0
+    front.revive(front.settings)
+    hanging = front._process.pid
+    os.kill(hanging, signal.SIGSTOP)
+    front.revive(front.settings)
+    assert "killing it" not in caplog.text
+    monkeypatch.setattr(member, "_START_SECONDS", 0.0)
+    front.revive(front.settings)
+    front.revive(front.settings)
+    assert caplog.text.count("server process 0 does not listen after 0 s; killing it") == 1
+    monkeypatch.setattr(member, "_START_SECONDS", 120.0)
+    front._process.join()
+    front.revive(front.settings)
+    front._not_before = 0.0
+    front.revive(front.settings)
+    assert front._process.pid != hanging
+    assert front.wait_until_ready()
+
+
 def test_a_reload_says_whether_the_tails_were_read(front: Any, tmp_path: Path) -> None:
     def read(settings: Settings) -> bool:
         which = front.reload(settings)
