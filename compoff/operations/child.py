@@ -35,6 +35,8 @@ def serve_as_told(settings: Settings, address: str, pipe: Connection, log: tuple
         log: Format and level of the logs.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to everybody; the one that started us decides
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # held back since before the start
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

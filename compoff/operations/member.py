@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from multiprocessing import resource_tracker
 from typing import Any, TypeAlias
 
 from compoff.device.breaker import Backoff
@@ -26,6 +28,23 @@ _LOOK_SECONDS = 0.2
 _STEADY_SECONDS = 60.0  # a process that has run so long is not part of a series of failures
 _QUIET_SECONDS = 5.0  # after which a process is asked for its figures, wanted or not
 _SILENT_SECONDS = 60.0  # a process that owes an answer for so long hangs
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Generator[None]:
+    """Hold SIGINT back; what is started meanwhile inherits that, and holds it back until it can ignore it.
+
+    A terminal sends it to everybody, also to who has only just begun to read its modules.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # to start it lets SIGINT through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Member:
@@ -63,7 +82,8 @@ class Member:
             name = f"compoff-serve-{self._number}"
             process = context.Process(target=serve_as_told, args=arguments, name=name, daemon=True)
             try:
-                process.start()
+                with _interrupts_wait():
+                    process.start()
             except BaseException:
                 ours.close()
                 raise

@@ -9,6 +9,7 @@ import signal
 import time
 from dataclasses import replace
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +23,6 @@ from tests.small_artifacts import MANIFEST, TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 def test_a_process_that_cannot_serve_when_it_starts_again_says_why(
@@ -157,6 +157,38 @@ def test_one_that_hangs_before_it_listens_is_started_anew(
     front.revive(front.settings)
     assert front._process.pid != hanging
     assert front.wait_until_ready()
+
+
+def test_an_interrupt_while_one_starts_reaches_only_the_one_that_started_it(
+    front: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = SpawnProcess.start
+    heard: list[int] = []
+
+    def start(process: SpawnProcess) -> None:
+        real(process)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)  # before it has read anything
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(SpawnProcess, "start", start)
+    front._process.kill()
+    front._process.join()
+    front.revive(front.settings)
+    front._not_before = 0.0
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    try:
+        front.revive(front.settings)
+        assert heard == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert front.wait_until_ready()
+    status = Path(f"/proc/{front._process.pid}/status")
+    if status.exists():
+        masks = dict(line.split(":") for line in status.read_text().splitlines())
+        assert [bool(int(masks[name], 16) & 1 << signal.SIGINT - 1) for name in ("SigBlk", "SigIgn")] == [False, True]
+    assert "KeyboardInterrupt" not in capfd.readouterr().err
 
 
 def test_a_reload_says_whether_the_tails_were_read(front: Any, tmp_path: Path) -> None:
