@@ -243,12 +243,15 @@ class Member:
         _logger.info("server process %s starts again", self._number)
 
     def end(self, seconds: float) -> None:
-        """Wait until it has ended, and kill it if it does not.
+        """Wait until it has ended, and kill it if it does not, or has not begun to listen: it owes nobody an answer.
 
         Args:
             seconds: How long to wait.
         """
         if not self._dead:  # and perhaps closed
+            self._receive("ready", 0.0)
+            if not self.listening:
+                self._process.kill()  # it may load a large tail for minutes, and hears nothing before the end of that
             self._process.join(seconds)
             if self._process.is_alive():
                 _logger.error("server process %s does not end; killing it", self._number)

@@ -191,6 +191,22 @@ def test_an_interrupt_while_one_starts_reaches_only_the_one_that_started_it(
     assert "KeyboardInterrupt" not in capfd.readouterr().err
 
 
+def test_one_that_does_not_listen_yet_is_not_waited_for_at_the_end(
+    front: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    front._process.kill()
+    front._process.join()
+    front.revive(front.settings)
+    front._not_before = 0.0
+    front.revive(front.settings)
+    os.kill(front._process.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    front.ask("stop")
+    front.end(30.0)
+    assert time.monotonic() - began < 20
+    assert "does not end" not in caplog.text
+
+
 def test_a_reload_says_whether_the_tails_were_read(front: Any, tmp_path: Path) -> None:
     def read(settings: Settings) -> bool:
         which = front.reload(settings)
