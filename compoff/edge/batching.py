@@ -80,13 +80,16 @@ class Job:
     arrived: float
     claimed: bool = False  # whether a thread decodes it, or has
     decoded: Sized | None = None
+    num_samples: int = 0  # of what was decoded
     failure: BaseException | None = None  # what decoding raised
     ready: threading.Event | None = None  # there where a thread of the pool decodes it
 
     def decode(self, tail: Batchable) -> None:
         """Decode the payload, or keep why it cannot be."""
         try:
-            self.decoded = tail.decode(self.payload)
+            decoded = tail.decode(self.payload)
+            self.num_samples = len(decoded)
+            self.decoded = decoded  # last: another thread may look at it already
         except BaseException as error:  # it becomes this request's answer, whatever it is
             self.failure = error
 

@@ -18,7 +18,7 @@ from compoff.wire.replies import reduce_reply
 from compoff.wire.tensors import pack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence, Sized
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -109,7 +109,13 @@ def _answer_batch(
         else:
             decode(job, tail)
     outcomes = {id(job): _failure(job, job.failure) for job in jobs if job.failure is not None}
-    for group in _groups([job for job in jobs if job.failure is None], tail.max_batch):
+    right = [job for job in jobs if job.failure is None]
+    try:
+        groups = _groups(right, tail.max_batch)
+    except BaseException as error:  # as in _answer_one
+        outcomes |= {id(job): _failure(job, error) for job in right}
+        groups = []
+    for group in groups:
         for job, outcome in zip(group, _run(tail, group), strict=True):
             outcomes[id(job)] = outcome
     return [outcomes[id(job)] for job in jobs]
@@ -120,18 +126,17 @@ def _groups(jobs: Sequence[Job], max_samples: int) -> list[list[Job]]:
     groups: list[list[Job]] = []
     room = 0
     for job in jobs:
-        samples = len(cast("Sized", job.decoded))
-        if not groups or samples > room:
+        if not groups or job.num_samples > room:
             groups.append([])
             room = max_samples
         groups[-1].append(job)
-        room -= samples
+        room -= job.num_samples
     return groups
 
 
 def _run(tail: Batchable, jobs: Sequence[Job]) -> list[Outcome]:
     try:
-        every_answer = tail.run([job.decoded for job in jobs])
+        every_answer = list(tail.run([job.decoded for job in jobs]))  # a tail of the user's own may return anything
         if len(every_answer) != len(jobs):
             message = f"the tail answered {len(every_answer)} of {len(jobs)} payloads"
             raise RuntimeError(message)

@@ -6,21 +6,26 @@ becomes of it for ``jobs``.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from compoff.edge.jobs import run_jobs, went_through
+from compoff.edge.batching import Outcome
+from compoff.edge.jobs import describe_error, run_jobs, went_through
+from compoff.wire.messages import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from compoff.edge.batching import Asker, Job, Lane, Outcome
+    from compoff.edge.batching import Asker, Job, Lane
     from compoff.edge.servable import Batchable
 
 __all__ = ["Workers"]
+
+_logger = logging.getLogger("compoff.serve")
 
 
 class Workers:
@@ -109,12 +114,19 @@ class Workers:
     def _work(self) -> None:
         while jobs := self._next_batch():
             start = time.monotonic()
-            outcomes = run_jobs(jobs, self._decode)
+            outcomes = self._outcomes(jobs)
             seconds = time.monotonic() - start
             with self._lock:
                 jobs[0].lane.done(len(jobs), went_through(outcomes), seconds)
             self._deliver(jobs, outcomes, seconds)
             del jobs, outcomes  # payloads must not live on while the thread waits for the next
+
+    def _outcomes(self, jobs: Sequence[Job]) -> list[Outcome | None]:
+        try:
+            return run_jobs(jobs, self._decode)
+        except BaseException as error:  # a thread that ended would leave these and all after them without an outcome
+            _logger.exception("a batch of requests failed")
+            return [Outcome(b"", ErrorCode.TAIL, describe_error(error)) for _ in jobs]
 
     def _next_batch(self) -> list[Job]:
         """Wait for jobs; none when it is time to stop."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import compoff.edge.workers
 from compoff.edge.batching import Job, Lane, Outcome
 from compoff.edge.jobs import describe_error, run_jobs
 from compoff.edge.workers import Workers
@@ -199,3 +200,103 @@ def test_where_nobody_answered_a_batch_it_is_not_waited_for_once_more(cause: Exc
     outcomes = run_jobs(batch(tail, [math.inf] * 4))
     assert tail.runs == [4]
     assert [outcome.code for outcome in outcomes if outcome is not None] == [ErrorCode.TAIL] * 4
+
+
+class Own:
+    """Takes several at once, and is not what it says."""
+
+    artifact_id = bytes(range(32))
+    max_payload_bytes = 100
+    outputs = ()
+
+    def __init__(self, decoded: Any, max_batch: Any = 4, answers: Any = None) -> None:
+        self._decoded = decoded
+        self._answers = answers
+        self._max_batch = max_batch
+        self.right = True
+
+    @property
+    def max_batch(self) -> Any:
+        if self.right:
+            return 4
+        if isinstance(self._max_batch, Exception):
+            raise self._max_batch
+        return self._max_batch
+
+    def answer(self, payload: bytes) -> bytes:
+        raise AssertionError("several are decoded and run")
+
+    def decode(self, payload: bytes) -> Any:
+        return [1] if self.right else self._decoded
+
+    def run(self, decoded: Sequence[Any]) -> Any:
+        return [[] for _ in decoded] if self.right or self._answers is None else self._answers
+
+
+class Lying(list[Any]):
+    """Has another length than it says."""
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("decoders", [0, 1])
+@pytest.mark.parametrize(
+    ("tail", "text"),
+    [
+        (Own(iter([1])), "TypeError: object of type 'list_iterator' has no len()"),
+        (Own(None), "TypeError: object of type 'NoneType' has no len()"),
+        (Own([1], ValueError("no")), "ValueError: no"),
+        (Own([1], "4"), "TypeError: "),
+        (Own([1], answers=Lying()), "RuntimeError: the tail answered 0 of 1 payloads"),
+    ],
+)
+def test_a_tail_of_ones_own_that_is_not_what_it_says_does_not_end_the_thread(
+    tail: Own, text: str, decoders: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcomes: list[Outcome | None] = []
+    workers = Workers(1, decoders, 0.0, lambda jobs, found, seconds: outcomes.extend(found))
+    tail.right = True
+    lane = Lane(tail, 8)
+    workers.open(lane)
+    for number, right in enumerate((False, False, True)):
+        tail.right = right
+        workers.submit(Job(lane, b"x", FULL, time.monotonic() + 60, Client(), number, time.monotonic()))
+        deadline = time.monotonic() + 20
+        while len(outcomes) <= number:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+    workers.stop(5)
+    codes = [outcome.code for outcome in outcomes if outcome is not None]
+    assert codes == [ErrorCode.TAIL, ErrorCode.TAIL, None]
+    assert all(outcome is not None and outcome.text.startswith(text) for outcome in outcomes[:2])
+    assert lane.running == 0
+    assert text in caplog.text
+
+
+@pytest.mark.parametrize("decoded", [None, iter([1])])
+def test_what_has_no_length_is_not_taken_for_decoded(decoded: Any) -> None:
+    tail = Own(decoded)
+    one = Job(Lane(tail, 8), b"x", FULL, math.inf, Client(), 1, 0.0)
+    tail.right = False
+    one.decode(tail)
+    assert isinstance(one.failure, TypeError)
+    assert one.decoded is None
+
+
+def test_an_error_of_the_servers_own_is_an_outcome_and_does_not_end_the_thread(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> list[Outcome | None]:
+        monkeypatch.undo()
+        raise RuntimeError("a mistake in /srv/compoff/jobs.py")
+
+    monkeypatch.setattr(compoff.edge.workers, "run_jobs", fail)
+    outcomes: list[Outcome | None] = []
+    workers = Workers(1, 0, 0.0, lambda jobs, found, seconds: outcomes.extend(found))
+    for one in (job(bytes.upper), job(bytes.upper)):
+        workers.open(one.lane)
+        workers.submit(one)
+    workers.stop(5)
+    assert outcomes == [Outcome(b"", ErrorCode.TAIL, "RuntimeError: a mistake in <path>"), Outcome(b"PAYLOAD")]
+    assert "a batch of requests failed" in caplog.text
