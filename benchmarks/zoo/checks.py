@@ -66,6 +66,10 @@ class Unchanged(Bottleneck):
         """Hand the feature on in place of symbols."""
         return y
 
+    def encode_checked(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and that nothing is wrong with it."""
+        return self.encode(y), torch.ones(len(y), dtype=torch.bool, device=y.device)
+
     def decode(self, symbols: Tensor) -> Tensor:
         """Hand it on again."""
         return symbols

@@ -74,13 +74,13 @@ def marker(symbols: Tensor, index: int = 0, finite: Tensor | None = None) -> Ten
         The same symbols.
     """
     del index, finite
-    return symbols.clone()
+    return symbols.clone(memory_format=torch.contiguous_format)  # as they arrive, whatever their layout before
 
 
 @marker.register_fake
 def _marker_fake(symbols: Tensor, index: int = 0, finite: Tensor | None = None) -> Tensor:
     del index, finite
-    return torch.empty_like(symbols)
+    return torch.empty_like(symbols, memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)

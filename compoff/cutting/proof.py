@@ -106,7 +106,8 @@ def prove(
             parts = _run(head, given.tensors, size, split)
             same = all(map(_near, parts, symbols))
             if same and tail is not None:
-                arrived = [*symbols, *parts[len(symbols) : len(symbols) + len(crossing)]]
+                sides = parts[len(symbols) : len(symbols) + len(crossing)]
+                arrived = [part.contiguous() for part in (*symbols, *sides)]  # bytes keep no other layout
                 answers = _run(tail, arrived, size, split)
                 same = _alike(answers, outputs, spreads, rounding)
                 if same and merged and 1 < size <= most:

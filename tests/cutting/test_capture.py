@@ -129,3 +129,18 @@ def test_nothing_is_left_behind(make: Callable[[], nn.Module], reason: str | Non
     assert everything(wrapped) == before
     assert gate.replace is None
     assert not gate.on
+
+
+def test_symbols_arrive_in_one_layout_whatever_they_had_on_the_device() -> None:
+    symbols = torch.zeros(2, 8, 4, 4, dtype=torch.uint8).to(memory_format=torch.channels_last)
+    assert marker(symbols).is_contiguous()
+
+    class Marked(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return marker(x.to(memory_format=torch.channels_last), 0, None).movedim(1, -1).flatten(0, -2)
+
+    # What is recorded has to hold for what arrives: a view of the device's own layout would not.
+    program = torch.export.export(Marked(), (torch.zeros(2, 8, 4, 4, dtype=torch.uint8),)).module()
+    assert program(torch.zeros(2, 8, 4, 4, dtype=torch.uint8)).shape == (32, 8)
+    (marked,) = [node for node in program.graph.nodes if node.target is torch.ops.compoff.cut.default]
+    assert marked.meta["val"].is_contiguous()
