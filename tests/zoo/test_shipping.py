@@ -65,3 +65,10 @@ def test_a_process_that_has_a_library_is_noticed(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("benchmarks.zoo.checks._STRANGER", script)
     with pytest.raises(RuntimeError, match="has loaded timm"):
         run_strangers([], tmp_path)
+
+
+def test_the_cut_alone_changes_nothing_in_the_two_programs() -> None:
+    architecture = named("U-Net")
+    mounted = mount(architecture, "middle", architecture.build(reduced=True), reduced=True)
+    assert mounted.program_gap() <= TOLERANCE
+    assert mounted.unwrap() == []
