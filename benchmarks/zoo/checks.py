@@ -67,8 +67,8 @@ class Unchanged(Bottleneck):
         return y
 
     def encode_checked(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, and that nothing is wrong with it."""
-        return self.encode(y), torch.ones(len(y), dtype=torch.bool, device=y.device)
+        """The same, and whether it is finite."""
+        return self.encode(y), y.isfinite().flatten(1).all(1)
 
     def decode(self, symbols: Tensor) -> Tensor:
         """Hand it on again."""
@@ -137,7 +137,8 @@ class Mounted:
             call = inspect.signature(self.model.forward).bind(*inputs.args, **inputs.kwargs)
             call.apply_defaults()
             with torch.no_grad():
-                gaps.append(difference(tail(*head(*tensors_of([call.args, call.kwargs]))), answer))
+                sent = head(*tensors_of([call.args, call.kwargs]))[: len(bottlenecks) + len(programs.sides)]
+                gaps.append(difference(tail(*sent), answer))
         return max(gaps)
 
     def gradients_missing(self) -> list[str]:

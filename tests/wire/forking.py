@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import gc
 import os
 import select
 import signal
@@ -19,8 +18,6 @@ def in_child(work: Callable[[], object]) -> str:
 
     Before that it writes to stderr where it hangs.
     """
-    # What other tests left behind is not for the child to collect: the threads that it may wait for are not there.
-    gc.collect()
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which is what is tested

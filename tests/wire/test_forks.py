@@ -38,7 +38,7 @@ def edge(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Serve
     if request.param == "tls":
         Authority(tmp_path).issue_server("edge", ["127.0.0.1"])
         tls = TLS(certificate=tmp_path / "edge.pem", key=tmp_path / "edge.key")
-    with serve(Reverse(), tls=tls) as server:
+    with serve(Reverse(), tls=tls, drain_timeout=0.5) as server:  # a client that nobody reads for says no goodbye
         yield server, None if tls is None else client_context(TLS(ca=tmp_path / "ca.pem"))
 
 
