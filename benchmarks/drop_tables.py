@@ -33,7 +33,7 @@ _CALLED = {
     "cpu.mixed": "channels mixed alike",  # before tiles were described on waves, commit 39925ac
     "cpu.stride4": "4 × 4 tiles",
 }
-_BY_STEPS = ("cpu.deepcod", "cpu.long")
+_BY_STEPS = {"cpu.deepcod": " of the paper's codec", "cpu.long": ""}
 _LONGEST = {"input": "cpu", "layer1": "cpu", "layer2": "cpu.long", "layer3": "cpu.long", "layer4": "cpu.long"}
 _DROPS = {"top-1": ("drop", "drop_stderr"), "top-5": ("drop_top5", "drop_top5_stderr")}
 
@@ -53,7 +53,7 @@ def fits_at(model: str, split: str) -> dict[str, str]:
         content = result(name)
         called = _TILES.get(content["commit"][:7], _CALLED.get(suffix, suffix))
         if suffix in _BY_STEPS:
-            called = f"{_option(content, '--steps', 0):,} steps"
+            called = f"{_option(content, '--steps', 0):,} steps{_BY_STEPS[suffix]}"
         found[split if called == "cpu" else f"{split}, {called}"] = name
     return found
 
@@ -117,13 +117,12 @@ def imagenet_table() -> str:
         rows = [row for row in content["rows"] if row["system"] == "compoff"]
         for limit in (1, 2):
             at = cheapest(rows, limit, "drop_top5")
+            ours = (whole(at["bytes"]), f"{at['drop']:.1f}", f"{at['encoder_macs'] / 1e6:.0f}") if at else ("–",) * 3
             cells.append(
                 [
                     split,
                     f"≤ {limit}",
-                    "–" if at is None else whole(at["bytes"]),
-                    "–" if at is None else f"{at['drop']:.1f}",
-                    "–" if at is None else f"{at['encoder_macs'] / 1e6:.0f}",
+                    *ours,
                     fewest_bytes(theirs, ("deepcod",), limit, "drop_top5") if theirs else "not fitted",
                     fewest_bytes(content["rows"], (), limit, "drop_top5"),
                 ]
