@@ -70,8 +70,11 @@ class AsyncLink:
         self._wake = asyncio.Event()
         self._attempted = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._task = asyncio.create_task(self._keep(), name="compoff-link")
+        self._task = self._start()
         leave_to_parent(self)
+
+    def _start(self) -> asyncio.Task[None]:
+        return asyncio.create_task(self._keep(), name="compoff-link")
 
     def abandon(self) -> None:
         """Be closed, in a forked child."""
@@ -128,7 +131,7 @@ class AsyncLink:
         while True:
             self.check_open(under_way=True)
             if self._task.done():  # canceled with all tasks of the loop: somebody has to connect all the same
-                self._task = asyncio.create_task(self._keep(), name="compoff-link")
+                self._task = self._start()
             client = self.current
             if client is not None and not client.closed and not client.stuck:
                 return client

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from compoff.edge.places import NO_ROOM, holder_name
 from compoff.errors import WireError
-from compoff.forks import give_up
 from compoff.wire.frames import MAX_BODY_BYTES
 from compoff.wire.messages import ErrorCode
 from compoff.wire.moved import unsent
 from compoff.wire.protocol import Canceled, Request
-from compoff.wire.receiver import Receiver
+from compoff.wire.receiver import Receiver, leave_transport
 from compoff.wire.server_protocol import ServerProtocol
 from compoff.wire.tls import common_name
 
@@ -237,9 +236,7 @@ class Connection(Receiver):
 
     def abandon(self) -> None:
         """Leave the client to the parent, in a forked child."""
-        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
-        if sock is not None:
-            give_up(sock.fileno())
+        leave_transport(self._transport)
 
     def count_unread(self) -> None:
         """Tell the service how many bytes of answers wait for the client to take them."""

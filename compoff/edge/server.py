@@ -221,6 +221,8 @@ class Server:
         The end of the program does it, too. In a forked child it is the parent's, and nothing happens.
         """
         atexit.unregister(self.close)
+        if self._forked:  # a word to the loop would wake the parent's
+            return
         with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped already
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(self._service.limits.drain_timeout + _HUNG)

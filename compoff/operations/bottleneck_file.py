@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compoff.checkpoint import read_checkpoint
-from compoff.errors import ArtifactError
 from compoff.operations.fit_figures import (
     COLUMNS,
     GUARANTEE,
     MEASURED,
     MEASURED_ON,
+    check_each,
     check_figures,
     count,
     facts_of,
@@ -45,12 +45,13 @@ def describe_bottlenecks(path: str | Path) -> list[dict[str, Any]]:
         ArtifactError: The file is damaged or foreign, or reports what is no figure.
     """
     description, tensors, base = read_checkpoint(path)
-    told = {name: _table_in(path, description, name) for name in ("options", "shapes", "reports")}
-    found = [
-        (split, _features(path, shapes), _report(path, told["reports"], split))
-        for split, shapes in told["shapes"].items()
-    ]
-    rest = {"skips": description.get("skips", "forbid"), "codec": told["options"].get("codec", "deepcod")}
+    check_each(f"'{path}': description", description, ("options", "shapes", "reports"), _is_table, _CURE)
+    shapes, reports = description["shapes"], {split: {} for split in description["shapes"]} | description["reports"]
+    check_each(f"'{path}': shapes", shapes, tuple(shapes), _are_features, _CURE)
+    check_each(f"'{path}': reports", reports, tuple(reports), _is_table, _CURE)
+    for split, report in reports.items():
+        _check_report(f"'{path}': reports.{split}", report)
+    rest = {"skips": description.get("skips", "forbid"), "codec": description["options"].get("codec", "deepcod")}
     sizes = {"weights": sum(tensor.numel() for tensor in tensors.values()), "file_bytes": Path(path).stat().st_size}
     return [
         {
@@ -59,46 +60,35 @@ def describe_bottlenecks(path: str | Path) -> list[dict[str, Any]]:
             "split": split,
             "base": base,
             **rest,
-            "features": features,
+            "features": [shapes[split]] if _are_sizes(shapes[split]) else shapes[split],  # the first files: one shape
             "qualities": _qualities(report),
             **{name: report.get(name) for name in ("raw_bytes", "ceiling_bytes", "adapter_bytes", "encoder_macs")},
             "guarantee": {name: report.get(name) for name in GUARANTEE},
             "measured": {name: report.get(name) for name in MEASURED_ON},
             **sizes,
         }
-        for split, features, report in found
+        for split, report in reports.items()
+        if split in shapes
     ]
 
 
-def _table_in(path: str | Path, holder: Mapping[str, Any], name: str) -> dict[str, Any]:
-    if not isinstance(holder.get(name), dict):
-        raise _damaged(path, name, holder.get(name))
-    return holder[name]
+def _check_report(where: str, report: dict[str, Any]) -> None:
+    check_figures(where, report, _CURE)
+    for index, entry in enumerate(report.get("curve", [])):
+        check_each(f"{where}.curve.{index}", entry, ("channels",), _are_sizes, _CURE)
+        check_each(f"{where}.curve.{index}", entry, ("step",), is_figure, _CURE)
 
 
-def _features(path: str | Path, shapes: Any) -> list[list[int]]:
-    """Shapes of the features that cross at a split point; the first files had one, and its shape alone."""
-    features: list[Any] = [shapes] if _are_sizes(shapes) else shapes
-    if not isinstance(features, list) or not all(map(_are_sizes, features)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise _damaged(path, "shapes", shapes)
-    return features
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
-def _report(path: str | Path, reports: dict[str, Any], split: str) -> dict[str, Any]:
-    report = _table_in(path, reports, split) if split in reports else {}
-    check_figures(f"'{path}': reports.{split}", report, _CURE)
-    for entry in report.get("curve", []):
-        if not _are_sizes(entry.get("channels")) or not is_figure(entry.get("step")):
-            raise _damaged(path, f"reports.{split}.curve", entry)
-    return report
+def _are_features(value: Any) -> bool:
+    return _are_sizes(value) or (isinstance(value, list) and all(map(_are_sizes, value)))  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(size, int) for size in value)  # pyright: ignore[reportUnknownVariableType]
-
-
-def _damaged(path: str | Path, name: str, found: Any) -> ArtifactError:
-    return ArtifactError(f"'{path}': {name} is {found!r:.80}, which cannot be; it is damaged: {_CURE}")
 
 
 def _qualities(report: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -11,12 +11,12 @@ import ssl
 from typing import TYPE_CHECKING, Any, cast
 
 from compoff.errors import CompoffError, ConnectionLost, LocalProtocolError, WireError
-from compoff.forks import FORKED, give_up, leave_to_parent
+from compoff.forks import FORKED, leave_to_parent
 from compoff.wire.client_protocol import HUNG_UP
 from compoff.wire.exchange import relocate
 from compoff.wire.moved import Moved, unsent
 from compoff.wire.protocol import Answer, Opened, Refusal
-from compoff.wire.receiver import Receiver, new_buffer
+from compoff.wire.receiver import Receiver, leave_transport, new_buffer
 from compoff.wire.sockets import tls_error
 
 if TYPE_CHECKING:
@@ -53,12 +53,8 @@ class AsyncConnection(Receiver):
 
     def abandon(self) -> None:
         """Be over, in a forked child: both processes would take each other's answers."""
-        transport, self._transport = self._transport, None
-        sock = transport.get_extra_info("socket") if transport is not None else None
-        if sock is not None:
-            # To close the transport would say goodbye in TLS, and stop the parent's loop from listening where both
-            # share its selector.
-            give_up(sock.fileno())
+        leave_transport(self._transport)
+        self._transport = None
         self.failure = LocalProtocolError(f"this connection to {self.address} was {FORKED}")
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self.gone.set()

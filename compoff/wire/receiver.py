@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 
-__all__ = ["Receiver", "new_buffer"]
+from compoff.forks import give_up
+
+__all__ = ["Receiver", "leave_transport", "new_buffer"]
 
 
 def new_buffer(num_bytes: int) -> memoryview:
@@ -18,6 +20,20 @@ def new_buffer(num_bytes: int) -> memoryview:
         num_bytes: The most that is read at once.
     """
     return memoryview(bytearray(num_bytes))
+
+
+def leave_transport(transport: asyncio.BaseTransport | None) -> None:
+    """Leave a connection to the parent, in a forked child.
+
+    To close its transport would say goodbye in TLS, and stop the parent's loop from listening where both share its
+    selector.
+
+    Args:
+        transport: The connection's transport; None before there is one.
+    """
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is not None:
+        give_up(sock.fileno())
 
 
 class Receiver(asyncio.BufferedProtocol):

@@ -351,3 +351,4 @@ def test_a_handler_of_signals_closes_a_server_that_is_waited_for() -> None:
                 pass
         finally:
             signal.signal(signal.SIGALRM, before)
+        assert not server._thread.is_alive()

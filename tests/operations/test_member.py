@@ -54,6 +54,14 @@ def within(seconds: float, condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+def die_and_start_again(front: Any) -> None:
+    front._process.kill()
+    front._process.join()
+    front.revive(front.settings)
+    front._not_before = 0.0
+    front.revive(front.settings)
+
+
 @pytest.fixture
 def front(tmp_path: Path) -> Iterator[Member]:
     """A front, which needs no torch and so starts quickly; whoever holds its tails is not there."""
@@ -137,11 +145,7 @@ def test_one_that_cannot_be_started_again_is_tried_later(
 def test_one_that_hangs_before_it_listens_is_started_anew(
     front: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    front._process.kill()
-    front._process.join()
-    front.revive(front.settings)
-    front._not_before = 0.0
-    front.revive(front.settings)
+    die_and_start_again(front)
     hanging = front._process.pid
     os.kill(hanging, signal.SIGSTOP)
     front.revive(front.settings)
@@ -194,11 +198,7 @@ def test_an_interrupt_while_one_starts_reaches_only_the_one_that_started_it(
 def test_one_that_does_not_listen_yet_is_not_waited_for_at_the_end(
     front: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    front._process.kill()
-    front._process.join()
-    front.revive(front.settings)
-    front._not_before = 0.0
-    front.revive(front.settings)
+    die_and_start_again(front)
     os.kill(front._process.pid, signal.SIGSTOP)
     began = time.monotonic()
     front.ask("stop")
