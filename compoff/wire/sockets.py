@@ -6,6 +6,7 @@ Deadlines are moments of ``time.monotonic()``, in seconds. Knows nothing of fram
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import queue
@@ -49,6 +50,8 @@ Addresses: TypeAlias = "list[tuple[int, tuple[Any, ...]]]"
 _LONGEST_WAIT = 3600.0  # seconds; a longer wait is more than one, because poll counts milliseconds in an int
 _SOON = 1e-4  # seconds; to sleep for an answer that comes so soon, and be woken, takes a good part of it
 _SEVERAL_CORES = (os.cpu_count() or 1) > 1  # on a single one, who stays awake keeps the answer from being made
+# What this process or its system has run out of, whatever the server does.
+_OURS = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _CHUNK_BYTES = 2**16  # small enough that malloc keeps it off mmap, whose page faults cost more than a second read
 
 
@@ -119,6 +122,11 @@ def connect_error(address: str, error: OSError) -> WireError:
         return ConnectionLost(f"the host of {address} is unknown: {error.strerror}; correct the address")
     # asyncio puts words of its own in the place of the system's.
     reason = os.strerror(error.errno) if error.errno else str(error) or "the server hung up"
+    if error.errno in _OURS:
+        return ConnectionLost(
+            f"no connection to {address}: {reason} on this side; raise the limit (`ulimit -a` shows them), or close "
+            "other connections and files"
+        )
     return ConnectionLost(f"no connection to {address}: {reason}; start a server there (`compoff serve`) or correct it")
 
 
@@ -316,7 +324,8 @@ def look_up(host: str, port: int, done: Callable[[Addresses | OSError], None]) -
     Args:
         host: Name or number.
         port: Goes into the addresses.
-        done: Called in that thread with what was found, or with why there is nothing.
+        done: Called with what was found, or with why there is nothing, in that thread (in this one where there can be
+            no other).
     """
 
     def work() -> None:
@@ -329,7 +338,10 @@ def look_up(host: str, port: int, done: Callable[[Addresses | OSError], None]) -
             found = unknown_host(error)
         done(found)
 
-    threading.Thread(target=work, name="compoff-resolve", daemon=True).start()
+    try:
+        threading.Thread(target=work, name="compoff-resolve", daemon=True).start()
+    except RuntimeError as error:  # no more threads
+        done(OSError(errno.EAGAIN, str(error)))
 
 
 def _wait_for_addresses(host: str, port: int, deadline: float, address: str) -> Addresses:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import threading
 import time
@@ -9,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from compoff.errors import ConnectionLost
 from compoff.wire import sockets
-from compoff.wire.sockets import Stream
+from compoff.wire.sockets import Stream, connect_error, look_up, open_stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,3 +88,22 @@ def test_the_end_of_the_stream_is_an_arrival(pair: tuple[Stream, socket.socket])
     far.close()
     assert stream.wait(time.monotonic() + MINUTE, read=True)
     assert stream.receive() == b""
+
+
+@pytest.mark.parametrize("lacking", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_what_this_side_has_run_out_of_is_not_blamed_on_the_server(lacking: int) -> None:
+    found = str(connect_error("edge:7878", OSError(lacking, os.strerror(lacking))))
+    assert f"edge:7878: {os.strerror(lacking)} on this side; raise the limit" in found
+    assert "start a server" not in found
+
+
+def test_a_host_is_not_looked_up_where_there_can_be_no_other_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    found: list[object] = []
+    look_up("localhost", 7878, found.append)
+    assert isinstance(found[0], OSError)
+    with pytest.raises(ConnectionLost, match=r"on this side; raise the limit"):
+        open_stream("localhost:7878", tls=None, deadline=time.monotonic() + MINUTE)
