@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import compoff
 from compoff.codec import Directions, RefiningDecoder, TileMoments, UniformQuantizer
 from compoff.codec.uniform import coarsen
-from compoff.distilling import teacher_pass
 from compoff.fitting.fitter import Fitter
 from compoff.losses import distillation
+from compoff.teaching import teacher_pass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

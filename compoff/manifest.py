@@ -6,22 +6,19 @@ Written as YAML that ends with a checksum of itself. Knows no folders: `artifact
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-
-import yaml
 
 from compoff.coding import Code, PayloadFormat, Side
 from compoff.coding.side import DTYPES
 from compoff.errors import ArtifactError, FeatureError
 from compoff.pixels import Pixels
-from compoff.printable import first_line
+from compoff.plain_yaml import dump_yaml, load_yaml
 from compoff.structure import leaf_places, unflatten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from compoff.coding import SymbolTables
@@ -50,11 +47,6 @@ _FIRST_LINE = re.compile(rb"format: ([0-9]{1,9})\n")
 _DIGITS = re.compile("[0-9a-f]{64}")
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _MOST_REPLY_BYTES = 1 << 32
-_YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
-"""What PyYAML raises for what is no YAML, or no value of Python's: a number in base 60 may be beyond all floats."""
-_MOST_DIGITS = 1000
-_LONG_NUMBER = re.compile(f"[-+.0-9].{{{_MOST_DIGITS}}}")
-_MOST_DEPTH = 64  # each nesting of the model's outputs takes up to four; what reads YAML takes minutes for thousands
 
 
 @dataclass(frozen=True)
@@ -207,14 +199,11 @@ def manifest_bytes(manifest: Manifest, files: Mapping[str, bytes], kept: Mapping
         ArtifactError: It would be longer or deeper than a manifest may be.
     """
     listed = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()}
-    content = {"format": FORMAT, **_plain(asdict(manifest)), "files": {**listed, **(kept or {})}}
-    depth = _depth(content)
-    if depth > _MOST_DEPTH:
-        raise ArtifactError(
-            f"the manifest is nested {depth} levels deep, at most {_MOST_DEPTH} are read; nest the model's inputs and "
-            "outputs less"
-        )
-    body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
+    content = {"format": FORMAT, **asdict(manifest), "files": {**listed, **(kept or {})}}
+    try:
+        body = dump_yaml(content)
+    except ValueError as error:
+        raise ArtifactError(f"the manifest: {error}; nest the model's inputs and outputs less") from error
     if len(body) > MANIFEST_LIMIT - 100:
         raise ArtifactError(f"the manifest takes {len(body)} bytes, at most {MANIFEST_LIMIT} fit; shorten the report")
     return body + f"checksum: {sha256(body)}\n".encode()
@@ -260,27 +249,10 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
             f"{path}: checksum does not fit the rest of the file; it was changed or damaged: export again"
         )
     try:
-        _require_plain(cast("Iterable[object]", yaml.parse(whole[1])))
-        content = yaml.safe_load(whole[1])
-        json.dumps(content)  # a date, or a number of thousands of digits, is no part of a manifest either
-    except _YAML_ERRORS as error:
-        raise ArtifactError(
-            f"{path}: is not the YAML of a manifest ({first_line(error)}); it is damaged: export again"
-        ) from error
+        content = load_yaml(whole[1])
+    except ValueError as error:
+        raise ArtifactError(f"{path}: is not the YAML of a manifest ({error}); it is damaged: export again") from error
     return content if isinstance(content, dict) else {}  # pyright: ignore[reportUnknownVariableType]
-
-
-def _require_plain(events: Iterable[object]) -> None:
-    """Refuse what no manifest has, before anything is made of it."""
-    depth = 0
-    for event in events:
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
-            raise ValueError("it has aliases or tags")
-        if isinstance(event, yaml.ScalarEvent) and event.style is None and _LONG_NUMBER.match(event.value):
-            raise ValueError(f"it has a number of more than {_MOST_DIGITS} digits")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _MOST_DEPTH:
-            raise ValueError(f"it is nested more than {_MOST_DEPTH} levels deep")
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
@@ -404,18 +376,6 @@ def _is_spec(entry: Any) -> bool:
 
 def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(size) is int and 0 <= size < 1 << 40 for size in value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-
-
-def _depth(value: Any) -> int:
-    """How deep lists and dicts are nested."""
-    if isinstance(value, dict):
-        value = list(cast("dict[str, Any]", value).values())
-    return 1 + max(map(_depth, cast("list[Any]", value)), default=0) if isinstance(value, list) else 0
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, as YAML reads them back."""
-    return json.loads(json.dumps(value))
 
 
 def sha256(data: bytes) -> str:

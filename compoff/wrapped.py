@@ -20,7 +20,7 @@ from compoff.codec import Bottleneck
 from compoff.codec_options import CodecOptions
 from compoff.cutting.inputs import ExampleInputs, require_known
 from compoff.cutting.sites import Site, Skips, check_names, locate
-from compoff.distilling import student_pass, teacher_pass
+from compoff.distilling import student_pass
 from compoff.errors import FitError, SplitError
 from compoff.fingerprint import fingerprint
 from compoff.frozen import Frozen
@@ -40,6 +40,7 @@ from compoff.mounting import (
     unmark,
 )
 from compoff.recipe import Recipe, recipe_for
+from compoff.teaching import teacher_pass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence

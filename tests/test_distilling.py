@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import compoff
 from compoff.batch import Batch
-from compoff.distilling import DistillationTerms, TeacherRecord, float_tensors, student_pass, teacher_pass
+from compoff.distilling import DistillationTerms, student_pass
 from compoff.errors import FeatureError, FitError, SplitError
 from compoff.recipe import Recipe
+from compoff.teaching import TeacherRecord, teacher_pass
 
 if TYPE_CHECKING:
     from compoff.codec import Bottleneck
@@ -158,25 +159,6 @@ def test_a_model_that_changes_the_feature_in_place() -> None:
     assert terms.reconstruction.item() == pytest.approx(relative(y, bottleneck.run(y).y_hat), rel=1e-4)
     _, terms = passes(model.train(), "1", x)
     terms.total(Recipe(), rate=0.0).backward()
-
-
-def test_only_what_holds_something_for_each_sample_is_compared() -> None:
-    logits = torch.zeros(2, 3)
-    output = {"loss": torch.tensor(1.0), "nested": [logits, (torch.ones(2, dtype=torch.int64), None, "text")]}
-    assert [tensor is logits for tensor in float_tensors(output)] == [True]
-
-
-@dataclass
-class Parts:
-    """An output that PyTorch does not know as a container."""
-
-    mask: Tensor
-    name: str = "mask"
-
-
-def test_dataclasses_are_looked_into() -> None:
-    mask = torch.zeros(2, 3)
-    assert [tensor is mask for tensor in float_tensors([Parts(mask)])] == [True]
 
 
 class Classes(nn.Module):

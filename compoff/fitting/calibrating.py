@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compoff.answering import answers, student_output, telling
 from compoff.batch import refusals_named
 from compoff.checks import check_flag
 from compoff.codec import TileMoments, TransformBottleneck, WaveMoments
 from compoff.codec.waves import described_by, rides_waves
-from compoff.distilling import answers, float_tensors, student_output, teacher_pass, telling
 from compoff.errors import FitError
 from compoff.fitting.aim import Aim
 from compoff.fitting.batches import check_seed, not_finite, require_batches
@@ -32,6 +32,7 @@ from compoff.hooks import uncompiled
 from compoff.losses import relative_error
 from compoff.mounting import device_of, quantized_modules, require_gradients, require_wrapped
 from compoff.spare import spare_attributes, spare_buffers
+from compoff.teaching import float_tensors, teacher_pass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

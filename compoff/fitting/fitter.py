@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compoff.codec import TransformBottleneck
-from compoff.distilling import TeacherRecord, student_pass, teacher_pass
+from compoff.distilling import student_pass
 from compoff.errors import FitError
 from compoff.fitting.aim import Aim
 from compoff.fitting.overhead import overhead_bytes
 from compoff.fitting.state import FitState
+from compoff.teaching import TeacherRecord, teacher_pass
 
 if TYPE_CHECKING:
     from compoff.batch import Batch

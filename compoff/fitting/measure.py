@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from compoff.answering import answers, student_output, telling
 from compoff.batch import Batch
 from compoff.codec import Decoder, Encoder, TransformBottleneck
 from compoff.coding import Code, PayloadFormat, Side, SymbolTables
 from compoff.coding.levels import coarse_tables, coarsen
-from compoff.distilling import answers, float_tensors, student_output, teacher_pass, telling
 from compoff.errors import FitError
 from compoff.fitting.agreeing import require_whole, shares_of
 from compoff.fitting.aim import Aim
@@ -19,6 +19,7 @@ from compoff.fitting.batches import not_finite
 from compoff.fitting.comparison import Comparison, is_scores
 from compoff.fitting.overhead import sides_at, sides_of
 from compoff.spare import spare_buffers
+from compoff.teaching import float_tensors, teacher_pass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
