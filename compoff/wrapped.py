@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["Wrapped"]
 
 _log = logging.getLogger("compoff.save")
+_OF_A_QUALITY = ("bytes", "agreement", "output_error", "encoder_macs")
 
 
 class Wrapped(nn.Module):
@@ -473,10 +474,17 @@ class Wrapped(nn.Module):
             base: Fingerprint of the base.
 
         Returns:
-            The figures; empty where there are none, None where they are those of other weights.
+            The figures, of the quality that is chosen now; empty where there are none, None where they are those of
+            other weights.
         """
         measured, figures = self._measured_with.get(split), self.reports.get(split, {})
-        return None if figures and measured and measured != self._weights(split, base) else figures
+        if figures and measured and measured != self._weights(split, base):
+            return None
+        chosen, curve = self.bottleneck(split).chosen, figures.get("curve", [])
+        if chosen == figures.get("quality") or chosen >= len(curve):
+            return figures
+        of_it = {name: curve[chosen][name] for name in _OF_A_QUALITY if name in curve[chosen]}
+        return {**figures, "quality": chosen, "aim_met": None, **of_it}  # what the fit was aimed at was another one
 
     def _weights(self, split: str, base: str) -> str:
         """A name for all that the figures of a split point depend on; some buffers move with every pass."""

@@ -108,6 +108,22 @@ def test_a_file_of_the_first_version_is_still_read(saved: tuple[Path, compoff.Wr
     assert student(compoff.load(path, net).eval(), "block1", x).shape == (2, 5)
 
 
+def test_figures_are_those_of_the_quality_that_is_chosen(tmp_path: Path) -> None:
+    x = torch.randn(16, 3, 8, 8)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(512, 5))
+    wrapped = compoff.wrap(net, "input", example_input=x)
+    curve = compoff.fit(wrapped, [x], steps=2, max_drop=0.5).splits["input"].curve
+    chosen = (wrapped.bottleneck("input").chosen + 2) % len(curve)
+    wrapped.bottleneck("input").choose(chosen)
+    wrapped.save(tmp_path / "fitted")
+    head, _ = compoff.export(compoff.load(tmp_path / "fitted", wrapped.unwrap()), "input")
+    assert head.quality == chosen
+    assert head.manifest.report["quality"] == chosen
+    assert head.manifest.report["aim_met"] is None
+    for name in ("bytes", "agreement", "output_error", "encoder_macs"):
+        assert head.manifest.report[name] == curve[chosen][name]
+
+
 def test_the_default_quality_of_an_older_file_is_that_of_its_report(tmp_path: Path) -> None:
     wrapped, path = compoff.wrap(nn.Linear(32, 5), "input", example_input=torch.zeros(2, 32)), tmp_path / "fitted"
     wrapped.bottleneck("input").choose(2)

@@ -278,6 +278,7 @@ class AsyncRemote(Caller["AsyncLink"]):
     async def _ask(self, call: Call, client: AsyncClient, body: bytes, until: float) -> Answer:
         link = self._link
         seconds = call.left(until)  # where the head took it all, the link is not to blame
+        self._tally.sent(len(body))
         try:
             return await client.ask(body, route=call.route, timeout=seconds)
         except (ConnectionLost, RemoteProtocolError) as error:

@@ -196,4 +196,5 @@ class Call:
             retried=self.retried,
             local_seconds=ended - started,
             quality=None if payload is None else payload.quality,
+            cut=payload is not None and payload.cut,
         )

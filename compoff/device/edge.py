@@ -42,7 +42,7 @@ class Edge:
 
     Args:
         link: The connection.
-        tally: Where retries are counted.
+        tally: Where retries and bytes are counted.
 
     Source: this project.
     """
@@ -74,7 +74,7 @@ class Edge:
         client = self.link.connection(until, ATTEMPTS)
         seconds = call.left(until)  # where the head took it all, the link is not to blame
         try:
-            pending = client.submit(body, route=call.route, timeout=seconds)
+            pending = self.send(client, call, body, seconds)
             reply = pending.result()
         except (ConnectionLost, RemoteProtocolError) as error:
             pending, reply = self._once_more(call, body, client, error, until)
@@ -105,12 +105,31 @@ class Edge:
         body = call.encode()
         client = self.link.connection(until, ATTEMPTS)
         try:
-            pending = client.submit(body, route=call.route, timeout=call.left(call.deadline))
+            pending = self.send(client, call, body, call.left(call.deadline))
         except ConnectionLost as error:
             if not self.repeats(call, client, error, call.deadline):
                 raise
             pending = None
         return Asked(self, call, body, client, pending)
+
+    def send(self, client: Client, call: Call, body: bytes, seconds: float) -> PendingReply:
+        """Send a payload, and count it.
+
+        Args:
+            client: The connection to send it over.
+            call: The call that it is of.
+            body: The payload.
+            seconds: Time that the server is told it has.
+
+        Returns:
+            The answer to come.
+
+        Raises:
+            WireError: It could not be sent.
+        """
+        pending = client.submit(body, route=call.route, timeout=seconds)
+        self._tally.sent(len(body))
+        return pending
 
     def settle(self, call: Call, reply: bytes, server_seconds: float) -> tuple[Any, CallReport]:
         """A call's output and report, from the reply and the time it took at the server.
@@ -165,7 +184,7 @@ class Edge:
         client = link.connection(until, ATTEMPTS)
         seconds = call.left(until)
         try:
-            pending = client.submit(body, route=call.route, timeout=seconds)
+            pending = self.send(client, call, body, seconds)
             return pending, pending.result()
         except (ConnectionLost, RemoteProtocolError) as again:
             link.report(client, again)
@@ -263,7 +282,7 @@ class Asked:
     def _send_again(self, until: float) -> PendingReply:
         call = self._call
         client = self._edge.link.connection(until, ATTEMPTS)
-        pending = client.submit(self._body, route=call.route, timeout=call.left(call.deadline))
+        pending = self._edge.send(client, call, self._body, call.left(call.deadline))
         self.end()
         self._client, self._pending = client, pending
         return pending

@@ -11,6 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from compoff.checks import check_whole
 from compoff.device.timing import Estimate
 from compoff.device.ways import GAIN, TRIALS, Trust, Way, at_best
 from compoff.errors import LocalProtocolError
@@ -137,7 +138,11 @@ class Planner:
             round_trip: As for `next`.
             opened: As for `next`.
             max_bytes: As for `next`.
+
+        Raises:
+            FeatureError: `max_bytes` is no whole number.
         """
+        check_whole("max_bytes", max_bytes, or_none=True)
         if split is not None or quality is not None:
             with self._lock:
                 self._notice(opened)  # what this call will tell is of this connection
@@ -260,11 +265,14 @@ class Planner:
 
 
 def _within(plans: list[Plan], max_bytes: int | None) -> list[Plan]:
-    """The plans whose payloads mostly have no more bytes; where none does, those with the fewest, which are cut."""
+    """The plans whose payloads mostly have no more bytes; where none does, the shortest of each head, cut."""
     if max_bytes is None:
         return plans
     within = [plan for plan in plans if plan.payload_bytes <= max_bytes]
-    return within or [min(plans, key=lambda plan: plan.payload_bytes)]
+    if any(plan.place == "edge" for plan in within):
+        return within
+    longest_first = sorted(plans, key=lambda plan: plan.payload_bytes, reverse=True)
+    return [*{plan.split: plan for plan in longest_first}.values()]  # the last of each head stays
 
 
 def no_goal() -> LocalProtocolError:

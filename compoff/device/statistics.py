@@ -7,9 +7,10 @@ import math
 import threading
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from compoff.errors import PayloadError, WireError
+from compoff.checks import is_number
+from compoff.errors import LocalProtocolError, PayloadError, WireError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -38,7 +39,8 @@ class RemoteStats:
         reachable: Whether the edge gives signs; False while local answers are given at once because it gives none.
         reason: Why it is not reachable.
         round_trip_seconds: Running mean of the pings' times, in seconds; None before the first.
-        payload_bytes: Bytes of all payloads, without frames.
+        payload_bytes: Bytes of all payloads that were sent, without frames; also of those that got no answer, or were
+            sent again.
         reply_bytes: Bytes of all replies, without frames.
         recent: Reports of the last answered calls, at most 1024.
         raised: Calls that ended in any other way: inputs were refused, the whole model raised, or a task was canceled.
@@ -81,7 +83,14 @@ class RemoteStats:
 
         Returns:
             Seconds; None before the first answered call.
+
+        Raises:
+            LocalProtocolError: The fraction is out of range, or a report has no such time.
         """
+        if not (is_number(fraction) and 0 <= fraction <= 1):
+            raise LocalProtocolError(f"fraction is {fraction!r:.80}; expected a number from 0 to 1, such as 0.99")
+        if field not in get_args(Seconds):
+            raise LocalProtocolError(f"field is {field!r:.80}; expected one of {', '.join(get_args(Seconds))}")
         times = sorted(float(getattr(report, field)) for report in self.recent)
         return times[min(len(times) - 1, max(0, math.ceil(fraction * len(times)) - 1))] if times else None
 
@@ -103,7 +112,6 @@ class Tally:
                 self._edge += 1
             else:
                 self._local += 1
-            self._payload_bytes += report.payload_bytes
             self._reply_bytes += report.reply_bytes
             self._recent.append(report)
 
@@ -120,6 +128,11 @@ class Tally:
             with self._lock:
                 self._raised += 1
             raise
+
+    def sent(self, num_bytes: int) -> None:
+        """Count a payload that was sent."""
+        with self._lock:
+            self._payload_bytes += num_bytes
 
     def retried(self) -> None:
         """Count a request that was sent again."""

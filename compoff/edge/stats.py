@@ -10,6 +10,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from compoff.checks import is_number
+from compoff.errors import LocalProtocolError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -46,7 +49,19 @@ class Histogram:
         return sum(self.counts)
 
     def percentile(self, percent: float) -> float:
-        """Time that ``percent`` of the times do not exceed, in seconds, as fine as the buckets are; 0 without any."""
+        """A time that so many of the times do not exceed, as fine as the buckets are.
+
+        Args:
+            percent: From 0 to 100: 50 for the median.
+
+        Returns:
+            Seconds; 0 without any.
+
+        Raises:
+            LocalProtocolError: The percentage is out of range.
+        """
+        if not (is_number(percent) and 0 <= percent <= 100):
+            raise LocalProtocolError(f"percent is {percent!r:.80}; expected a number from 0 to 100, such as 99")
         rank = self.count * percent / 100
         below = 0
         for index, count in enumerate(self.counts):

@@ -20,6 +20,9 @@ __all__ = ["Aim"]
 
 _BYTES = "a number of bytes above 0"
 _TOLERANCE = 1.02
+# A share that is met exactly is met: 1 - 0.99 is more than 0.01 in floats, and a mean of shares in single precision may
+# miss it by more. No count of samples is so fine.
+_NEARLY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,10 @@ class Aim:
         max_drop: Share of answers that it may change.
 
     Examples:
-        >>> curve = [{"bytes": 50.0, "agreement": 0.95}, {"bytes": 90.0, "agreement": 0.995}]
+        >>> curve = [
+        ...     {"bytes": 50.0, "agreement": 0.95, "output_error": 0.02},
+        ...     {"bytes": 90.0, "agreement": 0.995, "output_error": 0.004},
+        ... ]
         >>> Aim(max_drop=0.01).choose("layer1", curve), Aim({"layer1": 60}).choose("layer1", curve)
         (1, 0)
     """
@@ -121,15 +127,15 @@ class Aim:
 
         Args:
             split: The split point.
-            curve: Points from the fewest bytes to the most, with ``bytes`` and ``agreement``.
+            curve: Points from the fewest bytes to the most, with ``bytes``, ``agreement`` and ``output_error``.
 
         Returns:
-            Index of the best one within `target_bytes` (with 2 % of tolerance), of the cheapest one within `max_drop`,
-            or without an aim of the last. Where none keeps to the aim, the nearest.
+            Index of the one within `target_bytes` (with 2 % of tolerance) that changes the output least, of the
+            cheapest one within `max_drop`, or without an aim of the last. Where none keeps to the aim, the nearest.
         """
         if self.bytes_at(split) is not None:
             within = [index for index, point in enumerate(curve) if self.met(split, point)]
-            return within[-1] if within else 0
+            return min(within, key=lambda index: (curve[index]["output_error"], -index), default=0)
         if self.max_drop is not None:
             return next((index for index, point in enumerate(curve) if self.met(split, point)), len(curve) - 1)
         return len(curve) - 1
@@ -149,8 +155,7 @@ class Aim:
             return point["bytes"] <= _TOLERANCE * target
         if self.max_drop is None:
             return True
-        # A share that is met exactly is met: 1 - 0.99 is more than 0.01 in floats. No count of samples is so fine.
-        return point["agreement"] is not None and 1 - point["agreement"] <= self.max_drop + 1e-9
+        return point["agreement"] is not None and 1 - point["agreement"] <= self.max_drop + _NEARLY
 
 
 def _check_bytes(name: str, count: Any) -> None:

@@ -60,15 +60,23 @@ def _path(value: Path) -> Path:
     return value
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number; yes and no, on and off are truth values in YAML")
+    return value
+
+
 def _place(value: Any) -> Any:
     return {"folder": value} if isinstance(value, str) else value
 
 
 _Address = Annotated[str, AfterValidator(_address)]
 _Path = Annotated[Path, AfterValidator(_path)]
-_Count = Annotated[int, Field(ge=1)]
-_Window = Annotated[int, Field(ge=1, le=65535)]  # it goes to the device in two bytes
-_Seconds = Annotated[float, Field(gt=0, le=_MOST_SECONDS, allow_inf_nan=False)]
+_Whole = Annotated[int, BeforeValidator(_number)]
+_Float = Annotated[float, BeforeValidator(_number)]
+_Count = Annotated[_Whole, Field(ge=1)]
+_Window = Annotated[_Whole, Field(ge=1, le=65535)]  # it goes to the device in two bytes
+_Seconds = Annotated[_Float, Field(gt=0, le=_MOST_SECONDS, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -94,10 +102,10 @@ class _Certificates(_Section):
 class _Limits(_Section):
     max_connections: _Count | None = None
     window: _Window | None = None
-    workers: Annotated[int, Field(ge=1, le=1024)] | None = None
-    decoders: Annotated[int, Field(ge=0, le=1024)] | None = None
+    workers: Annotated[_Whole, Field(ge=1, le=1024)] | None = None
+    decoders: Annotated[_Whole, Field(ge=0, le=1024)] | None = None
     max_batch: _Count | None = None
-    max_wait: Annotated[float, Field(ge=0, le=_MOST_SECONDS, allow_inf_nan=False)] | None = None
+    max_wait: Annotated[_Float, Field(ge=0, le=_MOST_SECONDS, allow_inf_nan=False)] | None = None
     max_pending: _Count | None = None
     max_held_bytes: _Count | None = None
     handshake_timeout: _Seconds | None = None
@@ -122,8 +130,8 @@ class Configuration(_Section):
     tls: _Certificates | None = None
     insecure: bool = False
     limits: _Limits = _Limits()
-    processes: Annotated[int, Field(ge=1, le=MOST_PROCESSES)] = 1
-    fronts: Annotated[int, Field(ge=0, le=MOST_PROCESSES)] = 0
+    processes: Annotated[_Whole, Field(ge=1, le=MOST_PROCESSES)] = 1
+    fronts: Annotated[_Whole, Field(ge=0, le=MOST_PROCESSES)] = 0
     metrics: _Address | None = None
     log: LogSettings = LogSettings()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["Goal", "Place", "Plan", "decide"]
+
+_NEARLY = 1e-6  # what a mean of shares in single precision may miss a share by; no count of samples is so fine
 
 Place: TypeAlias = Literal["edge", "local"]
 """Where an answer is made: on the edge, or by the whole model on the device."""
@@ -124,9 +127,10 @@ def decide(plans: Iterable[Plan], goal: Goal) -> Plan:
     Source: DeepCOD (SenSys 2020), Sec. 3.4.2, Eq. 14.
     """
     ways, floor = [*plans], goal.agreement
-    kept = [way for way in ways if not floor or (way.agreement is not None and way.agreement >= floor)]
+    kept = [way for way in ways if not floor or (way.agreement is not None and way.agreement >= floor - _NEARLY)]
     if not kept:
         raise LocalProtocolError(_too_much(ways, goal))
+    kept = [way for way in kept if way.seconds < math.inf] or kept  # what takes how long nobody knows is no choice
     in_time = [way for way in kept if goal.seconds is not None and way.seconds <= goal.seconds]
     if not in_time:
         return min(kept, key=lambda way: (way.seconds, *_lost(way)))
@@ -146,6 +150,11 @@ def _too_much(ways: list[Plan], goal: Goal) -> str:
             "fit; give seconds="
         )
     return (
-        f"no way keeps an agreement of {goal.agreement:g}; the best has {max(known):.4g}. Ask for less, or fit for "
-        "more bytes"
+        f"no way keeps an agreement of {goal.agreement:g}; the best has {_down(max(known)):g}. Ask for less, or fit "
+        "for more bytes"
     )
+
+
+def _down(share: float) -> float:
+    """A share in four digits that it does not fall below, so that it can be asked for."""
+    return math.floor((share + _NEARLY) * 1e4) / 1e4

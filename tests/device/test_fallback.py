@@ -442,6 +442,7 @@ def test_a_hedged_call_ends_by_its_deadline_whatever_both_do(kind: Any, server: 
             remote(after(250), timeout=0.2)
         assert time.monotonic() - began < 1.8
     assert remote.stats.failed == 2
+    assert remote.stats.payload_bytes == 1, "the one byte that was sent counts, though nothing came back"
     remote.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +18,7 @@ from compoff.device.answers import CallReport, Heads
 from compoff.device.connecting import connect, connect_async
 from compoff.device.planner import STAYS, Planner
 from compoff.edge.server import serve
-from compoff.errors import ArtifactError, ArtifactMismatch, LocalProtocolError, ReadTimeout
+from compoff.errors import ArtifactError, ArtifactMismatch, FeatureError, LocalProtocolError, ReadTimeout
 from compoff.manifest import CodeSpec, Manifest, TensorSpec
 from compoff.partition.decide import Goal, Plan
 from tests.device.stand_in import ANSWER
@@ -331,6 +332,29 @@ def test_bytes_that_are_at_most_allowed_limit_the_choice() -> None:
     assert chooser.next(0.01, max_bytes=399).place == "local", "of the heads' payloads none keeps that much"
     unable = planner("layer", agreement=0.9)
     assert unable.next(0.01, max_bytes=50).quality == 0, "it is cut"
+
+
+@pytest.mark.parametrize("alone_takes", [None, 2.0])
+def test_bytes_that_no_head_keeps_to_do_not_lead_to_a_device_that_is_slow(alone_takes: float | None) -> None:
+    chooser = planner("near", "far", alone=True, seconds=0.1)
+    answered(chooser, {"near": 0.03, "far": 0.01}, 0.01, 1e6, 12)
+    if alone_takes is not None:
+        tell(chooser, replace(alone(alone_takes), split="near"), asked=False)
+    plan = chooser.next(0.01, max_bytes=50)
+    assert (plan.split, plan.quality) == ("far", 0), "it is cut"
+
+
+def test_a_device_that_may_take_its_time_is_only_chosen_once_it_is_known() -> None:
+    chooser = planner("layer", alone=True, seconds=math.inf)
+    assert answered(chooser, {"layer": 0.01}, 0.01, 1e6, 3)[-1].place == "edge"
+    tell(chooser, alone(2.0), asked=False)
+    assert chooser.next(0.01).place == "local"
+
+
+@pytest.mark.parametrize("given", ["10", 1.5, True])
+def test_bytes_that_are_no_number_are_refused_before_anything_is_chosen(given: Any) -> None:
+    with pytest.raises(FeatureError, match=f"max_bytes is {given!r}; expected a whole number"):
+        planner("layer", seconds=0.1).choose("layer", 0, 0.01, opened=1, max_bytes=given)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from compoff.device.answers import CallReport
 from compoff.device.statistics import Tally
-from compoff.errors import PayloadError, ReadTimeout
+from compoff.errors import LocalProtocolError, PayloadError, ReadTimeout
 
 
 def report(**fields: Any) -> CallReport:
@@ -30,12 +30,14 @@ def test_counts() -> None:
     for error in (ReadTimeout("late"), PayloadError("broken"), ValueError("a model's own"), KeyboardInterrupt()):
         with pytest.raises(type(error)), tally.failures():
             raise error
+    for num_bytes in (10, 11, 12):
+        tally.sent(num_bytes)
     tally.retried()
     tally.hedged()
     stats = snapshot(tally)
     assert (stats.calls, stats.edge, stats.local, stats.failed, stats.raised) == (8, 3, 1, 2, 2)
     assert (stats.retried, stats.hedged) == (1, 1)
-    assert (stats.payload_bytes, stats.reply_bytes) == (40, 60)
+    assert (stats.payload_bytes, stats.reply_bytes) == (33, 60)
     assert stats.recent[-1].source == "local"
 
 
@@ -62,6 +64,23 @@ def test_quantiles_are_times_that_were_measured(fraction: float, expected: float
     for number in (3, 1, 2, 10, 9, 8, 7, 6, 5, 4):
         tally.answered(report(remote_seconds=float(number)))
     assert snapshot(tally).quantile(fraction, "remote_seconds") == expected
+
+
+@pytest.mark.parametrize(
+    ("fraction", "field", "words"),
+    [
+        (50, "total_seconds", "fraction is 50; expected a number from 0 to 1"),
+        (-0.1, "total_seconds", "fraction is -0.1"),
+        (float("nan"), "total_seconds", "fraction is nan"),
+        ("0.5", "total_seconds", "fraction is '0.5'"),
+        (0.5, "nonsense", "field is 'nonsense'; expected one of head_seconds, "),
+    ],
+)
+def test_a_quantile_of_what_there_is_not_is_refused(fraction: Any, field: Any, words: str) -> None:
+    tally = Tally()
+    tally.answered(report())
+    with pytest.raises(LocalProtocolError, match=words):
+        snapshot(tally).quantile(fraction, field)
 
 
 def test_nothing_answered_has_no_quantile() -> None:

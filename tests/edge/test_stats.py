@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
 from compoff.edge.stats import LATENCY_BOUNDS, Histogram, TailCounters
+from compoff.errors import LocalProtocolError
 from compoff.wire.messages import ErrorCode
 
 
@@ -45,3 +47,9 @@ def test_a_snapshot_does_not_grow() -> None:
     assert snapshot.latency.counts[0] == snapshot.latency.counts[-1] == 1
     assert snapshot.latency.percentile(100) == 10.0, "beyond the last bound nothing finer is known"
     assert Histogram((0,) * 20, 0.0).percentile(50) == 0.0
+
+
+@pytest.mark.parametrize("percent", [-1, 101, float("nan"), "50", True])
+def test_a_percentile_that_there_is_not_is_refused(percent: Any) -> None:
+    with pytest.raises(LocalProtocolError, match="expected a number from 0 to 100"):
+        Histogram((1,) + (0,) * 19, 1.0).percentile(percent)

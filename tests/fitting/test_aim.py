@@ -31,13 +31,32 @@ def images() -> list[torch.Tensor]:
 
 
 def test_an_aim_that_nothing_keeps_to_takes_the_nearest() -> None:
-    curve = [{"bytes": 50.0, "agreement": 0.9}, {"bytes": 90.0, "agreement": 0.95}]
+    curve: list[dict[str, Any]] = [
+        {"bytes": 50.0, "agreement": 0.9, "output_error": 0.2},
+        {"bytes": 90.0, "agreement": 0.95, "output_error": 0.1},
+    ]
     assert Aim(target_bytes=10).choose("input", curve) == 0
     assert Aim(target_bytes=60).choose("input", curve) == 0
     assert Aim(target_bytes=95).choose("input", curve) == 1
     assert Aim(max_drop=0.01).choose("input", curve) == 1
     assert not Aim(max_drop=0.1).met("input", {"bytes": 1.0, "agreement": None})
     assert not Aim(target_bytes=10).met("input", {"bytes": 11.0, "agreement": 1.0})
+
+
+def test_more_bytes_are_not_better_where_they_were_measured_to_change_more() -> None:
+    curve: list[dict[str, Any]] = [
+        {"bytes": 50.0, "agreement": 0.94, "output_error": 0.02},
+        {"bytes": 80.0, "agreement": 0.95, "output_error": 0.01},
+        {"bytes": 90.0, "agreement": 0.95, "output_error": 0.011},
+        {"bytes": 99.0, "agreement": 0.96, "output_error": 0.001},
+    ]
+    assert [Aim(target_bytes=target).choose("input", curve) for target in (60, 80, 95, 100)] == [0, 1, 1, 3]
+
+
+def test_a_share_in_single_precision_that_is_met_exactly_is_met() -> None:
+    kept = float(torch.tensor(0.95))
+    assert kept < 0.95
+    assert Aim(max_drop=0.05).met("input", {"agreement": kept})
 
 
 @pytest.mark.parametrize("samples", [100, 2048, 10_000, 50_000])

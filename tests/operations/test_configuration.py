@@ -100,6 +100,8 @@ log: {format: json, level: warning}
         ("tails: [x]\nlimits: {window: 0x" + "f" * 5000 + "}", 2, "limits.window is '0xfff"),
         ("tails: [x]\nlimits: {workers: 1000000}\n", 2, "limits.workers is 1000000"),
         ("tails: [x]\nlimits: {drain_timeout: 1.0e+300}\n", 2, "limits.drain_timeout is 1e+300"),
+        ("tails: [x]\nprocesses: yes\n", 2, "processes is True: expected a number; yes and no"),
+        ("tails: [x]\nlimits: {max_wait: off}\n", 2, "limits.max_wait is False: expected a number"),
         ("tails: [x]\nprocesses: 2026-99-99\n", 2, "processes is '2026-99-99', which is no timestamp"),
         ("tails: [x]\nprocesses: !!bool foo\n", 2, "processes is 'foo', which is no bool"),
         ("tails: [x]\nprocesses: !!int ''\n", 2, "processes is '', which is no int"),

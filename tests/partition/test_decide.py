@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -102,3 +103,24 @@ def test_without_agreement_the_error_of_the_output_decides() -> None:
 def test_no_other_goal_is_one(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(LocalProtocolError, match=message):
         Goal(**fields)
+
+
+def test_a_way_that_takes_nobody_knows_how_long_is_taken_where_there_is_no_other() -> None:
+    unknown, known = way(math.inf, agreement=1.0), way(0.5)
+    for goal in (Goal(seconds=math.inf), Goal(seconds=0.1), Goal(agreement=0.5)):
+        assert decide([unknown, known], goal) is known
+    assert decide([unknown, known], Goal(agreement=0.95)) is unknown
+
+
+def test_a_share_in_single_precision_that_is_met_exactly_is_kept() -> None:
+    kept = way(0.1, agreement=0.949999988079071)
+    assert decide([kept], Goal(agreement=0.95)) is kept
+
+
+@given(st.floats(0.001, 0.999))
+def test_the_share_that_an_error_names_can_be_asked_for(agreement: float) -> None:
+    with pytest.raises(LocalProtocolError, match="the best has") as caught:
+        decide([way(0.1, agreement=agreement)], Goal(agreement=1.0))
+    named = float(str(caught.value).partition("the best has ")[2].partition(". Ask")[0])
+    assert decide([way(0.1, agreement=agreement)], Goal(agreement=named))
+    assert named > agreement - 2e-4
