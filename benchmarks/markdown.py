@@ -36,9 +36,10 @@ def source(name: str) -> str:
     """Where a table comes from: its command, machine and commit."""
     content = result(name)
     machine = content["hardware"]
+    changed = "+"[: content["commit"].endswith("+")]  # the tree held changes that were not committed
     return (
         f"`{content['command']}` · {machine['gpu'] or machine['cpu']}, {machine['cores']} cores · torch "
-        f"{content['versions']['torch']} · commit {content['commit'][:8]} · {content['date']}"
+        f"{content['versions']['torch']} · commit {content['commit'][:8]}{changed} · {content['date']}"
     )
 
 
