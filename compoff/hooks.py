@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Adapting", "Catcher", "Tap", "catchers", "function_name", "hang", "stop_listening", "traced"]
+__all__ = ["Adapting", "Catcher", "Tap", "catchers", "function_name", "hang", "heed_hooks", "stop_listening", "traced"]
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,19 @@ def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
     if torch.compiler.is_compiling() or not any(map(_is_compiled, model.modules())):
         return contextlib.nullcontext()
     return cast("AbstractContextManager[Any]", torch.compiler.set_stance("force_eager"))
+
+
+def heed_hooks() -> None:
+    """Have ``torch.compile`` notice hooks that come and go, in this process and from now on.
+
+    By default it takes a module without hooks for one that never has any. A model that was compiled before it was
+    wrapped, or after another of its class was wrapped elsewhere, would go on as if no codec hung in it, and say nothing.
+    """
+    from torch._dynamo import config  # slow to import; an optimizer and an export do so, too
+
+    if getattr(config, "skip_nnmodule_hook_guards", False):
+        config.skip_nnmodule_hook_guards = False
+        torch.compiler.reset()  # what was compiled until now does not look
 
 
 def _is_compiled(module: nn.Module) -> bool:

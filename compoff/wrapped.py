@@ -25,7 +25,7 @@ from compoff.errors import FitError, SplitError
 from compoff.fingerprint import fingerprint
 from compoff.frozen import Frozen
 from compoff.gates import Gate, Work, only_at
-from compoff.hooks import stop_listening
+from compoff.hooks import heed_hooks, stop_listening
 from compoff.mounting import (
     Flags,
     attach,
@@ -85,6 +85,7 @@ class Wrapped(nn.Module):
 
     base: nn.Module
     _told_of_eval_mode = False
+    _unwrapped = False
 
     def __init__(
         self,
@@ -114,12 +115,14 @@ class Wrapped(nn.Module):
             self._flags.restore(base)
             raise
         mark(base)
+        heed_hooks()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Own the model that was copied or loaded with this object."""
         super().__setstate__(state)
         if is_marked(self.base):
             mark(self.base)
+            heed_hooks()
 
     def __getattr__(self, name: str) -> torch.Tensor | nn.Module:
         """Say where to find what only the model has: handed on, it would have two names in a state."""
@@ -149,7 +152,7 @@ class Wrapped(nn.Module):
             SplitError: A split point cannot be used.
             FeatureError: A feature cannot be encoded.
         """
-        _check_wrapped(self.base)
+        self._check_hung()
         if self.built:
             return
         sites = locate(self.base, self.split_points, inputs, keywords, skips=self.skips)
@@ -180,7 +183,12 @@ class Wrapped(nn.Module):
         self.split_points = tuple(sites)
 
     def _gates(self) -> dict[str, Gate]:
-        """The gates by split point."""
+        """The gates by split point.
+
+        Raises:
+            SplitError: This model has been unwrapped.
+        """
+        self._check_hung()
         return find_gates(self.base, {self.bottlenecks[key_of(path)]: path for path in self.sites})
 
     @property
@@ -254,8 +262,12 @@ class Wrapped(nn.Module):
         self._check(split)
         return self._gates()[split]
 
+    def _check_hung(self) -> None:
+        if self._unwrapped or not is_marked(self.base):
+            raise SplitError("this model has been unwrapped; use the model itself, or wrap it again with compoff.wrap")
+
     def _check(self, split: str) -> None:
-        _check_wrapped(self.base)
+        self._check_hung()
         if split not in self.split_points:
             known = ", ".join(f"'{path}'" for path in self.split_points)
             if not isinstance(split, str):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -313,7 +325,7 @@ class Wrapped(nn.Module):
         if not self.sites:
             self.build(*inputs, **keywords)
         base = self.base  # looked up once: PyTorch finds a module's modules slowly
-        _check_wrapped(base)
+        self._check_hung()
         self._frozen.keep()
         return base(*inputs, **keywords)
 
@@ -526,11 +538,12 @@ class Wrapped(nn.Module):
         Raises:
             SplitError: This was done before.
         """
-        _check_wrapped(self.base)
+        self._check_hung()
         stop_listening(self.base)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._unwrapped = True  # the base may be wrapped again, and then is another's
         unmark(self.base)
         self._flags.restore(self.base)
         return self.base
@@ -542,8 +555,3 @@ def _has(model: Any, name: str) -> bool:
         return hasattr(model, name)
     except Exception:
         return False
-
-
-def _check_wrapped(base: nn.Module) -> None:
-    if not is_marked(base):
-        raise SplitError("this model has been unwrapped; use the model itself, or wrap it again with compoff.wrap")

@@ -448,3 +448,22 @@ def test_the_teacher_of_a_loss_inside_at_is_the_model_itself() -> None:
         inside = wrapped.distillation_loss(x, split="block2")
         assert wrapped.gate("block1").on
     assert torch.equal(inside, alone)
+
+
+def test_an_unwrapped_model_stays_so_when_its_base_is_wrapped_again() -> None:
+    stale = wrapped_plain("block1", "block2")
+    net, x = stale.unwrap(), images()
+    anew = compoff.wrap(net, "block1", example_input=x)
+    uses: list[Callable[[], Any]] = [
+        lambda: stale(x),
+        lambda: stale.at("block2").__enter__(),
+        lambda: compoff.export(stale, "block1"),
+        lambda: compoff.fit(stale, [x], steps=1),
+        stale.unwrap,
+    ]
+    for use in uses:
+        with pytest.raises(SplitError, match="has been unwrapped"):
+            use()
+    assert anew(x).shape == (2, 5)
+    assert anew.unwrap() is net
+    assert compoff.wrap(net, "block2", example_input=x).unwrap() is net

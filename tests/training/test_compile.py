@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import compoff
 from tests.small_networks import Plain
@@ -78,3 +80,82 @@ def test_a_model_compiled_in_place_is_fitted_and_stays_compiled() -> None:
     compoff.fit(model, [x], steps=2, progress=False)
     torch.testing.assert_close(model(x), expected)
     assert net._compiled_call_impl is not None
+
+
+class Functional(Plain):
+    """Its blocks are followed by functions, so that hooks on the model itself catch what they return."""
+
+    def trunk(self, x: Tensor) -> Tensor:
+        for part in (self.stem, self.block1, self.block2):
+            x = torch.relu(part(x))
+        return x
+
+
+def fitted(net: nn.Module, split: str, x: Tensor) -> compoff.Wrapped:
+    """A model whose codec has seen data, so that it answers otherwise than the teacher."""
+    model = compoff.wrap(net, split, example_input=x, codec="deepcod")
+    model.distillation_loss(x)
+    return model.eval()
+
+
+def require_student(compiled: Any, model: compoff.Wrapped, split: str, x: Tensor) -> None:
+    with torch.no_grad():
+        teacher = model.base(x)
+        torch.testing.assert_close(compiled(x), teacher)
+        with model.at(split):
+            found, expected = compiled(x), model(x)
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, teacher)
+
+
+def test_models_of_one_class_that_are_wrapped_in_different_places_do_not_share_what_was_compiled() -> None:
+    x = torch.randn(4, 3, 8, 8)
+    models = [(split, fitted(Functional().eval(), split, x)) for split in ("block1", "block2", "classifier")]
+    compiled = [torch.compile(model, backend="eager") for _, model in models]
+    for _ in range(2):
+        for (split, model), one in zip(models, compiled, strict=True):
+            require_student(one, model, split, x)
+
+
+@pytest.mark.parametrize("split", ["block1", "block2"])
+def test_a_model_that_has_run_compiled_is_compiled_anew_when_it_is_wrapped(split: str) -> None:
+    x, net = torch.randn(4, 3, 8, 8), Functional().eval()
+    plain = Functional().eval()
+    for one in (net, plain):
+        one.compile(backend="eager")
+        one(x)
+    for again in (split, "block1", "block2"):
+        model = fitted(net, again, x)
+        plain(x)  # another one of the class, without hooks, whose code it shares
+        with torch.no_grad(), model.at(again):
+            student = model(x)
+            with torch.compiler.set_stance("force_eager"):
+                torch.testing.assert_close(student, model(x))
+        assert not torch.allclose(student, net(x))
+        torch.testing.assert_close(model.unwrap()(x), net(x))
+
+
+def test_a_compiled_block_hears_of_the_codec_in_it() -> None:
+    x = torch.randn(4, 3, 8, 8)
+    first = fitted(Functional().eval(), "block1", x)
+    first.base.get_submodule("block2").compile(backend="eager")
+    first(x)
+    net = Functional().eval()
+    net.block2.compile(backend="eager")
+    net(x)
+    model = fitted(net, "block2", x)
+    with torch.no_grad(), model.at("block2"):
+        student = model(x)
+        with torch.compiler.set_stance("force_eager"):
+            torch.testing.assert_close(student, model(x))
+    assert not torch.allclose(student, net(x))
+
+
+# The compiler looks at a gradient that it does not need.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_the_compiled_losses_of_two_models_go_by_their_own_split_points() -> None:
+    x = torch.randn(4, 3, 8, 8)
+    for split in ("block1", "block2"):
+        loss = compoff.DistillationLoss(fitted(Functional().eval(), split, x).train(), split)
+        compiled = torch.compile(loss, backend=BACKEND)
+        torch.testing.assert_close(compiled(x), loss(x), rtol=0.5, atol=0.5)  # each draws its own noise
