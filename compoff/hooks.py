@@ -200,7 +200,7 @@ def heed_hooks() -> None:
     """Have ``torch.compile`` notice hooks that come and go, in this process and from now on.
 
     By default it takes a module without hooks for one that never has any. A model that was compiled before it was
-    wrapped, or after another of its class was wrapped elsewhere, would go on as if no codec hung in it, and say nothing.
+    wrapped, or after another of its class was wrapped elsewhere, would go on as if no codec hung in it, without a word.
     """
     from torch._dynamo import config  # slow to import; an optimizer and an export do so, too
 

@@ -48,6 +48,7 @@ class Architecture:
         factories: Where the suffix cannot become a program, the importable functions that build the model for an eager
             tail: as it is, and its small instance.
         weights: Where the weights come from.
+        max_batch: Most samples in a batch that the export is for; None for the default.
         codec: The codec; ``"deepcod"`` where a flat feature is too long for the directions of the other.
     """
 
@@ -60,6 +61,7 @@ class Architecture:
     factories: tuple[str, str] | None = None
     weights: Literal["random", "real"] = "random"
     codec: Literal["transform", "deepcod"] = "transform"
+    max_batch: int | None = None
 
     @property
     def suffix_exports(self) -> bool:

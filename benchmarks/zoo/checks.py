@@ -165,7 +165,8 @@ class Mounted:
             What was written.
         """
         factory = self.architecture.tail_factory(reduced=self.reduced)
-        options = {} if factory is None else {"tail_factory": factory}
+        given = {"tail_factory": factory, "max_batch": self.architecture.max_batch}
+        options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         head, tail = compoff.export(self.wrapped, self.split, **options)
         head.save(folder / "head")
         tail.save(folder / "tail")

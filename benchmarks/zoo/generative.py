@@ -136,7 +136,14 @@ GENERATIVE = (
         _pictures_and_times,
         ("down2", "middle"),
     ),
-    Architecture("UNet2DModel", "diffusers", _diffusers, _pictures_and_times, ("down_blocks.1", "mid_block")),
+    Architecture(
+        "UNet2DModel",
+        "diffusers",
+        _diffusers,
+        _pictures_and_times,
+        ("down_blocks.1", "mid_block"),
+        max_batch=63,  # it lays larger ones out otherwise (`if hidden_states.shape[0] >= 64`), which a program cannot
+    ),
     Architecture(
         "Variational autoencoder",
         "own",

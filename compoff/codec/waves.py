@@ -281,7 +281,9 @@ class WaveMix(nn.Module):
             numbers = waves.T @ numbers.reshape(-1, len(waves), inner)
             inner *= size * waves.shape[1]
         padded = self.geometry.padded
-        return numbers.view(-1, math.prod(padded), channels).transpose(1, 2).reshape(-1, channels, *padded)
+        restored = numbers.view(-1, math.prod(padded), channels).transpose(1, 2).reshape(-1, channels, *padded)
+        # In the layout that is traced: what comes after is recorded for it, such as a flat view, and fails in another.
+        return restored.contiguous()
 
     def _mixes(self) -> Iterator[tuple[int, slice, Tensor]]:
         """Each wave's place, and the channels that ride it with their mixes."""
