@@ -248,7 +248,7 @@ def refuse_wrapped(model: nn.Module) -> None:
 
 
 def require_gradients(model: nn.Module) -> None:
-    """Refuse a model through which no gradient can pass, since it was made in inference mode.
+    """Refuse a model through which no gradient can pass, since it was made in inference mode or has no weights yet.
 
     Args:
         model: The model.
@@ -256,6 +256,11 @@ def require_gradients(model: nn.Module) -> None:
     Raises:
         FitError: It was.
     """
+    if empty := next((name for name, parameter in model.named_parameters() if parameter.is_meta), None):
+        raise FitError(
+            f"this {type(model).__name__} has no weights yet: '{empty}' is on the device 'meta'; load them first, with "
+            "load_state_dict(..., assign=True)"
+        )
     first = next(model.parameters(), None)  # a model is made there whole
     if first is not None and first.is_inference():
         raise FitError(

@@ -43,7 +43,7 @@ from compoff.recipe import Recipe, recipe_for
 from compoff.teaching import teacher_pass
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch.utils.hooks import RemovableHandle
@@ -133,6 +133,24 @@ class Wrapped(nn.Module):
             if not name.startswith("__") and _has(base, name):
                 raise AttributeError(f"{error}; it is the model's own: wrapped.base.{name}") from None
             raise
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As for any module; the shapes at the split points have to be known, since bottlenecks are made for them.
+
+        Args:
+            state_dict: What `state_dict` gave.
+            strict: Whether all keys must be right.
+            assign: Whether to take the tensors themselves.
+
+        Returns:
+            Missing and unexpected keys.
+
+        Raises:
+            SplitError: It holds bottlenecks, and shapes are not known yet.
+        """
+        if not self.built and any(key.startswith("bottlenecks.") for key in state_dict):
+            self._check(self.split_points[0])
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     # -- building ------------------------------------------------------------------------------------------------------
 

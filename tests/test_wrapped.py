@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import compoff
-from compoff.errors import FeatureError, SplitError
+from compoff.errors import FeatureError, FitError, SplitError
 from tests.small_networks import (
     FunctionalSkip,
     IdentitySkip,
@@ -467,3 +467,18 @@ def test_an_unwrapped_model_stays_so_when_its_base_is_wrapped_again() -> None:
     assert anew(x).shape == (2, 5)
     assert anew.unwrap() is net
     assert compoff.wrap(net, "block2", example_input=x).unwrap() is net
+
+
+def test_a_state_is_loaded_once_shapes_are_known() -> None:
+    fitted, anew = wrapped_plain("block1"), compoff.wrap(Plain(), "block1", codec="deepcod")
+    with pytest.raises(SplitError, match=r"shapes at the split points are not known yet; pass example_input"):
+        anew.load_state_dict(fitted.state_dict())
+    anew.build(images())
+    assert anew.load_state_dict(fitted.state_dict()).missing_keys == []
+
+
+def test_a_model_without_weights_is_not_fitted() -> None:
+    with torch.device("meta"):
+        net = Plain()
+    with pytest.raises(FitError, match=r"this Plain has no weights yet: '.*' is on the device 'meta'; load them first"):
+        compoff.fit(compoff.wrap(net, "block1"), [images()], steps=1)

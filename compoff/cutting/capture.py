@@ -148,6 +148,7 @@ def capture(
             run,
             halves.head,
             halves.tail,
+            source=graph,
             most=most,
             crossing=halves.crossing,
             leaves=halves.batched,

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from compoff.batch import Batch
 from compoff.codec import Bottleneck
 from compoff.cutting.capture import explained, folded, free_batch, program_of
 from compoff.cutting.cut import head_of
@@ -70,7 +69,8 @@ class _UpToCut(nn.Module):
         # Hidden from torch.export, which keeps account of the modules it is in and does not expect to leave them so.
         self.__dict__.update(base=base, gate=gate, coders=tuple(bottlenecks), sides=sides)
 
-    def forward(self, *args: Any, **keywords: Any) -> tuple[Tensor, ...]:
+    # Two containers: what is taken by name alone has no place that torch.export knows among keywords of any name.
+    def forward(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Tensor, ...]:
         base, gate, coders, sides = (self.__dict__[name] for name in ("base", "gate", "coders", "sides"))
 
         def leave(features: list[Tensor]) -> list[Tensor]:
@@ -137,7 +137,7 @@ def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInpu
         module = _UpToCut(base, gate, bottlenecks, len(site.sides))
         with explained(f"what runs before '{site.path}' in {type(base).__name__} cannot be exported"), traced(base):
             program = torch.export.export(
-                module, example.args, example.keywords, dynamic_shapes=free_batch(example), strict=False
+                module, (example.args, example.keywords), dynamic_shapes=free_batch(example), strict=False
             )
             check_sizes(program, most, site.path)
             graph = functional(program).module(check_guards=False)
@@ -149,11 +149,11 @@ def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInpu
         count = len(bottlenecks)
 
         def run(given: ExampleInputs) -> tuple[tuple[Tensor, ...], tuple[()]]:
-            crossed = Batch(given.args, given.keywords).call(module)
+            crossed = module(given.args, given.keywords)
             require_finite(crossed[-count:])
             return crossed[:count], ()
 
-        prove(site.path, example, run, half, most=most)
+        prove(site.path, example, run, half, source=graph, most=most)
         flags = tuple(has_batch(result) for result in results[count:-count])
         head = program_of(half, example, site.path)
         shapes = [feature.shape for feature in site.features]

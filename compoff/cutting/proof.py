@@ -72,6 +72,7 @@ def prove(
     head: Callable[..., Sequence[Tensor]],
     tail: GraphModule | None = None,
     *,
+    source: GraphModule,
     most: int,
     crossing: Sequence[bool] = (),
     leaves: Sequence[bool] = (),
@@ -84,6 +85,7 @@ def prove(
         run: Runs the model itself; returns its symbols at the cut and the tensors of its output.
         head: Inputs to symbols, side tensors, and what else there is.
         tail: Symbols and side tensors to the tensors of the output; None where that is no program.
+        source: What the halves were cut from, whose nodes know in which numbers they compute.
         most: Largest number of samples in a batch.
         crossing: For each side tensor, whether its first axis is the batch.
         leaves: For each tensor of the output, likewise.
@@ -92,7 +94,7 @@ def prove(
         SplitError: A half does something else than the model, or one sample's answer depends on the others.
     """
     merged = all((*crossing, *leaves))  # an edge runs several requests as one only where everything has a batch axis
-    rounding, spreads = _rounding(tail), None
+    rounding, spreads = _rounding(source), None
     with torch.random.fork_rng(devices=[]):
         for size in (min(max(most, 2), _MANY), 1):
             found = tried(example.of_size(size), run)
@@ -104,7 +106,7 @@ def prove(
             if size > 1:
                 spreads = [_spread(output, size) for output in outputs]
             parts = _run(head, given.tensors, size, split)
-            same = all(map(_near, parts, symbols))
+            same = _all_near(parts, symbols, rounding)
             if same and tail is not None:
                 sides = parts[len(symbols) : len(symbols) + len(crossing)]
                 arrived = [part.contiguous() for part in (*symbols, *sides)]  # bytes keep no other layout
@@ -211,7 +213,7 @@ def _random(
 ) -> bool:
     """Whether the model itself answers otherwise the second time, so that nothing can be compared."""
     again, repeated = run(given)
-    return not (all(map(_near, again, symbols)) and _alike(repeated, outputs, spreads, rounding))
+    return not (_all_near(again, symbols, rounding) and _alike(repeated, outputs, spreads, rounding))
 
 
 def _mixes(
@@ -292,11 +294,18 @@ def _drawn_positive(tensor: Tensor) -> Tensor:
     return _drawn(tensor).abs() + 0.1 if tensor.is_floating_point() else torch.ones_like(tensor)
 
 
-def _near(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether symbols are the same but for rounding."""
+def _all_near(ours: Sequence[Tensor], theirs: Sequence[Tensor], rounding: float) -> bool:
+    """Whether the symbols of all codes are the same but for rounding; what else there is of ours is not looked at."""
+    return all(_near(*both, rounding) for both in zip(ours, theirs, strict=False))
+
+
+def _near(ours: Tensor, theirs: Tensor, rounding: float) -> bool:
+    """Whether symbols are the same but for rounding: a step, or in half precision a share of what they vary by."""
     if ours.shape != theirs.shape:
         return False
-    return float(((ours.int() - theirs.int()).abs() > 1).double().mean()) <= _FAR
+    varies = float(theirs.max()) - float(theirs.min()) if theirs.numel() else 0.0
+    most = max(1.0, rounding * varies / 2 if rounding in _ROUNDING.values() else 0.0)
+    return float(((ours.int() - theirs.int()).abs() > most).double().mean()) <= _FAR
 
 
 def _alike(ours: Sequence[Tensor], theirs: Sequence[Tensor], spreads: Sequence[float] | None, rounding: float) -> bool:
@@ -330,9 +339,9 @@ def _spread(output: Tensor, size: int) -> float:
     )
 
 
-def _rounding(tail: GraphModule | None) -> float:
+def _rounding(source: GraphModule) -> float:
     """The share of an output that rounding may move it by, in the coarsest numbers that a graph computes with."""
-    values = [value for node in tail.graph.nodes for value in tensors_of(node.meta.get("val"))] if tail else []
+    values = [value for node in source.graph.nodes for value in tensors_of(node.meta.get("val"))]
     coarse = [_ROUNDING[value.dtype] for value in values if value.dtype in _ROUNDING]
     if coarse:
         return max(coarse)

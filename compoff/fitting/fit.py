@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from compoff.batch import Batch, refusals_named
 from compoff.checks import check_flag, check_path, check_weight, check_whole, is_number
@@ -112,6 +113,11 @@ def _warn_of_export(wrapped: Wrapped) -> None:
             "'%s' is quantized, and export makes no program of such a module; to export what is fitted, fit the model "
             "in floating-point",
             quantized[0],
+        )
+    if isinstance(wrapped.base, nn.parallel.DistributedDataParallel):
+        _log.warning(
+            "the model is a DistributedDataParallel, of which export makes no program; to export what is fitted, wrap "
+            "what is in it, its .module"
         )
     names = {str(tensor.dtype).removeprefix("torch.") for tensor in wrapped.example_inputs().tensors}
     if unknown := sorted(names - {*DTYPES}):

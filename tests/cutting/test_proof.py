@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import compoff
 from compoff.errors import SplitError
+from tests.small_networks import Plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -226,3 +227,21 @@ def test_buffers_of_every_sort_are_looked_past(sort: str) -> None:
     if sort == "meta":
         net, x = net.to("meta"), x.to("meta")
     assert [point.path for point in compoff.list_split_points(net, x)] == ["a", "b"]
+
+
+class Halves(Plain):
+    """Computes in half precision inside, and takes and returns single precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x).float()
+
+
+@pytest.mark.parametrize(("seed", "split"), [(1, "block2"), (3, "classifier")])
+def test_a_model_that_computes_in_half_precision_inside_is_exported(seed: int, split: str) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    wrapped = compoff.wrap(Halves().eval(), split, example_input=x[:2])
+    compoff.calibrate(wrapped, [x, x])
+    head, tail = compoff.export(wrapped, split)
+    assert tail(head(x[:3])).shape == (3, 5)

@@ -16,7 +16,7 @@ from torch import Tensor
 import compoff
 from compoff.artifact import read_folder, write_folder
 from compoff.errors import ArtifactError, BackendError, FeatureError, SplitError
-from tests.eager_models import make_picker
+from tests.eager_models import make_named_picker, make_picker
 from tests.small_networks import assert_close, tiny_decoder, tiny_encoder
 
 ROOT = Path(__file__).parents[2]
@@ -186,3 +186,13 @@ def test_damaged_places_are_refused(folder: Path, tmp_path: Path) -> None:
         write_folder(tmp_path / "b", whole.manifest, whole.tables, {**whole.files, "places.json": damaged})
         with pytest.raises(ArtifactError, match=r"places.json: is damaged"):
             compoff.Tail.load(tmp_path / "b", factory=FACTORY)
+
+
+def test_a_model_that_takes_its_inputs_by_name_alone() -> None:
+    x = images(3)
+    model = compoff.wrap(
+        make_named_picker(), "head", example_input={"pictures": x}, encoder=tiny_encoder, decoder=tiny_decoder
+    ).eval()
+    head, tail = compoff.export(model, "head", tail_factory="tests.eager_models:make_named_picker")
+    with torch.no_grad(), model.at("head"):
+        assert_close(tail(head(pictures=x)), model(pictures=x))
