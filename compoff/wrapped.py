@@ -170,7 +170,7 @@ class Wrapped(nn.Module):
             SplitError: A split point cannot be used.
             FeatureError: A feature cannot be encoded.
         """
-        self._check_hung()
+        self._check_hung(self.base)
         if self.built:
             return
         sites = locate(self.base, self.split_points, inputs, keywords, skips=self.skips)
@@ -206,7 +206,7 @@ class Wrapped(nn.Module):
         Raises:
             SplitError: This model has been unwrapped.
         """
-        self._check_hung()
+        self._check_hung(self.base)
         return find_gates(self.base, {self.bottlenecks[key_of(path)]: path for path in self.sites})
 
     @property
@@ -280,12 +280,12 @@ class Wrapped(nn.Module):
         self._check(split)
         return self._gates()[split]
 
-    def _check_hung(self) -> None:
-        if self._unwrapped or not is_marked(self.base):
+    def _check_hung(self, base: nn.Module) -> None:
+        if self._unwrapped or not is_marked(base):
             raise SplitError("this model has been unwrapped; use the model itself, or wrap it again with compoff.wrap")
 
     def _check(self, split: str) -> None:
-        self._check_hung()
+        self._check_hung(self.base)
         if split not in self.split_points:
             known = ", ".join(f"'{path}'" for path in self.split_points)
             if not isinstance(split, str):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -343,7 +343,7 @@ class Wrapped(nn.Module):
         if not self.sites:
             self.build(*inputs, **keywords)
         base = self.base  # looked up once: PyTorch finds a module's modules slowly
-        self._check_hung()
+        self._check_hung(base)
         self._frozen.keep()
         return base(*inputs, **keywords)
 
@@ -556,7 +556,7 @@ class Wrapped(nn.Module):
         Raises:
             SplitError: This was done before.
         """
-        self._check_hung()
+        self._check_hung(self.base)
         stop_listening(self.base)
         for handle in self._handles:
             handle.remove()
