@@ -55,7 +55,9 @@ class DistillationTerms:
         Returns:
             A scalar.
         """
-        loss = recipe.reconstruction * self.reconstruction + recipe.orthogonality * self.orthogonality
+        loss = recipe.reconstruction * self.reconstruction
+        if recipe.orthogonality:  # of features of tiny units it may be infinite, and nothing times that is no number
+            loss = loss + recipe.orthogonality * self.orthogonality
         if self.distillation is not None:
             loss = loss + recipe.distillation * self.distillation
         return loss + recipe.prior * self.prior_rate + rate * self.estimated_rate

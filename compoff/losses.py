@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["distillation", "reconstruction", "relative_error", "unit_of"]
 
-_NOTHING = 1e-10  # share of the mean square below which a variance is the rounding of equal numbers
+# Share of the mean square below which a variance is the rounding of equal numbers, some units in their last place.
+_NOTHING = 1e-12
 # Of an output's variance. A model whose answer hardly depends on its input would else drown the terms of its blocks.
 _LEAST_BETWEEN = 0.01
 

@@ -105,7 +105,7 @@ class Recipe:
             raise FitError(f"the recipe's betas are {self.betas}; expected two numbers from 0 to below 1")
         for field in fields(self):
             object.__setattr__(self, field.name, plain(getattr(self, field.name)))  # the state of a fit is JSON
-        object.__setattr__(self, "betas", tuple(map(plain, self.betas)))
+        object.__setattr__(self, "betas", tuple(float(plain(beta)) for beta in self.betas))
 
 
 _RECIPES = {

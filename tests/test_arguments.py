@@ -110,6 +110,7 @@ CASES: list[Case] = [
     (lambda: wrap().distillation_loss(x, distill="no"), {}, FitError, "distill is 'no'; expected True or False"),
     (fit, {"batches": None}, FitError, "batches is a NoneType; expected a loader"),
     (fit, {"batches": x}, FitError, "batches is a tensor, which is one batch; give several"),
+    (fit, {"batches": nn.Sequential()}, FitError, "batches is a model, Sequential; expected a loader"),
     (fit, {"validation": 3}, FitError, "validation is a int; expected a loader"),
     (calibrate, {"target_bytes": NAN}, FitError, "target_bytes is nan"),
     (calibrate, {"seed": "x"}, FitError, "seed is 'x'"),

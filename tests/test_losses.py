@@ -99,3 +99,10 @@ def test_the_gradient_goes_to_the_student_alone() -> None:
     expected = 2 * (student.detach() - teacher) / teacher.numel() / teacher.var(unbiased=False)
     assert student.grad is not None
     torch.testing.assert_close(student.grad, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_what_hardly_varies_beside_its_size_is_still_a_unit() -> None:
+    teacher = 101325 + 0.5 * torch.randn(64, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    constant = teacher.mean(0, keepdim=True).expand_as(teacher)
+    found = relative_error(teacher.float(), constant.float(), between_samples=0.0)
+    assert float(found) == pytest.approx(1.0, rel=0.05)

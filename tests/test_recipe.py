@@ -59,3 +59,7 @@ def test_patience_and_betas_out_of_range_are_refused() -> None:
         Recipe(warmup=-1)
     with pytest.raises(FitError, match="betas"):
         Recipe(betas=(0.9, 1.0))
+
+
+def test_betas_are_floats() -> None:
+    assert [type(beta) for beta in Recipe(betas=(0, 0.5)).betas] == [float, float]

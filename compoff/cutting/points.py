@@ -16,6 +16,7 @@ from compoff.canvas import empty_figure, log_ticks
 from compoff.cutting.flow import bytes_per_sample
 from compoff.cutting.inputs import example_call
 from compoff.cutting.moment import Cut, cut_at_call
+from compoff.cutting.trace import INPUT
 from compoff.cutting.watching import watch
 from compoff.errors import SplitError
 from compoff.hooks import catchers
@@ -259,14 +260,15 @@ def choose_points(trace: Trace, model: str) -> list[str]:
 
 def _point(trace: Trace, call: ModuleCall, cut: Cut) -> SplitPoint:
     flow, batch = trace.flow, max(trace.batch, 1)
-    repeated = any(other.path == call.path and other is not call for other in trace.modules)
+    # By its number, too, where the name alone is that of the place before the whole model.
+    numbered = call.path == INPUT or any(other.path == call.path and other is not call for other in trace.modules)
     values = [flow.values[number] for number in (cut.main, *cut.skips)]
     before, total = flow.macs(0, cut.moment), flow.macs(0)
     main = values[0].shape
     axis = trace.batch_axis(cut.main)
     raw = sum(math.prod(int(size) for size in value.shape) * value.dtype.itemsize // batch for value in values)
     return SplitPoint(
-        f"{call.path}#{call.number}" if repeated else call.path,
+        f"{call.path}#{call.number}" if numbered else call.path,
         tuple(int(size) for place, size in enumerate(main) if place != axis),
         raw,
         len(cut.skips),

@@ -16,6 +16,7 @@ from compoff.cutting.features import Feature, feature_of, side_of
 from compoff.cutting.moment import Cut, cut_at_call
 from compoff.cutting.points import choose_points
 from compoff.cutting.taps import find_tap
+from compoff.cutting.trace import INPUT
 from compoff.cutting.watching import named_modules, watch
 from compoff.errors import SplitError
 from compoff.trees import tensors_of
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from compoff.hooks import Tap
 
 __all__ = ["AUTO", "INPUT", "Site", "Skips", "check_names", "find_call", "locate", "resolve"]
-
-INPUT = "input"
-"""Name of the split point at the model's own input."""
 
 AUTO = "auto"
 """Stands for a few split points that span the network."""

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from compoff.cutting.flow import Operator
     from compoff.trees import Place
 
-__all__ = ["FunctionCall", "ModuleCall", "Trace"]
+__all__ = ["INPUT", "FunctionCall", "ModuleCall", "Trace"]
+
+INPUT = "input"
+"""Name of the split point at the model's own input."""
 
 
 @dataclass

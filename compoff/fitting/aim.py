@@ -72,6 +72,24 @@ class Aim:
         if self.max_drop is not None and not 0 < self.max_drop < 1:
             raise FitError(f"max_drop is {self.max_drop}; expected a share between 0 and 1, such as 0.01")
 
+    def check_codec(self, codec: str) -> None:
+        """Refuse an aim that a codec does not have.
+
+        Args:
+            codec: Name of the codec that the model was wrapped with.
+
+        Raises:
+            FitError: It has only one rate.
+
+        Examples:
+            >>> Aim(target_bytes=60).check_codec("transform")
+        """
+        if codec == "deepcod" and self != Aim():
+            raise FitError(
+                'target_bytes and max_drop need a codec with several rates; wrap with codec="transform", or set the '
+                'bytes of "deepcod" by channels'
+            )
+
     def check_points(self, split_points: Sequence[str]) -> None:
         """Refuse bytes for a split point that there is not.
 

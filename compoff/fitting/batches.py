@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compoff.batch import Batch
 from compoff.checks import check_whole
@@ -23,8 +23,6 @@ from compoff.trees import map_tensors, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    from torch import nn
 
     from compoff.wrapping import Wrapped
 
@@ -184,6 +182,8 @@ def require_batches(name: str, batches: Any, *, or_none: bool = False) -> None:
         return
     if isinstance(batches, Tensor):
         raise FitError(f"{name} is a tensor, which is one batch; give several in a list, as x.split(64), or [x]")
+    if isinstance(batches, nn.Module):
+        raise FitError(f"{name} is a model, {type(batches).__name__}; expected a loader, or a list of batches")
     if isinstance(batches, (str, Mapping)) or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
         given = type(cast("object", batches)).__name__
         raise FitError(f"{name} is a {given}; expected a loader, a list, or anything else that gives batches")

@@ -105,6 +105,7 @@ def calibrate(
     require_batches("batches", batches)
     aim = Aim(target_bytes)
     aim.check()
+    aim.check_codec(wrapped.options.codec)
     seed = check_seed(seed)
     check_flag("progress", progress, FitError, or_none=True)
     refuse_on(wrapped, "calibrate")
@@ -148,7 +149,12 @@ def start(wrapped: Wrapped, batches: Iterable[Any], aim: Aim, seed: int, *, prog
         bottlenecks = [one for one in found if isinstance(one, TransformBottleneck) and not one.calibrated]
         if bottlenecks and len(bottlenecks) == len(found):
             with bar(f"compoff.calibrate {split}", len(taken), "batch", progress) as drawn:
-                _start(wrapped, split, bottlenecks, taken, aim.bytes_at(split), generator, drawn)
+                try:
+                    _start(wrapped, split, bottlenecks, taken, aim.bytes_at(split), generator, drawn)
+                except BaseException:  # an interrupt, too: what the search tried last is no start
+                    for bottleneck in bottlenecks:
+                        bottleneck.calibrated.fill_(False)
+                    raise
         elif not any(one.calibrated for one in found):
             record = teacher_pass(wrapped.base, {split: wrapped.gate(split)}, wrapped.sites, taken[0], blocks=False)
             for bottleneck, y in zip(found, record.features[split], strict=True):

@@ -87,16 +87,6 @@ def _state_file(resume: str | Path) -> Path:
     return path
 
 
-def _check_aim(wrapped: Wrapped, aim: Aim) -> None:
-    """Refuse an aim that cannot be meant, or that the codec which the model was wrapped with does not have."""
-    if wrapped.options.codec == "deepcod" and aim != Aim():
-        raise FitError(
-            'target_bytes and max_drop need a codec with several rates; wrap with codec="transform", or set the bytes '
-            'of "deepcod" by channels'
-        )
-    aim.check()
-
-
 def _check_precision(wrapped: Wrapped) -> None:
     """Refuse bottlenecks in which an optimizer cannot step."""
     if any(parameter.dtype == torch.float16 for parameter in wrapped.bottlenecks.parameters()):
@@ -104,6 +94,10 @@ def _check_precision(wrapped: Wrapped) -> None:
             "the bottlenecks are in float16, whose range an optimizer's steps leave; wrapped.bottlenecks.float() puts "
             "them into float32, and the model may stay as it is"
         )
+
+
+_FEW_STEPS = 10  # of so few nothing can be said
+_WORSE = 2.0  # times the loss of the first step; from batch to batch it differs by less
 
 
 def _warn_of_export(wrapped: Wrapped) -> None:
@@ -242,7 +236,8 @@ def fit(
     chosen, total = recipe_for(wrapped.options.codec, recipe), _total_steps(batches, epochs, steps)
     lr, rate = _weights(chosen.lr if lr is None else lr, chosen.rate if rate is None else rate)
     aim = Aim(target_bytes, max_drop)
-    _check_aim(wrapped, aim)
+    aim.check_codec(wrapped.options.codec)
+    aim.check()
     require_agreement(agreement)
     refuse_on(wrapped, "fit")
     if device is not None:
@@ -343,4 +338,21 @@ def _finish(
         for split in wrapped.split_points
     }
     samples = conclude(wrapped, reports, counted, measured, aim, agreement)
+    for split, report in reports.items():
+        _tell_of_worse(split, report.loss[report.distilled_from or 0 :])
     return FitReport(reports, state.step, state.seconds, samples, held_out=measured is not None)
+
+
+def _tell_of_worse(split: str, losses: list[float]) -> None:
+    """Say where steps have undone what they started from."""
+    last = losses[-max(1, len(losses) // 10) :]
+    if len(losses) < _FEW_STEPS or sum(last) / len(last) <= _WORSE * losses[0]:
+        return
+    _log.warning(
+        "the fit at '%s' ended worse than it began (loss %.3g, at first %.3g); a common cause is a feature whose "
+        "channels have unlike units, or means far from zero: normalize them, take a lower lr, or do without steps "
+        "(calibrate, then finish)",
+        split,
+        sum(last) / len(last),
+        losses[0],
+    )

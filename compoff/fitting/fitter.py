@@ -159,6 +159,8 @@ class Fitter:
             cause = "the batch itself holds NaN or infinity: clean the inputs"
         elif not _all_finite([*(y for ys in record.features.values() for y in ys), *record.output]):
             cause = "the model itself computes NaN or infinity from this batch: check its weights"
+        elif self.state.step == 0:
+            cause = "no step was taken yet, so what is computed is out of range: bring the features to a size near 1"
         else:
             cause = "lower the learning rate"
         raise FitError(

@@ -143,3 +143,22 @@ def test_a_wrapped_model_is_refused_since_its_modules_have_other_names() -> None
             compoff.list_split_points(given, torch.randn(2, 3, 16, 16))
     points = compoff.list_split_points(model.unwrap(), torch.randn(2, 3, 16, 16))
     assert "block1" in [point.path for point in points]
+
+
+class Named(nn.Module):
+    """Has a module by the name of the place before the whole model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.input = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.input(self.stem(x).relu())
+
+
+def test_a_module_that_is_called_input_is_listed_by_its_number() -> None:
+    points = compoff.list_split_points(Named(), images())
+    assert [point.path for point in points] == ["stem", "input#0"]
+    wrapped = compoff.wrap(Named(), ["input#0"], example_input=images())
+    assert wrapped.sites["input#0"].features[0].shape == points["input#0"].shape == (8, 8, 8)
+    assert compoff.wrap(Named(), "input", example_input=images()).sites["input"].features[0].shape == (3, 8, 8)
