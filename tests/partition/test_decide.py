@@ -13,6 +13,7 @@ from compoff.errors import LocalProtocolError
 from compoff.partition.decide import Goal, Plan, decide
 
 SHARES = st.floats(0, 1)
+MISSED = 1e-6  # of a share that is met all the same: means of single precision miss it by so much
 WAYS = st.lists(
     st.builds(
         Plan,
@@ -42,7 +43,7 @@ def test_a_time_is_the_sum_of_equation_14(ways: list[Plan]) -> None:
 
 @given(WAYS, SHARES)
 def test_with_an_agreement_no_way_that_keeps_it_is_faster(ways: list[Plan], floor: float) -> None:
-    kept = [one for one in ways if (one.agreement or 0.0) >= floor]
+    kept = [one for one in ways if (one.agreement or 0.0) >= floor - MISSED]
     if not kept:
         with pytest.raises(LocalProtocolError, match="no way keeps an agreement of"):
             decide(ways, Goal(agreement=floor))
@@ -66,7 +67,7 @@ def test_with_a_time_no_way_in_it_keeps_more(ways: list[Plan], limit: float) -> 
 
 @given(WAYS, SHARES, st.floats(0.01, 3))
 def test_with_both_the_agreement_comes_first(ways: list[Plan], floor: float, limit: float) -> None:
-    kept = [one for one in ways if (one.agreement or 0.0) >= floor]
+    kept = [one for one in ways if (one.agreement or 0.0) >= floor - MISSED]
     if kept:
         assert decide(ways, Goal(agreement=floor, seconds=limit)) == decide(kept, Goal(seconds=limit))
 
