@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "NEARLY",
     "check_array",
     "check_flag",
     "check_number",
@@ -32,6 +33,10 @@ __all__ = [
     "plain",
     "reaching",
 ]
+
+NEARLY = 1e-6
+"""What a share may be missed by: a mean of shares in single precision misses its value by less, and no count of samples
+is so fine."""
 
 _LONGEST = 200
 

@@ -7,14 +7,13 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from compoff.checks import NEARLY
 from compoff.errors import FitError
 
 __all__ = ["Agreement", "require_agreement", "require_whole", "shares_of"]
 
 Agreement: TypeAlias = Callable[[Any, Any], Tensor]
 """Student's and model's answer for a batch, each as the model returns it, to what is kept of each sample's, 0 to 1."""
-
-_NEARLY = 1e-6  # what a mean of floats may miss 0 and 1 by
 
 
 def require_agreement(agreement: Any) -> None:
@@ -60,7 +59,7 @@ def shares_of(agreement: Agreement, student: Any, teacher: Any, samples: int) ->
         given = f"{tuple(found.shape)}" if isinstance(found, Tensor) else f"{found!r:.80}"
         raise FitError(f"agreement gives {given} for a batch of {samples}; {expected}")
     shares = found.detach().cpu().double()
-    wrong = ~((shares >= -_NEARLY) & (shares <= 1 + _NEARLY))  # so that NaN is wrong, too
+    wrong = ~((shares >= -NEARLY) & (shares <= 1 + NEARLY))  # so that NaN is wrong, too
     if bool(wrong.any()):
         raise FitError(f"agreement gives {float(shares[wrong][0]):g} for a sample; {expected}")
     return shares.clamp(0, 1)
@@ -78,7 +77,7 @@ def require_whole(agreement: Agreement, answer: Any, samples: int) -> None:
         FitError: It does, or gives something else than shares.
     """
     shares = shares_of(agreement, answer, answer, samples)
-    if float(shares.min()) < 1 - _NEARLY:
+    if float(shares.min()) < 1 - NEARLY:
         raise FitError(
             f"agreement gives {float(shares.min()):g} for an answer beside itself; expected 1, since nothing "
             "differs (not a loss or a distance; and 1 where there is nothing to compare)"

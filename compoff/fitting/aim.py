@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compoff.checks import check_number, plain
+from compoff.checks import NEARLY, check_number, plain
 from compoff.errors import FitError
 
 if TYPE_CHECKING:
@@ -20,9 +20,6 @@ __all__ = ["Aim"]
 
 _BYTES = "a number of bytes above 0"
 _TOLERANCE = 1.02
-# A share that is met exactly is met: 1 - 0.99 is more than 0.01 in floats, and a mean of shares in single precision may
-# miss it by more. No count of samples is so fine.
-_NEARLY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -53,12 +50,23 @@ class Aim:
         object.__setattr__(self, "target_bytes", plain(target))  # reports and states of a fit are JSON
         object.__setattr__(self, "max_drop", plain(self.max_drop))
 
-    def check(self) -> None:
-        """Refuse aims that cannot be meant.
+    def check(self, codec: str) -> None:
+        """Refuse aims that cannot be meant, or that a codec does not have.
+
+        Args:
+            codec: Name of the codec that the model was wrapped with.
 
         Raises:
-            FitError: A number is out of range, or both are given.
+            FitError: A number is out of range, both are given, or the codec has only one rate.
+
+        Examples:
+            >>> Aim(target_bytes=60).check("transform")
         """
+        if codec == "deepcod" and self != Aim():
+            raise FitError(
+                'target_bytes and max_drop need a codec with several rates; wrap with codec="transform", or set the '
+                'bytes of "deepcod" by channels'
+            )
         if self.target_bytes is not None and self.max_drop is not None:
             raise FitError(f"target_bytes is {self.target_bytes} and max_drop is {self.max_drop}; give one of them")
         if isinstance(self.target_bytes, Mapping):
@@ -71,24 +79,6 @@ class Aim:
         check_number("max_drop", self.max_drop, FitError, "a share between 0 and 1, such as 0.01", or_none=True)
         if self.max_drop is not None and not 0 < self.max_drop < 1:
             raise FitError(f"max_drop is {self.max_drop}; expected a share between 0 and 1, such as 0.01")
-
-    def check_codec(self, codec: str) -> None:
-        """Refuse an aim that a codec does not have.
-
-        Args:
-            codec: Name of the codec that the model was wrapped with.
-
-        Raises:
-            FitError: It has only one rate.
-
-        Examples:
-            >>> Aim(target_bytes=60).check_codec("transform")
-        """
-        if codec == "deepcod" and self != Aim():
-            raise FitError(
-                'target_bytes and max_drop need a codec with several rates; wrap with codec="transform", or set the '
-                'bytes of "deepcod" by channels'
-            )
 
     def check_points(self, split_points: Sequence[str]) -> None:
         """Refuse bytes for a split point that there is not.
@@ -173,7 +163,7 @@ class Aim:
             return point["bytes"] <= _TOLERANCE * target
         if self.max_drop is None:
             return True
-        return point["agreement"] is not None and 1 - point["agreement"] <= self.max_drop + _NEARLY
+        return point["agreement"] is not None and 1 - point["agreement"] <= self.max_drop + NEARLY
 
 
 def _check_bytes(name: str, count: Any) -> None:

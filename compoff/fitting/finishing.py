@@ -84,8 +84,7 @@ def finish(
     require_batches("batches", batches)
     require_batches("validation", validation, or_none=True)
     aim = Aim(target_bytes, max_drop)
-    aim.check()
-    aim.check_codec(wrapped.options.codec)
+    aim.check(wrapped.options.codec)
     require_agreement(agreement)
     aim.check_points(wrapped.split_points)
     for split in wrapped.split_points:

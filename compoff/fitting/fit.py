@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import time
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 __all__ = ["fit"]
 
 _log = logging.getLogger("compoff.fit")
+
+_FEW_STEPS = 10  # of fewer nothing can be said
+_WORSE = 2.0  # times the loss of the first step; from batch to batch it differs by less
 
 
 def _total_steps(batches: Iterable[Any], epochs: int | None, steps: int | None) -> int:
@@ -94,10 +98,6 @@ def _check_precision(wrapped: Wrapped) -> None:
             "the bottlenecks are in float16, whose range an optimizer's steps leave; wrapped.bottlenecks.float() puts "
             "them into float32, and the model may stay as it is"
         )
-
-
-_FEW_STEPS = 10  # of so few nothing can be said
-_WORSE = 2.0  # times the loss of the first step; from batch to batch it differs by less
 
 
 def _warn_of_export(wrapped: Wrapped) -> None:
@@ -236,8 +236,7 @@ def fit(
     chosen, total = recipe_for(wrapped.options.codec, recipe), _total_steps(batches, epochs, steps)
     lr, rate = _weights(chosen.lr if lr is None else lr, chosen.rate if rate is None else rate)
     aim = Aim(target_bytes, max_drop)
-    aim.check_codec(wrapped.options.codec)
-    aim.check()
+    aim.check(wrapped.options.codec)
     require_agreement(agreement)
     refuse_on(wrapped, "fit")
     if device is not None:
@@ -345,14 +344,16 @@ def _finish(
 
 def _tell_of_worse(split: str, losses: list[float]) -> None:
     """Say where steps have undone what they started from."""
-    last = losses[-max(1, len(losses) // 10) :]
-    if len(losses) < _FEW_STEPS or sum(last) / len(last) <= _WORSE * losses[0]:
+    if len(losses) < _FEW_STEPS:
+        return
+    last = fmean(losses[-(len(losses) // 10) :])
+    if last <= _WORSE * losses[0]:
         return
     _log.warning(
         "the fit at '%s' ended worse than it began (loss %.3g, at first %.3g); a common cause is a feature whose "
         "channels have unlike units, or means far from zero: normalize them, take a lower lr, or do without steps "
         "(calibrate, then finish)",
         split,
-        sum(last) / len(last),
+        last,
         losses[0],
     )

@@ -6,15 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from compoff.checks import is_number
+from compoff.checks import NEARLY, is_number
 from compoff.errors import LocalProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["Goal", "Place", "Plan", "decide"]
-
-_NEARLY = 1e-6  # what a mean of shares in single precision may miss a share by; no count of samples is so fine
 
 Place: TypeAlias = Literal["edge", "local"]
 """Where an answer is made: on the edge, or by the whole model on the device."""
@@ -127,7 +125,7 @@ def decide(plans: Iterable[Plan], goal: Goal) -> Plan:
     Source: DeepCOD (SenSys 2020), Sec. 3.4.2, Eq. 14.
     """
     ways, floor = [*plans], goal.agreement
-    kept = [way for way in ways if not floor or (way.agreement is not None and way.agreement >= floor - _NEARLY)]
+    kept = [way for way in ways if not floor or (way.agreement is not None and way.agreement >= floor - NEARLY)]
     if not kept:
         raise LocalProtocolError(_too_much(ways, goal))
     kept = [way for way in kept if way.seconds < math.inf] or kept  # what takes how long nobody knows is no choice
@@ -157,4 +155,4 @@ def _too_much(ways: list[Plan], goal: Goal) -> str:
 
 def _down(share: float) -> float:
     """A share in four digits that it does not fall below, so that it can be asked for."""
-    return math.floor((share + _NEARLY) * 1e4) / 1e4
+    return math.floor((share + NEARLY) * 1e4) / 1e4
