@@ -310,7 +310,7 @@ class Bottleneck(nn.Module):
             A scalar.
         """
         if isinstance(self.encoder, Encoder):
-            return semi_orthogonality_error(self.encoder.weight)
+            return semi_orthogonality_error(self.encoder.kernel)
         return self.quantizer.centers.new_zeros(())
 
     def fold(self) -> None:

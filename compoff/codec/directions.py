@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from compoff.codec.precision import full_precision
+from compoff.codec.units import ChannelMoments
 from compoff.codec.waves import WaveMix, cosines
 from compoff.errors import FeatureError
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from compoff.codec.geometry import Geometry
+    from compoff.codec.units import ChannelUnits
 
 __all__ = ["Directions", "TileMoments", "alike", "check_tile", "factor_of", "leading"]
 
@@ -34,7 +36,7 @@ _FLOOR = 1e-10
 
 @dataclass(frozen=True)
 class Directions:
-    """A linear codec of tiles.
+    """A linear codec of tiles, in the units of their channels.
 
     Args:
         analysis: Rows that turn a tile into a latent.
@@ -44,6 +46,7 @@ class Directions:
         deviation: Standard deviation of each latent channel, falling; on waves, falling within each wave.
         mixing: What describes a wide tile before; None where all its elements do.
         wave: The wave over the tile that each latent channel rides, of whose channels alone the rows speak then.
+        units: Those of the feature's channels, in which all that is said here is meant; None for the feature's own.
 
     Shapes:
         analysis and synthesis ``(channels, elements)``, of a tile or of what describes it, or
@@ -58,6 +61,7 @@ class Directions:
     deviation: Tensor
     mixing: Directions | None = None
     wave: Tensor | None = None
+    units: ChannelUnits | None = None
 
     @full_precision
     def measure(self, geometry: Geometry, y: Tensor) -> Tensor:
@@ -82,6 +86,8 @@ class Directions:
             >>> moments.directions(channels=3).measure(geometry, y).mean(0).abs().max() < 1e-5
             tensor(True)
         """
+        if self.units is not None:
+            y = self.units.standardized(y)
         if self.wave is not None:
             return _held(_mix(self, self.analysis, geometry), y) - self.offset.to(y)
         mixing = self.mixing
@@ -142,6 +148,7 @@ class TileMoments:
         check_tile(geometry)
         self.mixing = mixing
         self._geometry = geometry
+        self._channels = ChannelMoments(geometry.channels)
         self._mixes = mixing and tuple(_mix(mixing, rows, geometry) for rows in (mixing.analysis, mixing.synthesis))
         size = geometry.tile_elements if mixing is None else len(mixing.analysis)
         self._sum = torch.zeros(size, dtype=torch.float64)
@@ -160,9 +167,12 @@ class TileMoments:
             gradient: Gradient of some projection of the output at it.
         """
         y, gradient = y.float(), gradient.float()
-        if self._mixes is None:
+        if self.mixing is None or self._mixes is None:
+            self._channels.add(y)
             tiles, slopes = self._geometry.tiles(y), self._geometry.tiles(gradient)
         else:
+            if (units := self.mixing.units) is not None:
+                y, gradient = units.standardized(y), units.multiplied(gradient)
             tiles, slopes = (_held(mix, values) for mix, values in zip(self._mixes, (y, gradient), strict=True))
         if self._shift is None:
             self._shift = tiles.double().mean(0).float()
@@ -183,9 +193,9 @@ class TileMoments:
         Returns:
             Analysis and synthesis in float32.
         """
-        mean, covariance = self._moments()
-        level = torch.trace(self._sensitivity) / len(self._sensitivity)
-        variances, analysis, synthesis = leading(covariance, factor_of(self._sensitivity, level), channels)
+        mean, covariance, sensitivity, units = self._moments()
+        level = torch.trace(sensitivity) / len(sensitivity)
+        variances, analysis, synthesis = leading(covariance, factor_of(sensitivity, level), channels)
         return Directions(
             analysis.float(),
             synthesis.float(),
@@ -193,13 +203,20 @@ class TileMoments:
             self._whole(mean).float(),
             variances.clamp_min(0).sqrt().float(),
             self.mixing,
+            units=units,
         )
 
-    def _moments(self) -> tuple[Tensor, Tensor]:
-        """The mean tile and the covariance of the tiles."""
+    def _moments(self) -> tuple[Tensor, Tensor, Tensor, ChannelUnits | None]:
+        """The mean tile, the covariance of the tiles, what the output's gradients are there, and their units."""
         mean = self._sum / self._rows
         covariance = self._square / self._rows - torch.outer(mean, mean)
-        return (mean if self._shift is None else mean + self._shift.cpu().double()), covariance
+        mean = mean if self._shift is None else mean + self._shift.cpu().double()
+        if self.mixing is not None:  # which was made of standardized channels
+            return mean, covariance, self._sensitivity, self.mixing.units
+        units = self._channels.units()
+        shift, scale = (one.double().repeat_interleave(len(mean) // len(one)) for one in (units.shift, units.scale))
+        squared = torch.outer(scale, scale)
+        return (mean - shift) / scale, covariance / squared, self._sensitivity * squared, units
 
     def _whole(self, mean: Tensor) -> Tensor:
         """The mean tile with all its elements."""
@@ -267,7 +284,8 @@ def factor_of(sensitivity: Tensor, level: Tensor) -> Tensor:
         The factor.
     """
     identity = torch.eye(len(sensitivity), dtype=sensitivity.dtype)
-    return cast("Tensor", torch.linalg.cholesky(sensitivity / level.clamp_min(_FLOOR) + _RIDGE * identity))
+    level = level.where(level > 0, 1.0)  # nothing depends on anything, which the ridge alone then decides
+    return cast("Tensor", torch.linalg.cholesky(sensitivity / level + _RIDGE * identity))
 
 
 def _eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from compoff.codec.precision import full_precision
+from compoff.codec.units import ChannelUnits
 from compoff.codec.waves import WaveMix
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Encoder(nn.Module):
         channels: Number of channels of the latent.
         described: How many numbers a tile is described by first, on waves: the same linear map in two factors, which
             cost less than their product where tiles are wide. None for no such factor.
+        standardized: Whether it sees each channel of the feature in a unit of its own, around its own middle.
 
     Shapes:
         y ``(batch, geometry.channels, *space)``; result ``(batch, channels, *geometry.latent_space)``.
@@ -52,9 +54,15 @@ class Encoder(nn.Module):
     Source: DeepCOD (SenSys 2020), Sec. 3.2.1 and 3.2.3, Eq. 5.
     """
 
-    def __init__(self, geometry: Geometry, channels: int, described: int | None = None) -> None:
+    units: ChannelUnits | None
+    """Those of the feature's channels; None where it sees them as they are, and once they are a part of the weights."""
+
+    def __init__(
+        self, geometry: Geometry, channels: int, described: int | None = None, *, standardized: bool = False
+    ) -> None:
         super().__init__()
         self.geometry = geometry
+        self.units = ChannelUnits(geometry.channels) if standardized else None
         self.mix = None if described is None else WaveMix(geometry, described)
         # What the numbers between the factors deviate by. Folded for inference they all deviate by one, so that 8-bit
         # integers, with one scale for all of them, hold the small ones as well.
@@ -109,6 +117,13 @@ class Encoder(nn.Module):
         """The kernels, in the order in which they work."""
         return [self.weight] if self.mix is None else [self.mix.core, self.weight]
 
+    @property
+    def kernel(self) -> Tensor:
+        """The weight as it meets the feature's own units; where there are two factors, the second."""
+        if self.units is None or self.mix is not None:
+            return self.weight
+        return self.weight / self._by_channel(self.units.scale)
+
     @torch.no_grad()
     def start(self, directions: Directions, step: float) -> None:
         """Measure in directions.
@@ -117,6 +132,8 @@ class Encoder(nn.Module):
             directions: The directions.
             step: Unit of the latent.
         """
+        if self.units is not None:
+            self.units.start(directions.units)
         if self.mix is not None and directions.mixing is not None and directions.mixing.wave is not None:
             self.mix.start(directions.mixing.analysis, directions.mixing.wave)
             deviation = directions.mixing.deviation
@@ -133,12 +150,31 @@ class Encoder(nn.Module):
         Returns:
             The latent, ``(batch, channels, *geometry.latent_space)``.
         """
-        return self.layer(self._mixed(y))
+        return self.layer(self._mixed(y if self.units is None else self.units.standardized(y)))
 
     def _mixed(self, y: Tensor) -> Tensor:
         """The feature, padded, as it enters the layer."""
         padded = self.geometry.pad(y)
         return padded if self.mix is None else self.mix.analyze(padded)
+
+    def _by_channel(self, values: Tensor) -> Tensor:
+        """One value for each channel of the feature, to multiply the kernel with."""
+        return values.view(-1, *(1,) * len(self._tile))
+
+    def steady(self, weight: Tensor) -> Tensor:
+        """What the middles of the channels, in their units, make of the latent; nothing where they are zero.
+
+        Args:
+            weight: The kernel, or a multiple of it.
+
+        Returns:
+            What `forward` leaves out of each channel, ``(channels,)``.
+        """
+        if self.units is None:
+            return weight.new_zeros(len(weight))
+        level = self.units.level
+        sums = weight.reshape(*weight.shape[:2], -1).sum(2)
+        return sums @ (level if self.mix is None else self.mix.steady(level))
 
     def scaled(self, y: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
         """Encode a feature, then multiply and shift each channel, in the one layer.
@@ -162,9 +198,14 @@ class Encoder(nn.Module):
             >>> torch.allclose(encoder.scaled(y, gain, bias)[:, 1], 2 * encoder(y)[:, 1] + 0.5)
             True
         """
+        weight, bias = self._settled(gain, bias)
+        tile, mixed = self._tile, self._mixed(y if self.units is None else self.units.scaled(y))
+        return _CONVOLVE[len(tile)](mixed, weight, bias, tile) if tile else F.linear(mixed, weight, bias)
+
+    def _settled(self, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the layer where it scales, too: the middles of the channels are a part of the bias."""
         weight = self.weight * gain.view(-1, *(1,) * (self.weight.dim() - 1))
-        tile, padded = self._tile, self._mixed(y)
-        return _CONVOLVE[len(tile)](padded, weight, bias, tile) if tile else F.linear(padded, weight, bias)
+        return weight, bias - self.steady(weight)
 
     @torch.no_grad()
     def fold(self, gain: Tensor, bias: Tensor) -> None:
@@ -174,11 +215,17 @@ class Encoder(nn.Module):
             gain: Factor of each channel.
             bias: What is added to each channel afterwards.
         """
+        weight, bias = self._settled(gain, bias)
         if self.mix is not None:
             self.mix.settle()
+            if self.units is not None:
+                self.mix.core.div_(self.units.scale)
             self.mix.core.div_(self.spread[:, None])
-            self.weight.mul_(self.spread.view(-1, *(1,) * len(self._tile)))
-        self.weight.mul_(gain.view(-1, *(1,) * (self.weight.dim() - 1)))
+            weight = weight * self.spread.view(-1, *(1,) * len(self._tile))
+        elif self.units is not None:
+            weight = weight / self._by_channel(self.units.scale)
+        self.units = None
+        self.weight.copy_(weight)
         self.layer.bias = nn.Parameter(bias.clone(), requires_grad=False)
 
 

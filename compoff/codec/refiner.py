@@ -6,13 +6,13 @@ where a position knows the whole tile and its neighbors; the second sees the fea
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compoff.codec.units import ChannelUnits
 from compoff.codec.waves import WaveMix, described_by, rides_waves
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ _TRANSPOSED: dict[int, type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d]] = {
 }
 _LATENT_WIDTH, _LATENT_BLOCKS = 96, 2
 _FEATURE_WIDTH, _FEATURE_BLOCKS = 48, 1
+_CONVOLVE: dict[int, Any] = {0: F.linear, 1: F.conv1d, 2: F.conv2d}
 _CLIPPED = 0.02  # share of a feature's values at its minimum from which that minimum is the floor of an activation
 
 
@@ -52,8 +53,6 @@ class RefiningDecoder(nn.Module):
 
     level: Tensor
     floor: Tensor
-    unit: Tensor
-    """About what the feature deviates by; the networks see it and add to it in this unit, whatever its scale is."""
 
     def __init__(self, geometry: Geometry, channels: int) -> None:
         super().__init__()
@@ -67,9 +66,10 @@ class RefiningDecoder(nn.Module):
         self.mean = nn.Parameter(torch.zeros(inner, *geometry.tile))
         self.register_buffer("level", torch.ones(channels))
         self.register_buffer("floor", torch.tensor(torch.finfo(torch.float32).min))
-        self.register_buffer("unit", torch.ones(()))
-        self.folded = False  # whether the unit has become a part of the weights
-        self.register_load_state_dict_pre_hook(_take_unit)
+        # All parts work in the units of the feature's channels, whatever these are.
+        self.units = ChannelUnits(inner)
+        self.folded = False  # whether the units have become a part of the weights
+        self.register_load_state_dict_pre_hook(_take_former)
         self.enter = _convolution(axes, channels, _LATENT_WIDTH)
         self.latent_blocks = nn.ModuleList(_Residual(axes, _LATENT_WIDTH) for _ in range(_LATENT_BLOCKS))
         self.enlarge = _enlarge(geometry, _LATENT_WIDTH, _FEATURE_WIDTH, bias=True)
@@ -96,39 +96,45 @@ class RefiningDecoder(nn.Module):
             >>> moments.add(y, torch.randn(50, 2, 8))
             >>> RefiningDecoder(geometry, 8).start(moments.directions(8), 1.0, y)
         """
-        mixing = directions.mixing
+        self.units.start(directions.units)
+        rows, mixing = directions.synthesis.to(self.mean) * step, directions.mixing
         if self.unmix is not None and mixing is not None and mixing.wave is not None:
             self.unmix.start(mixing.synthesis, mixing.wave)
         weight = self.inverse.weight
         assert isinstance(weight, Tensor)
-        rows = directions.synthesis.to(weight) * step
         transposed = self.geometry.space and self.unmix is None  # which lays its kernel out the other way round
         weight.copy_((rows if transposed else rows.T).view_as(weight))
         self.mean.copy_(directions.mean.view_as(self.mean))
         # Channels of less than a third of a step are mostly silent; amplifying their rare values would only add noise.
         self.level.copy_((directions.deviation / step).clamp_min(0.3))
-        deviation = float(y.std(unbiased=False))
-        if deviation > 0:  # a power of two, so that to multiply by it rounds nothing
-            self.unit.fill_(2.0 ** max(-100, min(100, round(math.log2(deviation)))))
         lowest = y.amin()
         if float((y == lowest).float().mean()) > _CLIPPED:
             self.floor.copy_(lowest)
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Settle for inference, in place: the unit becomes a part of the weights, which changes no result."""
+        """Settle for inference, in place: the units become a part of the weights, which changes no result."""
         if self.unmix is not None:
             self.unmix.settle()
-        if not self.folded:
-            self.look.weight.div_(self.unit)
-            for parameter in self.leave.parameters():
-                parameter.mul_(self.unit)
-            self.folded = True
+        if self.folded:
+            return
+        scale = self.units.scale
+        for parameter, settled in zip(self.leave.parameters(), self._leaving(), strict=True):
+            parameter.copy_(settled)
+        self.look.weight.div_(self._beside(scale, self.look.weight))
+        self.mean.mul_(self._along(scale, self.mean))
+        if self.unmix is not None:
+            self.unmix.core.mul_(scale)
+        else:
+            weight = self.inverse.weight
+            assert isinstance(weight, Tensor)
+            weight.mul_((self._beside if self.geometry.space else self._along)(scale, weight))
+        self.folded = True
 
     @property
-    def started(self) -> list[Tensor]:
-        """The parameters that `start` sets."""
-        parts = [self.inverse.weight, self.mean, *([] if self.unmix is None else [self.unmix.core])]
+    def factors(self) -> list[Tensor]:
+        """The kernels that `start` sets, in the order in which they work."""
+        parts = [self.inverse.weight, *([] if self.unmix is None else [self.unmix.core])]
         return [part for part in parts if isinstance(part, Tensor)]
 
     def forward(self, z_hat: Tensor) -> Tensor:
@@ -147,12 +153,32 @@ class RefiningDecoder(nn.Module):
         inner = self.enter(z_hat / self.level.view(-1, *(1,) * len(self.geometry.space)))
         for block in self.latent_blocks:
             inner = block(inner)
-        outer = self.enlarge(inner) + self.look(linear if self.folded else linear / self.unit)
+        outer = self.enlarge(inner) + self.look(linear)
         for block in self.feature_blocks:
             outer = block(outer)
-        found = self.leave(F.relu(outer))
-        found = found if self.folded else found * self.unit
+        outer = F.relu(outer)
+        if self.folded:
+            found = self.leave(outer)
+        else:  # as folded, to the last bit
+            axes = len(self.geometry.space)
+            found = _CONVOLVE[axes](outer, *self._leaving(), **({"padding": 1} if axes else {}))
+            linear = linear * self.units.scale.view(-1, *(1,) * axes)
         return self.geometry.crop(torch.maximum(linear + found, self.floor))
+
+    def _leaving(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the last layer in the feature's own units; the middles of the channels are in the bias."""
+        scale, (weight, bias) = self.units.scale, self.leave.parameters()
+        return weight * self._along(scale, weight), bias * scale + self.units.shift
+
+    @staticmethod
+    def _along(values: Tensor, weight: Tensor) -> Tensor:
+        """Values for the first axis of a tensor."""
+        return values.view(-1, *(1,) * (weight.dim() - 1))
+
+    @staticmethod
+    def _beside(values: Tensor, weight: Tensor) -> Tensor:
+        """Values for the second axis of a tensor."""
+        return values.view(-1, *(1,) * (weight.dim() - 2))
 
 
 class _Residual(nn.Module):
@@ -168,10 +194,20 @@ class _Residual(nn.Module):
         return x + self.second(F.relu(self.first(F.relu(x))))
 
 
-def _take_unit(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Before weights are loaded that know no unit: they were learned in the feature's own."""
+def _take_former(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Before weights are loaded that know one unit for all channels, or none: they were learned around zero.
+
+    The linear inverse and the mean were in the feature's own unit then, and only the networks in that one.
+    """
     del module, rest
-    state.setdefault(f"{prefix}unit", torch.ones(()))
+    if f"{prefix}mean" not in state or f"{prefix}units.scale" in state:
+        return
+    mean: Tensor = state[f"{prefix}mean"]
+    unit: Tensor = state.pop(f"{prefix}unit", torch.ones(()))
+    state[f"{prefix}units.shift"] = mean.new_zeros(len(mean))
+    state[f"{prefix}units.scale"] = unit.to(mean).expand(len(mean)).clone()
+    for name in ("mean", "inverse.weight"):
+        state[f"{prefix}{name}"] = state[f"{prefix}{name}"] / unit.to(mean)
 
 
 def _convolution(axes: int, in_channels: int, out_channels: int) -> nn.Linear | nn.Conv1d | nn.Conv2d:

@@ -113,7 +113,8 @@ class TransformBottleneck(Bottleneck):
         self.register_load_state_dict_pre_hook(_take_former)
 
     def _make_encoder(self, channels: int) -> Encoder:
-        return Encoder(self.geometry, channels, described_by(self.geometry) if rides_waves(self.geometry) else None)
+        described = described_by(self.geometry) if rides_waves(self.geometry) else None
+        return Encoder(self.geometry, channels, described, standardized=True)
 
     def _make_quantizer(self, channels: int, num_centers: int) -> UniformQuantizer:
         return UniformQuantizer(channels, num_centers)
@@ -136,13 +137,15 @@ class TransformBottleneck(Bottleneck):
         check_lr(lr)
         quantizer, decoder = self.quantizer, self.decoder
         started = self.encoder.factors
+        shifts = [quantizer.offset]  # in units of one already, however small they are
         if isinstance(decoder, RefiningDecoder):
-            started += decoder.started
+            started += decoder.factors
+            shifts.append(decoder.mean)
         groups: list[dict[str, Any]] = [
             {"params": [parameter], "lr": _LINEAR_LR * lr * max(float(parameter.detach().square().mean().sqrt()), 1e-8)}
             for parameter in started
         ]
-        groups.append({"params": [quantizer.offset], "lr": _LINEAR_LR * lr})
+        groups.append({"params": shifts, "lr": _LINEAR_LR * lr})
         groups.append({"params": [quantizer.log_gain], "lr": _GAIN_LR * lr})
         groups.append({"params": list(self.density.parameters()), "lr": _DENSITY_LR * lr})
         if self.adapter is not None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from compoff.codec.directions import Directions, alike, check_tile, factor_of, leading
 from compoff.codec.precision import full_precision
+from compoff.codec.units import ChannelMoments
 from compoff.codec.waves import cosines, lowest_waves
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class WaveMoments:
     def __init__(self, geometry: Geometry) -> None:
         check_tile(geometry)
         self._geometry = geometry
+        self._channels = ChannelMoments(geometry.channels)
         self._kept = lowest_waves(geometry)
         self._cosines = cosines(geometry.tile)
         count, channels = len(self._kept), geometry.channels
@@ -60,6 +62,7 @@ class WaveMoments:
             y: The feature.
             gradient: Gradient of some projection of the output at it.
         """
+        self._channels.add(y.float())
         ridden = self._on_waves(y.float())
         if self._shift is None:
             self._shift = ridden.double().mean(1).float()
@@ -83,12 +86,17 @@ class WaveMoments:
         """
         mean = self._sum / self._rows
         middle = mean if self._shift is None else mean + self._shift.cpu().double()
-        level = torch.stack([torch.trace(moment) for moment in self._sensitivity]).double().mean()
+        units = self._channels.units()
+        scale, squared = units.scale.double(), torch.outer(units.scale, units.scale).double()
+        # What is the same everywhere rides the wave that never swings.
+        middle = (middle - torch.outer(self._cosines.sum(1), units.shift.double())) / scale
+        level = torch.stack([moment.diagonal().double() @ squared.diagonal() for moment in self._sensitivity]).mean()
         level = level / self._geometry.channels
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         for place, wave in enumerate(self._kept):
             covariance = self._square[place].double() / self._rows - torch.outer(mean[wave], mean[wave])
-            found.append(leading(covariance, factor_of(self._sensitivity[place].double(), level), channels))
+            sensitivity = self._sensitivity[place].double() * squared
+            found.append(leading(covariance / squared, factor_of(sensitivity, level), channels))
         variances, analysis, synthesis = (torch.cat(list(parts)) for parts in zip(*found, strict=True))
         ridden = torch.tensor(self._kept).repeat_interleave(torch.tensor([len(one[0]) for one in found]))
         best = variances.argsort(descending=True, stable=True)[:channels]
@@ -101,6 +109,7 @@ class WaveMoments:
             (self._cosines.T @ middle).T.flatten().float(),
             variances[best].clamp_min(0).sqrt().float(),
             wave=wave,
+            units=units,
         )
 
     def _on_waves(self, y: Tensor) -> Tensor:

@@ -233,6 +233,17 @@ class WaveMix(nn.Module):
         """The kernel's inner products, ``(channels, channels)``: channels of different waves are orthogonal."""
         return (self.core @ self.core.T) * (self.wave[:, None] == self.wave)
 
+    def steady(self, level: Tensor) -> Tensor:
+        """What a feature whose channels are the same everywhere makes of the latent, at every position.
+
+        Args:
+            level: The value of each channel, ``(geometry.channels,)``.
+
+        Returns:
+            The latent's channels, ``(channels,)``: only the wave that never swings has any.
+        """
+        return (self.core @ level) * (self.wave == 0) * math.sqrt(math.prod(self.geometry.tile))
+
     def analyze(self, y: Tensor) -> Tensor:
         """The latent of a feature that fills whole tiles.
 

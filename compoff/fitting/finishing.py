@@ -145,7 +145,8 @@ def conclude(
             if report.answer_lost:
                 _log.warning(
                     "what comes out behind '%s' has nothing to do with the model's answer (output error %.3g); train "
-                    "longer, with a lower lr, or with inputs whose mean is near zero in units of their deviation",
+                    'longer, with a lower lr, or, with codec="deepcod", with features whose mean is near zero in units '
+                    "of their deviation",
                     split,
                     report.output_error,
                 )

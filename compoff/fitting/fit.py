@@ -350,9 +350,9 @@ def _tell_of_worse(split: str, losses: list[float]) -> None:
     if last <= _WORSE * losses[0]:
         return
     _log.warning(
-        "the fit at '%s' ended worse than it began (loss %.3g, at first %.3g); a common cause is a feature whose "
-        "channels have unlike units, or means far from zero: normalize them, take a lower lr, or do without steps "
-        "(calibrate, then finish)",
+        "the fit at '%s' ended worse than it began (loss %.3g, at first %.3g); take a lower lr, do without steps "
+        '(calibrate, then finish), or, with codec="deepcod", normalize a feature whose channels have unlike units or '
+        "means far from zero",
         split,
         last,
         losses[0],

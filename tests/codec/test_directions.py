@@ -25,7 +25,8 @@ def test_with_equal_sensitivity_they_are_the_principal_components() -> None:
     moments.add(y, torch.randn(4000, 6))
     found = moments.directions(3)
     assert [int(row.abs().argmax()) for row in found.analysis] == [0, 2, 5]
-    torch.testing.assert_close(found.mean, y.mean(0))
+    assert found.units is not None
+    torch.testing.assert_close(found.units.standardized(y).mean(0), found.mean, atol=1e-5, rtol=0)
     ratio = found.deviation / y.std(0)[[0, 2, 5]]
     torch.testing.assert_close(ratio / ratio[0], torch.ones(3), atol=0.1, rtol=0.1)
 
@@ -36,7 +37,10 @@ def test_they_are_the_eigenvectors_of_s_c_s(monkeypatch: pytest.MonkeyPatch) -> 
     moments = TileMoments(Geometry((6,)))
     moments.add(torch.from_numpy(y), torch.from_numpy(slopes))
     # As a reader of the definition would write it: the symmetric root of the slopes' second moment, with the ridge.
-    scaled = slopes / np.sqrt((slopes**2).mean())
+    units = moments.directions(4).units
+    assert units is not None
+    scaled = slopes / np.sqrt((slopes**2).mean()) * units.scale.numpy()
+    y = (y - units.shift.numpy()) / units.scale.numpy()
     second = scaled.T @ scaled / 300
     values, vectors = np.linalg.eigh(second / (np.trace(second) / 6) + 0.01 * np.eye(6))
     root = vectors @ np.diag(np.sqrt(values)) @ vectors.T
@@ -67,6 +71,8 @@ def test_all_directions_together_lose_nothing() -> None:
     moments = TileMoments(Geometry((2, 8), stride=4))
     moments.add(y.view(-1, 2, 4).repeat(1, 1, 2), torch.randn(500, 2, 8))
     found = moments.directions(8)
+    assert found.units is not None
+    y = found.units.standardized(y.view(-1, 2, 4)).flatten(1)
     torch.testing.assert_close((y - found.mean) @ found.analysis.T @ found.synthesis + found.mean, y, atol=1e-3, rtol=0)
 
 
@@ -92,7 +98,24 @@ def test_a_mean_far_from_zero_costs_no_digits(offset: float) -> None:
     ours, theirs = found.directions(5), expected.directions(5)
     torch.testing.assert_close(ours.deviation, theirs.deviation)
     torch.testing.assert_close(ours.analysis.abs(), theirs.analysis.abs(), atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(ours.mean, theirs.mean + offset)
+    assert ours.units is not None
+    assert theirs.units is not None
+    torch.testing.assert_close(ours.units.shift, theirs.units.shift + offset)
+    assert torch.equal(ours.units.scale, theirs.units.scale)
+    assert float(ours.mean.abs().max()) < 0.1  # what the shift, of as few digits as the feature has, leaves over
+
+
+def test_units_of_channels_change_nothing_but_the_ridge() -> None:
+    torch.manual_seed(0)
+    y, slopes = torch.randn(400, 3, 8), torch.randn(400, 3, 8)
+    unit, middle = torch.tensor([1e5, 1.0, 1e-6]).view(3, 1), torch.tensor([1e7, 0.0, 1e-4]).view(3, 1)
+    found, expected = TileMoments(Geometry((3, 8), stride=4)), TileMoments(Geometry((3, 8), stride=4))
+    found.add(y * unit + middle, slopes / unit)
+    expected.add(y, slopes)
+    ours, theirs = found.directions(5), expected.directions(5)
+    latent, plain = ours.measure(Geometry((3, 8), 4), y * unit + middle), theirs.measure(Geometry((3, 8), 4), y)
+    # Units are powers of two, so those of the ridge differ by up to half of one.
+    torch.testing.assert_close(latent.abs() / latent.std(), plain.abs() / plain.std(), atol=0.2, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ def started(shape: tuple[int, ...], scale: float) -> tuple[RefiningDecoder, Tens
     moments.add(y, torch.randn(64, *shape))
     directions = moments.directions(8)
     decoder = RefiningDecoder(geometry, 8).eval().requires_grad_(requires_grad=False)
-    decoder.start(directions, 0.1 * scale, y)
-    latent = directions.measure(geometry, y) / (0.1 * scale)
+    decoder.start(directions, 0.1, y)  # of what is standardized
+    latent = directions.measure(geometry, y) / 0.1
     return decoder, y, latent.view(64, *geometry.latent_space, 8).movedim(-1, 1) if geometry.space else latent
 
 
@@ -53,10 +53,24 @@ def test_folding_the_unit_changes_no_bit(shape: tuple[int, ...], scale: float) -
     assert torch.equal(decoder(latent), before)
 
 
-def test_weights_without_a_unit_were_learned_in_the_features_own() -> None:
-    decoder, _, _ = started((4, 16), 1e-4)
-    saved = decoder.state_dict()
-    assert float(saved["unit"]) == 2.0**-13
-    del saved["unit"]
-    decoder.load_state_dict(saved)
-    assert float(decoder.unit) == 1.0
+def former(saved: dict[str, Tensor], unit: float) -> dict[str, Tensor]:
+    """The same weights as they were saved when a decoder knew one unit, and that only in its networks."""
+    saved = {name: value for name, value in saved.items() if not name.startswith("units.")}
+    saved |= {"mean": saved["mean"] * unit, "inverse.weight": saved["inverse.weight"] * unit}
+    return {**saved, "unit": torch.tensor(unit)}
+
+
+def test_weights_that_know_one_unit_for_all_channels_are_taken() -> None:
+    decoder, y, latent = started((4, 16), 1e-4)
+    for parameter in decoder.leave.parameters():
+        parameter.normal_(0, 0.1)
+    decoder.units.shift.zero_()  # it was around zero
+    assert decoder.units.scale.tolist() == [2.0**-13] * 4
+    expected, saved = decoder(latent), former(decoder.state_dict(), 2.0**-13)
+    another = RefiningDecoder(decoder.geometry, 8).eval()
+    another.load_state_dict(saved)
+    assert torch.equal(another(latent), expected)
+    del saved["unit"]  # before there was any, the networks saw the feature as it is
+    another.load_state_dict(saved)
+    assert another.units.scale.tolist() == [1.0] * 4
+    assert float((another(latent) - expected).detach().abs().max()) > float(y.abs().max())

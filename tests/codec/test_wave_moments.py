@@ -21,9 +21,11 @@ def test_they_are_the_eigenvectors_of_s_c_s_within_each_wave() -> None:
         moments.add(y[here], slopes[here] / slopes[here].square().mean().sqrt() * 7)  # of any unit
     found = moments.directions(5)
 
-    waves = cosines((2, 2)).numpy()
+    units = found.units
+    assert units is not None
+    waves, raw, y = cosines((2, 2)).numpy(), y, units.standardized(y)
     scaled = [slopes[here] / slopes[here].square().mean().sqrt() for here in (slice(0, 15), slice(15, 40))]
-    tiles = [geometry.tiles(values).view(-1, 3, 4).numpy() for values in (y, torch.cat(scaled))]
+    tiles = [geometry.tiles(values).view(-1, 3, 4).numpy() for values in (y, units.multiplied(torch.cat(scaled)))]
     ridden = [np.einsum("wp,tcp->wtc", waves, values) for values in tiles]
     second = np.einsum("wtc,wtd->wcd", ridden[1], ridden[1]) / len(tiles[1])
     level = np.trace(second, axis1=1, axis2=2).mean() / 3
@@ -44,7 +46,7 @@ def test_they_are_the_eigenvectors_of_s_c_s_within_each_wave() -> None:
         by_hand = np.stack([one[place] for one in best])
         np.testing.assert_allclose(rows * np.sign((rows * by_hand).sum(1, keepdims=True)), by_hand, atol=2e-3)
     torch.testing.assert_close(found.mean, geometry.tiles(y).mean(0), atol=1e-4, rtol=1e-4)
-    latent = found.measure(geometry, y)
+    latent = found.measure(geometry, raw)
     torch.testing.assert_close(latent.mean(0), torch.zeros(5), atol=1e-4, rtol=0)
     torch.testing.assert_close(latent.std(0, correction=0), found.deviation, atol=1e-4, rtol=1e-3)
 
@@ -82,7 +84,7 @@ def test_what_describes_a_tile_describes_all_of_it_where_it_can(monkeypatch: pyt
 
     monkeypatch.setattr("compoff.codec.waves._WHOLE", 64)
     monkeypatch.setattr("compoff.codec.waves._DESCRIBED", 32)
-    encoder, decoder = Encoder(geometry, 32, described=32), RefiningDecoder(geometry, 32)
+    encoder, decoder = Encoder(geometry, 32, described=32, standardized=True), RefiningDecoder(geometry, 32)
     encoder.start(found, step=0.5)
     by_layers = (2 * found.measure(geometry, y)).view(200, 4, 32).transpose(1, 2)
     moved = encoder(y).flatten(2) - 2 * found.offset[:, None]
