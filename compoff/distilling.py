@@ -32,7 +32,7 @@ class DistillationTerms:
 
     Args:
         reconstruction: Eq. 10's first term, in units of the feature's own variance.
-        orthogonality: Eq. 7.
+        orthogonality: Eq. 7, or None where it counts for nothing.
         distillation: Eq. 11, or None in the first phase.
         estimated_rate: What the symbols are expected to cost, in the bottleneck's own unit; its gradient reaches the
             encoder.
@@ -40,7 +40,7 @@ class DistillationTerms:
     """
 
     reconstruction: Tensor
-    orthogonality: Tensor
+    orthogonality: Tensor | None
     distillation: Tensor | None
     estimated_rate: Tensor
     prior_rate: Tensor
@@ -56,7 +56,7 @@ class DistillationTerms:
             A scalar.
         """
         loss = recipe.reconstruction * self.reconstruction
-        if recipe.orthogonality:  # of features of tiny units it may be infinite, and nothing times that is no number
+        if self.orthogonality is not None:
             loss = loss + recipe.orthogonality * self.orthogonality
         if self.distillation is not None:
             loss = loss + recipe.distillation * self.distillation
@@ -69,9 +69,9 @@ def student_pass(
     site: Site,
     record: TeacherRecord,
     batch: Batch,
+    recipe: Recipe,
     *,
     distill: bool,
-    average: bool = False,
 ) -> DistillationTerms:
     """Compute the terms of the loss at one split point.
 
@@ -81,8 +81,8 @@ def student_pass(
         site: The split point's site.
         record: The teacher's record of the same batch.
         batch: The batch.
+        recipe: Whether Eq. 7 counts, and whether Eq. 11 is averaged over the later blocks instead of summed.
         distill: Whether to run the model on from the restored feature (Eq. 11).
-        average: Whether to average Eq. 11 over the later blocks instead of summing it.
 
     Returns:
         The terms.
@@ -96,12 +96,13 @@ def student_pass(
     Examples:
         >>> import torch, compoff
         >>> from compoff.batch import Batch
+        >>> from compoff.recipe import Recipe
         >>> from compoff.teaching import teacher_pass
         >>> x, net = torch.randn(4, 32), torch.nn.Sequential(torch.nn.Linear(32, 8), torch.nn.ReLU())
         >>> model = compoff.wrap(net, "input", example_input=x, codec="deepcod")
         >>> gate, site, batch = model.gate("input"), model.sites["input"], Batch((x,))
         >>> record = teacher_pass(net, {"input": gate}, model.sites, batch, blocks=False)
-        >>> student_pass(net, gate, site, record, batch, distill=False).distillation is None
+        >>> student_pass(net, gate, site, record, batch, Recipe(), distill=False).distillation is None
         True
 
     Source: DeepCOD (SenSys 2020), Sec. 3.2.2, Eq. 10, and Sec. 3.3, Eq. 11, left-hand term.
@@ -113,10 +114,11 @@ def student_pass(
     adapter = gate.bottleneck.adapter
     if adapter is not None and not distill:
         restored.append(restored.pop() + adapter.nothing())  # DistributedDataParallel wants every parameter reached
+    distances = [bottleneck.semi_orthogonality_error() for bottleneck in gate.bottlenecks if recipe.orthogonality]
     return DistillationTerms(
         torch.stack(restored).mean(),
-        torch.stack([bottleneck.semi_orthogonality_error() for bottleneck in gate.bottlenecks]).sum(),
-        _distilled(base, gate, site, record, batch, outputs, average=average) if distill else None,
+        torch.stack(distances).sum() if distances else None,
+        _distilled(base, gate, site, record, batch, outputs, average=recipe.average) if distill else None,
         torch.stack([output.estimated_rate for output in outputs]).mean(),
         torch.stack([output.prior_rate for output in outputs]).mean(),
     )

@@ -456,9 +456,7 @@ class Wrapped(nn.Module):
             require_known(self.base, self._example, batch.args, batch.kwargs)
         with only_at(self._gates(), None):  # inside `at`, the teacher must still be the model without bottlenecks
             record = teacher_pass(self.base, gates, self.sites, batch, blocks=distill)
-            terms = student_pass(
-                self.base, gates[split], self.sites[split], record, batch, distill=distill, average=chosen.average
-            )
+            terms = student_pass(self.base, gates[split], self.sites[split], record, batch, chosen, distill=distill)
         return terms.total(chosen, rate)
 
     def _warn_of_eval_mode(self, gate: Gate) -> None:

@@ -52,7 +52,7 @@ def passes(
 ) -> tuple[TeacherRecord, DistillationTerms]:
     gate, batch = model.gate(split), Batch((x,))
     record = teacher_pass(model.base, {split: gate}, model.sites, batch, blocks=distill)
-    return record, student_pass(model.base, gate, model.sites[split], record, batch, distill=distill)
+    return record, student_pass(model.base, gate, model.sites[split], record, batch, Recipe(), distill=distill)
 
 
 def settled(model: compoff.Wrapped, split: str, y: Tensor) -> Bottleneck:

@@ -282,10 +282,19 @@ def factor_of(sensitivity: Tensor, level: Tensor) -> Tensor:
 
     Returns:
         The factor.
+
+    Raises:
+        FeatureError: The gradients are no numbers that float32 can square.
     """
     identity = torch.eye(len(sensitivity), dtype=sensitivity.dtype)
     level = level.where(level > 0, 1.0)  # nothing depends on anything, which the ridge alone then decides
-    return cast("Tensor", torch.linalg.cholesky(sensitivity / level + _RIDGE * identity))
+    factor, broken = cast("tuple[Tensor, Tensor]", torch.linalg.cholesky_ex(sensitivity / level + _RIDGE * identity))
+    if bool(broken) or not bool(torch.isfinite(factor).all()):
+        raise FeatureError(
+            "the channels of a feature are too many orders of magnitude apart for float32, so no directions can be "
+            "found in it; bring them to sizes near 1"
+        )
+    return factor
 
 
 def _eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compoff.errors import FeatureError
+
 __all__ = ["ChannelMoments", "ChannelUnits"]
 
 _PEAK = 16.0  # deviations that a channel's largest value has at most: of one that seldom speaks they would be too small
@@ -121,13 +123,25 @@ class ChannelMoments:
         self._count += lines.shape[1]
 
     def units(self) -> ChannelUnits:
-        """The units, as far as it has been seen: zero and one where nothing has."""
+        """The units, as far as it has been seen: zero and one where nothing has.
+
+        Returns:
+            The units.
+
+        Raises:
+            FeatureError: Squares of such numbers are none of float32's.
+        """
         units = ChannelUnits(len(self._sum))
         if self._shift is None:
             return units
         mean = self._sum / self._count
         deviation = (self._square / self._count - mean.square()).clamp_min(0).sqrt()
         peak = torch.maximum(self._most - mean, mean - self._least)
+        if not (float(peak.max()) == 0 or 2**-_EXPONENT <= float(peak.max()) <= 2**_EXPONENT):
+            raise FeatureError(
+                f"a feature deviates by up to {float(peak.max()):.1e}; the transform codec takes what deviates by "
+                "1e-18 to 1e18: bring it to a size near 1"
+            )
         middle = mean + self._shift.cpu().double()
         spread = torch.maximum(deviation, peak / _PEAK)
         spread = spread.where(spread > _DIGITS * middle.abs(), 0.0)

@@ -100,9 +100,7 @@ class Fitter:
         losses: list[float] = []
         for split, gate in self.gates.items():
             distill = split in state.distilled_from
-            terms = student_pass(
-                wrapped.base, gate, wrapped.sites[split], record, batch, distill=distill, average=self.recipe.average
-            )
+            terms = student_pass(wrapped.base, gate, wrapped.sites[split], record, batch, self.recipe, distill=distill)
             loss = terms.total(self.recipe, self.rate * self._hold(split, gate.bottlenecks))
             loss.backward()
             losses.append(float(loss.detach()))

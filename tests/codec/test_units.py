@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from compoff.codec.units import ChannelMoments, ChannelUnits
+from compoff.errors import FeatureError
 
 
 def units_of(*batches: torch.Tensor) -> ChannelUnits:
@@ -57,6 +58,12 @@ def test_without_anything_that_moves_they_are_ones() -> None:
     assert units_of(torch.full((8, 2), 3.0)).scale.tolist() == [1.0, 1.0]
     unseen = ChannelMoments(2).units()
     assert (unseen.shift.tolist(), unseen.scale.tolist()) == ([0.0, 0.0], [1.0, 1.0])
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_numbers_whose_squares_are_none_are_refused(size: float) -> None:
+    with pytest.raises(FeatureError, match=r"deviates by up to .*e[+-]2[45]; the transform codec takes"):
+        units_of(torch.rand(64, 2) * size * 2)
 
 
 def test_weights_that_know_none_are_for_the_features_own() -> None:

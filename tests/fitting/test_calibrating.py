@@ -434,7 +434,7 @@ def sensed(means: list[float], deviations: list[float]) -> tuple[Sensors, torch.
     ("means", "deviations"),
     [
         ([288.0] * 4, [2.0] * 4),  # K
-        ([15.0, 1e5, 0.6, 0.0], [10.0, 800.0, 0.2, 3e9]),  # °C, Pa, a share, and something huge
+        ([15.0, 1e5, 1e-4, 0.0], [10.0, 800.0, 1e-4, 3e9]),  # °C, Pa, something tiny and something huge
     ],
 )
 def test_whatever_the_channels_are_measured_in_a_fit_does_well(means: list[float], deviations: list[float]) -> None:
@@ -443,7 +443,14 @@ def test_whatever_the_channels_are_measured_in_a_fit_does_well(means: list[float
         compoff.wrap(net, "input", example_input=x[:2]), x[:192].split(16), steps=40, validation=[x[192:]]
     ).splits["input"]
     assert report.output_error < 0.03
+    assert math.isfinite(report.semi_orthogonality_error)
     assert sum(report.loss[-10:]) / 10 < 1.3 * report.loss[0]
+
+
+def test_channels_too_many_magnitudes_apart_are_refused() -> None:
+    net, x = sensed([0.0] * 4, [1e-17, 1.0, 1.0, 3e9])
+    with pytest.raises(FeatureError, match="too many orders of magnitude apart for float32"):
+        compoff.calibrate(compoff.wrap(net, "input", example_input=x[:2]), x.split(16))
 
 
 @pytest.mark.parametrize(("lr", "worse"), [(None, False), (0.5, True)])
