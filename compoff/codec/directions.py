@@ -168,7 +168,8 @@ class TileMoments:
         """
         y, gradient = y.float(), gradient.float()
         if self.mixing is None or self._mixes is None:
-            self._channels.add(y)
+            gradient = alike(gradient)
+            self._channels.add(y, gradient)
             tiles, slopes = self._geometry.tiles(y), self._geometry.tiles(gradient)
         else:
             if (units := self.mixing.units) is not None:

@@ -40,7 +40,7 @@ class Encoder(nn.Module):
         channels: Number of channels of the latent.
         described: How many numbers a tile is described by first, on waves: the same linear map in two factors, which
             cost less than their product where tiles are wide. None for no such factor.
-        standardized: Whether it sees each channel of the feature in a unit of its own, around its own middle.
+        standardized: Whether it sees each channel of the feature in a unit of its own, and not far from zero.
 
     Shapes:
         y ``(batch, geometry.channels, *space)``; result ``(batch, channels, *geometry.latent_space)``.
@@ -162,7 +162,7 @@ class Encoder(nn.Module):
         return values.view(-1, *(1,) * len(self._tile))
 
     def steady(self, weight: Tensor) -> Tensor:
-        """What the middles of the channels, in their units, make of the latent; nothing where they are zero.
+        """What the shifts of the channels, in their units, make of the latent; nothing where they are zero.
 
         Args:
             weight: The kernel, or a multiple of it.
@@ -203,7 +203,7 @@ class Encoder(nn.Module):
         return _CONVOLVE[len(tile)](mixed, weight, bias, tile) if tile else F.linear(mixed, weight, bias)
 
     def _settled(self, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the layer where it scales, too: the middles of the channels are a part of the bias."""
+        """Weight and bias of the layer where it scales, too: the shifts of the channels are a part of the bias."""
         weight = self.weight * gain.view(-1, *(1,) * (self.weight.dim() - 1))
         return weight, bias - self.steady(weight)
 

@@ -166,7 +166,7 @@ class RefiningDecoder(nn.Module):
         return self.geometry.crop(torch.maximum(linear + found, self.floor))
 
     def _leaving(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the last layer in the feature's own units; the middles of the channels are in the bias."""
+        """Weight and bias of the last layer in the feature's own units; the shifts of the channels are in the bias."""
         scale, (weight, bias) = self.units.scale, self.leave.parameters()
         return weight * self._along(scale, weight), bias * scale + self.units.shift
 

@@ -1,7 +1,7 @@
-"""The units of a feature's channels: where each lies, and about what it deviates by.
+"""The units of a feature's channels: how much of each moves the output as far, and what they lie far from zero by.
 
-Inside the transform codec every channel is a number around zero of about one, whatever it is a measure of: steps of one
-size then suit all weights. For inference the units become a part of the weights.
+Inside the transform codec every channel is a number not far from zero that counts as much as that of any other,
+whatever it is a measure of: steps of one size then suit all weights. For inference the units become a part of them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from compoff.errors import FeatureError
 
 __all__ = ["ChannelMoments", "ChannelUnits"]
 
-_PEAK = 16.0  # deviations that a channel's largest value has at most: of one that seldom speaks they would be too small
+_SMALL = 1 / 256  # deviation in its unit that a channel has at least, of which the output hardly knows
+_NEAR = 2.0  # units that a mean may be from zero: around their own means fits of ordinary features learned less
 _DIGITS = 2.0**-22  # share of a channel's middle below which its deviation is nothing but rounding
 _EXPONENT = 60.0  # of the smallest and the largest unit: even their squares are float32 numbers
 
 
 class ChannelUnits(nn.Module):
-    """A middle and a unit for each channel: zero and one until they are known.
+    """A shift and a unit for each channel: zero and one until they are known.
 
     Args:
         channels: Channels of the feature.
@@ -34,9 +35,9 @@ class ChannelUnits(nn.Module):
     """
 
     shift: Tensor
-    """The middle of each channel."""
+    """What is taken away from each channel; nothing where its mean is not far from zero in its unit."""
     scale: Tensor
-    """About what each deviates by; powers of two, so that to divide by them rounds nothing."""
+    """The unit of each; powers of two, so that to divide by them rounds nothing."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class ChannelUnits(nn.Module):
 
     @property
     def level(self) -> Tensor:
-        """The middles in these units: what `scaled` has more than `standardized`."""
+        """The shifts in these units: what `scaled` has more than `standardized`."""
         return self.shift / self.scale
 
     @staticmethod
@@ -77,7 +78,10 @@ class ChannelUnits(nn.Module):
 
 
 class ChannelMoments:
-    """What tells the units of a feature's channels.
+    """What tells the units of a feature's channels: their means and deviations, and the output's gradients there.
+
+    A unit that were the deviation alone would make as much of channels that count for little as of those that count,
+    and the steps of a fit would move them alike.
 
     Args:
         channels: Channels of the feature.
@@ -85,12 +89,12 @@ class ChannelMoments:
     Examples:
         >>> import torch
         >>> moments = ChannelMoments(2)
-        >>> moments.add(torch.tensor([[280.0, 1e5], [296.0, 1.01e5]]))
+        >>> moments.add(torch.tensor([[280.0, 1e5], [296.0, 1.01e5]]), torch.tensor([[1.0, 0.01], [-1.0, 0.01]]))
         >>> units = moments.units()
         >>> units.shift.tolist(), units.scale.tolist()
-        ([288.0, 100500.0], [8.0, 512.0])
+        ([280.0, 99476.0], [4.0, 512.0])
         >>> units.standardized(torch.tensor([[280.0, 100500.0]])).tolist()
-        [[-1.0, 0.0]]
+        [[0.0, 2.0]]
 
     Source: this project.
     """
@@ -98,19 +102,20 @@ class ChannelMoments:
     def __init__(self, channels: int) -> None:
         self._sum = torch.zeros(channels, dtype=torch.float64)
         self._square = torch.zeros(channels, dtype=torch.float64)
-        self._least = torch.full((channels,), math.inf, dtype=torch.float64)
-        self._most = torch.full((channels,), -math.inf, dtype=torch.float64)
+        self._slope = torch.zeros(channels, dtype=torch.float64)
         self._shift: Tensor | None = None  # a mean far from zero would leave nothing of float32's digits
+        self._largest = 0.0
         self._count = 0
 
-    def add(self, y: Tensor) -> None:
+    def add(self, y: Tensor, gradient: Tensor) -> None:
         """Count the values of one batch.
 
         Args:
             y: The feature, in float32.
+            gradient: Gradient of some projection of the output at it; batches of the same size count alike.
 
         Shapes:
-            y ``(batch, channels, *space)``.
+            y and gradient ``(batch, channels, *space)``.
         """
         lines = y.transpose(0, 1).flatten(1)
         if self._shift is None:
@@ -118,8 +123,8 @@ class ChannelMoments:
         lines = lines - self._shift[:, None]
         self._sum += lines.sum(1, dtype=torch.float64).cpu()
         self._square += lines.square().sum(1, dtype=torch.float64).cpu()
-        self._least = torch.minimum(self._least, lines.amin(1).cpu().double())
-        self._most = torch.maximum(self._most, lines.amax(1).cpu().double())
+        self._largest = max(self._largest, float(lines.abs().max()))
+        self._slope += gradient.transpose(0, 1).flatten(1).square().sum(1, dtype=torch.float64).cpu()
         self._count += lines.shape[1]
 
     def units(self) -> ChannelUnits:
@@ -134,22 +139,33 @@ class ChannelMoments:
         units = ChannelUnits(len(self._sum))
         if self._shift is None:
             return units
+        if not (self._largest == 0 or 2**-_EXPONENT <= self._largest <= 2**_EXPONENT):
+            raise FeatureError(
+                f"a feature deviates by up to {self._largest:.1e}; the transform codec takes what deviates by 1e-18 to "
+                "1e18: bring it to a size near 1"
+            )
         mean = self._sum / self._count
         deviation = (self._square / self._count - mean.square()).clamp_min(0).sqrt()
-        peak = torch.maximum(self._most - mean, mean - self._least)
-        if not (float(peak.max()) == 0 or 2**-_EXPONENT <= float(peak.max()) <= 2**_EXPONENT):
-            raise FeatureError(
-                f"a feature deviates by up to {float(peak.max()):.1e}; the transform codec takes what deviates by "
-                "1e-18 to 1e18: bring it to a size near 1"
-            )
         middle = mean + self._shift.cpu().double()
-        spread = torch.maximum(deviation, peak / _PEAK)
-        spread = spread.where(spread > _DIGITS * middle.abs(), 0.0)
-        together = spread.square().mean().sqrt()  # what a channel that never moved is given, in case it does
-        spread = spread.where(spread > 0, together if float(together) > 0 else 1.0)
-        units.shift.copy_(middle)
-        units.scale.copy_(spread.log2().round().clamp(-_EXPONENT, _EXPONENT).exp2())
+        deviation = deviation.where(deviation > _DIGITS * middle.abs(), 0.0)
+        scale = _counting_alike(deviation, (self._slope / self._count).sqrt())
+        scale = scale.log2().round().clamp(-_EXPONENT, _EXPONENT).exp2()
+        units.scale.copy_(scale)
+        units.shift.copy_(middle - torch.minimum(torch.maximum(middle, -_NEAR * scale), _NEAR * scale))
         return units
+
+
+def _counting_alike(deviation: Tensor, slope: Tensor) -> Tensor:
+    """Units in which the output's gradients are equally large, and a typical channel deviates by one."""
+    typical = (deviation * slope).square().mean().sqrt()
+    if float(typical) == 0:  # nothing moves, or the output does not care
+        scale = deviation
+    else:
+        scale = torch.minimum(typical / slope, deviation.where(deviation > 0, math.inf) / _SMALL)
+    known = (scale > 0) & (scale < math.inf)
+    if not bool(known.any()):
+        return torch.ones_like(scale)
+    return scale.where(known, scale[known].max())  # what never moved and never counted, in case that it does
 
 
 def _take_former(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:

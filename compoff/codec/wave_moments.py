@@ -62,7 +62,8 @@ class WaveMoments:
             y: The feature.
             gradient: Gradient of some projection of the output at it.
         """
-        self._channels.add(y.float())
+        gradient = alike(gradient.float())
+        self._channels.add(y.float(), gradient)
         ridden = self._on_waves(y.float())
         if self._shift is None:
             self._shift = ridden.double().mean(1).float()
@@ -70,7 +71,7 @@ class WaveMoments:
         self._sum += ridden.sum(1).cpu().double()
         kept = ridden[self._kept]
         self._square += torch.bmm(kept.transpose(1, 2), kept).cpu()
-        slopes = self._on_waves(alike(gradient.float()))[self._kept]
+        slopes = self._on_waves(gradient)[self._kept]
         self._sensitivity += torch.bmm(slopes.transpose(1, 2), slopes).cpu()
         self._rows += ridden.shape[1]
 

@@ -1,4 +1,4 @@
-"""Units of channels: middles and deviations against numpy, and channels that would have none or too small ones."""
+"""Units of channels against numpy, in any unit of the caller's, and channels that would have none."""
 
 from __future__ import annotations
 
@@ -10,52 +10,68 @@ from compoff.codec.units import ChannelMoments, ChannelUnits
 from compoff.errors import FeatureError
 
 
-def units_of(*batches: torch.Tensor) -> ChannelUnits:
+def units_of(*batches: torch.Tensor, slopes: torch.Tensor | None = None) -> ChannelUnits:
     moments = ChannelMoments(batches[0].shape[1])
     for batch in batches:
-        moments.add(batch)
+        moments.add(batch, torch.ones_like(batch) if slopes is None else slopes)
     return moments.units()
 
 
 @pytest.mark.parametrize("shape", [(64, 3), (16, 3, 9), (8, 3, 5, 4)])
-def test_they_are_mean_and_deviation_over_all_batches(shape: tuple[int, ...]) -> None:
+def test_they_are_what_moves_the_output_alike_around_a_mean_that_is_not_far(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     wide = (1, 3, *(1,) * (len(shape) - 2))
-    parts = [
-        rng.normal(size=shape) * np.reshape([1e-6, 1.0, 3e5], wide) + np.reshape([2e-3, -7.0, 4e7], wide)
-        for _ in range(3)
-    ]
-    units = units_of(*(torch.from_numpy(part).float() for part in parts))
+    unit, middle = np.reshape([1e-6, 1.0, 3e5], wide), np.reshape([2e-3, -7.0, 4e7], wide)
+    parts = [rng.normal(size=shape) * unit + middle for _ in range(3)]
+    slopes = rng.normal(size=shape) * np.reshape([0.2, 1.0, 4.0], wide) / unit
+    units = units_of(*(torch.from_numpy(part).float() for part in parts), slopes=torch.from_numpy(slopes).float())
+
     lines = np.concatenate([part.swapaxes(0, 1).reshape(3, -1) for part in parts], 1)
-    np.testing.assert_allclose(units.shift.numpy(), lines.mean(1), rtol=1e-6)
-    assert units.scale.tolist() == [2.0 ** round(np.log2(one)) for one in lines.std(1)]
+    steep = np.sqrt((slopes.swapaxes(0, 1).reshape(3, -1) ** 2).mean(1))
+    typical = np.sqrt(((lines.std(1) * steep) ** 2).mean())
+    assert units.scale.tolist() == [2.0 ** round(np.log2(typical / one)) for one in steep]
+    near = 2 * units.scale.numpy()
+    np.testing.assert_allclose(units.shift.numpy(), lines.mean(1) - np.clip(lines.mean(1), -near, near), rtol=1e-6)
+
     y = torch.from_numpy(parts[0]).float()
     expected = (y.numpy() - units.shift.numpy().reshape(wide)) / units.scale.numpy().reshape(wide)
     np.testing.assert_array_equal(units.standardized(y).numpy(), expected)
     torch.testing.assert_close(units.scaled(y) - units.level.view(wide), units.standardized(y), atol=1e-2, rtol=0)
 
 
-def test_a_channel_that_seldom_speaks_is_no_giant_when_it_does() -> None:
-    y = torch.randn(10_000, 2)
-    y[:, 1] = 0
-    y[17, 1] = 5.0
-    standardized = units_of(y).standardized(y)
-    assert 8 <= float(standardized[17, 1]) <= 24
-    assert float(standardized[:, 1].std()) < 0.3
+def test_whatever_a_channel_is_measured_in_it_is_the_same_number() -> None:
+    y, slopes, unit = torch.randn(500, 3), torch.randn(500, 3), torch.tensor([2.0**20, 1.0, 2.0**-30])
+    plain = units_of(y, slopes=slopes).standardized(y)
+    assert torch.equal(units_of(y * unit, slopes=slopes / unit).standardized(y * unit), plain)
 
 
-def test_a_channel_that_never_moves_has_the_unit_of_the_others() -> None:
-    y = torch.randn(1000, 3) * 40
+def test_a_mean_of_few_deviations_stays() -> None:
+    y = torch.randn(2000, 3) + torch.tensor([0.0, -0.9, 9.0])
+    shift = units_of(y).shift.tolist()
+    assert shift[:2] == [0.0, 0.0]
+    assert shift[2] == pytest.approx(7.0, abs=0.1)
+
+
+def test_a_channel_that_the_output_does_not_know_is_a_small_number() -> None:
+    y, slopes = torch.randn(1000, 2) * 5, torch.ones(1000, 2)
+    slopes[:, 1] = 0
+    first, second = units_of(y, slopes=slopes).standardized(y).std(0).tolist()
+    assert 0.7 < first < 2.8
+    assert second == pytest.approx(1 / 256, rel=0.5)
+
+
+def test_a_channel_that_never_moves_has_the_unit_of_its_slope_or_of_the_others() -> None:
+    y, slopes = torch.randn(1000, 4) * 40, torch.ones(1000, 4)
     y[:, 1] = 0.1  # not a sum of powers of two, so means are rounded
     y[:, 2] = 288 + 2.0**-15 * torch.randn(1000).sign()  # moves by its last digit
-    scale = units_of(y).scale
-    assert scale[0] == 32
-    assert scale[1] in (16, 32)
-    assert scale[2] in (16, 32)
+    y[:, 3], slopes[:, 3] = 0.0, 0.0
+    assert units_of(y, slopes=slopes).scale.tolist() == [16.0] * 4
 
 
 def test_without_anything_that_moves_they_are_ones() -> None:
     assert units_of(torch.full((8, 2), 3.0)).scale.tolist() == [1.0, 1.0]
+    y = torch.randn(1000, 2) * torch.tensor([1.0, 32.0])
+    assert units_of(y, slopes=torch.zeros(1000, 2)).scale.tolist() == [1.0, 32.0]
     unseen = ChannelMoments(2).units()
     assert (unseen.shift.tolist(), unseen.scale.tolist()) == ([0.0, 0.0], [1.0, 1.0])
 
