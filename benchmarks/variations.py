@@ -64,14 +64,14 @@ def _slopes_of_nothing(
 
 def _orthogonal(self: TileMoments, channels: int) -> Directions:
     """Random orthonormal directions, those of the largest variance first."""
-    mean, covariance = self._moments()
+    mean, covariance, _, units = self._moments()
     noise = torch.randn(len(mean), channels, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rows = cast("Tensor", torch.linalg.qr(noise).Q).T
     deviation = (rows @ covariance * rows).sum(1).clamp_min(0).sqrt()
     order = deviation.argsort(descending=True)
     rows, deviation = rows[order].float(), deviation[order].float()
     unmixed = self._whole(mean).float()  # of the tile with all its channels
-    return Directions(rows, rows, rows @ mean.float(), unmixed, deviation, self.mixing)
+    return Directions(rows, rows, rows @ mean.float(), unmixed, deviation, self.mixing, units=units)
 
 
 class _LearnedPoints(UniformQuantizer):

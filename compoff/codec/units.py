@@ -92,9 +92,9 @@ class ChannelMoments:
         >>> moments.add(torch.tensor([[280.0, 1e5], [296.0, 1.01e5]]), torch.tensor([[1.0, 0.01], [-1.0, 0.01]]))
         >>> units = moments.units()
         >>> units.shift.tolist(), units.scale.tolist()
-        ([280.0, 99476.0], [4.0, 512.0])
+        ([272.0, 99476.0], [8.0, 512.0])
         >>> units.standardized(torch.tensor([[280.0, 100500.0]])).tolist()
-        [[0.0, 2.0]]
+        [[1.0, 2.0]]
 
     Source: this project.
     """
