@@ -71,7 +71,7 @@ def _orthogonal(self: TileMoments, channels: int) -> Directions:
     order = deviation.argsort(descending=True)
     rows, deviation = rows[order].float(), deviation[order].float()
     unmixed = self._whole(mean).float()  # of the tile with all its channels
-    return Directions(rows, rows, rows @ mean.float(), unmixed, deviation, self.mixing, units=units)
+    return Directions(rows, rows, rows @ mean.float(), unmixed, deviation, units, self.mixing)
 
 
 class _LearnedPoints(UniformQuantizer):

@@ -303,14 +303,19 @@ class Bottleneck(nn.Module):
             return where_finite(finite, self.decode(symbols)).to(y.dtype)
         return self.run(y.to(weight.dtype)).y_hat.to(y.dtype)
 
-    def semi_orthogonality_error(self) -> Tensor:
+    def semi_orthogonality_error(self, *, precise: bool = False) -> Tensor:
         """Distance of the encoder from an isometry, Eq. 7; zero for an own encoder, which Eq. 7 does not fit.
+
+        Args:
+            precise: Whether to compute in double precision, without a gradient: the kernel of a feature of tiny units
+                has squares beyond single precision.
 
         Returns:
             A scalar.
         """
         if isinstance(self.encoder, Encoder):
-            return semi_orthogonality_error(self.encoder.kernel)
+            kernel = self.encoder.kernel
+            return semi_orthogonality_error(kernel.detach().cpu().double() if precise else kernel)
         return self.quantizer.centers.new_zeros(())
 
     def fold(self) -> None:

@@ -44,9 +44,9 @@ class Directions:
         offset: What the mean tile makes of the latent, taken away from it.
         mean: The mean tile.
         deviation: Standard deviation of each latent channel, falling; on waves, falling within each wave.
+        units: Those of the feature's channels, in which all that is said here is meant.
         mixing: What describes a wide tile before; None where all its elements do.
         wave: The wave over the tile that each latent channel rides, of whose channels alone the rows speak then.
-        units: Those of the feature's channels, in which all that is said here is meant; None for the feature's own.
 
     Shapes:
         analysis and synthesis ``(channels, elements)``, of a tile or of what describes it, or
@@ -59,9 +59,9 @@ class Directions:
     offset: Tensor
     mean: Tensor
     deviation: Tensor
+    units: ChannelUnits
     mixing: Directions | None = None
     wave: Tensor | None = None
-    units: ChannelUnits | None = None
 
     @full_precision
     def measure(self, geometry: Geometry, y: Tensor) -> Tensor:
@@ -86,8 +86,7 @@ class Directions:
             >>> moments.directions(channels=3).measure(geometry, y).mean(0).abs().max() < 1e-5
             tensor(True)
         """
-        if self.units is not None:
-            y = self.units.standardized(y)
+        y = self.units.standardized(y)
         if self.wave is not None:
             return _held(_mix(self, self.analysis, geometry), y) - self.offset.to(y)
         mixing = self.mixing
@@ -149,7 +148,9 @@ class TileMoments:
         self.mixing = mixing
         self._geometry = geometry
         self._channels = ChannelMoments(geometry.channels)
-        self._mixes = mixing and tuple(_mix(mixing, rows, geometry) for rows in (mixing.analysis, mixing.synthesis))
+        self._mixes: tuple[WaveMix, ...] = ()
+        if mixing is not None:
+            self._mixes = _mix(mixing, mixing.analysis, geometry), _mix(mixing, mixing.synthesis, geometry)
         size = geometry.tile_elements if mixing is None else len(mixing.analysis)
         self._sum = torch.zeros(size, dtype=torch.float64)
         self._square = torch.zeros(size, size, dtype=torch.float64)
@@ -167,13 +168,11 @@ class TileMoments:
             gradient: Gradient of some projection of the output at it.
         """
         y, gradient = y.float(), gradient.float()
-        if self.mixing is None or self._mixes is None:
-            gradient = alike(gradient)
-            self._channels.add(y, gradient)
+        if self.mixing is None:
+            self._channels.add(y, alike(gradient))
             tiles, slopes = self._geometry.tiles(y), self._geometry.tiles(gradient)
         else:
-            if (units := self.mixing.units) is not None:
-                y, gradient = units.standardized(y), units.multiplied(gradient)
+            y, gradient = self.mixing.units.standardized(y), self.mixing.units.multiplied(gradient)
             tiles, slopes = (_held(mix, values) for mix, values in zip(self._mixes, (y, gradient), strict=True))
         if self._shift is None:
             self._shift = tiles.double().mean(0).float()
@@ -203,11 +202,11 @@ class TileMoments:
             (analysis @ mean).float(),
             self._whole(mean).float(),
             variances.clamp_min(0).sqrt().float(),
+            units,
             self.mixing,
-            units=units,
         )
 
-    def _moments(self) -> tuple[Tensor, Tensor, Tensor, ChannelUnits | None]:
+    def _moments(self) -> tuple[Tensor, Tensor, Tensor, ChannelUnits]:
         """The mean tile, the covariance of the tiles, what the output's gradients are there, and their units."""
         mean = self._sum / self._rows
         covariance = self._square / self._rows - torch.outer(mean, mean)

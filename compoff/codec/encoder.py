@@ -122,7 +122,7 @@ class Encoder(nn.Module):
         """The weight as it meets the feature's own units; where there are two factors, the second."""
         if self.units is None or self.mix is not None:
             return self.weight
-        return self.weight / self._by_channel(self.units.scale)
+        return self.units.scaled(self.weight)
 
     @torch.no_grad()
     def start(self, directions: Directions, step: float) -> None:
@@ -157,25 +157,6 @@ class Encoder(nn.Module):
         padded = self.geometry.pad(y)
         return padded if self.mix is None else self.mix.analyze(padded)
 
-    def _by_channel(self, values: Tensor) -> Tensor:
-        """One value for each channel of the feature, to multiply the kernel with."""
-        return values.view(-1, *(1,) * len(self._tile))
-
-    def steady(self, weight: Tensor) -> Tensor:
-        """What the shifts of the channels, in their units, make of the latent; nothing where they are zero.
-
-        Args:
-            weight: The kernel, or a multiple of it.
-
-        Returns:
-            What `forward` leaves out of each channel, ``(channels,)``.
-        """
-        if self.units is None:
-            return weight.new_zeros(len(weight))
-        level = self.units.level
-        sums = weight.reshape(*weight.shape[:2], -1).sum(2)
-        return sums @ (level if self.mix is None else self.mix.steady(level))
-
     def scaled(self, y: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
         """Encode a feature, then multiply and shift each channel, in the one layer.
 
@@ -205,7 +186,11 @@ class Encoder(nn.Module):
     def _settled(self, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and bias of the layer where it scales, too: the shifts of the channels are a part of the bias."""
         weight = self.weight * gain.view(-1, *(1,) * (self.weight.dim() - 1))
-        return weight, bias - self.steady(weight)
+        if self.units is None:
+            return weight, bias
+        level = self.units.level
+        sums = weight.reshape(*weight.shape[:2], -1).sum(2)
+        return weight, bias - sums @ (level if self.mix is None else self.mix.steady(level))
 
     @torch.no_grad()
     def fold(self, gain: Tensor, bias: Tensor) -> None:
@@ -216,16 +201,15 @@ class Encoder(nn.Module):
             bias: What is added to each channel afterwards.
         """
         weight, bias = self._settled(gain, bias)
+        self.weight.copy_(weight)
+        if self.units is not None:
+            sees = self.factors[0]
+            sees.copy_(self.units.scaled(sees))
+            self.units = None
         if self.mix is not None:
             self.mix.settle()
-            if self.units is not None:
-                self.mix.core.div_(self.units.scale)
             self.mix.core.div_(self.spread[:, None])
-            weight = weight * self.spread.view(-1, *(1,) * len(self._tile))
-        elif self.units is not None:
-            weight = weight / self._by_channel(self.units.scale)
-        self.units = None
-        self.weight.copy_(weight)
+            self.weight.mul_(self.spread.view(-1, *(1,) * len(self._tile)))
         self.layer.bias = nn.Parameter(bias.clone(), requires_grad=False)
 
 

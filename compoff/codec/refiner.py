@@ -118,17 +118,12 @@ class RefiningDecoder(nn.Module):
             self.unmix.settle()
         if self.folded:
             return
-        scale = self.units.scale
         for parameter, settled in zip(self.leave.parameters(), self._leaving(), strict=True):
             parameter.copy_(settled)
-        self.look.weight.div_(self._beside(scale, self.look.weight))
-        self.mean.mul_(self._along(scale, self.mean))
-        if self.unmix is not None:
-            self.unmix.core.mul_(scale)
-        else:
-            weight = self.inverse.weight
-            assert isinstance(weight, Tensor)
-            weight.mul_((self._beside if self.geometry.space else self._along)(scale, weight))
+        self.look.weight.copy_(self.units.scaled(self.look.weight))
+        self.mean.copy_(self.units.multiplied(self.mean[None])[0])
+        gives = self.factors[-1]  # a row for each of its inputs, but for a linear layer
+        gives.copy_(self.units.multiplied(gives) if self.geometry.space else self.units.multiplied(gives.T).T)
         self.folded = True
 
     @property
@@ -162,23 +157,13 @@ class RefiningDecoder(nn.Module):
         else:  # as folded, to the last bit
             axes = len(self.geometry.space)
             found = _CONVOLVE[axes](outer, *self._leaving(), **({"padding": 1} if axes else {}))
-            linear = linear * self.units.scale.view(-1, *(1,) * axes)
+            linear = self.units.multiplied(linear)
         return self.geometry.crop(torch.maximum(linear + found, self.floor))
 
     def _leaving(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the last layer in the feature's own units; the shifts of the channels are in the bias."""
         scale, (weight, bias) = self.units.scale, self.leave.parameters()
-        return weight * self._along(scale, weight), bias * scale + self.units.shift
-
-    @staticmethod
-    def _along(values: Tensor, weight: Tensor) -> Tensor:
-        """Values for the first axis of a tensor."""
-        return values.view(-1, *(1,) * (weight.dim() - 1))
-
-    @staticmethod
-    def _beside(values: Tensor, weight: Tensor) -> Tensor:
-        """Values for the second axis of a tensor."""
-        return values.view(-1, *(1,) * (weight.dim() - 2))
+        return weight * scale.view(-1, *(1,) * (weight.dim() - 1)), bias * scale + self.units.shift
 
 
 class _Residual(nn.Module):

@@ -46,12 +46,8 @@ class ChannelUnits(nn.Module):
         self.register_load_state_dict_pre_hook(_take_former)
 
     @torch.no_grad()
-    def start(self, units: ChannelUnits | None) -> None:
-        """Take the units of directions; zero and one where they know none."""
-        if units is None:
-            self.shift.zero_()
-            self.scale.fill_(1.0)
-            return
+    def start(self, units: ChannelUnits) -> None:
+        """Take the units of directions."""
         self.shift.copy_(units.shift)
         self.scale.copy_(units.scale)
 
@@ -63,9 +59,9 @@ class ChannelUnits(nn.Module):
         """A feature in these units, but around its own zero: not a bit of it is rounded."""
         return y / self._wide(self.scale, y)
 
-    def multiplied(self, gradient: Tensor) -> Tensor:
-        """A gradient at a feature, as that at the feature in these units."""
-        return gradient * self._wide(self.scale, gradient)
+    def multiplied(self, values: Tensor) -> Tensor:
+        """The reverse of `scaled`; of a gradient at a feature, that at the feature in these units."""
+        return values * self._wide(self.scale, values)
 
     @property
     def level(self) -> Tensor:

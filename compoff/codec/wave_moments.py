@@ -109,8 +109,8 @@ class WaveMoments:
             (analysis * middle[wave]).sum(1).float(),
             (self._cosines.T @ middle).T.flatten().float(),
             variances[best].clamp_min(0).sqrt().float(),
+            units,
             wave=wave,
-            units=units,
         )
 
     def _on_waves(self, y: Tensor) -> Tensor:

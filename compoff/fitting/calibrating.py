@@ -88,7 +88,7 @@ def calibrate(
 
     Raises:
         FitError: No usable batches, or `target_bytes` leaves no room for symbols.
-        FeatureError: A tile is too large for the transform codec.
+        FeatureError: A tile is too large for the transform codec, or its numbers are too large or too small.
 
     Examples:
         >>> import torch, compoff

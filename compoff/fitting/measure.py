@@ -10,7 +10,6 @@ from torch import Tensor
 from compoff.answering import answers, student_output, telling
 from compoff.batch import Batch
 from compoff.codec import Decoder, Encoder, TransformBottleneck
-from compoff.codec.encoder import semi_orthogonality_error
 from compoff.coding import Code, PayloadFormat, Side, SymbolTables
 from compoff.coding.levels import coarse_tables, coarsen
 from compoff.errors import FitError
@@ -301,19 +300,11 @@ def _guarantee(wrapped: Wrapped, split: str, batch: Batch, report: SplitReport) 
     """The terms of the paper's recovery guarantee."""
     bottlenecks, symbols = wrapped.bottlenecks_at(split), symbols_of(wrapped, split, batch)
     bounds = [one.decoder.lipschitz_bound for one in bottlenecks if isinstance(one.decoder, Decoder)]
-    report.semi_orthogonality_error = max(_distance(one) for one in bottlenecks)
+    report.semi_orthogonality_error = max(float(one.semi_orthogonality_error(precise=True)) for one in bottlenecks)
     report.lipschitz_bound = max(bounds) if len(bounds) == len(bottlenecks) else None
     adapter = bottlenecks[0].adapter
     report.adapter_bytes = adapter.bytes if adapter is not None else 0
     report.local_gain = max(local_gain(one, part[:4]) for one, part in zip(bottlenecks, symbols, strict=True))
-
-
-def _distance(bottleneck: Bottleneck) -> float:
-    """Eq. 7, in double precision: the kernel of a feature of tiny units has squares beyond single precision."""
-    encoder = bottleneck.encoder
-    if not isinstance(encoder, Encoder):
-        return float(bottleneck.semi_orthogonality_error())
-    return float(semi_orthogonality_error(encoder.kernel.detach().cpu().double()))
 
 
 def local_gain(bottleneck: Bottleneck, symbols: Tensor, iterations: int = 8) -> float:

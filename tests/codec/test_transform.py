@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compoff.codec import Encoder, Geometry, Quality, RefiningDecoder, TileMoments, TransformBottleneck
+from compoff.codec import Encoder, Geometry, Quality, RefiningDecoder, TileMoments, TransformBottleneck, WaveMoments
 from compoff.codec.transform import LADDER
 from compoff.codec.uniform import coarsen
 from compoff.codec_options import CodecOptions
@@ -164,6 +164,38 @@ def test_folded_it_gives_the_same_symbols(shape: tuple[int, ...]) -> None:
         bottleneck.fold()  # a second time changes nothing
         assert torch.equal(bottleneck.encode(y), expected)
         torch.testing.assert_close(bottleneck(y), restored)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (8, 8, 12)])
+def test_folding_shifts_and_units_changes_no_bit(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    geometry = Geometry(shape, stride=4)
+    wide = shape == (8, 8, 12)  # described on waves
+    if wide:
+        monkeypatch.setattr("compoff.codec.waves._WHOLE", 64)
+        monkeypatch.setattr("compoff.codec.waves._DESCRIBED", 32)
+    bottleneck = TransformBottleneck(geometry, 6).eval().requires_grad_(requires_grad=False)
+    unit = (10.0 ** torch.arange(-4, shape[0] - 4).clamp_max(4)).view(-1, *(1,) * (len(shape) - 1))
+    y, slopes = (torch.randn(64, *shape) + 50) * unit, torch.randn(64, *shape) / unit
+    mixing = None
+    if wide:
+        first = WaveMoments(geometry)
+        first.add(y, slopes)
+        mixing = first.directions(32)
+    moments = TileMoments(geometry, mixing)
+    moments.add(y, slopes)
+    bottleneck.start(moments.directions(6), 0.05, y)
+    assert isinstance(bottleneck.decoder, RefiningDecoder)
+    assert bool((bottleneck.decoder.units.shift > 40 * unit.flatten()).all())
+    for parameter in bottleneck.decoder.leave.parameters():
+        parameter.normal_(0, 0.1)
+    latent, symbols, restored = bottleneck.encoder(y), bottleneck.encode(y), bottleneck(y)
+    by_hand = bottleneck.quantizer.symbols(latent)  # around the shifts, where those of a head are in its bias
+    assert float((symbols != by_hand).float().mean()) < 0.01
+    assert len(symbols.unique()) > 5
+    bottleneck.fold()
+    assert torch.equal(bottleneck.encode(y), symbols)
+    assert torch.equal(bottleneck(y), restored)
 
 
 def test_fewer_channels_are_zero_in_the_others() -> None:
