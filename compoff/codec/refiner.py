@@ -29,6 +29,9 @@ _TRANSPOSED: dict[int, type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d]] = {
 _LATENT_WIDTH, _LATENT_BLOCKS = 96, 2
 _FEATURE_WIDTH, _FEATURE_BLOCKS = 48, 1
 _CONVOLVE: dict[int, Any] = {0: F.linear, 1: F.conv1d, 2: F.conv2d}
+# Units that a channel's mean may be from zero: the networks learn more of a feature around its own zero, such as that of
+# an activation, as long as it is not far.
+_NEAR = 2.0
 _CLIPPED = 0.02  # share of a feature's values at its minimum from which that minimum is the floor of an activation
 
 
@@ -97,6 +100,7 @@ class RefiningDecoder(nn.Module):
             >>> RefiningDecoder(geometry, 8).start(moments.directions(8), 1.0, y)
         """
         self.units.start(directions.units)
+        near = self.units.give_back(_NEAR)
         rows, mixing = directions.synthesis.to(self.mean) * step, directions.mixing
         if self.unmix is not None and mixing is not None and mixing.wave is not None:
             self.unmix.start(mixing.synthesis, mixing.wave)
@@ -104,7 +108,7 @@ class RefiningDecoder(nn.Module):
         assert isinstance(weight, Tensor)
         transposed = self.geometry.space and self.unmix is None  # which lays its kernel out the other way round
         weight.copy_((rows if transposed else rows.T).view_as(weight))
-        self.mean.copy_(directions.mean.view_as(self.mean))
+        self.mean.copy_(directions.mean.view_as(self.mean) + near.view(-1, *(1,) * len(self.geometry.tile)))
         # Channels of less than a third of a step are mostly silent; amplifying their rare values would only add noise.
         self.level.copy_((directions.deviation / step).clamp_min(0.3))
         lowest = y.amin()

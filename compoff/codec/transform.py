@@ -42,6 +42,9 @@ _SILENT = 0.05  # a channel that is zero but for this share of its values costs 
 _DEVIATIONS = 4.0  # standard deviations of a channel that its levels hold at least
 # Learning rates beside the networks', relative to the size of the weights where the start already is nearly right.
 _LINEAR_LR, _GAIN_LR, _DENSITY_LR, _ADAPTER_LR = 2.0, 5.0, 10.0, 3.0
+# Of what the latent is measured from, in steps. The mean is not where a channel is cheapest, and no weight moves it: the
+# feature comes around its own means.
+_OFFSET_LR = 150.0
 
 
 class TransformBottleneck(Bottleneck):
@@ -135,17 +138,16 @@ class TransformBottleneck(Bottleneck):
             FitError: `lr` is negative or not finite.
         """
         check_lr(lr)
-        quantizer, decoder = self.quantizer, self.decoder
-        started = self.encoder.factors
-        shifts = [quantizer.offset]  # in units of one already, however small they are
-        if isinstance(decoder, RefiningDecoder):
-            started += decoder.factors
-            shifts.append(decoder.mean)
+        quantizer = self.quantizer
+        decoder = self.decoder if isinstance(self.decoder, RefiningDecoder) else None
+        started = self.encoder.factors + ([] if decoder is None else decoder.factors)
         groups: list[dict[str, Any]] = [
             {"params": [parameter], "lr": _LINEAR_LR * lr * max(float(parameter.detach().square().mean().sqrt()), 1e-8)}
             for parameter in started
         ]
-        groups.append({"params": shifts, "lr": _LINEAR_LR * lr})
+        groups.append({"params": [quantizer.offset], "lr": _OFFSET_LR * lr})
+        if decoder is not None:
+            groups.append({"params": [decoder.mean], "lr": _LINEAR_LR * lr})  # of the size of one already
         groups.append({"params": [quantizer.log_gain], "lr": _GAIN_LR * lr})
         groups.append({"params": list(self.density.parameters()), "lr": _DENSITY_LR * lr})
         if self.adapter is not None:

@@ -1,7 +1,7 @@
-"""The units of a feature's channels: how much of each moves the output as far, and what they lie far from zero by.
+"""The units of a feature's channels: how much of each moves the output as far, and what they lie around.
 
-Inside the transform codec every channel is a number not far from zero that counts as much as that of any other,
-whatever it is a measure of: steps of one size then suit all weights. For inference the units become a part of them.
+Inside the transform codec every channel is a number near zero that counts as much as that of any other, whatever it is
+a measure of: steps of one size then suit all weights. For inference the units become a part of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from compoff.errors import FeatureError
 __all__ = ["ChannelMoments", "ChannelUnits"]
 
 _SMALL = 1 / 256  # deviation in its unit that a channel has at least, of which the output hardly knows
-_NEAR = 2.0  # units that a mean may be from zero: around their own means fits of ordinary features learned less
 _DIGITS = 2.0**-22  # share of a channel's middle below which its deviation is nothing but rounding
 _EXPONENT = 60.0  # of the smallest and the largest unit: even their squares are float32 numbers
 
@@ -35,7 +34,7 @@ class ChannelUnits(nn.Module):
     """
 
     shift: Tensor
-    """What is taken away from each channel; nothing where its mean is not far from zero in its unit."""
+    """What is taken away from each channel."""
     scale: Tensor
     """The unit of each; powers of two, so that to divide by them rounds nothing."""
 
@@ -50,6 +49,31 @@ class ChannelUnits(nn.Module):
         """Take the units of directions."""
         self.shift.copy_(units.shift)
         self.scale.copy_(units.scale)
+
+    @torch.no_grad()
+    def give_back(self, most: float) -> Tensor:
+        """Shift each channel less.
+
+        Args:
+            most: How much less, in units; a shift that is smaller ends.
+
+        Returns:
+            What each channel is shifted less, in its unit.
+
+        Shapes:
+            result ``(channels,)``.
+
+        Examples:
+            >>> import torch
+            >>> units = ChannelUnits(2)
+            >>> units.shift.copy_(torch.tensor([-1.5, 20.0]))
+            tensor([-1.5000, 20.0000])
+            >>> units.give_back(2.0).tolist(), units.shift.tolist()
+            ([-1.5, 2.0], [0.0, 18.0])
+        """
+        less = self.level.clamp(-most, most)
+        self.shift.sub_(less * self.scale)
+        return less
 
     def standardized(self, y: Tensor) -> Tensor:
         """A feature in these units."""
@@ -88,9 +112,9 @@ class ChannelMoments:
         >>> moments.add(torch.tensor([[280.0, 1e5], [296.0, 1.01e5]]), torch.tensor([[1.0, 0.01], [-1.0, 0.01]]))
         >>> units = moments.units()
         >>> units.shift.tolist(), units.scale.tolist()
-        ([272.0, 99476.0], [8.0, 512.0])
-        >>> units.standardized(torch.tensor([[280.0, 100500.0]])).tolist()
-        [[1.0, 2.0]]
+        ([288.0, 100500.0], [8.0, 512.0])
+        >>> units.standardized(torch.tensor([[280.0, 100756.0]])).tolist()
+        [[-1.0, 0.5]]
 
     Source: this project.
     """
@@ -147,7 +171,7 @@ class ChannelMoments:
         scale = _counting_alike(deviation, (self._slope / self._count).sqrt())
         scale = scale.log2().round().clamp(-_EXPONENT, _EXPONENT).exp2()
         units.scale.copy_(scale)
-        units.shift.copy_(middle - torch.minimum(torch.maximum(middle, -_NEAR * scale), _NEAR * scale))
+        units.shift.copy_(middle)
         return units
 
 

@@ -53,6 +53,21 @@ def test_folding_the_unit_changes_no_bit(shape: tuple[int, ...], scale: float) -
     assert torch.equal(decoder(latent), before)
 
 
+def test_only_what_is_far_from_zero_is_kept_from_the_networks() -> None:
+    torch.manual_seed(0)
+    geometry, y = Geometry((3, 8), stride=4), torch.randn(2000, 3, 8) + torch.tensor([0.0, -0.9, 9.0])[:, None]
+    moments = TileMoments(geometry)
+    moments.add(y, torch.randn(2000, 3, 8))
+    decoder = RefiningDecoder(geometry, 12).eval()
+    decoder.start(moments.directions(12), 0.1, y)
+    assert decoder.units.shift[:2].tolist() == [0.0, 0.0]
+    assert float(decoder.units.shift[2]) == pytest.approx(7.0, abs=0.1)
+    middle = decoder.mean.detach().mean(1).tolist()
+    assert middle == pytest.approx([0.0, -0.9, 2.0], abs=0.1)
+    nothing = decoder(torch.zeros(1, 12, 2)).mean((0, 2)).tolist()
+    assert nothing == pytest.approx([0.0, -0.9, 9.0], abs=0.1)
+
+
 def former(saved: dict[str, Tensor], unit: float) -> dict[str, Tensor]:
     """The same weights as they were saved when a decoder knew one unit, and that only in its networks."""
     saved = {name: value for name, value in saved.items() if not name.startswith("units.")}

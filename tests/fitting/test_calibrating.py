@@ -453,7 +453,7 @@ def test_channels_too_many_magnitudes_apart_are_refused() -> None:
         compoff.calibrate(compoff.wrap(net, "input", example_input=x[:2]), x.split(16))
 
 
-@pytest.mark.parametrize(("lr", "worse"), [(None, False), (0.5, True)])
+@pytest.mark.parametrize(("lr", "worse"), [(None, False), (0.05, True)])
 def test_a_fit_that_ends_worse_than_it_began_says_so(
     caplog: pytest.LogCaptureFixture, lr: float | None, worse: bool
 ) -> None:

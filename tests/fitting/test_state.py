@@ -115,6 +115,15 @@ def test_moments_of_another_shape_are_refused(tmp_path: Path) -> None:
         load_state(tmp_path / "state", SETTINGS, *trained(0))
 
 
+def test_a_file_with_other_learning_rates_is_refused_before_anything_is_changed(tmp_path: Path) -> None:
+    (net, _), (saved, adam) = trained(0), trained(1)
+    save_state(tmp_path / "state", FitState(lrs=[0.1, 0.2]), SETTINGS, saved, adam, rng())
+    fresh, before = torch.optim.Adam(net.parameters()), copy.deepcopy(net.state_dict())
+    with pytest.raises(FitError, match="knew 2 learning rates where this one knows 1; go on with that version"):
+        load_state(tmp_path / "state", SETTINGS, net, fresh)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
 def test_a_foreign_file_is_not_to_be_deleted(tmp_path: Path) -> None:
     path, (net, adam) = tmp_path / "file", trained(0)
     refusals: list[str] = []
