@@ -29,8 +29,8 @@ _TRANSPOSED: dict[int, type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d]] = {
 _LATENT_WIDTH, _LATENT_BLOCKS = 96, 2
 _FEATURE_WIDTH, _FEATURE_BLOCKS = 48, 1
 _CONVOLVE: dict[int, Any] = {0: F.linear, 1: F.conv1d, 2: F.conv2d}
-# Units that a channel's mean may be from zero: the networks learn more of a feature around its own zero, such as that of
-# an activation, as long as it is not far.
+# Units that a channel's mean may be from zero: the networks learn more of a feature around its own zero, such as that
+# of an activation, as long as it is not far.
 _NEAR = 2.0
 _CLIPPED = 0.02  # share of a feature's values at its minimum from which that minimum is the floor of an activation
 

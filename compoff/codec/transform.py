@@ -42,8 +42,8 @@ _SILENT = 0.05  # a channel that is zero but for this share of its values costs 
 _DEVIATIONS = 4.0  # standard deviations of a channel that its levels hold at least
 # Learning rates beside the networks', relative to the size of the weights where the start already is nearly right.
 _LINEAR_LR, _GAIN_LR, _DENSITY_LR, _ADAPTER_LR = 2.0, 5.0, 10.0, 3.0
-# Of what the latent is measured from, in steps. The mean is not where a channel is cheapest, and no weight moves it: the
-# feature comes around its own means.
+# Of what the latent is measured from, in steps. The mean is not where a channel is cheapest, and no weight moves it:
+# the feature comes around its own means.
 _OFFSET_LR = 150.0
 
 

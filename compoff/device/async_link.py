@@ -216,6 +216,8 @@ class AsyncLink:
         self._suspected = False
         if quiet and client is self.current and not client.closed:
             await self._ping(client)
+            if client in self._retired:  # it ended meanwhile, with nothing on it but this
+                await self.release(client)
 
     async def _ping(self, client: AsyncClient) -> None:
         moved = client.moved

@@ -269,7 +269,7 @@ class AsyncRemote(Caller["AsyncLink"]):
         """Send again over a fresh connection: the tail changes nothing by answering, so it may do so twice."""
         link = self._link
         least = 2 * (link.round_trip.mean or 0.0)
-        if link.closed or until - time.monotonic() <= least or not self._budget.spend():
+        if link.closed or until - time.monotonic() <= least or not self._budget.spend(time.monotonic()):
             raise error
         call.retried, call.reason = True, str(error)
         self._tally.retried()

@@ -168,7 +168,7 @@ class Edge:
         link = self.link
         link.report(broken, error)
         least = 2 * (link.round_trip.mean or 0.0)
-        if link.closed or until - time.monotonic() <= least or not self._budget.spend():
+        if link.closed or until - time.monotonic() <= least or not self._budget.spend(time.monotonic()):
             return False
         call.retried, call.reason = True, str(error)
         self._tally.retried()

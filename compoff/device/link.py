@@ -110,8 +110,10 @@ class Link:
             WireError: The last of the attempts failed; the class says how.
         """
         client = self._client
-        if client is not None and not client.closed and not client.stuck:
-            return client
+        if client is not None:
+            client.look()  # while this device slept or was quiet, the server may have said goodbye
+            if not client.closed and not client.stuck:
+                return client
         return self._wait_for_connection(deadline, attempts)
 
     @property
@@ -221,6 +223,8 @@ class Link:
             if not quiet or self.closed or client is not self._client or client.closed:
                 return
         self._ping(client)
+        if client in self._retired:  # it ended meanwhile, with nothing on it but this
+            self.release(client)
 
     def _ping(self, client: Client) -> None:
         moved = client.moved

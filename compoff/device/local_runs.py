@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import queue
 import threading
@@ -14,7 +15,7 @@ from compoff.errors import ReadTimeout
 from compoff.forks import leave_to_parent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from compoff.device.calls import Call
     from compoff.device.timing import Estimate
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["MARGIN", "LocalRuns", "nobody"]
 
 MARGIN = 0.05  # seconds that a thread may take to wake on a busy machine
+_MANY = 8  # entries that wait from which those that nobody waits for any more are taken out, with their inputs
 _LONGEST_END = 5.0  # seconds that a process which ends waits for the run under way
 
-_Waiting: TypeAlias = "queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]"
+_Entry: TypeAlias = "tuple[Future[Any], Callable[[], Any]]"
+_Waiting: TypeAlias = "queue.SimpleQueue[_Entry | None]"
 
 
 class LocalRuns:
@@ -69,6 +72,8 @@ class LocalRuns:
                 raise RuntimeError("these local runs were closed")
             if self._thread is None:
                 self._thread, self._ending = _started(self._waiting)
+            if self._waiting.qsize() >= _MANY:  # a run that hangs would keep all that came after it
+                _sift(self._waiting)
             self._waiting.put((future, lambda: context.run(self._run, call, asked)))
         return future
 
@@ -112,13 +117,23 @@ def _end(waiting: _Waiting, idle: threading.Event) -> None:
 
 def _cancel(waiting: _Waiting) -> None:
     """Cancel what has not begun."""
-    while True:
-        try:
-            entry = waiting.get_nowait()
-        except queue.Empty:
-            return
+    for entry in _taken(waiting):
         if entry is not None:
             entry[0].cancel()
+
+
+def _sift(waiting: _Waiting) -> None:
+    """Take out what was canceled; the rest stays in its order."""
+    for entry in tuple(_taken(waiting)):
+        if entry is None or not entry[0].cancelled():
+            waiting.put(entry)
+
+
+def _taken(waiting: _Waiting) -> Iterator[_Entry | None]:
+    """All that waits now."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            yield waiting.get_nowait()
 
 
 def _work(waiting: _Waiting, idle: threading.Event) -> None:

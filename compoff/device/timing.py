@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 __all__ = ["LEAST_PATIENCE", "Estimate", "Patience", "RetryBudget"]
 
 LEAST_PATIENCE = 0.01  # seconds: below, what a machine does beside this would be taken for a slow edge
 
 _GAIN, _DEVIATION_GAIN = 1 / 8, 1 / 4
 _CREDIT, _MOST_RETRIES = 0.1, 10.0
+_CREDIT_A_SECOND = 0.1  # for who calls seldom: a device that wakes once in a while may find its connection gone
 _MISSES, _EVERY = 3, 16
 
 
@@ -119,33 +122,40 @@ class Patience(Estimate):
 
 
 class RetryBudget:
-    """Retries that calls have earned: one for ten calls, ten at most, so that retries never double a crowd's load.
+    """Retries that are left: one for ten calls or ten seconds, ten at most, so that they never double a crowd's load.
 
     Examples:
         >>> budget = RetryBudget()
-        >>> sum(budget.spend() for _ in range(20))
+        >>> sum(budget.spend(now=0.0) for _ in range(20))
         10
         >>> for _ in range(10):
         ...     budget.earn()
-        >>> budget.spend(), budget.spend()
-        (True, False)
+        >>> budget.spend(now=0.0), budget.spend(now=0.0), budget.spend(now=10.0)
+        (True, False, True)
 
     Source: this project.
     """
 
-    __slots__ = ("_credit",)
+    __slots__ = ("_credit", "_spent")
 
     def __init__(self) -> None:
         """Start with ten."""
         self._credit = _MOST_RETRIES
+        self._spent = math.inf  # when one was last asked for
 
     def earn(self) -> None:
         """Count a call."""
         if self._credit < _MOST_RETRIES:
             self._credit += _CREDIT
 
-    def spend(self) -> bool:
-        """Take one retry; False where none is left."""
+    def spend(self, now: float) -> bool:
+        """Take one retry; False where none is left.
+
+        Args:
+            now: A moment of any clock, in seconds.
+        """
+        waited = max(0.0, now - self._spent)
+        self._credit, self._spent = min(_MOST_RETRIES, self._credit + _CREDIT_A_SECOND * waited), now
         if self._credit < 1 - 1e-9:
             return False
         self._credit -= 1

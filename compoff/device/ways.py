@@ -57,7 +57,7 @@ class Trust:
     Source: this project.
     """
 
-    __slots__ = ("_failures", "_look", "_told", "_until", "looking")
+    __slots__ = ("_hold", "_look", "_told", "_until", "looking")
 
     def __init__(self) -> None:
         """Start trusted, and worth a look."""
@@ -65,17 +65,16 @@ class Trust:
         self._told = -math.inf
         self._look = _LOOK
         self._until = -math.inf
-        self._failures = 0
+        self._hold = _HOLD
 
     def learned(self, now: float) -> None:
         """Note that it answered, at a moment of a clock in seconds."""
-        self._told, self._until, self._failures, self.looking = now, -math.inf, 0, False
+        self._told, self._until, self._hold, self.looking = now, -math.inf, _HOLD, False
 
     def failed(self, now: float) -> None:
         """Note that it did not."""
-        self._until = now + min(_HOLD * 2.0**self._failures, _LONGEST_HOLD)
-        self._told = now
-        self._failures += 1
+        self._until, self._told = now + self._hold, now
+        self._hold = min(2 * self._hold, _LONGEST_HOLD)
 
     def held(self, now: float) -> bool:
         """Whether it is left out because it has just failed."""
@@ -83,7 +82,7 @@ class Trust:
 
     def release(self) -> None:
         """Forget failures: what they were due to may be gone, as with a connection."""
-        self._until, self._failures = -math.inf, 0
+        self._until, self._hold = -math.inf, _HOLD
 
     def due(self, now: float) -> bool:
         """Whether it has not run for so long that it is worth a look."""

@@ -5,12 +5,14 @@ Plain data without threads: whoever holds a ``Lane`` across threads locks it. ``
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from compoff.edge.servable import Batchable
+from compoff.edge.sparing import Sparing
 from compoff.edge.stats import TailCounters
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Asker", "FairQueue", "Job", "Lane", "Outcome", "Pace"]
 
+_logger = logging.getLogger("compoff.serve")
+_MOST_FAILURES = 10  # of a tail, a minute: each with its traceback
 _PROMPT = 60e-6  # seconds; a hand-over to another thread and back costs about as much
 _STREAK = 32  # answers in a row that have to be prompt before a tail is taken for a prompt one
 _SLOW = 5e-3  # seconds; a prompt tail that once takes this long has to show twice as many prompt answers
@@ -210,6 +214,7 @@ class Lane:
         self.pace = Pace()
         self.counters = TailCounters(servable.artifact_id) if counters is None else counters
         self.seconds_per_job = 0.0  # running mean
+        self.failures = Sparing(_logger, logging.ERROR, most=_MOST_FAILURES)
         self._since = math.inf  # when the oldest of the jobs began to wait for company
         self._last_batch = 1
         self._last_seconds = 0.0

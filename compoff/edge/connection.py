@@ -139,7 +139,7 @@ class Connection(Receiver):
         try:
             events = self._protocol.receive_data(data)
         except WireError as error:
-            _logger.info("closed %s: %s", self._name(), error)
+            self._service.closings.log("closed %s: %s", self._name(), error)
             self._service.refused += 1
             self._close()
             return
@@ -296,7 +296,7 @@ class Connection(Receiver):
         if untaken.less_than(self._untaken):
             self._since = now
         elif now - self._since >= self._service.limits.message_timeout:
-            _logger.info("closed %s: it reads none of its answers", self._name())
+            self._service.closings.log("closed %s: it reads none of its answers", self._name())
             transport.abort()
         self._untaken = untaken
 
@@ -317,7 +317,7 @@ class Connection(Receiver):
 
     def _dismiss(self, code: ErrorCode, text: str) -> None:
         """Tell the client why, and close."""
-        _logger.info("closed %s: %s", self._name(), text)
+        self._service.closings.log("closed %s: %s", self._name(), text)
         self._service.refused += 1
         self._protocol.send_farewell(code, text)
         self._close()

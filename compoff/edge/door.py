@@ -182,7 +182,7 @@ class Door:
             )
         except OSError as error:
             self._service.refused += 1
-            _logger.info("a handshake failed: %s", error)
+            self._service.closings.log("a handshake failed: %s", error)
 
     def _finish(self, task: asyncio.Task[None], sock: socket.socket) -> None:
         self._shaking.pop(task, None)

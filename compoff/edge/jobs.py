@@ -5,7 +5,6 @@ Knows nothing of connections, queues and threads: ``batching`` forms the batch, 
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 import traceback
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["answer_now", "describe_error", "run_jobs", "went_through"]
 
-_logger = logging.getLogger("compoff.serve")
 # A word with a separator at its start, after a drive, or after a dot or tilde; "16/3" and "n/a" are none.
 _PATH = re.compile(r"(?<![\w/\\.~])(?:[A-Za-z]:|~\w*|\.{1,2})?[/\\][^\s'\"`,;:)\]}>]+")
 _MAX_WORDS = 300
@@ -174,7 +172,7 @@ def _failure(job: Job, error: BaseException) -> Outcome:
         return Outcome(b"", ErrorCode.BUSY, _words(error))
     text = describe_error(error)
     frames = "".join(traceback.format_tb(error.__traceback__))
-    _logger.error("the tail of %s raised %s\n%s", job.lane.servable.artifact_id.hex()[:8], text, frames)
+    job.lane.failures.log("the tail of %s raised %s\n%s", job.lane.servable.artifact_id.hex()[:8], text, frames)
     return Outcome(b"", ErrorCode.TAIL, text)
 
 

@@ -16,6 +16,7 @@ from compoff.checks import check_whole, is_number
 from compoff.edge.batching import Job, Lane, Outcome
 from compoff.edge.jobs import answer_now, went_through
 from compoff.edge.places import GUESTS, NO_ROOM, Places
+from compoff.edge.sparing import Sparing
 from compoff.edge.stats import ServerStats
 from compoff.edge.workers import Workers
 from compoff.errors import FeatureError, LocalProtocolError, ServerBusy
@@ -41,6 +42,7 @@ __all__ = ["Service"]
 
 _logger = logging.getLogger("compoff.serve")
 _BUFFER_BYTES = 2**18
+_MOST_CLOSINGS = 60  # a minute
 
 
 class Service:
@@ -86,6 +88,7 @@ class Service:
         self.held_bytes = 0  # half-received messages and payloads that wait for a tail
         self.unread_bytes = 0  # answers written that clients have not taken
         self.accepted = self.refused = 0
+        self.closings = Sparing(_logger, logging.INFO, most=_MOST_CLOSINGS)  # of connections, and why
         self._started = time.monotonic()
         self._pending = 0
         self._lanes: dict[bytes, Lane] = {}
@@ -215,7 +218,7 @@ class Service:
         if going is None:
             self._places.remove(peer)
             raise ServerBusy(NO_ROOM)
-        _logger.info("%s holds the most connections, and gives up one of them to %s", going.who, peer.who)
+        self.closings.log("%s holds the most connections, and gives up one of them to %s", going.who, peer.who)
         self.refused += 1
         going.drain()
 

@@ -167,8 +167,8 @@ def load_state(
     moments = _moments(path, tensors, optimizer)
     if state.lrs and len(state.lrs) != len(optimizer.param_groups):  # a file of an older version
         raise FitError(
-            f"'{path}' was written by a version of compoff that knew {len(state.lrs)} learning rates where this one knows "
-            f"{len(optimizer.param_groups)}; go on with that version, or give another file to start afresh"
+            f"'{path}' was written by a version of compoff that knew {len(state.lrs)} learning rates where this one "
+            f"knows {len(optimizer.param_groups)}; go on with that version, or give another file to start afresh"
         )
     bottlenecks.load_state_dict(weights)
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})

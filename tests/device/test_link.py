@@ -399,3 +399,27 @@ def test_it_says_once_that_the_edge_is_gone_and_once_that_it_is_back(caplog: pyt
             eventually(lambda: remote.stats.reachable)
             eventually(lambda: len(caplog.records) > 1)  # said just after
             assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+def test_a_connection_that_ends_under_a_ping_is_closed_when_the_ping_is_over(relay: Relay) -> None:
+    with dial(relay.address) as remote:
+        link = remote._link
+        client = link.current
+        assert client is not None
+        pinging, end = threading.Event(), threading.Event()
+        ping = client.ping
+
+        def slow(**timeout: float) -> float:
+            pinging.set()
+            end.wait(5)
+            return ping(**timeout)
+
+        client.ping = slow  # type: ignore[method-assign]
+        assert pinging.wait(5)
+        sign = client._exchange.start(client._protocol.send_ping, 5.0)  # what a ping has on the way
+        link.report(client, ConnectionLost("the server is stopping"))
+        assert client in link._retired
+        client._exchange.wait(sign, time.monotonic() + 5)
+        end.set()
+        eventually(lambda: not link._retired and client._exchange._closed)
+        assert remote(after(0), timeout=1).tolist() == [[0, 1, 2]]

@@ -57,6 +57,32 @@ def test_closed_it_cancels_what_waits() -> None:
     assert first.result(5)
 
 
+def test_behind_a_run_that_hangs_nothing_gathers_that_nobody_waits_for() -> None:
+    class Big:
+        pass
+
+    began, freed = threading.Event(), threading.Event()
+
+    def model(given: Any) -> Any:
+        began.set()
+        return given if freed.wait(10) else None
+
+    runs = LocalRuns([model], Estimate())
+    hanging = runs.submit(call(0), hurry=False)
+    assert began.wait(5)
+    kept, waiting = list[Any](), [runs.submit(call(number), hurry=False) for number in (1, 2)]
+    for _ in range(100):
+        given = Big()
+        kept.append(weakref.ref(given))
+        runs.submit(call(given), hurry=False).cancel()
+        del given
+    gc.collect()
+    assert sum(one() is not None for one in kept) < 10
+    freed.set()
+    assert [answer.result(5) for answer in (hanging, *waiting)] == [0, 1, 2]
+    runs.close()
+
+
 def test_one_that_nobody_holds_takes_its_thread_with_it() -> None:
     before = set(threading.enumerate())
     runs = LocalRuns([lambda: 1], Estimate())

@@ -17,6 +17,7 @@ from compoff.coding import Payload
 from compoff.device.answers import CallReport, Heads
 from compoff.device.connecting import connect, connect_async
 from compoff.device.planner import STAYS, Planner
+from compoff.device.ways import Trust
 from compoff.edge.server import serve
 from compoff.errors import ArtifactError, ArtifactMismatch, FeatureError, LocalProtocolError, ReadTimeout
 from compoff.manifest import CodeSpec, Manifest, TensorSpec
@@ -247,6 +248,16 @@ def test_a_way_that_fails_is_left_out_for_a_while() -> None:
     assert 4 <= taken.count("near") <= 7, "after 1, 2, 4, 8, 16, 32 seconds"
     chooser.next(0.01, opened=2)
     assert chooser.plan(0.01).split == "near", "over a fresh connection it may be there again"
+
+
+def test_a_way_may_fail_for_days() -> None:
+    trust = Trust()
+    for _ in range(5000):
+        trust.failed(now=0.0)
+    assert (trust.held(now=59.0), trust.held(now=61.0)) == (True, False)
+    trust.learned(now=61.0)
+    trust.failed(now=62.0)
+    assert (trust.held(now=62.5), trust.held(now=63.5)) == (True, False)
 
 
 def test_a_device_that_fails_or_is_late_is_left_out_for_a_while() -> None:

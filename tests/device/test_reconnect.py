@@ -73,8 +73,10 @@ def test_a_stopping_server_answers_one_thread_while_another_looks_for_its_succes
 
 def test_a_connection_that_the_server_ended_while_idle_costs_no_call() -> None:
     with serve(Tail(), idle_timeout=0.1) as server, connect(StandIn(), server.address) as remote:  # type: ignore[arg-type]
-        for _ in range(2):
+        for _ in range(3):
             assert remote(after(0)).tolist() == [[0, 1, 2]]
+            assert remote.last is not None
+            assert not remote.last.retried, "a device that sleeps much would soon have no retries left"
             time.sleep(0.4)
 
 

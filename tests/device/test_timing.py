@@ -73,6 +73,12 @@ def test_a_crowd_retries_a_tenth_of_its_calls_at_most() -> None:
     budget = RetryBudget()
     retried = 0
     for _ in range(1000):
-        retried += budget.spend()
+        retried += budget.spend(now=0.0)
         budget.earn()
     assert 100 <= retried <= 111
+
+
+def test_who_calls_seldom_may_retry_each_time() -> None:
+    budget = RetryBudget()
+    assert all(budget.spend(now=20.0 * turn) for turn in range(100))
+    assert sum(budget.spend(now=2000.0 + turn) for turn in range(100)) in range(19, 22)
