@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import compoff
 from compoff.codec import Directions, RefiningDecoder, TileMoments, UniformQuantizer
 from compoff.codec.uniform import coarsen
+from compoff.codec.units import ChannelMoments, ChannelUnits
 from compoff.fitting.fitter import Fitter
 from compoff.losses import distillation
 from compoff.teaching import teacher_pass
@@ -72,6 +73,23 @@ def _orthogonal(self: TileMoments, channels: int) -> Directions:
     rows, deviation = rows[order].float(), deviation[order].float()
     unmixed = self._whole(mean).float()  # of the tile with all its channels
     return Directions(rows, rows, rows @ mean.float(), unmixed, deviation, units, self.mixing)
+
+
+_units = ChannelMoments.units
+
+
+def _around_zero(self: ChannelMoments) -> ChannelUnits:
+    """Units without shifts: the encoder sees the feature as it is, but for its scale."""
+    found = _units(self)
+    found.shift.zero_()
+    return found
+
+
+def _one_unit(self: ChannelMoments) -> ChannelUnits:
+    """One unit for all channels, around their means."""
+    found = _units(self)
+    found.scale.fill_(float(found.scale.log2().mean().round().exp2()))
+    return found
 
 
 class _LearnedPoints(UniformQuantizer):
@@ -141,6 +159,7 @@ def _decoder(width: int, blocks: int) -> dict[str, Any]:
 
 _ONE_RATE = {"compoff.codec.transform.LADDER": (1,)}
 _FORMER_RATES = {"compoff.codec.transform.LADDER": (1, 2, 3, 4, 5, 7, 9), "compoff.codec.transform._SILENT": 1e-3}
+_UNITS, _OFFSET_LR = "compoff.codec.units.ChannelMoments.units", "compoff.codec.transform._OFFSET_LR"
 _SLOPES, _DIRECTIONS = "compoff.fitting.calibrating._slopes", "compoff.codec.directions.TileMoments.directions"
 _QUANTIZER = "compoff.codec.transform.TransformBottleneck._make_quantizer"
 
@@ -150,6 +169,12 @@ VARIATIONS = {
     "as it is": BASELINE,
     "start: the directions of largest variance (PCA)": Variation("start", patches={_SLOPES: _slopes_of_nothing}),
     "start: random orthonormal directions": Variation("start", patches={_DIRECTIONS: _orthogonal}),
+    "units: one for all channels": Variation("units", patches={_UNITS: _one_unit}),
+    "units: around zero": Variation("units", patches={_UNITS: _around_zero}),
+    "units: around zero, zero points at the weights' rate": Variation(
+        "units", patches={_UNITS: _around_zero, _OFFSET_LR: 2.0}
+    ),
+    "units: zero points at the weights' rate": Variation("units", patches={_OFFSET_LR: 2.0}),
     "rates: one fit for 50 B alone": Variation("rates", patches=_ONE_RATE, target_bytes=50),
     "rates: one fit for 100 B alone": Variation("rates", patches=_ONE_RATE),
     "rates: one fit for 180 B alone": Variation("rates", patches=_ONE_RATE, target_bytes=180),
