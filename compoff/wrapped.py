@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["Wrapped"]
 
 _log = logging.getLogger("compoff.save")
-_OF_A_QUALITY = ("bytes", "agreement", "output_error", "encoder_macs")
+_OF_A_QUALITY = ("bytes", "ceiling_bytes", "agreement", "output_error", "encoder_macs")
 
 
 class Wrapped(nn.Module):

@@ -51,9 +51,10 @@ class CallReport:
         total_seconds: Time of the whole call, in seconds.
         source: ``"edge"``, or ``"local"`` where the whole model ran on the device.
         reason: Why the answer is local, or why it was asked for twice; None where the edge answered at once.
-        retried: Whether the request was sent again over a fresh connection.
+        retried: Whether the request's connection broke, so that it was to be sent again over a fresh one.
         local_seconds: Time of the whole model on the device, in seconds.
-        server_seconds: The part of ``remote_seconds`` that passed inside the server, as it says, in seconds.
+        server_seconds: The part of ``remote_seconds`` that passed inside the server, as it says, in seconds; at most
+            16.8, which is all that its frame has room for.
         quality: Index of the quality that the payload has, which ``max_bytes`` may have lowered; None without one.
         cut: Whether ``max_bytes`` cut the payload, so that it holds fewer channels than its quality has.
     """

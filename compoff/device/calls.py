@@ -34,6 +34,7 @@ class Call:
     """
 
     __slots__ = (
+        "_head_began",
         "begin",
         "coding",
         "deadline",
@@ -76,7 +77,7 @@ class Call:
         self.form = form
         self.deadline = self.begin + timeout
         self.payload: Payload | None = None
-        self.encoded = self.begin
+        self._head_began = self.encoded = self.begin
         self.reason: str | None = None
         self.retried = False
 
@@ -99,6 +100,7 @@ class Call:
         Raises:
             FeatureError: The head cannot take the inputs.
         """
+        self._head_began = time.monotonic()  # of an asyncio call perhaps long after the call: a thread has to be free
         return self.head(*self.inputs, **self._options, **self.keywords)
 
     def run_whole(self, models: Sequence[Callable[..., Any]]) -> Any:
@@ -127,6 +129,10 @@ class Call:
         """Note what the head made, and when."""
         self.payload = payload
         self.encoded = time.monotonic()
+
+    @property
+    def _head_seconds(self) -> float:
+        return 0.0 if self.payload is None else self.encoded - self._head_began
 
     def left(self, until: float) -> float:
         """Seconds until a moment of ``time.monotonic()``.
@@ -163,7 +169,7 @@ class Call:
             self.head.split,
             len(payload),
             len(reply),
-            self.encoded - self.begin,
+            self._head_seconds,
             answered - self.encoded,
             time.monotonic() - self.begin,
             reason=self.reason,
@@ -188,7 +194,7 @@ class Call:
             self.head.split,
             0 if payload is None else len(payload),
             0,
-            self.encoded - self.begin,
+            self._head_seconds,
             0.0 if payload is None else max(0.0, (ended if beside else started) - self.encoded),
             ended - self.begin,
             source="local",

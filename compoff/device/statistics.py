@@ -33,7 +33,7 @@ class RemoteStats:
         edge: Calls that the edge answered.
         local: Calls that the whole model on the device answered.
         failed: Calls that ended with an error of the wire.
-        retried: Requests sent again over a fresh connection.
+        retried: Requests whose connection broke, so that they were to be sent again over a fresh one.
         hedged: Calls for which the whole model was started while the edge was still being waited for.
         connections: Connections opened, the first included.
         reachable: Whether the edge gives signs; False while local answers are given at once because it gives none.
@@ -41,7 +41,7 @@ class RemoteStats:
         round_trip_seconds: Running mean of the pings' times, in seconds; None before the first.
         payload_bytes: Bytes of all payloads that were sent, without frames; also of those that got no answer, or were
             sent again.
-        reply_bytes: Bytes of all replies, without frames.
+        reply_bytes: Bytes of the replies that were the answers, without frames.
         recent: Reports of the last answered calls, at most 1024.
         raised: Calls that ended in any other way: inputs were refused, the whole model raised, or a task was canceled.
 

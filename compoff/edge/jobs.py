@@ -133,6 +133,8 @@ def _groups(jobs: Sequence[Job], max_samples: int) -> list[list[Job]]:
 
 
 def _run(tail: Batchable, jobs: Sequence[Job]) -> list[Outcome]:
+    for job in jobs:
+        job.leader = jobs[0]
     try:
         every_answer = list(tail.run([job.decoded for job in jobs]))  # a tail of the user's own may return anything
         if len(every_answer) != len(jobs):

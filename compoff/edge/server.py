@@ -329,7 +329,7 @@ def serve(
         max_batch: Requests, of whichever devices and qualities, that run as one batch.
         max_wait: Seconds that a request may wait for as many others as the last batch had, but no longer than a quarter
             of what that took; who is alone never waits.
-        max_pending: Requests that may wait for the workers, of all connections; beyond it the newest of whoever has the
+        max_pending: Requests that may wait or be under way, of all connections; beyond it the newest of whoever has the
             most of them is refused as busy.
         max_held_bytes: Payloads waiting and messages half received, of all connections, in bytes: beyond it, whoever
             has the longest message half received is put out. And as many again of answers that clients do not take:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from compoff.checks import check_whole, is_number
@@ -95,6 +96,7 @@ class Service:
         self._drained = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._check(tails)
+        self._num_workers = workers
         self._workers = Workers(workers, decoders, max_wait, self._hand_over)
         self._open(tails)
 
@@ -167,7 +169,9 @@ class Service:
 
     def expected_wait(self) -> float:
         """Seconds that a request would wait for its turn now."""
-        return sum(lane.expected_wait for lane in self._lanes.values())
+        if self._workers.idle:
+            return 0.0
+        return sum(lane.expected_wait for lane in self._lanes.values()) / self._num_workers
 
     def stats(self) -> ServerStats:
         """What was counted up to now; any thread may ask."""
@@ -254,37 +258,39 @@ class Service:
         lane.counters.bytes_in += len(request.body)
         if lane.pace.prompt and not lane.elsewhere and not lane.entrusted:
             self._answer_here(job)
-        elif self._has_room(job):
+        elif (refusal := self._refusal(job)) is None:
             self._pending += 1
             self.held_bytes += len(request.body)
             lane.entrusted += 1
             self._workers.submit(job)
         else:
-            self._refuse(job)
+            self._refuse(job, refusal)
 
     def _answer_here(self, job: Job) -> None:
         """Answer in this thread: to hand over to another and back would take longer than the answer."""
         outcome = answer_now(job)
         seconds = self._count(job, outcome)
-        self._clock(job.lane, 1 if outcome.code is None else went_through([outcome]), seconds)
+        self._clock([job], [outcome], seconds)
         job.asker.deliver(job, outcome)
 
-    def _has_room(self, job: Job) -> bool:
+    def _refusal(self, job: Job) -> str | None:
+        """Why there is no room for a job; None where there is, perhaps since another one had to give way."""
         self.relieve(len(job.payload))
         if self.held_bytes + len(job.payload) > self.limits.max_held_bytes:
-            return False
+            return "the server holds as many bytes of requests as it may; try again later"
         if self._pending < self.limits.max_pending:
-            return True
+            return None
+        full = f"the server has as many requests to answer as it may ({self._pending}); try again later"
         displaced = self._workers.displace(job.asker)
         if displaced is None:
-            return False
+            return full
         self._let_go(displaced)
-        self._refuse(displaced)
+        self._refuse(displaced, full)
         displaced.asker.settle()
-        return True
+        return None
 
-    def _refuse(self, job: Job) -> None:
-        outcome = Outcome(b"", ErrorCode.BUSY, f"{self._pending} requests are waiting for this server")
+    def _refuse(self, job: Job, words: str) -> None:
+        outcome = Outcome(b"", ErrorCode.BUSY, words)
         self._count(job, outcome)
         job.asker.deliver(job, outcome)
 
@@ -300,7 +306,7 @@ class Service:
                 self._loop.call_soon_threadsafe(self._finish, jobs, outcomes, seconds)
 
     def _finish(self, jobs: Sequence[Job], outcomes: Sequence[Outcome | None], seconds: float) -> None:
-        self._clock(jobs[0].lane, went_through(outcomes), seconds)
+        self._clock(jobs, outcomes, seconds)
         for job, outcome in zip(jobs, outcomes, strict=True):
             self._let_go(job)
             self._count(job, outcome)
@@ -315,12 +321,15 @@ class Service:
         for asker in askers:
             asker.settle()
 
-    def _clock(self, lane: Lane, through: int, seconds: float) -> None:
-        """Note how long a batch took, and how many of it went through the tail."""
-        lane.pace.clock(seconds, through=through > 0)
+    def _clock(self, jobs: Sequence[Job], outcomes: Sequence[Outcome | None], seconds: float) -> None:
+        """Note how long jobs took, and which of them went through the tail together."""
+        lane = jobs[0].lane
+        lane.pace.clock(seconds, through=went_through(outcomes) > 0)
         lane.counters.busy_seconds += seconds
-        if through:
-            lane.counters.batch_sizes[through] += 1
+        runs: Counter[int] = Counter()
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            runs[id(job.leader)] += went_through([outcome])
+        lane.counters.batch_sizes.update(size for size in runs.values() if size)
 
     def _count(self, job: Job, outcome: Outcome | None) -> float:
         """Count an outcome; returns the seconds since its request arrived."""

@@ -88,7 +88,7 @@ class TailStats:
         running: Requests in the tail now.
         busy_seconds: Time that workers have spent in this tail, decoding included.
         latency: From a request's arrival to its reply.
-        batch_sizes: How many batches there were of each number of requests.
+        batch_sizes: How many runs through the tail there were of each number of requests.
 
     Examples:
         >>> TailCounters(bytes(32)).snapshot(waiting=0, running=0).latency.count
@@ -117,8 +117,8 @@ class ServerStats:
     Args:
         uptime: Seconds since it listens.
         connections: Clients connected now, also those that have not said HELLO.
-        accepted: Connections taken since the start.
-        refused: Connections closed for what they sent, or for want of room.
+        accepted: Connections taken since the start; with TLS, those that finished its handshake.
+        refused: Connections closed for what they sent, for want of room, or in the handshake of TLS.
         pending: Requests taken and not answered.
         held_bytes: Payloads that wait and messages half received, in bytes.
         unread_bytes: Answers written that clients have not taken, in bytes.

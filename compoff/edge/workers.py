@@ -63,6 +63,11 @@ class Workers:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def idle(self) -> bool:
+        """Whether a job that came now would begin at once."""
+        return self._idle > 0
+
     def open(self, lane: Lane) -> None:
         """Serve another lane."""
         with self._lock:

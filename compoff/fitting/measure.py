@@ -238,7 +238,7 @@ def measure(
     report.bytes, report.agreement, report.output_error, report.encoder_macs = (
         chosen[key] for key in ("bytes", "agreement", "output_error", "encoder_macs")
     )
-    report.ceiling_bytes = rates[report.quality].coder.max_bytes(1)
+    report.ceiling_bytes = chosen["ceiling_bytes"]
     report.raw_bytes = wrapped.sites[split].raw_bytes
     _guarantee(wrapped, split, first, report)
     return samples
@@ -281,6 +281,7 @@ class _Rate:
             "channels": [quality.channels for quality in self.qualities],
             "step": self.qualities[0].step,
             "bytes": sum(self.lengths) / len(self.lengths),
+            "ceiling_bytes": self.coder.max_bytes(1),
             "agreement": float(torch.cat(self.shares).mean()) if self.shares else self.comparison.agreement,
             "output_error": self.comparison.error,
             "encoder_macs": self._encoder_macs(),

@@ -21,12 +21,12 @@ class SplitReport:
         loss: Loss of every step.
         distilled_from: Step at which Eq. 11 was added, or None where it never was.
         curve: Each quality from the fewest bytes to the most: ``channels`` and ``step`` that it sends, mean ``bytes``
-            of a payload, ``agreement``, ``output_error`` and ``encoder_macs``.
+            of a payload, ``ceiling_bytes`` that none exceeds, ``agreement``, ``output_error`` and ``encoder_macs``.
         quality: Index of the quality that the export sends by default; the figures below are its.
         aim_met: Whether that quality keeps to the `target_bytes` of the fit, give or take 2 %, or to its `max_drop`; if
             not, it is the nearest. None where the fit had neither.
         bytes: Mean length of one sample's payload, side tensors, header and checksum included, in bytes.
-        ceiling_bytes: Length that no input's payload exceeds, in bytes.
+        ceiling_bytes: Length that no input's payload exceeds at that quality, in bytes.
         raw_bytes: Size of the floating-point tensors that cross, one sample, as they are, in bytes.
         agreement: Share of samples on which student and teacher choose the same class, or the mean of what the fit's
             own `agreement` says of them; None where the output is no table of scores and the fit had none.

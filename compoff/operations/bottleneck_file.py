@@ -100,7 +100,7 @@ def _qualities(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             "default": index == report.get("quality"),
             "channels": entry.get("channels", []),
             "step": entry.get("step", 1),
-            "ceiling_bytes": None,  # of all qualities together: what each one's is an export knows
+            "ceiling_bytes": entry.get("ceiling_bytes"),  # a file of an older version has none
             **{name: entry.get(name) for name in MEASURED},
         }
         for index, entry in enumerate(curve)

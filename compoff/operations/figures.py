@@ -10,11 +10,22 @@ from typing import TYPE_CHECKING, TypedDict
 from compoff.edge.stats import Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     from compoff.edge.stats import ServerStats, TailStats
 
-__all__ = ["Figures", "Live", "TailFigures", "TailName", "add_live", "counted_only", "figures_of", "merge"]
+__all__ = [
+    "Figures",
+    "Live",
+    "TailFigures",
+    "TailName",
+    "add_live",
+    "behind",
+    "counted_only",
+    "figures_of",
+    "merge",
+    "only",
+]
 
 
 class TailName(TypedDict):
@@ -122,10 +133,53 @@ def counted_only(figures: Figures) -> Figures:
         figures: As it told them last.
 
     Returns:
-        The same without connections, waiting requests and bytes held.
+        The same without its age, connections, waiting requests and bytes held.
     """
-    held: Figures = {**figures, "connections": 0, "pending": 0, "held_bytes": 0, "unread_bytes": 0}
+    held: Figures = {**figures, "uptime": 0.0, "connections": 0, "pending": 0, "held_bytes": 0, "unread_bytes": 0}
     return {**held, "tails": [{**tail, "waiting": 0, "running": 0} for tail in figures["tails"]]}
+
+
+def only(figures: Figures, artifacts: Container[str]) -> Figures:
+    """The figures without the tails of other artifacts than these.
+
+    Args:
+        figures: The figures.
+        artifacts: Names of artifacts, as figures have them.
+
+    Returns:
+        The rest.
+    """
+    return {**figures, "tails": [tail for tail in figures["tails"] if tail["artifact"] in artifacts]}
+
+
+def behind(fronts: Figures, keeper: Figures) -> Figures:
+    """The figures of fronts, where those of the process that holds the tails say more.
+
+    A front counts devices, requests and bytes; what it takes for a tail is a connection to the keeper, so that how busy
+    the tail is, and what goes together through it, is only known there.
+
+    Args:
+        fronts: Of all fronts together.
+        keeper: Of the process that holds the tails.
+
+    Returns:
+        Both as one server's.
+    """
+    there = {tail["artifact"]: tail for tail in keeper["tails"]}
+    tails: list[TailFigures] = []
+    for tail in fronts["tails"]:
+        held = there.get(tail["artifact"])
+        waiting, running = (0, 0) if held is None else (held["waiting"], held["running"])
+        tails.append(
+            {
+                **tail,
+                "waiting": tail["waiting"] + waiting,
+                "running": running,
+                "busy_seconds": 0.0 if held is None else held["busy_seconds"],
+                "batch_sizes": {} if held is None else held["batch_sizes"],
+            }
+        )
+    return {**fronts, "tails": tails}
 
 
 def merge(parts: Sequence[Figures], *, processes: int) -> Figures:
@@ -192,7 +246,7 @@ def add_live(now: Figures, before: Figures | None, seconds: float) -> Figures:
     Returns:
         The figures with ``live`` for each tail. A process that was started anew since then counts from nothing.
     """
-    earlier = {tail["artifact"]: tail for tail in before["tails"]} if before is not None else {}
+    earlier = {tail["artifact"]: tail for tail in (now if before is None else before)["tails"]}
     tails: list[TailFigures] = []
     for tail in now["tails"]:
         live = _live(tail, earlier.get(tail["artifact"]), seconds)
@@ -204,7 +258,7 @@ def _live(tail: TailFigures, before: TailFigures | None, seconds: float) -> Live
     def rate(now: float, then: float) -> float:
         return max(0.0, now - then) / seconds if seconds > 0 else 0.0
 
-    then: TailFigures = before if before is not None else tail
+    then = _nothing(tail) if before is None else before
     counts = [max(0, a - b) for a, b in zip(tail["latency_counts"], then["latency_counts"], strict=True)]
     latency = Histogram(tuple(counts), 0.0)
     batches = {
@@ -221,6 +275,22 @@ def _live(tail: TailFigures, before: TailFigures | None, seconds: float) -> Live
         "p50": latency.percentile(50),
         "p90": latency.percentile(90),
         "p99": latency.percentile(99),
+    }
+
+
+def _nothing(tail: TailFigures) -> TailFigures:
+    """A tail that had not counted anything: it was not served at the earlier look."""
+    return {
+        **tail,
+        "requests": 0,
+        "replies": 0,
+        "errors": {},
+        "bytes_in": 0,
+        "bytes_out": 0,
+        "busy_seconds": 0.0,
+        "latency_counts": [0] * len(tail["latency_counts"]),
+        "latency_seconds": 0.0,
+        "batch_sizes": {},
     }
 
 

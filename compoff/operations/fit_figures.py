@@ -147,7 +147,7 @@ def quality_row(row: Mapping[str, Any]) -> list[str]:
     agreement = "–" if row["agreement"] is None else f"{100 * row['agreement']:.1f} %"
     measured = "–" if row["bytes"] is None else f"{row['bytes']:.1f}"
     sent = [f"{row['quality']}{mark}", channels, str(row["step"])]
-    return [*sent, measured, str(row["ceiling_bytes"]), agreement, number(row["output_error"])]
+    return [*sent, measured, number(row["ceiling_bytes"]), agreement, number(row["output_error"])]
 
 
 def table(title: str, columns: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> Table:

@@ -7,14 +7,14 @@ import logging
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Container, Generator
 from multiprocessing import resource_tracker
 from typing import Any, TypeAlias
 
 from compoff.device.breaker import Backoff
 from compoff.errors import WireError
 from compoff.operations.child import serve_as_told
-from compoff.operations.figures import Figures, counted_only, merge
+from compoff.operations.figures import Figures, counted_only, merge, only
 from compoff.operations.settings import Settings
 
 __all__ = ["Member", "Role"]
@@ -153,6 +153,15 @@ class Member:
     def counted(self) -> list[Figures]:
         """What it has told last, and what those had counted that ran before it."""
         return self._past + ([] if self._last is None else [self._last])
+
+    @property
+    def serves(self) -> frozenset[str]:
+        """The artifacts of which it has told figures last."""
+        return frozenset() if self._last is None else frozenset(tail["artifact"] for tail in self._last["tails"])
+
+    def forget(self, others: Container[str]) -> None:
+        """Count for good without the tails of other artifacts: served again, they begin at nothing, as everywhere."""
+        self._past = [only(past, others) for past in self._past]
 
     def reload(self, settings: Settings, *, tails: bool = True, keep: bool = False) -> tuple[int, int]:
         """Have it read again what may change; which time this is, for `outcome`."""

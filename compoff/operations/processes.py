@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 from compoff.device.breaker import Backoff
 from compoff.errors import BackendError, WireError
-from compoff.operations.figures import Figures, merge
+from compoff.operations.figures import Figures, behind, merge
 from compoff.operations.member import Member, Role
 from compoff.operations.settings import Relay, Settings
 from compoff.wire.address import format_address, parse_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = ["Processes"]
 
@@ -73,6 +73,7 @@ class Processes:
                 self._members.append(Member(str(number), role, settings, self.address, log))
             served += [member.wait_until_ready(stopping) for member in self._members]
             self.served = served[0]
+            self._since = time.monotonic()  # all of them listen
         except BaseException:
             self.stop()
             raise
@@ -107,19 +108,31 @@ class Processes:
         """What all of them have counted, those that ran before them included.
 
         Of one that does not answer it is what it had counted last, and the server is not ready then: a sum that lost it
-        and had it again would look like traffic that never was. Nor is it ready while the process with the tails, whose
-        counts are the fronts' once more, does not answer, or while some serve other exports than others.
+        and had it again would look like traffic that never was. Nor is it ready while the process with the tails does
+        not answer, or while some serve other exports than others. A tail that none of them serves any more is counted
+        no more.
         """
         everyone = [*self._members, *self._keepers]
         with self._lock:
             questions = [(member, member.question()) for member in everyone if member.listening]
             deadline = time.monotonic() + _ANSWER_SECONDS
             answers = {member: member.figures(number, deadline) for member, number in questions}
-            parts = [part for member in self._members for part in member.counted]
+            parts = [self._counted(members) for members in (self._members, self._keepers)]
             apart = self._apart
         ready = not apart and all((answer := answers.get(one)) is not None and answer["ready"] for one in everyone)
         answered = sum(answers.get(member) is not None for member in self._members)
-        return {**merge(parts, processes=len(parts)), "processes": answered, "ready": ready}
+        whole = behind(*parts) if self._keepers else parts[0]
+        return {**whole, "uptime": time.monotonic() - self._since, "processes": answered, "ready": ready}
+
+    @staticmethod
+    def _counted(members: Sequence[Member]) -> Figures:
+        """What some of them have counted, those that ran before them included."""
+        served = frozenset[str]().union(*(member.serves for member in members))
+        if served:  # else all of them have just died
+            for member in members:
+                member.forget(served)
+        counted = [part for member in members for part in member.counted]
+        return merge(counted, processes=len(counted))
 
     def reload(self, settings: Settings) -> None:
         """Have each take over tokens, certificates and tails.

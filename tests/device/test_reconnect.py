@@ -57,6 +57,22 @@ def test_an_async_call_ends_by_its_deadline_whatever_the_head_does() -> None:
         assert asyncio.run(main(server.address)) < 0.4
 
 
+def test_the_heads_time_holds_no_wait_for_a_thread() -> None:
+    async def main(address: str) -> float:
+        loop = asyncio.get_running_loop()
+        async with await connect_async(StandIn(0.05), address) as remote:  # type: ignore[arg-type]
+            loop.set_default_executor(ThreadPoolExecutor(1))
+            before = loop.run_in_executor(None, time.sleep, 0.4)
+            await remote(after(0), timeout=5)
+            await before
+            assert remote.last is not None
+            assert remote.last.total_seconds > 0.4
+            return remote.last.head_seconds
+
+    with serve(Tail()) as server:
+        assert 0.05 <= asyncio.run(main(server.address)) < 0.3
+
+
 def test_a_stopping_server_answers_one_thread_while_another_looks_for_its_successor() -> None:
     with serve(Tail()) as server, connect(StandIn(), server.address) as remote, ThreadPoolExecutor(2) as pool:  # type: ignore[arg-type]
         slow = pool.submit(remote, after(50))

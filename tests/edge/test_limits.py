@@ -114,6 +114,33 @@ def test_all_connections_share_one_queue() -> None:
         still_right(server)
 
 
+def test_a_refusal_names_what_there_is_no_room_for() -> None:
+    long = b"0200".rjust(4000, b"0")
+    for limit, words in (
+        ({"max_pending": 1}, r"has as many requests to answer as it may \(1\); try again later"),
+        ({"max_held_bytes": 6000}, "holds as many bytes of requests as it may; try again later"),
+    ):
+        with serve(Echo(5000), **limit) as server, open_client(server.address, [ID]) as client:
+            first, second = client.submit(long, timeout=3), client.submit(long, timeout=3)
+            with pytest.raises(ServerBusy, match=words):
+                second.result()
+            assert first.result() == long
+
+
+def test_a_request_that_would_begin_at_once_waits_in_no_queue() -> None:
+    with serve(Echo(), workers=3) as server, open_client(server.address, [ID]) as client:
+        assert client.request(b"0100", timeout=3) == b"0100"
+        pending = [client.submit(b"0400", timeout=3) for _ in range(2)]
+        eventually(lambda: sum(tail.running for tail in server.stats().tails) == 2)
+        client.ping()
+        assert client.queue_seconds == 0.0, "a worker has nothing to do"
+        pending += [client.submit(b"0400", timeout=3) for _ in range(2)]
+        eventually(lambda: sum(tail.running + tail.waiting for tail in server.stats().tails) == 4)
+        client.ping()
+        assert 0.1 < client.queue_seconds < 0.2, "four of 0.1 s, as far as is known, among three"
+        assert [one.result() for one in pending] == [b"0400"] * 4
+
+
 def test_half_messages_cannot_fill_the_server() -> None:
     half = request(1, bytes(2**16))[:-1]
     options = {"max_held_bytes": 4 * len(half) + 1000, "message_timeout": 30}

@@ -69,6 +69,13 @@ def test_without_an_earlier_look_nothing_has_happened() -> None:
     assert set(live.values()) == {0.0}
 
 
+def test_a_tail_that_was_not_served_at_the_earlier_look_began_at_nothing() -> None:
+    live = add_live(measured(6), {**measured(4), "tails": []}, 2.0)["tails"][0]["live"]
+    assert live is not None
+    assert (live["requests"], live["bytes_in"], live["mean_batch"]) == (3.0, 21.0, 1.0)
+    assert 0 < live["p50"] < 1
+
+
 def test_a_process_that_started_anew_is_no_negative_rate() -> None:
     live = add_live(measured(1), measured(9), 1.0)["tails"][0]["live"]
     assert live is not None

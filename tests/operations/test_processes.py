@@ -13,7 +13,7 @@ import pytest
 from compoff.device.breaker import Backoff
 from compoff.errors import WireError
 from compoff.operations import processes
-from compoff.operations.figures import counted_only
+from compoff.operations.figures import counted_only, only
 from compoff.operations.processes import Processes
 from compoff.operations.settings import Settings, TailPlace
 
@@ -104,6 +104,15 @@ class Counting:
         self.told: list[tuple[Settings, bool]] = []
         self.read: bool | None = None
 
+    @property
+    def serves(self) -> frozenset[str]:
+        last = self.counted[-1]
+        return frozenset() if last is None else frozenset(tail["artifact"] for tail in last["tails"])
+
+    def forget(self, others: Any) -> None:
+        *past, last = self.counted
+        self.counted = [*(only(one, others) for one in past), last]
+
     def question(self) -> int:
         return 1
 
@@ -132,11 +141,12 @@ def group(members: list[Counting], keepers: list[Counting]) -> Any:
     server._settings = Settings((TailPlace(Path("export")),))
     server._awaited = server._behind = None
     server._apart, server._not_before, server._backoff = False, 0.0, Backoff(0.5, 30.0, lambda: 1.0)
+    server._since = time.monotonic() - 50.0
     return server
 
 
 def test_a_server_is_ready_when_the_process_with_the_tails_answers_too() -> None:
-    keeper = Counting(figures(0))
+    keeper = Counting(figures(0), figures(0))
     server = group([Counting(figures(5), figures(5))], [keeper])
     found = server.figures()
     assert (found["ready"], found["processes"], found["tails"][0]["requests"]) == (True, 1, 5), "counted once"
@@ -204,3 +214,40 @@ def test_one_that_misses_its_turn_does_not_take_its_counts_out_of_the_sum() -> N
     found = server.figures()
     assert (found["tails"][0]["requests"], found["processes"], found["ready"]) == (300, 1, False)
     assert (found["connections"], found["pending"], found["tails"][0]["waiting"]) == (4, 2, 6)
+
+
+def test_a_tail_that_is_served_no_more_is_counted_no_more() -> None:
+    one = Counting(figures(150), figures(150))
+    two = Counting(figures(150), figures(150), [counted_only(figures(300))])
+    server = group([one, two], [])
+    assert server.figures()["tails"][0]["requests"] == 600
+    other = {**figures(5), "tails": [{**figures(5)["tails"][0], "artifact": "b"}]}
+    two.answer = two.counted[-1] = other  # first one has read its tails again, then the other
+    assert [(tail["artifact"], tail["requests"]) for tail in server.figures()["tails"]] == [("a", 450), ("b", 5)]
+    one.answer = one.counted[-1] = other
+    assert [(tail["artifact"], tail["requests"]) for tail in server.figures()["tails"]] == [("b", 10)]
+    one.answer = one.counted[-1] = figures(7)
+    two.answer = two.counted[-1] = figures(0)
+    assert [tail["requests"] for tail in server.figures()["tails"]] == [7], "from nothing, as a counter that was reset"
+
+
+def test_a_server_is_as_old_as_it_is_whoever_of_it_has_died() -> None:
+    server = group(
+        [Counting(figures(1, uptime=3.0), figures(1, uptime=3.0), [counted_only(figures(1, uptime=9.0))])], []
+    )
+    assert server.figures()["uptime"] == pytest.approx(50.0, abs=5.0)
+    assert counted_only(figures(1, uptime=9.0))["uptime"] == 0.0
+
+
+def test_how_busy_a_tail_behind_fronts_is_the_process_with_the_tails_knows() -> None:
+    def busy(seconds: float, waiting: int, running: int, **sizes: int) -> Any:
+        made = figures(10)
+        counts = {"waiting": waiting, "running": running, "batch_sizes": {name[1:]: n for name, n in sizes.items()}}
+        made["tails"][0] |= {"busy_seconds": seconds, **counts}
+        return made
+
+    fronts = [Counting(busy(6.0, 1, 4, _1=10), busy(6.0, 1, 4, _1=10)) for _ in range(2)]
+    keeper = Counting(busy(4.0, 2, 3, _5=4), busy(4.0, 2, 3, _5=4))
+    [tail] = group(fronts, [keeper]).figures()["tails"]
+    assert (tail["requests"], tail["busy_seconds"], tail["batch_sizes"]) == (20, 4.0, {"5": 4})
+    assert (tail["waiting"], tail["running"]) == (4, 3)
