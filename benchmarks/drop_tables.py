@@ -33,7 +33,12 @@ _CALLED = {
     "cpu.mixed": "channels mixed alike",  # before tiles were described on waves, commit 39925ac
     "cpu.stride4": "4 × 4 tiles",
 }
-_BY_STEPS = {"cpu.deepcod": " of the paper's codec", "cpu.long": "", "cpu.longest": ""}
+_BY_STEPS = {
+    "cpu.deepcod": " of the paper's codec",
+    "cpu.long": "",
+    "cpu.long.earlier": ", without units",
+    "cpu.longest": "",
+}
 _LONGEST = {"input": "cpu", "layer1": "cpu", "layer2": "cpu.long", "layer3": "cpu.long", "layer4": "cpu.longest"}
 _DROPS = {"top-1": ("drop", "drop_stderr"), "top-5": ("drop_top5", "drop_top5_stderr")}
 
