@@ -85,7 +85,7 @@ class Job:
     claimed: bool = False  # whether a thread decodes it, or has
     decoded: Sized | None = None
     num_samples: int = 0  # of what was decoded
-    leader: Job | None = None  # the first of those that went through the tail with it
+    run: int = 0  # the same for those that went through the tail together
     failure: BaseException | None = None  # what decoding raised
     ready: threading.Event | None = None  # there where a thread of the pool decodes it
 

@@ -134,7 +134,7 @@ def _groups(jobs: Sequence[Job], max_samples: int) -> list[list[Job]]:
 
 def _run(tail: Batchable, jobs: Sequence[Job]) -> list[Outcome]:
     for job in jobs:
-        job.leader = jobs[0]
+        job.run = id(jobs[0])  # not the job: one that held itself would keep its payload for the garbage collector
     try:
         every_answer = list(tail.run([job.decoded for job in jobs]))  # a tail of the user's own may return anything
         if len(every_answer) != len(jobs):

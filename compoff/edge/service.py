@@ -328,7 +328,7 @@ class Service:
         lane.counters.busy_seconds += seconds
         runs: Counter[int] = Counter()
         for job, outcome in zip(jobs, outcomes, strict=True):
-            runs[id(job.leader)] += went_through([outcome])
+            runs[job.run] += went_through([outcome])
         lane.counters.batch_sizes.update(size for size in runs.values() if size)
 
     def _count(self, job: Job, outcome: Outcome | None) -> float:
