@@ -37,6 +37,7 @@ _logger = logging.getLogger("compoff.connect")
 FIRST_ATTEMPT, LONGEST_ATTEMPT = 1.0, 5.0  # seconds; short first: a lost SYN is sent again only after a second
 SHORTEST_HEARTBEAT = 0.001  # seconds; no sign comes back sooner, and every connection would be given up at once
 PROBE_EVERY = 5.0  # seconds after which a round trip is measured anew where that is wanted
+_QUIET = 0.1  # seconds without a call after which a call first reads what came; in between, the calls themselves do
 _LONGEST_WAIT = threading.TIMEOUT_MAX
 
 
@@ -84,6 +85,7 @@ class Link:
         self._suspected = False  # a call got no answer
         self._probe = probe
         self._probed = -math.inf  # moment of the last ping of this connection
+        self._used = -math.inf  # moment of the last call
         self._thread = threading.Thread(target=self._keep, name="compoff-link", daemon=True)
         leave_to_parent(self)
         self._thread.start()
@@ -111,7 +113,10 @@ class Link:
         """
         client = self._client
         if client is not None:
-            client.look()  # while this device slept or was quiet, the server may have said goodbye
+            now = time.monotonic()
+            if now - self._used >= _QUIET:
+                client.look()  # while this device slept or was quiet, the server may have said goodbye
+            self._used = now
             if not client.closed and not client.stuck:
                 return client
         return self._wait_for_connection(deadline, attempts)
