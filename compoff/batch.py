@@ -38,6 +38,11 @@ class Batch:
         """Number of samples."""
         return next(len(value) for value in tensors_of((self.args, self.kwargs)) if value.dim())
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of its tensors."""
+        return sum(value.numel() * value.element_size() for value in tensors_of((self.args, self.kwargs)))
+
     def copy(self) -> Batch:
         """The same in memory of its own.
 

@@ -176,11 +176,9 @@ class Flow:
         """
         live, known = self.live(), known or set()
         read = {number for index in live if index >= moment for number in self.operators[index].reads}
-        needed = read | set(self.outputs)
+        needed = (read | set(self.outputs)) - known
         return [
-            value.number
-            for value in self.values
-            if value.number in needed - known and value.depends and value.made_by < moment
+            value.number for value in self.values if value.number in needed and value.depends and value.made_by < moment
         ]
 
     def is_light(self, number: int) -> bool:

@@ -79,7 +79,7 @@ def calibrate(
 
     Args:
         wrapped: What `compoff.wrap` returned.
-        batches: Batches as `fit` takes them; the first 2048 samples are looked at.
+        batches: Batches as `fit` takes them; the first 2048 samples are looked at, or the first 2 GiB.
         target_bytes: Mean length of a payload to aim at, in bytes; by split point where they differ, as for `fit`; None
             to aim at a small error of the output.
         seed: Seed of the random projections of the output, and of what a loader draws; the caller's random numbers are

@@ -35,6 +35,8 @@ _log = logging.getLogger("compoff.fit")
 
 MEASURED = 2048
 """Samples that symbols are counted on and, without validation, measured on."""
+# Memory that samples may take which are held together, beyond the first few: large ones show as much in fewer.
+_HELD_BYTES, _FEW = 2**31, 64
 
 
 def finish(
@@ -53,7 +55,7 @@ def finish(
 
     Args:
         wrapped: The model, its bottlenecks trained with `Wrapped.distillation_loss`.
-        batches: Batches as `fit` takes them; symbols are counted on the first 2048 samples.
+        batches: Batches as `fit` takes them; symbols are counted on the first 2048 samples, or on the first 2 GiB.
         target_bytes: The best quality within these bytes, give or take 2 %, becomes the export's default; without it
             and `max_drop` the last one, with the most bytes. A dict gives each split point bytes of its own.
         max_drop: The cheapest quality that changes at most this share of the answers becomes the export's default.
@@ -183,25 +185,25 @@ def held_out(validation: Iterable[Any] | None, wrapped: Wrapped, device: torch.d
 
 
 def up_to(batches: Iterable[Any], wrapped: Wrapped, device: torch.device | None, limit: int | None) -> list[Batch]:
-    """Batches of at least `limit` samples together, or all of them.
+    """Batches of at least `limit` samples together, or of 2 GiB, or all of them.
 
     Args:
         batches: Batches as people have them.
         wrapped: The model that takes them.
         device: Where to move them; None to leave them.
-        limit: Number of samples; None for all.
+        limit: Number of samples; None for all, however large.
 
     Returns:
         The batches.
     """
     taken: list[Batch] = []
-    samples = 0
+    samples = held = 0
     for item in batches:
         batch = to_batch(item, wrapped, device)
         # A loader may fill the same memory again; what a list holds is all there.
         taken.append(batch if isinstance(batches, (list, tuple)) else batch.copy())
-        samples += taken[-1].size
-        if limit is not None and samples >= limit:
+        samples, held = samples + taken[-1].size, held + taken[-1].num_bytes
+        if limit is not None and (samples >= limit or (samples >= _FEW and held >= _HELD_BYTES)):
             break
     return taken
 

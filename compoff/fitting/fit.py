@@ -135,13 +135,7 @@ def _calibrated(wrapped: Wrapped, batches: Iterable[Any], aim: Aim, seed: int, p
     if iterator is not batches:
         start(wrapped, batches, aim, seed, progress=progress)
         return batches
-    peeked: list[Batch] = []
-    samples = 0
-    for item in iterator:
-        peeked.append(to_batch(item, wrapped).copy())  # a loader may fill the same memory again
-        samples += peeked[-1].size
-        if samples >= SAMPLES:
-            break
+    peeked = up_to(iterator, wrapped, None, SAMPLES)
     start(wrapped, peeked, aim, seed, progress=progress)
     return itertools.chain(peeked, iterator)
 

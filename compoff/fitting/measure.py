@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from compoff.wrapping import Wrapped
 
 __all__ = ["check_output", "count_symbols", "features_of", "local_gain", "measure", "symbols_of", "telling_of"]
+
+_GAIN_NUMBERS = 2**20  # of a feature, or of up to four, at which the largest gain is sought
 
 
 @torch.no_grad()
@@ -305,7 +308,13 @@ def _guarantee(wrapped: Wrapped, split: str, batch: Batch, report: SplitReport) 
     report.lipschitz_bound = max(bounds) if len(bounds) == len(bottlenecks) else None
     adapter = bottlenecks[0].adapter
     report.adapter_bytes = adapter.bytes if adapter is not None else 0
-    report.local_gain = max(local_gain(one, part[:4]) for one, part in zip(bottlenecks, symbols, strict=True))
+    report.local_gain = max(local_gain(one, _few(one, part)) for one, part in zip(bottlenecks, symbols, strict=True))
+
+
+def _few(bottleneck: Bottleneck, symbols: Tensor) -> Tensor:
+    """The symbols of up to four samples, fewer where features are large: each costs about a hundred decodings."""
+    numbers = math.prod(bottleneck.geometry.shape)
+    return symbols[: max(1, min(4, _GAIN_NUMBERS // numbers))]
 
 
 def local_gain(bottleneck: Bottleneck, symbols: Tensor, iterations: int = 8) -> float:

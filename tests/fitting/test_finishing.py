@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import compoff
 from compoff.errors import FitError, SplitError
+from compoff.fitting.finishing import up_to
 from tests.fitting.test_fit import batches, signals, trained_net
 
 if TYPE_CHECKING:
@@ -172,3 +173,22 @@ def test_a_model_that_is_not_wrapped_says_so(call: str) -> None:
     compoff.wrap(net, "input")
     with pytest.raises(SplitError, match="Linear is the model inside of a wrapped one"):
         getattr(compoff, call)(net, [torch.zeros(2, 32)])
+
+
+def test_of_large_samples_fewer_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compoff.fitting.finishing._HELD_BYTES", 40 * 4 * signals(1).numel())
+    monkeypatch.setattr("compoff.fitting.finishing._FEW", 24)
+    model = started()
+    drawn: list[int] = []
+
+    def loader() -> Iterator[Tensor]:
+        for number in range(100):
+            drawn.append(number)
+            yield signals(8, seed=number)
+
+    taken = up_to(loader(), model, None, 2048)
+    assert (sum(batch.size for batch in taken), len(drawn)) == (40, 5), "no more is even drawn"
+    assert sum(batch.size for batch in up_to(loader(), model, None, 16)) == 16
+    assert sum(batch.size for batch in up_to(loader(), model, None, None)) == 800, "what is to be measured is, whole"
+    monkeypatch.setattr("compoff.fitting.finishing._HELD_BYTES", 1)
+    assert sum(batch.size for batch in up_to(loader(), model, None, 2048)) == 24, "a few there are, however large"
