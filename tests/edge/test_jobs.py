@@ -300,3 +300,13 @@ def test_an_error_of_the_servers_own_is_an_outcome_and_does_not_end_the_thread(
     workers.stop(5)
     assert outcomes == [Outcome(b"", ErrorCode.TAIL, "RuntimeError: a mistake in <path>"), Outcome(b"PAYLOAD")]
     assert "a batch of requests failed" in caplog.text
+
+
+def test_a_tail_that_fails_every_request_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    failing = job(raising(ValueError("no")))
+    for _ in range(50):
+        outcome = run_job(failing)
+        assert outcome is not None
+        assert outcome.code is ErrorCode.TAIL
+    assert len(caplog.records) == 11
+    assert "more messages like the last are left out" in caplog.messages[-1]

@@ -192,3 +192,14 @@ def test_of_large_samples_fewer_are_held(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sum(batch.size for batch in up_to(loader(), model, None, None)) == 800, "what is to be measured is, whole"
     monkeypatch.setattr("compoff.fitting.finishing._HELD_BYTES", 1)
     assert sum(batch.size for batch in up_to(loader(), model, None, 2048)) == 24, "a few there are, however large"
+
+
+def test_the_figures_of_another_default_are_all_its_own() -> None:
+    model = started()
+    report = compoff.finish(model, batches(), target_bytes=25).splits["body"]
+    assert report.ceiling_bytes == report.curve[report.quality]["ceiling_bytes"]
+    model.bottleneck("body").quality.fill_(len(report.curve) - 1)
+    head, _ = compoff.export(model, "body")
+    told = head.manifest.report
+    assert told["ceiling_bytes"] == report.curve[-1]["ceiling_bytes"] > report.ceiling_bytes
+    assert max(len(head(x[None])) for x in 1e3 * signals(8)) <= told["ceiling_bytes"]
