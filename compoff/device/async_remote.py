@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from compoff.device.breaker import Stall
 from compoff.device.caller import Caller
-from compoff.device.edge import ATTEMPTS, refused
+from compoff.device.edge import ATTEMPTS, refused, worth_repeating
 from compoff.device.fallback import not_answered, reserve
 from compoff.device.local_runs import LocalRuns
 from compoff.device.planner import Choice
@@ -268,8 +268,7 @@ class AsyncRemote(Caller["AsyncLink"]):
     async def _once_more(self, call: Call, body: bytes, error: CompoffError, until: float) -> Answer:
         """Send again over a fresh connection: the tail changes nothing by answering, so it may do so twice."""
         link = self._link
-        least = 2 * (link.round_trip.mean or 0.0)
-        if link.closed or until - time.monotonic() <= least or not self._budget.spend(time.monotonic()):
+        if not worth_repeating(link, self._budget, until):
             raise error
         call.retried, call.reason = True, str(error)
         self._tally.retried()

@@ -25,13 +25,14 @@ from compoff.errors import (
 
 if TYPE_CHECKING:
     from compoff.device.answers import CallReport
+    from compoff.device.async_link import AsyncLink
     from compoff.device.calls import Call
     from compoff.device.link import Link
     from compoff.device.statistics import Tally
     from compoff.errors import CompoffError
     from compoff.wire.client import Client, PendingReply
 
-__all__ = ["ATTEMPTS", "Asked", "Edge", "refused"]
+__all__ = ["ATTEMPTS", "Asked", "Edge", "refused", "worth_repeating"]
 
 _logger = logging.getLogger("compoff.connect")
 ATTEMPTS = 2  # to connect, that a call without a connection waits for
@@ -167,8 +168,7 @@ class Edge:
         """
         link = self.link
         link.report(broken, error)
-        least = 2 * (link.round_trip.mean or 0.0)
-        if link.closed or until - time.monotonic() <= least or not self._budget.spend(time.monotonic()):
+        if not worth_repeating(link, self._budget, until):
             return False
         call.retried, call.reason = True, str(error)
         self._tally.retried()
@@ -198,6 +198,18 @@ class Edge:
         finally:
             if client is not link.current:
                 link.release(client)
+
+
+def worth_repeating(link: Link | AsyncLink, budget: RetryBudget, until: float) -> bool:
+    """Whether there is time to send a request again, and a retry left, which is spent then.
+
+    Args:
+        link: The connection.
+        budget: Of retries.
+        until: Moment of ``time.monotonic()`` at which the edge is given up.
+    """
+    now, least = time.monotonic(), 2 * (link.round_trip.mean or 0.0)
+    return not link.closed and until - now > least and budget.spend(now)
 
 
 def refused(stall: Stall, call: Call, error: CompoffError, level: int) -> None:

@@ -96,7 +96,6 @@ class Service:
         self._drained = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._check(tails)
-        self._num_workers = workers
         self._workers = Workers(workers, decoders, max_wait, self._hand_over)
         self._open(tails)
 
@@ -169,9 +168,7 @@ class Service:
 
     def expected_wait(self) -> float:
         """Seconds that a request would wait for its turn now."""
-        if self._workers.idle:
-            return 0.0
-        return sum(lane.expected_wait for lane in self._lanes.values()) / self._num_workers
+        return self._workers.shared(sum(lane.expected_wait for lane in self._lanes.values()))
 
     def stats(self) -> ServerStats:
         """What was counted up to now; any thread may ask."""
@@ -323,13 +320,13 @@ class Service:
 
     def _clock(self, jobs: Sequence[Job], outcomes: Sequence[Outcome | None], seconds: float) -> None:
         """Note how long jobs took, and which of them went through the tail together."""
-        lane = jobs[0].lane
-        lane.pace.clock(seconds, through=went_through(outcomes) > 0)
-        lane.counters.busy_seconds += seconds
-        runs: Counter[int] = Counter()
+        lane, runs = jobs[0].lane, Counter[int]()
         for job, outcome in zip(jobs, outcomes, strict=True):
             runs[job.run] += went_through([outcome])
-        lane.counters.batch_sizes.update(size for size in runs.values() if size)
+        sizes = [size for size in runs.values() if size]
+        lane.pace.clock(seconds, through=bool(sizes))
+        lane.counters.busy_seconds += seconds
+        lane.counters.batch_sizes.update(sizes)
 
     def _count(self, job: Job, outcome: Outcome | None) -> float:
         """Count an outcome; returns the seconds since its request arrived."""

@@ -45,7 +45,7 @@ class Sparing:
         self._clock = clock
         self._lock = threading.Lock()
         self._since = -math.inf  # when the minute began
-        self._written = self._left_out = 0
+        self._count = 0  # since then
 
     def log(self, message: str, *values: object) -> None:
         """Write a message, or only count it.
@@ -59,13 +59,12 @@ class Sparing:
         with self._lock:
             now, left_out = self._clock(), 0
             if now - self._since >= _WINDOW:
-                left_out, self._since = self._left_out, now
-                self._written = self._left_out = 0
-            self._written += 1
-            if self._written > self._most:
-                self._left_out += 1
+                left_out = max(0, self._count - self._most)
+                self._count, self._since = 0, now
+            self._count += 1
+            if self._count > self._most:
                 return
-            last = self._written == self._most
+            last = self._count == self._most
         if left_out:
             self._logger.log(self._level, "%d messages like the next were left out", left_out)
         self._logger.log(self._level, message, *values)

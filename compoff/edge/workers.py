@@ -48,6 +48,7 @@ class Workers:
         deliver: Callable[[Sequence[Job], Sequence[Outcome | None], float], None],
     ) -> None:
         """Start the threads; as daemons, so that a tail that hangs cannot keep the process alive."""
+        self._count = count
         self._max_wait = max_wait
         self._deliver = deliver
         self._lock = threading.Lock()  # guards the lanes and all that is below
@@ -63,10 +64,13 @@ class Workers:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def idle(self) -> bool:
-        """Whether a job that came now would begin at once."""
-        return self._idle > 0
+    def shared(self, seconds: float) -> float:
+        """How long work takes that all workers share; none where one of them has nothing to do.
+
+        Args:
+            seconds: How long one of them would take.
+        """
+        return 0.0 if self._idle > 0 else seconds / self._count
 
     def open(self, lane: Lane) -> None:
         """Serve another lane."""

@@ -168,15 +168,14 @@ def behind(fronts: Figures, keeper: Figures) -> Figures:
     there = {tail["artifact"]: tail for tail in keeper["tails"]}
     tails: list[TailFigures] = []
     for tail in fronts["tails"]:
-        held = there.get(tail["artifact"])
-        waiting, running = (0, 0) if held is None else (held["waiting"], held["running"])
+        held = there.get(tail["artifact"]) or _nothing(tail)
         tails.append(
             {
                 **tail,
-                "waiting": tail["waiting"] + waiting,
-                "running": running,
-                "busy_seconds": 0.0 if held is None else held["busy_seconds"],
-                "batch_sizes": {} if held is None else held["batch_sizes"],
+                "waiting": tail["waiting"] + held["waiting"],
+                "running": held["running"],
+                "busy_seconds": held["busy_seconds"],
+                "batch_sizes": held["batch_sizes"],
             }
         )
     return {**fronts, "tails": tails}
@@ -279,7 +278,7 @@ def _live(tail: TailFigures, before: TailFigures | None, seconds: float) -> Live
 
 
 def _nothing(tail: TailFigures) -> TailFigures:
-    """A tail that had not counted anything: it was not served at the earlier look."""
+    """A tail that has counted nothing and holds nothing: it is not served there, or was not at the earlier look."""
     return {
         **tail,
         "requests": 0,
@@ -287,6 +286,8 @@ def _nothing(tail: TailFigures) -> TailFigures:
         "errors": {},
         "bytes_in": 0,
         "bytes_out": 0,
+        "waiting": 0,
+        "running": 0,
         "busy_seconds": 0.0,
         "latency_counts": [0] * len(tail["latency_counts"]),
         "latency_seconds": 0.0,
