@@ -115,8 +115,8 @@ class Planner:
             plan = self._preferred(plans, now)
             self._trust(plan).preferred()
             for trust, hoped in self._worth_a_look(plan, now):
-                others = [one for one in plans if self._trust(one) is not trust]
-                chosen = self._preferred([*others, *_within(hoped, max_bytes)], now)
+                # What beats the preferred one beats all that it is preferred to.
+                chosen = self._preferred([plan, *_within(hoped, max_bytes)], now)
                 if self._trust(chosen) is trust:
                     trust.looked(now)
                     return chosen
