@@ -24,7 +24,7 @@ from compoff.codec import Bottleneck
 from compoff.cutting.cut import cut_at
 from compoff.cutting.functional import functional
 from compoff.cutting.inputs import ExampleInputs
-from compoff.cutting.proof import check_sizes, prove, require_finite
+from compoff.cutting.proof import answers_alike, check_sizes, prove, require_finite
 from compoff.cutting.watching import frozen
 from compoff.errors import CompoffError, SplitError
 from compoff.hooks import traced
@@ -125,6 +125,7 @@ def capture(
 
     Source: this project.
     """
+    _require_plain_call(base, example)
     with (
         _marked(base, gate) as crossed,
         flat_output(base) as structures,
@@ -160,6 +161,41 @@ def capture(
         tail = program_of(halves.tail, given, split)
         sides = tuple(zip(crossing[count:], halves.crossing, strict=True))
         return Programs(head, tail, sides, tuple(zip(leaves, halves.batched, strict=True)), structure)
+
+
+class _Flat(nn.Module):
+    """A model that returns its tensors only."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.structure: dict[str, Any] = {}
+
+    def forward(self, *args: Any, **keywords: Any) -> Any:
+        with flat_output(self.base) as structures:
+            leaves = self.base(*args, **keywords)
+        self.structure = structures[-1]
+        return leaves
+
+
+def _require_plain_call(base: nn.Module, example: ExampleInputs) -> None:
+    """Refuse a class that goes on after forward: no program would hold what its ``__call__`` makes of the output."""
+    if type(base).__call__ is nn.Module.__call__:
+        return
+    given, flat, name = Batch(example.args, example.keywords), _Flat(base), type(base).__name__
+    with frozen(base):
+        try:
+            structure = flatten(given.call(base), _is_tensor)[1]
+        except Exception:  # as it is, the model refuses zeros, which is said where it is exported
+            return
+        with contextlib.suppress(Exception):
+            given.call(flat)
+        if structure == flat.structure and answers_alike(base, flat, example):
+            return
+    raise SplitError(
+        f"{name}.__call__ changes what {name}.forward returns, and only what lies in forward becomes a head and a "
+        "tail; move it there, or wrap a module whose forward calls this one"
+    )
 
 
 def _answer_to_zeros(base: nn.Module, example: ExampleInputs, split: str) -> tuple[Tensor, ...]:

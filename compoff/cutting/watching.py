@@ -93,8 +93,8 @@ def watch(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | No
 
     Raises:
         FeatureError: The model refuses such inputs.
-        SplitError: It holds a part that no hook can be hung into, or cannot be put into eval mode, or what it returns
-            hides its tensors.
+        SplitError: It holds a part that no hook can be hung into, or runs none, or cannot be put into eval mode, or
+            what it returns hides its tensors.
 
     Examples:
         >>> import torch
@@ -133,6 +133,12 @@ def watch(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | No
         raise
     finally:
         watcher.remove()
+    if not watcher.trace.modules or watcher.trace.modules[0].path:
+        name = type(model).__name__
+        raise SplitError(
+            f"{name}.__call__ does not run the model's hooks, by which it is cut; let it call super().__call__, or leave "
+            "it to torch.nn.Module"
+        )
     watcher.finish(output)
     if watcher.trace.batch:
         watcher.trace.again = lambda: watch(model, *_resized(asked, watcher.trace.batch))

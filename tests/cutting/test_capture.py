@@ -144,3 +144,46 @@ def test_symbols_arrive_in_one_layout_whatever_they_had_on_the_device() -> None:
     assert program(torch.zeros(2, 8, 4, 4, dtype=torch.uint8)).shape == (32, 8)
     (marked,) = [node for node in program.graph.nodes if node.target is torch.ops.compoff.cut.default]
     assert marked.meta["val"].is_contiguous()
+
+
+class Softened(Plain):
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        answer = super().__call__(*args, **keywords)
+        return answer.softmax(1) if isinstance(answer, Tensor) else answer
+
+
+class Named(Plain):
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        answer = super().__call__(*args, **keywords)
+        return {"logits": answer} if isinstance(answer, Tensor) else {"logits": answer[0]}
+
+
+class Twice(Plain):
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return super().__call__(*args, **keywords) * 2
+
+
+class Scaled(Plain):
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return super().__call__(*args, **keywords) * 2.0
+
+
+class Prepared(Plain):
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return super().__call__(args[0] * 3 + 1, **keywords)
+
+
+@pytest.mark.parametrize("kind", [Softened, Named, Twice, Scaled])
+def test_a_class_that_goes_on_after_forward_is_refused(kind: type[Plain]) -> None:
+    wrapped = compoff.wrap(kind(), "block1", example_input=images(), codec="deepcod")
+    with pytest.raises(SplitError, match=rf"{kind.__name__}\.__call__ changes what {kind.__name__}\.forward returns"):
+        compoff.export(wrapped, "block1")
+
+
+def test_a_class_that_prepares_its_inputs_is_cut_with_that() -> None:
+    wrapped = compoff.wrap(Prepared(), "block1", example_input=images(), codec="deepcod").eval()
+    head, tail = compoff.export(wrapped, "block1")
+    x = images(3)
+    with wrapped.at("block1"), torch.no_grad():
+        expected = wrapped(x)
+    torch.testing.assert_close(tail(head(x)), expected)

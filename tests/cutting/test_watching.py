@@ -143,3 +143,14 @@ class Spectrum(nn.Module):
 def test_complex_numbers_are_not_called_tokens() -> None:
     with pytest.raises(SplitError, match=r"is torch\.complex64 \(no symbols .*\); choose .* before or after it"):
         compoff.wrap(Spectrum(), "block", example_input=torch.zeros(2, 8))
+
+
+class Hookless(nn.Sequential):
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return self.forward(*args, **keywords)
+
+
+@pytest.mark.parametrize("split", ["1", "input"])
+def test_a_class_that_runs_no_hooks_is_refused_when_it_is_wrapped(split: str) -> None:
+    with pytest.raises(SplitError, match=r"Hookless\.__call__ does not run the model's hooks"):
+        compoff.wrap(Hookless(nn.Linear(8, 32), nn.Linear(32, 3)), split, example_input=torch.zeros(2, 8))
