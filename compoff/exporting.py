@@ -33,6 +33,7 @@ from compoff.errors import ArtifactError, SplitError
 from compoff.fingerprint import fingerprint
 from compoff.manifest import DTYPES, FORMAT, CodeSpec, Manifest, TensorSpec
 from compoff.mounting import require_wrapped
+from compoff.outer_hooks import require_onlookers
 from compoff.programs import TorchProgram
 from compoff.spare import spare_attributes
 from compoff.structure import flatten
@@ -85,8 +86,8 @@ def export(
 
     Raises:
         SplitError: `split` is unknown, the model cannot be exported, something crosses that cannot, or the parts would
-            answer otherwise than the model: for one sample than for several, by what others send, or by what it
-            remembers of earlier calls.
+            answer otherwise than the model: for one sample than for several, by what others send, by what it
+            remembers of earlier calls, or by what a hook on `wrapped` or the model's ``__call__`` changes.
         FeatureError: The model takes no picture of such `pixels`.
         ArtifactError: The model returns something that cannot be described, `tail_factory` makes another model, or
             `max_batch` is out of range.
@@ -110,6 +111,7 @@ def export(
     if pixels is not None:
         require_picture(pixels, example)
     _refuse_loose(wrapped.base, example)
+    require_onlookers(wrapped, SplitError)
     if split not in wrapped.reports and (missing := _missing(split, bottlenecks)):
         _log.warning("%s", missing)
     tables = [bottleneck.prior.tables() for bottleneck in bottlenecks]

@@ -31,6 +31,7 @@ from compoff.fitting.reach import tell_of_latents_too_small
 from compoff.hooks import uncompiled
 from compoff.losses import relative_error
 from compoff.mounting import device_of, quantized_modules, require_gradients, require_wrapped
+from compoff.outer_hooks import require_onlookers
 from compoff.spare import spare_attributes, spare_buffers
 from compoff.teaching import float_tensors, teacher_pass
 
@@ -140,6 +141,7 @@ def start(wrapped: Wrapped, batches: Iterable[Any], aim: Aim, seed: int, *, prog
     if not wrapped.built:
         with refusals_named(taken[0]):
             wrapped.build(*taken[0].args, **taken[0].kwargs)
+    require_onlookers(wrapped, FitError)
     aim.check_points(wrapped.split_points)
     wrapped.freeze()
     generator = torch.Generator().manual_seed(seed)

@@ -20,6 +20,7 @@ from compoff.fitting.measure import check_output, count_symbols, features_of, me
 from compoff.fitting.randomness import own_random_numbers
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.mounting import device_of, require_wrapped
+from compoff.outer_hooks import require_onlookers
 from compoff.spare import spare_attributes
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def finish(
 
     Raises:
         FitError: No usable batches, NaN or infinity in them, an argument out of range, bottlenecks that have not been
-            started, or a bottleneck that is on.
+            started, a bottleneck that is on, or a hook on `wrapped` that changes what passes.
         SplitError: Shapes are not known yet.
 
     Examples:
@@ -98,6 +99,7 @@ def finish(
     refuse_on(wrapped, "finish")
     where, reports = device_of(wrapped.base), {split: SplitReport() for split in wrapped.split_points}
     with spare_attributes(wrapped.base, hooks=False), own_random_numbers(0, where):  # a loader that shuffles draws
+        require_onlookers(wrapped, FitError)
         check_output(wrapped, aim, agreement)
         measured = held_out(validation, wrapped, where)
         counted = up_to(batches, wrapped, where, MEASURED)

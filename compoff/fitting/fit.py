@@ -34,6 +34,7 @@ from compoff.fitting.reach import tell_of_latents_too_small, tell_of_what_was_le
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.fitting.rounds import Recent, one_round
 from compoff.mounting import device_of, quantized_modules, require_gradients, require_wrapped
+from compoff.outer_hooks import require_onlookers
 from compoff.recipe import recipe_for
 from compoff.spare import spare_attributes
 
@@ -206,7 +207,7 @@ def fit(
         BackendError: There is no such `device` here.
         FitError: No usable batches, or one of which an input that the model was wrapped with may fall away, or that
             gives the model a tensor which it was not wrapped with, an argument out of range, a loss that is not finite
-            (the last good state is kept), NaN in `validation` (the bottlenecks stay fitted: measure with `finish`), or
+            (the last good state is kept), a hook on `wrapped` that changes what passes, NaN in `validation` (the bottlenecks stay fitted: measure with `finish`), or
             a foreign or damaged `resume`.
         SplitError: Shapes were not known before and a split point turns out to be unusable.
         FeatureError: An input has another size or dtype than the model takes or was wrapped with.
@@ -242,6 +243,7 @@ def fit(
     untouched = spare_attributes(wrapped.base, hooks=False)
     with untouched, own_random_numbers(seed, where), torch.inference_mode(mode=False), torch.enable_grad():
         batches = _build(wrapped, batches, where)
+        require_onlookers(wrapped, FitError)
         _check_precision(wrapped)
         _warn_of_export(wrapped)
         aim.check_points(wrapped.split_points)
