@@ -37,6 +37,7 @@ class DistillationTerms:
         estimated_rate: What the symbols are expected to cost, in the bottleneck's own unit; its gradient reaches the
             encoder.
         prior_rate: The same with the symbols held fixed; its gradient reaches the prior only.
+        bits: What a sample takes at the rate that a fit is held to, in bits; None where no bottleneck has another.
     """
 
     reconstruction: Tensor
@@ -44,6 +45,7 @@ class DistillationTerms:
     distillation: Tensor | None
     estimated_rate: Tensor
     prior_rate: Tensor
+    bits: Tensor | None = None
 
     def total(self, recipe: Recipe, rate: float) -> Tensor:
         """The loss.
@@ -121,6 +123,7 @@ def student_pass(
         _distilled(base, gate, site, record, batch, outputs, average=recipe.average) if distill else None,
         torch.stack([output.estimated_rate for output in outputs]).mean(),
         torch.stack([output.prior_rate for output in outputs]).mean(),
+        torch.stack(bits).sum() if (bits := [output.bits for output in outputs if output.bits is not None]) else None,
     )
 
 

@@ -80,7 +80,24 @@ class Frozen:
     def look_again(self) -> None:
         """Take in modules that have been added to the model."""
         self._modules = list(self._model.modules())
+        self._forget()
+
+    def _forget(self) -> None:
         self._modes: list[dict[str, Any]] = []
+        self._children: list[dict[str, nn.Module | None]] = []
+        self._known: list[tuple[nn.Module | None, ...]] = []
+
+    def _watch(self) -> None:
+        """Take up the dicts in which a change would show: looking into them spares a module's own memory a visit."""
+        watched = [module for module in self._modules[1:] if type(module) not in _INDIFFERENT]
+        seen = [module.__dict__ for module in (self._model, *watched)]
+        self._modes = [attributes for attributes in seen if "training" in attributes]  # some repeat another's
+        self._children = [module._modules for module in self._modules]  # pyright: ignore[reportPrivateUsage] - children() walks
+        self._known = [tuple(children.values()) for children in self._children]
+
+    def _grown(self) -> bool:
+        """Whether a module has another child than when it was last looked at."""
+        return [tuple(children.values()) for children in self._children] != self._known
 
     def keep(self) -> None:
         """Put the model back into eval mode and without gradients, where a script has changed that.
@@ -89,10 +106,10 @@ class Frozen:
             SplitError: The model cannot be put into eval mode.
         """
         if not self._modes:
-            # Looking into what a module consists of spares its own memory a visit.
-            watched = [module for module in self._modules[1:] if type(module) not in _INDIFFERENT]
-            seen = [module.__dict__ for module in (self._model, *watched)]
-            self._modes = [attributes for attributes in seen if "training" in attributes]  # some repeat another's
+            self._watch()
+        elif not torch.compiler.is_compiling() and self._grown():
+            self.look_again()
+            self._watch()
         if any(map(_training, self._modes)):
             to_eval(self._model)
         # Where nothing is recorded, a parameter that would want a gradient gets none.
@@ -107,4 +124,4 @@ class Frozen:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what a copy has to look for in its own modules."""
-        return {**self.__dict__, "_modes": []}
+        return {**self.__dict__, "_modes": [], "_children": [], "_known": []}

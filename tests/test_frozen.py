@@ -101,3 +101,30 @@ def test_a_module_that_repeats_the_mode_of_another_is_left_to_that_one() -> None
     net[1].train()
     frozen.keep()
     assert not net[1].training
+
+
+def test_a_part_that_is_put_in_later_is_kept_like_the_others() -> None:
+    net = network()
+    frozen = Frozen(net)
+    frozen.keep()
+    net[2][1] = nn.Sequential(nn.Linear(3, 3), nn.Dropout())
+    net[0].extra = nn.BatchNorm2d(4)  # a layer that had no children
+    frozen.keep()
+    assert not any(module.training for module in net.modules())
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+    net[2][1][1].train()
+    frozen.keep()
+    assert not net[2][1][1].training
+
+
+def test_a_copy_notices_what_is_put_into_the_copy() -> None:
+    net = network()
+    frozen = Frozen(net)
+    frozen.keep()
+    copied = copy.deepcopy(frozen)
+    copied.keep()
+    inside = copied._model
+    assert isinstance(inside, nn.Sequential)
+    inside[2] = nn.Dropout()
+    copied.keep()
+    assert not inside[2].training

@@ -482,3 +482,20 @@ def test_a_model_without_weights_is_not_fitted() -> None:
         net = Plain()
     with pytest.raises(FitError, match=r"this Plain has no weights yet: '.*' is on the device 'meta'; load them first"):
         compoff.fit(compoff.wrap(net, "block1"), [images()], steps=1)
+
+
+def test_a_pass_under_a_function_transform_leaves_nothing_of_it_behind() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
+    x = torch.randn(4, 3, 16, 16)
+    wrapped = compoff.wrap(net, "2", example_input=x)
+    compoff.calibrate(wrapped, [x])
+    trained = {name: value.detach() for name, value in wrapped.named_parameters() if name.startswith("bottlenecks")}
+
+    def energy(parameters: dict[str, Tensor]) -> Tensor:
+        with wrapped.train().at("2"):
+            return torch.func.functional_call(wrapped, parameters, (x,)).square().mean()
+
+    assert any(bool(gradient.any()) for gradient in torch.func.grad(energy)(trained).values())
+    copied = copy.deepcopy(wrapped).eval()
+    with wrapped.eval().at("2"), copied.at("2"):
+        assert torch.equal(copied(x), wrapped(x))

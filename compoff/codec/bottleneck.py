@@ -64,6 +64,8 @@ class BottleneckOutput:
             encoder. A scalar.
         prior_rate: The same with the symbols held fixed; its gradient reaches the prior only. A scalar.
         importance: Weight of each sample in the distortion, or None where they count alike.
+        bits: What a sample takes at the rate that a fit is held to, in bits, without a gradient; None where the
+            bottleneck has one rate alone. A scalar.
 
     Shapes:
         y and y_hat ``(batch, *shape)``; importance ``(batch,)``.
@@ -74,6 +76,7 @@ class BottleneckOutput:
     estimated_rate: Tensor
     prior_rate: Tensor
     importance: Tensor | None = None
+    bits: Tensor | None = None
 
 
 class Bottleneck(nn.Module):

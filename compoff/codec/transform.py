@@ -82,8 +82,7 @@ class TransformBottleneck(Bottleneck):
     quality: Tensor
     """Index of the quality that a fit has chosen, kept with the weights; -1 for the last."""
     reference_bits: Tensor
-    last_bits: Tensor
-    """Bits per sample at the reference step, of the last training batch."""
+    """Bits per sample at the reference step, at the start."""
     encoder: Encoder
     quantizer: UniformQuantizer
 
@@ -107,7 +106,6 @@ class TransformBottleneck(Bottleneck):
         super().__init__(geometry, channels, num_centers, decoder=decoder)
         self.prior.requires_grad_(False)  # counted after the fit; the density learns
         self.density = Density(channels)
-        self.last_bits = torch.zeros(())
         self.folded = False  # whether the encoder gives what the quantizer only rounds
         self.register_buffer("reference_bits", torch.ones(()))
         self.register_buffer("ladder", torch.tensor(LADDER))
@@ -342,21 +340,23 @@ class TransformBottleneck(Bottleneck):
             return self._output(y, values, values, steps)
         with torch.no_grad():
             reference = self.reference_step
-            self.last_bits = self.density.bits(self._at_step(scaled, reference), float(reference)).mean()
+            bits = self.density.bits(self._at_step(scaled, reference), float(reference)).mean()
         # A value that the levels clip carries no gradient of its own: that would say that a larger gain mends what a
         # larger gain clips, and the loss would rise.
         half = self.num_centers // 2
         within = scaled.clamp(-half, half)
         noisy = within + (torch.rand_like(scaled) - 0.5) * wide
         # The value is the rounded one to the last bit: x - x.detach() is zero and carries the gradient (STE).
-        return self._output(y, values + (within - within.detach()), noisy, steps)
+        return self._output(y, values + (within - within.detach()), noisy, steps, bits)
 
-    def _output(self, y: Tensor, values: Tensor, noisy: Tensor, steps: Tensor) -> BottleneckOutput:
+    def _output(
+        self, y: Tensor, values: Tensor, noisy: Tensor, steps: Tensor, bits: Tensor | None = None
+    ) -> BottleneckOutput:
         share = steps / self.reference_step
         importance = 1 / share
         worth = importance * share.square() / self.reference_bits
         rate, prior_rate = ((worth * self.density.bits(given, steps)).mean() for given in (noisy, noisy.detach()))
-        return BottleneckOutput(y, self.decoder(self.quantizer.restored(values)), rate, prior_rate, importance)
+        return BottleneckOutput(y, self.decoder(self.quantizer.restored(values)), rate, prior_rate, importance, bits)
 
 
 def check_levels(num_centers: Any) -> None:

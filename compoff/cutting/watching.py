@@ -136,8 +136,8 @@ def watch(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | No
     if not watcher.trace.modules or watcher.trace.modules[0].path:
         name = type(model).__name__
         raise SplitError(
-            f"{name}.__call__ does not run the model's hooks, by which it is cut; let it call super().__call__, or leave "
-            "it to torch.nn.Module"
+            f"{name}.__call__ does not run the model's hooks, by which it is cut; let it call super().__call__, or "
+            "leave it to torch.nn.Module"
         )
     watcher.finish(output)
     if watcher.trace.batch:

@@ -207,8 +207,8 @@ def fit(
         BackendError: There is no such `device` here.
         FitError: No usable batches, or one of which an input that the model was wrapped with may fall away, or that
             gives the model a tensor which it was not wrapped with, an argument out of range, a loss that is not finite
-            (the last good state is kept), a hook on `wrapped` that changes what passes, NaN in `validation` (the bottlenecks stay fitted: measure with `finish`), or
-            a foreign or damaged `resume`.
+            (the last good state is kept), NaN in `validation` (the bottlenecks stay fitted: measure with `finish`), a
+            foreign or damaged `resume`, or a hook on `wrapped` that changes what passes.
         SplitError: Shapes were not known before and a split point turns out to be unusable.
         FeatureError: An input has another size or dtype than the model takes or was wrapped with.
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compoff.codec import TransformBottleneck
 from compoff.distilling import student_pass
 from compoff.errors import FitError
 from compoff.fitting.aim import Aim
@@ -20,8 +19,9 @@ from compoff.fitting.state import FitState
 from compoff.teaching import TeacherRecord, teacher_pass
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from compoff.batch import Batch
-    from compoff.codec import Bottleneck
     from compoff.recipe import Recipe
     from compoff.wrapping import Wrapped
 
@@ -101,7 +101,7 @@ class Fitter:
         for split, gate in self.gates.items():
             distill = split in state.distilled_from
             terms = student_pass(wrapped.base, gate, wrapped.sites[split], record, batch, self.recipe, distill=distill)
-            loss = terms.total(self.recipe, self.rate * self._hold(split, gate.bottlenecks))
+            loss = terms.total(self.recipe, self.rate * self._hold(split, terms.bits))
             loss.backward()
             losses.append(float(loss.detach()))
             state.loss[split].append(losses[-1])
@@ -135,16 +135,15 @@ class Fitter:
         for group, lr in zip(self.optimizer.param_groups, self.state.lrs, strict=True):
             group["lr"] = lr * share
 
-    def _hold(self, split: str, bottlenecks: tuple[Bottleneck, ...]) -> float:
+    def _hold(self, split: str, bits: Tensor | None) -> float:
         """Factor on the rate's weight that brings the payload to the bytes asked for."""
-        held = [bottleneck for bottleneck in bottlenecks if isinstance(bottleneck, TransformBottleneck)]
         target = self.aim.bytes_at(split)
-        if target is None or not held:
+        if target is None or bits is None:
             return 1.0
         state = self.state
         if split not in state.overhead:
             state.overhead[split] = overhead_bytes(self.wrapped, split)
-        seen = sum(float(bottleneck.last_bits) / 8 for bottleneck in held) + state.overhead[split]
+        seen = float(bits) / 8 + state.overhead[split]
         mean = state.bytes[split] = seen + (1 - _SMOOTHING) * (state.bytes.get(split, seen) - seen)
         excess = max(-1.0, min(1.0, (mean - target) / target))
         state.held[split] = state.held.get(split, 0.0) + _LASTING * excess
