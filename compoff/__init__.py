@@ -9,6 +9,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from compoff import codec as codec
+    from compoff import coding as coding
+    from compoff import errors as errors
     from compoff.codec import Bottleneck, Geometry
     from compoff.coding import Decoded, Payload, PayloadFormat, SymbolTables
     from compoff.cutting.points import SplitPoint, SplitPoints, list_split_points
@@ -179,11 +182,15 @@ __all__ = [  # noqa: RUF022 - ruff takes TLS for a constant
     "wrap",
 ]
 
+_MODULES = ("codec", "coding", "errors")  # those that the reference speaks of by their own names
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+
+def _look_up(name: str) -> object:
+    if name not in _HOMES and name not in _MODULES:
         raise AttributeError(f"module 'compoff' has no attribute '{name}'")
     try:
+        if name in _MODULES:
+            return importlib.import_module(f"compoff.{name}")
         return getattr(importlib.import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in ("torch", "tqdm"):
@@ -194,6 +201,10 @@ def __getattr__(name: str) -> object:
             f"compoff.{name} needs {error.name}, which is not installed: pip install compoff. A device does without: "
             "compoff.Head and compoff.connect run a head that was compiled for onnx"
         ) from error
+
+
+if not TYPE_CHECKING:  # whoever checks types would take any misspelt name for one of these
+    __getattr__ = _look_up
 
 
 def __dir__() -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from compoff.errors import CompoffError, FeatureError
+from compoff.errors import CompoffError, FeatureError, FitError
 from compoff.hooks import stop_listening
 from compoff.printable import first_line
 from compoff.trees import map_tensors, tensors_of
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["Batch", "refusals_named"]
+__all__ = ["Batch", "batch_of", "refusals_named"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,32 @@ class Batch:
         finally:
             if not torch.compiler.is_compiling():  # which no Ctrl-C gets into
                 stop_listening(model)
+
+
+def batch_of(inputs: tuple[Any, ...], keywords: Any) -> Batch:
+    """The batch that somebody's own loop gives as the arguments of a call.
+
+    Args:
+        inputs: Positional inputs.
+        keywords: Keyword inputs, by name; or None.
+
+    Returns:
+        The batch.
+
+    Raises:
+        FitError: `keywords` is no dict, or there is no tensor in either.
+
+    Examples:
+        >>> batch_of((torch.zeros(4, 3),), None).size
+        4
+    """
+    if keywords is not None and not isinstance(keywords, Mapping):
+        raise FitError(f"keywords is a {type(keywords).__name__}; expected a dict of inputs by name, or None")
+    batch = Batch(inputs, dict(cast("Mapping[str, Any]", keywords or {})))
+    if not torch.compiler.is_compiling() and not tensors_of((batch.args, batch.kwargs)):
+        told = ", ".join(type(value).__name__ for value in (*inputs, *batch.kwargs.values())) or "nothing"
+        raise FitError(f"the batch is {told}; give tensors, as the model takes them (torch.from_numpy for an array)")
+    return batch
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 __all__ = ["export"]
 
 _log = logging.getLogger("compoff.export")
+
+_FACTORY = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
 Crossing: TypeAlias = Sequence[tuple[Tensor, bool]]
 """Tensors, and for each whether its first axis is the batch."""
@@ -105,7 +108,7 @@ def export(
     require_wrapped(wrapped)
     check_whole("max_batch", max_batch, ArtifactError, least=1)
     max_batch = int(max_batch)
-    if tail_factory is not None and not isinstance(tail_factory, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if tail_factory is not None and not _FACTORY.fullmatch(str(tail_factory)):
         raise ArtifactError(f"tail_factory is {tail_factory!r:.80}; expected the text 'package.module:function'")
     example, bottlenecks = wrapped.example_inputs(), wrapped.bottlenecks_at(split)
     if pixels is not None:

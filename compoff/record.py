@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from compoff.errors import ArtifactError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["Record"]
 
@@ -23,6 +26,9 @@ class Record:
         keyed: Whether it is a mapping.
         empty: Names of a mapping's fields that hold nothing: None by attribute, absent by key.
 
+    Raises:
+        ArtifactError: `of` is no text, or `fields` no mapping.
+
     Examples:
         >>> found = Record("shop.models:Detections", {"boxes": [1, 2], "scores": [0.5]})
         >>> found.boxes, found["scores"], found[0]
@@ -37,6 +43,8 @@ class Record:
     __slots__ = ("_empty", "_keyed", "_of", "_values")
 
     def __init__(self, of: str, fields: Mapping[Any, Any], keyed: bool = False, empty: Iterable[str] = ()) -> None:
+        if not isinstance(of, str) or not isinstance(fields, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ArtifactError(f"Record({of!r:.80}, {fields!r:.80}): expected a class's name and a dict")
         object.__setattr__(self, "_of", of)
         object.__setattr__(self, "_values", dict(fields))
         object.__setattr__(self, "_keyed", keyed)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from compoff.batch import Batch
+from compoff.batch import batch_of
 from compoff.checkpoint import save_bottlenecks
 from compoff.checks import check_flag, check_weight
 from compoff.codec import Bottleneck
 from compoff.codec_options import CodecOptions
 from compoff.cutting.inputs import ExampleInputs, require_known
-from compoff.cutting.sites import Site, Skips, check_names, locate
+from compoff.cutting.sites import Site, Skips, check_names, check_skips, locate
 from compoff.distilling import student_pass
 from compoff.errors import FitError, SplitError
 from compoff.fingerprint import fingerprint
@@ -96,7 +96,12 @@ class Wrapped(nn.Module):
     ) -> None:
         super().__init__()
         refuse_wrapped(base)
+        if isinstance(split_points, str):  # a sequence, of letters
+            raise SplitError(f"split_points is the text '{split_points:.80}'; expected a list of such names")
         check_names(base, split_points)
+        check_skips(skips)
+        if options is not None and not isinstance(options, CodecOptions):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise SplitError(f"options is a {type(options).__name__}; expected a CodecOptions, as wrap makes it")
         self.split_points = tuple(split_points)  # AUTO alone, until a batch has been seen
         self.options = options or CodecOptions()
         self.skips: Skips = skips
@@ -425,8 +430,8 @@ class Wrapped(nn.Module):
         Raises:
             SplitError: `split` is not one of this model's split points, or is needed and not given.
             FitError: The transform codec has no directions yet: call `compoff.calibrate` first; or `recipe` is for
-                another codec, or `rate` is negative or not finite, or there is a tensor among the inputs that the model
-                was not wrapped with, such as a label.
+                another codec, or `rate` is negative or not finite, or the inputs hold no tensor, or one that the model
+                was not wrapped with, such as a label, or `keywords` is no dict.
 
         Examples:
             >>> import torch, compoff
@@ -442,8 +447,9 @@ class Wrapped(nn.Module):
         Source: DeepCOD (SenSys 2020), Eq. 10-11.
         """
         check_flag("distill", distill, FitError)
+        batch = batch_of(inputs, keywords)
         if not self.built:
-            self.build(*inputs, **(keywords or {}))
+            self.build(*batch.args, **batch.kwargs)
         split, chosen = split or self._the_split(), recipe_for(self.options.codec, recipe)
         rate = chosen.rate if rate is None else rate
         check_weight("rate", rate, FitError)
@@ -451,7 +457,6 @@ class Wrapped(nn.Module):
         self._warn_of_eval_mode(gates[split])
         require_gradients(self.base)
         self.freeze()
-        batch = Batch(inputs, keywords or {})
         if not torch.compiler.is_compiling():
             require_known(self.base, self._example, batch.args, batch.kwargs)
         with only_at(self._gates(), None):  # inside `at`, the teacher must still be the model without bottlenecks

@@ -14,7 +14,7 @@ from compoff.checkpoint import read_bottlenecks
 from compoff.checks import check_whole
 from compoff.codec_options import CodecOptions
 from compoff.cutting.inputs import ExampleInputs, example_call
-from compoff.cutting.sites import Site, Skips, locate
+from compoff.cutting.sites import Site, Skips, check_skips, locate
 from compoff.errors import ArtifactError, FeatureError, SplitError
 from compoff.mounting import build_bottlenecks, device_of, key_of, refuse_wrapped
 from compoff.wrapped import Wrapped
@@ -106,7 +106,7 @@ def wrap(
     paths = _paths(split_points)
     chosen: CodecName = codec or ("deepcod" if encoder else "transform")
     options = CodecOptions(channels, num_centers, stride, encoder, decoder, chosen, strict)
-    _skips(skips)
+    check_skips(skips)
     refuse_wrapped(model)
     if example_input is None:
         return Wrapped(model, paths, options, skips)
@@ -119,6 +119,8 @@ def wrap(
 def _paths(split_points: str | Sequence[str]) -> list[str]:
     if isinstance(split_points, str):
         return [split_points]
+    if isinstance(split_points, (bytes, bytearray)):  # a sequence, of numbers
+        raise SplitError(f"split_points is {split_points!r:.80}; expected text, such as 'layer1'")
     try:
         return list(split_points)
     except TypeError:
@@ -155,7 +157,7 @@ def load(path: str | Path, model: nn.Module) -> Wrapped:
     description, tensors, base = read_bottlenecks(path, model)
     try:
         options, shapes = CodecOptions(**_OLDEST | description["options"]), _shapes(description["shapes"])
-        skips, reports = _skips(description.get("skips", "forbid")), _reports(description["reports"])
+        skips, reports = check_skips(description.get("skips", "forbid")), _reports(description["reports"])
         where = device_of(model)
         example = ExampleInputs.of_description(description).map(lambda tensor: tensor.to(where))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -224,12 +226,6 @@ def _reports(described: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for report in described.values():
         check_whole("a report's quality", report.get("quality"), or_none=True)
     return described
-
-
-def _skips(skips: Skips) -> Skips:
-    if skips not in ("encode", "send", "forbid"):
-        raise SplitError(f"skips is {skips!r:.80}; expected 'encode', 'send' or 'forbid'")
-    return skips
 
 
 def _wrapped(

@@ -48,3 +48,9 @@ def test_listing_the_public_names_imports_nothing_heavy() -> None:
 def test_imports_where_torch_is_not_installed(module: str) -> None:
     # None in sys.modules makes every "import torch" raise ImportError.
     assert run(f"import sys; sys.modules['torch'] = None; import {module}; print('imported')") == "imported"
+
+
+def test_modules_of_the_reference_are_there_at_once_and_others_are_not() -> None:
+    code = "import compoff; compoff.errors.CompoffError; compoff.coding.huffman; compoff.codec.Geometry; compoff.wrapp"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "module 'compoff' has no attribute 'wrapp'" in answer.stderr

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compoff.codec.decoder import Decoder
 from compoff.codec.encoder import Encoder, semi_orthogonality_error
+from compoff.codec.geometry import Geometry
 from compoff.codec.limits import check_latent, check_lr, check_quality
 from compoff.codec.precision import full_precision
 from compoff.codec.prior import Prior
@@ -24,7 +25,6 @@ from compoff.errors import FeatureError
 
 if TYPE_CHECKING:
     from compoff.codec.adapter import Adapter
-    from compoff.codec.geometry import Geometry
     from compoff.codec.uniform import UniformQuantizer
 
 __all__ = ["Bottleneck", "BottleneckOutput", "CodecFactory", "CodecName", "Quality", "where_finite"]
@@ -120,6 +120,8 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         check_latent(channels, num_centers)
+        if not isinstance(geometry, Geometry):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise FeatureError(f"geometry is {geometry!r:.80}; expected a compoff.Geometry of the feature's shape")
         self.geometry = geometry
         self.latent_shape = (channels, *geometry.latent_space)
         between = (geometry.shape, self.latent_shape)

@@ -47,6 +47,7 @@ class Geometry:
         check_whole("stride", self.stride)
         if not isinstance(self.shape, (tuple, list)) or not all(isinstance(size, int) for size in self.shape):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise FeatureError(f"the shape is {self.shape!r:.80}; expected whole numbers, such as (64, 56, 56)")
+        object.__setattr__(self, "shape", tuple(self.shape))  # a list would equal no shape
         if not 1 <= len(self.shape) <= 3 or min(self.shape) < 1:
             raise FeatureError(
                 f"a feature of shape {self.shape} (without the batch) cannot be encoded; expected (channels, height, "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from compoff.cutting.behind import Layer, layers_behind
 from compoff.cutting.complaints import crossing_told, nearest_clean
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from compoff.cutting.trace import ModuleCall, Trace
     from compoff.hooks import Tap
 
-__all__ = ["AUTO", "INPUT", "Site", "Skips", "check_names", "find_call", "locate", "resolve"]
+__all__ = ["AUTO", "INPUT", "Site", "Skips", "check_names", "check_skips", "find_call", "locate", "resolve"]
 
 AUTO = "auto"
 """Stands for a few split points that span the network."""
@@ -211,7 +211,7 @@ def check_names(model: nn.Module, paths: Sequence[str]) -> None:
         return
     for path in paths:
         if not isinstance(path, str):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's mistake all the same
-            raise SplitError(f"split point {path!r} is a {type(path).__name__}; expected module paths as strings")
+            raise SplitError(f"split point {path!r:.80} is of class {type(path).__name__}; expected text")
         name = _named_call(path)[0]
         if path != INPUT and name not in names:
             close = difflib.get_close_matches(name, [INPUT, *names], n=1, cutoff=0.4)
@@ -224,6 +224,23 @@ def check_names(model: nn.Module, paths: Sequence[str]) -> None:
     doubled = [path for path, count in Counter(paths).items() if count > 1]
     if doubled:
         raise SplitError(f"split point '{doubled[0]}' was given twice; name each split point once")
+
+
+def check_skips(skips: Skips) -> Skips:
+    """Refuse what says nothing of further tensors that cross.
+
+    Args:
+        skips: What was given.
+
+    Returns:
+        The same.
+
+    Raises:
+        SplitError: It is none of the three.
+    """
+    if skips not in get_args(Skips):
+        raise SplitError(f"skips is {skips!r:.80}; expected {', '.join(map(repr, get_args(Skips)))}")
+    return skips
 
 
 def _is_auto(model: nn.Module, paths: Sequence[str]) -> bool:

@@ -19,6 +19,7 @@ from compoff.errors import BackendError, FeatureError
 from compoff.pickling import Unpickled
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
@@ -216,7 +217,8 @@ class Head(Unpickled):
             **keywords: As for a call.
 
         Returns:
-            The symbols of each code.
+            The symbols of each code, of all channels and at the finest step, whatever quality is sent: what a payload
+            holds of them is coarser, and may be fewer channels.
 
         Shapes:
             Each ``(batch, channels, *space)``.
@@ -339,7 +341,7 @@ class Head(Unpickled):
         address: str,
         *,
         token: str | None = None,
-        tls: TLS | None = None,
+        tls: TLS | ssl.SSLContext | None = None,
         insecure: bool = False,
         reply: Reply = "full",
         goal: Goal | None = None,
@@ -352,7 +354,8 @@ class Head(Unpickled):
         Args:
             address: ``"host:port"``.
             token: The server's token, if it asks for one.
-            tls: Certificates; without them another machine is checked against the authorities of this system.
+            tls: Certificates, or a context of your own; without them another machine is checked against the authorities
+                of this system.
             insecure: Whether to connect without encryption.
             reply: What to bring back, as for `compoff.connect`.
             goal: What calls shall keep and take, as for `compoff.connect`.

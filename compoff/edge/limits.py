@@ -40,7 +40,7 @@ class Limits:
             if name.startswith(("max_", "window")):
                 check_whole(name, value, LocalProtocolError)
             if not (is_number(value) and 0 < value < math.inf):
-                message = f"{name}={value} was given; expected a positive number"
+                message = f"{name}={value!r:.80} was given; expected a finite number above 0"
                 raise LocalProtocolError(message)
         for name in ("handshake_timeout", "message_timeout", "idle_timeout"):
             if getattr(self, name) < _SHORTEST:

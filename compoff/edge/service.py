@@ -78,7 +78,7 @@ class Service:
         for name, value, least in (("workers", workers, 1), ("decoders", decoders, 0)):
             check_whole(name, value, LocalProtocolError, least)
         if not is_number(max_wait) or not 0 <= max_wait < math.inf:
-            message = f"max_wait={max_wait} was given; expected seconds, 0 or more"
+            message = f"max_wait={max_wait!r:.80} was given; expected seconds, 0 or more"
             raise LocalProtocolError(message)
         self.token = check_tokens(token)  # read anew by every connection
         self.limits = limits

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from compoff.artifact import find_part, read_folder, write_folder
-from compoff.coding import Payload
+from compoff.coding import Decoded, Payload
 from compoff.edge.backends.backend import NestedBackend
 from compoff.edge.backends.choosing import Choice, compile_backend, load_backend
 from compoff.edge.backends.eager import PROGRAM
 from compoff.edge.backends.module import ModuleBackend
 from compoff.edge.described import Described
-from compoff.errors import ArtifactMismatch, BackendError
+from compoff.errors import ArtifactMismatch, BackendError, PayloadError
 from compoff.manifest import DTYPES
 from compoff.pickling import Unpickled
 from compoff.structure import flatten, importable, unflatten
@@ -27,18 +27,20 @@ from compoff.wire.nested import nested_arrays, restore_nested
 from compoff.wire.tensors import pack
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
     from typing_extensions import Buffer
 
-    from compoff.coding import Decoded, SymbolTables
+    from compoff.coding import SymbolTables
     from compoff.edge.backends.backend import Backend
     from compoff.edge.backends.choosing import BackendName
     from compoff.edge.backends.module import Factory
     from compoff.edge.server import Server
     from compoff.manifest import Manifest
+    from compoff.wire.security import Tokens
     from compoff.wire.tls import TLS
 
 __all__ = ["Tail"]
@@ -144,11 +146,11 @@ class Tail(Unpickled, Described):
             return restore_nested(leaves, torch.from_numpy, importable)  # pyright: ignore[reportUnknownArgumentType]
         return unflatten(self.manifest.structure, [torch.from_numpy(leaf) for leaf in leaves], importable)
 
-    def decode(self, payload: bytes) -> Decoded:
+    def decode(self, payload: Payload | Buffer) -> Decoded:
         """Decode one request from the wire, for `run`.
 
         Args:
-            payload: The bytes that arrived.
+            payload: The bytes that arrived, or a payload as a head gave it.
 
         Returns:
             What `run` takes; its length is the number of samples.
@@ -166,7 +168,12 @@ class Tail(Unpickled, Described):
 
         Returns:
             Whole latents, whatever quality was sent, then the side tensors.
+
+        Raises:
+            PayloadError: It is something else, such as the payload itself.
         """
+        if not isinstance(decoded, Decoded):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise PayloadError(f"a {type(decoded).__name__} was given; expected what Tail.decode made of a payload")
         codes = self.payload_format.codes
         latents = [code.whole(part, decoded.quality) for code, part in zip(codes, decoded.symbols, strict=True)]
         return [*latents, *decoded.sides]
@@ -179,16 +186,21 @@ class Tail(Unpickled, Described):
 
         Returns:
             The leaves of the output of each; before them its structure, where the manifest does not know it.
+
+        Raises:
+            PayloadError: One of them is something else, or it is no list of them.
         """
+        if isinstance(decoded, Decoded):
+            raise PayloadError("one decoded request was given; expected a list of them: tail.run([decoded])")
         if len(decoded) > 1 and self._batches:
             return self._as_one_batch(decoded)
         return [self._run(one) for one in decoded]
 
-    def answer(self, payload: bytes) -> bytes:
+    def answer(self, payload: Payload | Buffer) -> bytes:
         """Answer one request from the wire.
 
         Args:
-            payload: The bytes that arrived.
+            payload: The bytes that arrived, or a payload as a head gave it.
 
         Returns:
             The bytes to send back: the leaves of the output, packed.
@@ -198,7 +210,9 @@ class Tail(Unpickled, Described):
         """
         return pack(self._run(self._decoded(payload)))
 
-    def compile(self, backend: BackendName = "auto", *, device: str | None = None, like: Tail | None = None) -> Tail:
+    def compile(
+        self, backend: BackendName = "auto", *, device: str | torch.device | None = None, like: Tail | None = None
+    ) -> Tail:
         """Compile this tail for the machine it runs on; this one stays as it is.
 
         What is compiled is compared with PyTorch on batches of random symbols before it is used. `save` then stores the
@@ -232,7 +246,7 @@ class Tail(Unpickled, Described):
         """
         if like is not None and not isinstance(like, Tail):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise BackendError(f"like is a {type(like).__name__}; expected another compoff.Tail")
-        where = device or ("cuda" if backend == "tensorrt" else self.choice.device)
+        where = str(device or "") or ("cuda" if backend == "tensorrt" else self.choice.device)
         source, previous = self.backend.files.get(PROGRAM), None if like is None else like.backend
         if source is None:
             return Tail(self.manifest, self.tables, self.backend, _uncompiled(self.manifest, backend, where))
@@ -242,8 +256,8 @@ class Tail(Unpickled, Described):
         self,
         address: str = "127.0.0.1:7878",
         *,
-        token: str | None = None,
-        tls: TLS | None = None,
+        token: Tokens = None,
+        tls: TLS | ssl.SSLContext | None = None,
         insecure: bool = False,
     ) -> Server:
         """Serve this tail in the background; `compoff.serve` takes several tails and every option.
@@ -252,8 +266,8 @@ class Tail(Unpickled, Described):
 
         Args:
             address: ``"host:port"``; port 0 picks a free one.
-            token: Token that devices must show; None to ask for none.
-            tls: Certificates; needed where other machines can connect.
+            token: Token that devices must show, or several of which one will do; None to ask for none.
+            tls: Certificates, or a context of your own; needed where other machines can connect.
             insecure: Whether they may connect without encryption.
 
         Returns:
@@ -286,7 +300,7 @@ class Tail(Unpickled, Described):
         cls,
         path: str | Path,
         *,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         factory: Factory | None = None,
         backend: BackendName = "eager",
         pool: WeightPool | None = None,
@@ -313,7 +327,7 @@ class Tail(Unpickled, Described):
         """
         if pool is not None and not isinstance(pool, WeightPool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise BackendError(f"pool is a {type(pool).__name__}; expected a compoff.WeightPool")
-        folder = read_folder(find_part(path, "tail"), "tail")
+        folder, device = read_folder(find_part(path, "tail"), "tail"), str(device)
         if not folder.manifest.factory:
             if factory is not None:
                 _log.warning("the tail at '%s' is a program and needs no factory; %s is not used", folder.path, factory)

@@ -246,6 +246,8 @@ def _described(inputs: Any) -> str:
 
 def _move(value: Any, device: torch.device | None) -> Any:
     def moved(tensor: Tensor) -> Tensor:
+        if tensor.is_meta:
+            raise FitError("a batch holds a tensor on the device 'meta', which has no values; give the data themselves")
         tensor = tensor.clone() if tensor.is_inference() else tensor  # of which no gradient could be taken
         return tensor if device is None else tensor.to(device, non_blocking=True)
 

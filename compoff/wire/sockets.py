@@ -78,7 +78,8 @@ def check_timeout(timeout: float, name: str = "timeout", least: float = 0.0) -> 
         seconds = math.inf
     if not 0 < seconds < math.inf:
         message = (
-            f"a {name} of {timeout!r:.80} seconds was given; expected a positive number: every call ends some time"
+            f"a {name} of {timeout!r:.80} seconds was given; expected a finite number above 0, since every call ends "
+            "some time"
         )
         raise LocalProtocolError(message)
     if seconds < least:

@@ -83,3 +83,9 @@ def test_a_stride_below_one_is_refused() -> None:
 def test_a_feature_of_another_kind_is_refused(y: torch.Tensor, words: str) -> None:
     with pytest.raises(FeatureError, match=words):
         Geometry((3, 8, 8)).check(y)
+
+
+def test_a_shape_may_come_as_a_list() -> None:
+    geometry = Geometry([3, 8, 8])  # pyright: ignore[reportArgumentType]
+    assert geometry == Geometry((3, 8, 8))
+    geometry.check(torch.zeros(1, 3, 8, 8))
