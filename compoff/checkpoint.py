@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["read_bottlenecks", "read_checkpoint", "save_bottlenecks"]
 
-_FORMAT = "compoff-bottlenecks-2"
-_FORMATS = {_FORMAT, "compoff-bottlenecks-1"}  # the first knew one feature a split point
+_FORMAT = "compoff-bottlenecks-3"
+# The first knew one feature a split point, the second neither units nor, at first, the quality that was chosen.
+_FORMATS = {_FORMAT, "compoff-bottlenecks-2", "compoff-bottlenecks-1"}
 _KEYS = {"format", "base", "description", "checksum"}
 
 
@@ -108,7 +109,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
         raise ArtifactError(f"'{path}' cannot be read ({error}); expected a file that Wrapped.save wrote") from error
     if metadata.get("format") not in _FORMATS or not isinstance(description, dict):
         raise ArtifactError(
-            f"'{path}': format is {metadata.get('format')!r}, expected {_FORMAT!r}; save again with this version"
+            f"'{path}': format is {metadata.get('format')!r}, expected {_FORMAT!r} or one before: read it "
+            "with the version that wrote it, or save again with this one"
         )
     checksum = _checksum(text, tensors)
     # The first files had no checksum; a key of another name may be one that was damaged.

@@ -16,7 +16,7 @@ from compoff.checks import check_whole
 from compoff.codec import Bottleneck, CodecFactory, CodecName, Geometry, TransformBottleneck
 from compoff.codec.defaults import default_channels, widest_stride
 from compoff.codec.limits import check_latent
-from compoff.codec.precision import made_in_float32
+from compoff.codec.precision import own_defaults
 from compoff.codec.transform import check_levels
 from compoff.errors import FeatureError, SplitError
 
@@ -98,11 +98,12 @@ class CodecOptions:
         # Said only where it is not the default, so that older versions read all other files.
         return {**sizes, "codec": self.codec, **({} if self.strict else {"strict": False})}
 
-    def build(self, shape: tuple[int, ...]) -> Bottleneck:
+    def build(self, shape: tuple[int, ...], device: str = "cpu") -> Bottleneck:
         """Make the bottleneck for a feature.
 
         Args:
             shape: Its shape without the batch axis.
+            device: Where to make it; ``"meta"`` where only its sizes are of interest.
 
         Returns:
             The bottleneck, freshly initialized.
@@ -111,7 +112,7 @@ class CodecOptions:
             FeatureError: A size is out of range, or a factory's module gives another shape than was asked of it.
         """
         # Parameters born in inference mode could never be trained.
-        with torch.inference_mode(mode=False), made_in_float32():
+        with torch.inference_mode(mode=False), own_defaults(device):
             if self.codec == "transform":
                 return self._build_transform(shape)
             geometry = Geometry(shape, _given(self.stride, 4))

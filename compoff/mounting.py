@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from compoff.codec import Adapter
+from compoff.codec.precision import own_defaults
 from compoff.cutting.watching import named_modules
 from compoff.errors import FitError, SplitError
 from compoff.gates import Gate
@@ -110,12 +111,15 @@ def attach(model: nn.Module, site: Site, gate: Gate) -> list[RemovableHandle]:
     return handles
 
 
-def build_bottlenecks(options: CodecOptions, sites: Mapping[str, Site]) -> dict[str, list[Bottleneck]]:
+def build_bottlenecks(
+    options: CodecOptions, sites: Mapping[str, Site], device: str = "cpu"
+) -> dict[str, list[Bottleneck]]:
     """Make the bottlenecks of several split points.
 
     Args:
         options: How they are made.
         sites: The split points, by name.
+        device: Where to make them; ``"meta"`` where only their sizes are of interest.
 
     Returns:
         The bottlenecks of each, one a feature that crosses there, freshly initialized.
@@ -124,21 +128,23 @@ def build_bottlenecks(options: CodecOptions, sites: Mapping[str, Site]) -> dict[
         FeatureError: A size is out of range, or a factory's module gives another shape than was asked of it.
         SplitError: An adapter is asked for, and no layer behind a split point can have one.
     """
-    made = {path: [options.build(feature.packed_shape) for feature in site.features] for path, site in sites.items()}
+    made = {
+        path: [options.build(feature.packed_shape, device) for feature in site.features] for path, site in sites.items()
+    }
     if not options.strict:
         for path, site in sites.items():
-            made[path][0].adapter = _adapter(site)
+            made[path][0].adapter = _adapter(site, device)
     return made
 
 
-def _adapter(site: Site) -> Adapter:
+def _adapter(site: Site, device: str) -> Adapter:
     """What may change the layers behind a split point."""
     if not site.behind:
         raise SplitError(
             f"strict=False, but behind '{site.path}' there is no normalization, convolution or linear layer that an "
             "adapter could change; leave strict=True"
         )
-    with torch.inference_mode(mode=False):
+    with torch.inference_mode(mode=False), own_defaults(device):
         return Adapter([(layer.channels, layer.axis) for layer in site.behind])
 
 

@@ -175,9 +175,10 @@ def load(path: str | Path, model: nn.Module) -> Wrapped:
             )
     try:
         if any(size is not None for size in (options.channels, options.num_centers, options.stride)):
-            with torch.device("meta"):  # sizes of the file's own, which need not be those of its tensors
-                _require_sizes(_stacked(build_bottlenecks(options, sites), tensors), tensors)
-        made = build_bottlenecks(options, sites)
+            # Sizes of the file's own, which need not be those of its tensors.
+            _require_sizes(_stacked(build_bottlenecks(options, sites, "meta"), tensors), tensors)
+        with torch.random.fork_rng(devices=[]):  # first weights are drawn, and thrown away
+            made = build_bottlenecks(options, sites)
         _fill(made, tensors, reports)
     except (RuntimeError, TypeError, FeatureError, MemoryError) as error:
         raise ArtifactError(f"'{path}': its description does not fit its tensors ({error}); save again") from error

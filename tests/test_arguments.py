@@ -91,7 +91,7 @@ CASES: list[Case] = [
     (wrap, {"decoder": lambda shape: torch.nn.Identity()}, FeatureError, "expected a function from (input"),
     (wrap, {"encoder": "mine"}, FeatureError, "encoder is 'mine'; expected a function"),
     (wrap, {"split": b"1"}, SplitError, "split_points is b'1'; expected text"),
-    (wrap, {"split": [3]}, SplitError, "split point 3 is of class int; expected text"),
+    (wrap, {"split": [3]}, SplitError, "split point 3 is a int; expected module paths"),
     (wrap, {"skips": "drop"}, SplitError, "skips is 'drop'; expected 'encode', 'send', 'forbid'"),
     (lambda: c.Wrapped(net(), "1"), {}, SplitError, "split_points is the text '1'; expected a list"),
     (lambda: c.Wrapped(net(), ["1"], None, "drop"), {}, SplitError, "skips is 'drop'"),

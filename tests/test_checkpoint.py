@@ -73,7 +73,7 @@ def test_file_holds_no_weight_of_the_model(saved: tuple[Path, compoff.Wrapped]) 
 def test_description_is_golden(saved: tuple[Path, compoff.Wrapped]) -> None:
     with safe_open(saved[0], framework="pt") as file:
         metadata = file.metadata()
-    assert metadata["format"] == "compoff-bottlenecks-2"
+    assert metadata["format"] == "compoff-bottlenecks-3"
     assert metadata["base"] == fingerprint(saved[1].base.state_dict())
     assert json.loads(metadata["description"]) == {
         "options": {"channels": 4, "num_centers": 5, "stride": 2, "codec": "deepcod"},
@@ -97,9 +97,10 @@ def rewrite(path: Path, **changes: Any) -> None:
     safetensors.torch.save_file(tensors, path, {**metadata, **changes})
 
 
-def test_a_file_of_the_first_version_is_still_read(saved: tuple[Path, compoff.Wrapped]) -> None:
+@pytest.mark.parametrize("version", ["compoff-bottlenecks-1", "compoff-bottlenecks-2"])
+def test_files_of_older_versions_are_still_read(version: str, saved: tuple[Path, compoff.Wrapped]) -> None:
     path, wrapped = saved
-    rewrite(path, description={"inputs": [[[2, 3, 8, 8], "float32"]], "call": "gone"})
+    rewrite(path, format=version, description={"inputs": [[[2, 3, 8, 8], "float32"]], "call": "gone"})
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     del metadata["checksum"]
@@ -233,8 +234,8 @@ def test_truncations_are_found(saved: tuple[Path, compoff.Wrapped]) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"format": "compoff-bottlenecks-3"}, "format is 'compoff-bottlenecks-3', expected 'compoff-bottlenecks-2'"),
-        ({"description": "[]"}, "format is 'compoff-bottlenecks-2'"),
+        ({"format": "compoff-bottlenecks-4"}, "format is 'compoff-bottlenecks-4', expected 'compoff-bottlenecks-3'"),
+        ({"description": "[]"}, "format is 'compoff-bottlenecks-3'"),
         ({"description": "{"}, "cannot be read"),
         ({"description": {"options": "gone"}}, "does not fit its tensors"),
         ({"description": {"options": {"channels": 4, "levels": 5}}}, "does not fit its tensors"),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from compoff.codec.precision import full_precision
+from compoff.codec.precision import full_precision, own_defaults
 from compoff.codec.units import ChannelMoments
 from compoff.codec.waves import WaveMix, cosines
 from compoff.errors import FeatureError
@@ -143,6 +143,7 @@ class TileMoments:
     Source: this project (a label-free Karhunen-Loève transform in the metric of the Gauss-Newton matrix).
     """
 
+    @own_defaults()
     def __init__(self, geometry: Geometry, mixing: Directions | None = None) -> None:
         check_tile(geometry)
         self.mixing = mixing
@@ -158,6 +159,7 @@ class TileMoments:
         self._shift: Tensor | None = None  # a mean far from zero would leave nothing of float32's digits
         self._rows = 0
 
+    @own_defaults()
     @full_precision
     @torch.no_grad()
     def add(self, y: Tensor, gradient: Tensor) -> None:
@@ -183,6 +185,7 @@ class TileMoments:
         self._sensitivity += (slopes.T @ slopes).cpu().double()
         self._rows += len(tiles)
 
+    @own_defaults()
     @torch.no_grad()
     def directions(self, channels: int) -> Directions:
         """The directions that count most.

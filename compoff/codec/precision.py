@@ -1,4 +1,4 @@
-"""The codec is made and computes in its own precision, whatever default or autocast the user's script has on."""
+"""The codec is made and computes in its own precision, whatever defaults or autocast the user's script has on."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-__all__ = ["full_precision", "made_in_float32"]
+__all__ = ["full_precision", "own_defaults"]
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
 
 
 @contextlib.contextmanager
-def made_in_float32() -> Generator[None]:
-    """Let modules that are made in the block, those of the user's own factories too, have float32 parameters.
+def own_defaults(device: str = "cpu") -> Generator[None]:
+    """Let tensors that are made in the block be in float32 and on one device, whatever the script's defaults are.
+
+    So are the parameters of modules, those of the user's own factories too. Around no code that is the model's: that
+    may count on the script's defaults.
+
+    Args:
+        device: The device.
 
     Yields:
         Nothing.
@@ -28,16 +34,17 @@ def made_in_float32() -> Generator[None]:
     Examples:
         >>> import torch
         >>> torch.set_default_dtype(torch.float64)
-        >>> with made_in_float32():
+        >>> with own_defaults():
         ...     layer = torch.nn.Linear(2, 2)
         >>> layer.weight.dtype, torch.ones(2).dtype
         (torch.float32, torch.float64)
         >>> torch.set_default_dtype(torch.float32)
     """
-    before = torch.get_default_dtype()
+    before, where = torch.get_default_dtype(), torch.get_default_device()
     torch.set_default_dtype(torch.float32)
     try:
-        yield
+        with contextlib.nullcontext() if where.type == device else torch.device(device):
+            yield
     finally:
         torch.set_default_dtype(before)
 

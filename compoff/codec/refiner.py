@@ -192,7 +192,7 @@ def _take_former(module: nn.Module, state: dict[str, Any], prefix: str, *rest: A
     if f"{prefix}mean" not in state or f"{prefix}units.scale" in state:
         return
     mean: Tensor = state[f"{prefix}mean"]
-    unit: Tensor = state.pop(f"{prefix}unit", torch.ones(()))
+    unit: Tensor = state.pop(f"{prefix}unit", torch.ones((), device="cpu"))
     state[f"{prefix}units.shift"] = mean.new_zeros(len(mean))
     state[f"{prefix}units.scale"] = unit.to(mean).expand(len(mean)).clone()
     for name in ("mean", "inverse.weight"):

@@ -391,9 +391,9 @@ def _served(ladder: tuple[int, ...]) -> list[int]:
 def _take_former(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
     """Before weights are loaded: the steps are those that they were saved with, and older ones have no choice."""
     del rest
-    state.setdefault(f"{prefix}quality", torch.tensor(-1))
+    state.setdefault(f"{prefix}quality", torch.tensor(-1, device="cpu"))
     assert isinstance(module, TransformBottleneck)
-    ladder: Tensor = state.setdefault(f"{prefix}ladder", torch.tensor(_FORMER_LADDER))
+    ladder: Tensor = state.setdefault(f"{prefix}ladder", torch.tensor(_FORMER_LADDER, device="cpu"))
     served: Tensor = state.setdefault(f"{prefix}served", ladder)  # what was chosen counts these
     module.ladder = torch.empty_like(ladder, device=module.ladder.device)
     module.served = torch.empty_like(served, device=module.served.device)

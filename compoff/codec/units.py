@@ -120,9 +120,9 @@ class ChannelMoments:
     """
 
     def __init__(self, channels: int) -> None:
-        self._sum = torch.zeros(channels, dtype=torch.float64)
-        self._square = torch.zeros(channels, dtype=torch.float64)
-        self._slope = torch.zeros(channels, dtype=torch.float64)
+        self._sum = torch.zeros(channels, dtype=torch.float64, device="cpu")
+        self._square = torch.zeros(channels, dtype=torch.float64, device="cpu")
+        self._slope = torch.zeros(channels, dtype=torch.float64, device="cpu")
         self._shift: Tensor | None = None  # a mean far from zero would leave nothing of float32's digits
         self._largest = 0.0
         self._count = 0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compoff.codec.directions import Directions, alike, check_tile, factor_of, leading
-from compoff.codec.precision import full_precision
+from compoff.codec.precision import full_precision, own_defaults
 from compoff.codec.units import ChannelMoments
 from compoff.codec.waves import cosines, lowest_waves
 
@@ -39,6 +39,7 @@ class WaveMoments:
     Source: this project (as `TileMoments`, with what different waves have to do with one another left out).
     """
 
+    @own_defaults()
     def __init__(self, geometry: Geometry) -> None:
         check_tile(geometry)
         self._geometry = geometry
@@ -53,6 +54,7 @@ class WaveMoments:
         self._shift: Tensor | None = None
         self._rows = 0
 
+    @own_defaults()
     @full_precision
     @torch.no_grad()
     def add(self, y: Tensor, gradient: Tensor) -> None:
@@ -75,6 +77,7 @@ class WaveMoments:
         self._sensitivity += torch.bmm(slopes.transpose(1, 2), slopes).cpu()
         self._rows += ridden.shape[1]
 
+    @own_defaults()
     @torch.no_grad()
     def directions(self, channels: int) -> Directions:
         """The directions that count most, of whichever waves.

@@ -191,7 +191,7 @@ class ExampleInputs:
             elements += math.prod(shape)
             if elements > _MOST_ELEMENTS:
                 raise ValueError(f"its inputs hold more than {_MOST_ELEMENTS} numbers")
-            zeros.append(torch.zeros(shape, dtype=_dtype(dtype)))
+            zeros.append(torch.zeros(shape, dtype=_dtype(dtype), device="cpu"))
         call: list[Any] = unflatten(description["call"], zeros) if "call" in description else [zeros, {}]
         return cls(tuple(call[0]), dict(call[1]), tuple(batched))
 

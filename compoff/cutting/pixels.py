@@ -94,7 +94,7 @@ def from_pixels(head: ExportedProgram, pixels: Pixels, example: ExampleInputs, s
     """
     shape, tensors = require_picture(pixels, example), [tensor.cpu() for tensor in example.tensors]
     dtype = tensors[pixels.input].dtype
-    tensors[pixels.input] = torch.zeros((2, *shape), dtype=torch.uint8)
+    tensors[pixels.input] = torch.zeros((2, *shape), dtype=torch.uint8, device="cpu")
     module = _FromPixels(head.module(check_guards=False), pixels, dtype)
     with quiet("torch", contextlib.redirect_stderr):
         return program_of(module, ExampleInputs(tuple(tensors), batched=example.batched), split)

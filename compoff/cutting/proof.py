@@ -227,7 +227,7 @@ def _mixes(
     for place in (0, size - 1):
         given = [part[[place] * size] for part in arrived]
         for symbols in given[:codes]:
-            symbols[torch.arange(size) != place] = symbols.max() + symbols.min() - symbols[0]
+            symbols[torch.arange(size, device="cpu") != place] = symbols.max() + symbols.min() - symbols[0]
         if _differ(tail(*given), answers, place):
             return not _differ(tail(*arrived), answers, place)  # or it answers otherwise every time
     return False
@@ -274,16 +274,16 @@ def _drawn(tensor: Tensor) -> Tensor:
     """Values of the sort that a network takes; whole numbers may be indices, and stay zero."""
     if not tensor.is_floating_point():
         return torch.zeros_like(tensor)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(tensor.shape, generator=generator).to(tensor)
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randn(tensor.shape, generator=generator, dtype=torch.float32, device="cpu").to(tensor)
 
 
 def _drawn_with_rows(tensor: Tensor) -> Tensor:
     """The same with zeros and ones by turns, otherwise in each sample."""
     if tensor.is_floating_point() or not tensor.dim():
         return _drawn(tensor)
-    columns = torch.arange(tensor[0].numel())
-    return ((torch.arange(len(tensor))[:, None] + columns) % 2).reshape(tensor.shape).to(tensor)
+    rows, columns = (torch.arange(size, device="cpu") for size in (len(tensor), tensor[0].numel()))
+    return ((rows[:, None] + columns) % 2).reshape(tensor.shape).to(tensor)
 
 
 def _drawn_with_ones(tensor: Tensor) -> Tensor:

@@ -211,7 +211,7 @@ def check_names(model: nn.Module, paths: Sequence[str]) -> None:
         return
     for path in paths:
         if not isinstance(path, str):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's mistake all the same
-            raise SplitError(f"split point {path!r:.80} is of class {type(path).__name__}; expected text")
+            raise SplitError(f"split point {path!r:.80} is a {type(path).__name__}; expected module paths as text")
         name = _named_call(path)[0]
         if path != INPUT and name not in names:
             close = difflib.get_close_matches(name, [INPUT, *names], n=1, cutoff=0.4)

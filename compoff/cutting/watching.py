@@ -147,7 +147,7 @@ def watch(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | No
 
 def _resized(called: Any, batch: int) -> Any:
     """The same call with another number of samples: few, but not one, which models like to treat otherwise."""
-    samples = torch.arange(2 if batch > 2 else 3) % batch
+    samples = torch.arange(2 if batch > 2 else 3, device="cpu") % batch
     return map_tensors(
         called,
         lambda tensor: tensor[samples.to(tensor.device)] if tensor.dim() and len(tensor) == batch else tensor,

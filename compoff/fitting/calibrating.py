@@ -25,7 +25,7 @@ from compoff.fitting.aim import Aim
 from compoff.fitting.batches import check_seed, not_finite, require_batches
 from compoff.fitting.finishing import refuse_on, up_to
 from compoff.fitting.overhead import overhead_bytes
-from compoff.fitting.progress import Bar, bar
+from compoff.fitting.progress import Done, bar
 from compoff.fitting.randomness import own_random_numbers
 from compoff.fitting.reach import tell_of_latents_too_small
 from compoff.hooks import uncompiled
@@ -144,14 +144,14 @@ def start(wrapped: Wrapped, batches: Iterable[Any], aim: Aim, seed: int, *, prog
     require_onlookers(wrapped, FitError)
     aim.check_points(wrapped.split_points)
     wrapped.freeze()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     for split in wrapped.split_points:
         found = wrapped.bottlenecks_at(split)
         bottlenecks = [one for one in found if isinstance(one, TransformBottleneck) and not one.calibrated]
         if bottlenecks and len(bottlenecks) == len(found):
-            with bar(f"compoff.calibrate {split}", len(taken), "batch", progress) as drawn:
+            with bar(f"compoff.calibrate {split}", len(taken), "batch", progress) as done:
                 try:
-                    _start(wrapped, split, bottlenecks, taken, aim.bytes_at(split), generator, drawn)
+                    _start(wrapped, split, bottlenecks, taken, aim.bytes_at(split), generator, done)
                 except BaseException:  # an interrupt, too: what the search tried last is no start
                     for bottleneck in bottlenecks:
                         bottleneck.calibrated.fill_(False)
@@ -169,7 +169,7 @@ def _start(
     batches: list[Batch],
     target_bytes: float | None,
     generator: torch.Generator,
-    drawn: Bar,
+    done: Done,
 ) -> None:
     """Find directions of the bottlenecks at one split point, and the step that they share.
 
@@ -187,7 +187,7 @@ def _start(
         if samples < _SEARCHED:
             features.append([y.to(one.quantizer.centers.dtype) for one, y in zip(bottlenecks, ys, strict=True)])
             samples += len(ys[0])
-        drawn.update()
+        done(None)
     directions = [
         moment.directions(bottleneck.latent_shape[0]) for moment, bottleneck in zip(moments, bottlenecks, strict=True)
     ]
@@ -312,7 +312,7 @@ def _projection(outputs: list[Tensor], generator: torch.Generator) -> Tensor:
     for output in outputs:
         # What is added to all scores alike changes no answer.
         centered = output - output.mean(1, keepdim=True) if output.dim() == 2 and output.shape[1] > 1 else output
-        weights = torch.randn(centered.shape, generator=generator).to(centered)
+        weights = torch.randn(centered.shape, generator=generator, dtype=torch.float32, device="cpu").to(centered)
         total = total + (centered * weights).sum() / output.detach().float().std(unbiased=False).clamp_min(1e-12)
     return total
 

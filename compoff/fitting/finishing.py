@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from compoff.checks import check_flag
 from compoff.errors import FitError
 from compoff.fingerprint import fingerprint
 from compoff.fitting.agreeing import require_agreement
 from compoff.fitting.aim import Aim
 from compoff.fitting.batches import Batches, require_batches, to_batch
 from compoff.fitting.measure import check_output, count_symbols, features_of, measure
+from compoff.fitting.progress import each
 from compoff.fitting.randomness import own_random_numbers
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.mounting import device_of, require_wrapped
@@ -48,6 +50,7 @@ def finish(
     max_drop: float | None = None,
     agreement: Agreement | None = None,
     validation: Iterable[Any] | None = None,
+    progress: bool | None = None,
 ) -> FitReport:
     """Make the coder's tables, measure, and choose the default quality; what a loop of your own does last.
 
@@ -62,6 +65,7 @@ def finish(
         max_drop: The cheapest quality that changes at most this share of the answers becomes the export's default.
         agreement: What counts as an answer that is kept, as `fit` takes it; None for the same class.
         validation: Held-out batches to measure on; None for those of `batches`.
+        progress: Whether to draw a progress bar; None to draw it on a terminal only.
 
     Returns:
         Bytes and agreement of every quality; without loss curves, which are your loop's.
@@ -86,6 +90,7 @@ def finish(
     require_wrapped(wrapped)
     require_batches("batches", batches)
     require_batches("validation", validation, or_none=True)
+    check_flag("progress", progress, FitError, or_none=True)
     aim = Aim(target_bytes, max_drop)
     aim.check(wrapped.options.codec)
     require_agreement(agreement)
@@ -103,7 +108,7 @@ def finish(
         check_output(wrapped, aim, agreement)
         measured = held_out(validation, wrapped, where)
         counted = up_to(batches, wrapped, where, MEASURED)
-        samples = conclude(wrapped, reports, counted, measured, aim, agreement)
+        samples = conclude(wrapped, reports, counted, measured, aim, agreement, progress=progress)
     return FitReport(reports, 0, 0.0, samples, held_out=validation is not None)
 
 
@@ -114,6 +119,8 @@ def conclude(
     measured: Iterable[Batch] | None,
     aim: Aim,
     agreement: Agreement | None,
+    *,
+    progress: bool | None,
 ) -> int:
     """Make the tables of every split point from real symbols, and fill in its report.
 
@@ -124,6 +131,7 @@ def conclude(
         measured: What bytes and agreement are measured on; None for what symbols are counted on.
         aim: What the default quality is chosen by.
         agreement: What counts as an answer that is kept; None for the same class.
+        progress: As for `finish`.
 
     Returns:
         Number of samples measured.
@@ -140,7 +148,8 @@ def conclude(
             for layer in [layer for one in wrapped.bottlenecks_at(split) for layer in one.spectral_layers()]:
                 layer.settle()
             count_symbols(wrapped, split, counted)
-            samples = measure(wrapped, split, counted if measured is None else measured, report, aim, agreement)
+            given = each(counted if measured is None else measured, f"compoff.measure {split}", "batch", progress)
+            samples = measure(wrapped, split, given, report, aim, agreement)
             report.measured_on, report.held_out = samples, measured is not None
             wrapped.note_figures(split, report.figures(), base)
             wrapped.bottleneck(split).choose(report.quality)

@@ -29,10 +29,11 @@ from compoff.fitting.fitter import Fitter
 from compoff.fitting.keeper import Keeper
 from compoff.fitting.measure import check_output
 from compoff.fitting.progress import bar
-from compoff.fitting.randomness import own_random_numbers, random_states, set_random_states
+from compoff.fitting.randomness import own_generators, own_random_numbers, random_states, set_random_states
 from compoff.fitting.reach import tell_of_latents_too_small, tell_of_what_was_left
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.fitting.rounds import Recent, one_round
+from compoff.fitting.state import RandomState
 from compoff.mounting import device_of, quantized_modules, require_gradients, require_wrapped
 from compoff.outer_hooks import require_onlookers
 from compoff.recipe import recipe_for
@@ -194,8 +195,8 @@ def fit(
         lr: Learning rate at the start; None for the recipe's.
         validation: Held-out batches to measure bytes and agreement on; None for training inputs.
         device: Where to train, such as ``"cuda"``; None for where the model is. The model is moved there.
-        seed: Seed of PyTorch's random numbers in the fit, the loader's among them; the caller's go on afterwards as if
-            nothing had been drawn.
+        seed: Seed of PyTorch's random numbers in the fit, the loader's among them unless it has a generator of its
+            own; the caller's go on afterwards as if nothing had been drawn.
         resume: File to keep the state in: a fit that was killed goes on from it, one that was finished is only measured
             again.
         progress: Whether to draw a progress bar; None to draw it on a terminal only.
@@ -256,7 +257,7 @@ def fit(
         fitter.state.seconds = time.monotonic() - began  # what finding the directions took
         keeper = Keeper(state, seed, fitter) if state is not None else None
         recent = _train(fitter, batches, where, keeper, progress=progress)
-        report = _finish(fitter, recent, batches, measured, where, aim, agreement)
+        report = _finish(fitter, recent, batches, measured, where, aim, agreement, progress=progress)
     tell_of_what_was_left(wrapped, report, aim, again=again)
     return report
 
@@ -289,22 +290,24 @@ def _train(
     if rng is not None:
         finished = fitter.state.step >= fitter.total
         set_random_states(rng.now if finished and rng.now else rng.round, device)
+        for generator, stood in zip(own_generators(batches), rng.loader, strict=False):
+            generator.set_state(stood)
         if finished and recent.wanted:
             recent.pass_by(iter(batches), fitter.state.position)
     state, was_training = fitter.state, wrapped.training
     start = time.monotonic() - state.seconds
     wrapped.train()
     try:
-        with bar("compoff.fit", fitter.total, "step", progress, begun=state.step) as drawn:
+        with bar("compoff.fit", fitter.total, "step", progress, begun=state.step) as done:
             while state.step < fitter.total:
-                began = random_states(device)
+                loader = tuple(one.get_state() for one in own_generators(batches))
+                began = RandomState(random_states(device), loader=loader)
                 for item in one_round(batches, state, rng, recent):
                     batch = to_batch(item, wrapped, device)
                     recent.keep(batch)
                     mean = fitter.step(batch)
                     state.seconds = time.monotonic() - start
-                    drawn.update()
-                    drawn.set_postfix(loss=f"{mean:.4f}", refresh=False)
+                    done(mean)
                     if keeper and keeper.due:
                         keeper.save(began)
                     if state.step == fitter.total:
@@ -323,6 +326,8 @@ def _finish(
     device: torch.device | None,
     aim: Aim,
     agreement: Agreement | None,
+    *,
+    progress: bool | None,
 ) -> FitReport:
     """Measure on what the loop saw, or on what was held out."""
     _log.info("counting symbols and measuring every quality")
@@ -332,7 +337,7 @@ def _finish(
         split: SplitReport(loss=state.loss[split], distilled_from=state.distilled_from.get(split))
         for split in wrapped.split_points
     }
-    samples = conclude(wrapped, reports, counted, measured, aim, agreement)
+    samples = conclude(wrapped, reports, counted, measured, aim, agreement, progress=progress)
     for split, report in reports.items():
         _tell_of_worse(split, report.loss[report.distilled_from or 0 :])
     return FitReport(reports, state.step, state.seconds, samples, held_out=measured is not None)

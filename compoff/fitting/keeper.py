@@ -6,19 +6,19 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from compoff.fingerprint import fingerprint
 from compoff.fitting.randomness import random_states
-from compoff.fitting.state import RandomState, load_state, save_state
+from compoff.fitting.state import load_state, save_state
 from compoff.mounting import device_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor
-
     from compoff.fitting.fitter import Fitter
+    from compoff.fitting.state import RandomState
 
 __all__ = ["Keeper"]
 
@@ -78,7 +78,7 @@ class Keeper:
         enough = step % _SAVE_EVERY == 0 or step == self.fitter.total
         return enough or time.monotonic() - self._saved >= _SAVE_SECONDS
 
-    def save(self, began: tuple[Tensor, ...]) -> None:
+    def save(self, began: RandomState) -> None:
         """Write the file.
 
         Args:
@@ -86,5 +86,5 @@ class Keeper:
         """
         self._saved = time.monotonic()
         fitter = self.fitter
-        rng = RandomState(began, random_states(device_of(fitter.wrapped.base)))
+        rng = replace(began, now=random_states(device_of(fitter.wrapped.base)))
         save_state(self.path, fitter.state, self.settings, fitter.wrapped.bottlenecks, fitter.optimizer, rng)

@@ -338,8 +338,8 @@ def local_gain(bottleneck: Bottleneck, symbols: Tensor, iterations: int = 8) -> 
     Source: this project (Eq. 8 at the data).
     """
     z_hat = bottleneck.quantizer.dequantize(symbols).detach()
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(z_hat.shape, generator=generator).to(z_hat)
+    generator = torch.Generator("cpu").manual_seed(0)
+    direction = torch.randn(z_hat.shape, generator=generator, dtype=torch.float32, device="cpu").to(z_hat)
     gain = 0.0
 
     def decode(value: Tensor) -> Any:

@@ -2,35 +2,73 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Iterable, Sized
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
 if TYPE_CHECKING:
     from typing import TypeAlias
 
-__all__ = ["Bar", "bar"]
+__all__ = ["Done", "bar", "each"]
 
-Bar: TypeAlias = "tqdm[Any]"
+Done: TypeAlias = "Callable[[float | None], None]"
+"""Told that one more is done, with the loss there or None."""
+
+_Item = TypeVar("_Item")
 
 
-def bar(what: str, total: int, unit: str, shown: bool | None, *, begun: int = 0) -> Bar:
-    """Draw a bar while it is used as a context.
+@contextlib.contextmanager
+def bar(what: str, total: int | None, unit: str, shown: bool | None, *, begun: int = 0) -> Generator[Done]:
+    """Draw a bar while the block runs.
 
     Args:
         what: What is under way.
-        total: How many there are of it.
+        total: How many there are of it; None where nobody knows.
         unit: What one of them is called.
         shown: Whether to draw it; None to draw it on a terminal only.
         begun: How many are done already.
 
-    Returns:
-        The bar.
+    Yields:
+        What is to be told of each that is done.
 
     Examples:
-        >>> with bar("fit", 10, "step", shown=False) as drawn:
-        ...     _ = drawn.update()
+        >>> with bar("fit", 10, "step", shown=False) as done:
+        ...     done(0.25)
     """
-    hidden = not (sys.stderr.isatty() if shown is None else shown)
-    return tqdm(total=total, initial=begun, desc=what, disable=hidden, unit=unit)
+    if not (sys.stderr.isatty() if shown is None else shown):
+        yield lambda loss: None  # a hidden bar of tqdm's would start a thread, and settle how processes start
+        return
+    drawn: Any
+    with tqdm(total=total, initial=begun, desc=what, unit=unit) as drawn:
+
+        def done(loss: float | None) -> None:
+            drawn.update()
+            if loss is not None:
+                drawn.set_postfix(loss=f"{loss:.4f}", refresh=False)
+
+        yield done
+
+
+def each(items: Iterable[_Item], what: str, unit: str, shown: bool | None) -> Generator[_Item]:
+    """Go through items with a bar beside them.
+
+    Args:
+        items: The items.
+        what: As for `bar`.
+        unit: As for `bar`.
+        shown: As for `bar`.
+
+    Yields:
+        One item after the other.
+
+    Examples:
+        >>> [*each([1, 2], "measure", "batch", shown=False)]
+        [1, 2]
+    """
+    with bar(what, len(items) if isinstance(items, Sized) else None, unit, shown) as done:
+        for item in items:
+            yield item
+            done(None)

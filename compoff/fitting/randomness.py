@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["own_random_numbers", "random_states", "set_random_states"]
+__all__ = ["own_generators", "own_random_numbers", "random_states", "set_random_states"]
 
 
 @contextlib.contextmanager
@@ -75,3 +75,23 @@ def set_random_states(states: Sequence[Tensor], device: torch.device | None) -> 
     torch.set_rng_state(states[0])
     if len(states) > 1 and device is not None and device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)
+
+
+def own_generators(batches: Any) -> list[torch.Generator]:
+    """The generators of random numbers that a loader, or the sampler in it, has of its own.
+
+    Args:
+        batches: The loader, or anything else that gives batches.
+
+    Returns:
+        Each of them once.
+
+    Examples:
+        >>> loader = torch.utils.data.DataLoader(torch.zeros(8, 3), generator=torch.Generator())
+        >>> len(own_generators(loader)), own_generators([torch.zeros(8, 3)])
+        (1, [])
+    """
+    batched = getattr(batches, "batch_sampler", None)
+    holders = (batches, getattr(batches, "sampler", None), batched, getattr(batched, "sampler", None))
+    found = [getattr(holder, "generator", None) for holder in holders]
+    return [*dict.fromkeys(one for one in found if isinstance(one, torch.Generator))]

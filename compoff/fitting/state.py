@@ -29,6 +29,8 @@ __all__ = ["FitState", "RandomState", "load_state", "save_state"]
 
 _BOTTLENECKS, _ADAM = "bottlenecks.", "adam."
 _ROUND, _NOW = ("rng", "rng_device"), ("rng_now", "rng_now_device")
+_LOADER = "rng_loader."  # and a number: state of a generator that the loader has of its own
+_FORMAT = "compoff-fit-1"  # older files say nothing
 _LATER = ("quality", "served")  # of a bottleneck: what files of older versions lack, and loading fills in
 
 
@@ -68,10 +70,12 @@ class RandomState:
     Args:
         round: When the current round of the loader began: it then shuffles as it did.
         now: After the last step; empty in a file of an older version.
+        loader: Of the generators that the loader has of its own, when the round began.
     """
 
     round: tuple[Tensor, ...]
     now: tuple[Tensor, ...] = ()
+    loader: tuple[Tensor, ...] = ()
 
 
 def save_state(
@@ -107,7 +111,8 @@ def save_state(
         for name, value in moments.items():
             tensors[f"{_ADAM}{index}.{name}"] = torch.as_tensor(value).contiguous()
     tensors |= dict(zip(_ROUND, rng.round, strict=False)) | dict(zip(_NOW, rng.now, strict=False))
-    metadata = {"settings": json.dumps(settings, sort_keys=True), "state": json.dumps(vars(state))}
+    tensors |= {f"{_LOADER}{place}": state for place, state in enumerate(rng.loader)}
+    metadata = {"format": _FORMAT, "settings": json.dumps(settings, sort_keys=True), "state": json.dumps(vars(state))}
     metadata["checksum"] = _checksum(metadata, tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
@@ -144,31 +149,28 @@ def load_state(
         saved = metadata.get("format", "").startswith("compoff-bottlenecks")
         what = "is what Wrapped.save wrote, which compoff.load reads" if saved else "holds something else"
         raise FitError(f"'{path}' is not the state of a fit: it {what}; give another path to keep the state in")
+    theirs = metadata.get("format")
+    if theirs not in (None, _FORMAT):
+        raise _of_another_version(path, f"its format is {theirs!r}, expected {_FORMAT!r}")
     try:
         found, state = json.loads(metadata["settings"]), FitState(**json.loads(metadata["state"]))
         # A file of an older version has no checksum and fewer settings; what it has must still fit.
         whole = metadata.get("checksum") in (None, _checksum(metadata, tensors))
         if _ROUND[0] not in tensors:
             raise KeyError(_ROUND[0])
-        rng = RandomState(*(tuple(tensors[name] for name in names if name in tensors) for names in (_ROUND, _NOW)))
+        began, now = (tuple(tensors[name] for name in names if name in tensors) for names in (_ROUND, _NOW))
+        rng = RandomState(began, now, tuple(_under(_LOADER, tensors).values()))
     except (KeyError, ValueError, TypeError) as error:
         raise FitError(f"'{path}' is a damaged state of a fit ({told(error)}); delete it to start afresh") from error
     if not whole:
         raise FitError(f"'{path}' is damaged (its checksum is wrong); delete it to start afresh")
-    expected = json.loads(json.dumps(settings))
-    for key in sorted(found):
-        if found[key] != expected.get(key):
-            raise FitError(
-                f"'{path}' was written by a fit with {key}={found[key]}, and this one has {key}={expected.get(key)}; "
-                "give the same arguments to go on with it, or another file to start afresh"
-            )
+    _compare_settings(path, found, json.loads(json.dumps(settings)))
     weights = _under(_BOTTLENECKS, tensors)
-    _compare(path, weights, bottlenecks.state_dict())
+    _compare(path, weights, bottlenecks.state_dict(), known=theirs is not None)
     moments = _moments(path, tensors, optimizer)
     if state.lrs and len(state.lrs) != len(optimizer.param_groups):  # a file of an older version
-        raise FitError(
-            f"'{path}' was written by a version of compoff that knew {len(state.lrs)} learning rates where this one "
-            f"knows {len(optimizer.param_groups)}; go on with that version, or give another file to start afresh"
+        raise _of_another_version(
+            path, f"it knew {len(state.lrs)} learning rates where this one knows {len(optimizer.param_groups)}"
         )
     bottlenecks.load_state_dict(weights)
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -193,8 +195,37 @@ def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _compare(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def _of_another_version(path: Path, why: str) -> FitError:
+    return FitError(
+        f"'{path}' was written by another version of compoff ({why}); go on with that version, or give another file to "
+        "start afresh"
+    )
+
+
+def _compare_settings(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse the state of a fit with other arguments; what a recipe says follows from most of them."""
+    recipes = found.get("recipe", {}), expected.get("recipe", {})
+    if recipes[0].keys() != recipes[1].keys():
+        unknown = ", ".join(sorted(recipes[0].keys() ^ recipes[1].keys()))
+        raise _of_another_version(path, f"one of the two has no {unknown} in its recipes")
+    flat = [
+        {**{f"recipe.{name}": value for name, value in recipe.items()}, **settings}
+        for recipe, settings in zip(recipes, (found, expected), strict=True)
+    ]
+    for key in sorted(flat[0], key=lambda name: (name != "recipe.codec", name)):
+        theirs, ours = flat[0][key], flat[1].get(key)
+        if theirs != ours and key != "recipe":
+            raise FitError(
+                f"'{path}' was written by a fit with {key}={theirs}, and this one has {key}={ours}; give the same "
+                "arguments to go on with it, or another file to start afresh"
+            )
+
+
+def _compare(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, known: bool) -> None:
     """Refuse tensors that do not fit the ones they are to replace."""
+    absent = [name for name in expected if name not in found and name.partition(".")[2] not in _LATER]
+    if not known and (odd := [*absent, *(name for name in found if name not in expected)]):
+        raise _of_another_version(path, f"or for other bottlenecks: one of the two has no {odd[0]}")
     for name in sorted({*found, *expected}):
         if name not in found and name.partition(".")[2] in _LATER:
             continue

@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import compoff
 from compoff.errors import FitError
@@ -120,6 +121,36 @@ def test_a_fit_that_broke_down_ends_where_an_unbroken_one_does(
         assert again.splits[split].figures() == report.splits[split].figures()
         assert again.splits[split].loss == report.splits[split].loss
     assert again.steps == STEPS
+
+
+class Breaking(DataLoader[Tensor]):
+    """A loader of PyTorch's with random numbers of its own, which can break down at a batch."""
+
+    def __init__(self, breaks_at: int | None = None) -> None:
+        x = torch.randn(24, 32, generator=torch.Generator().manual_seed(5))
+        super().__init__(x, 6, shuffle=True, generator=torch.Generator().manual_seed(3))  # pyright: ignore[reportArgumentType]
+        object.__setattr__(self, "left", breaks_at)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in super().__iter__():
+            if self.left == 0:
+                raise Killed
+            if self.left is not None:
+                object.__setattr__(self, "left", self.left - 1)
+            yield batch
+
+
+@pytest.mark.parametrize("breaks_at", [4, 6, 9, 13])
+@pytest.mark.parametrize("codec", ["transform", "deepcod"])
+def test_a_loader_with_a_generator_of_its_own_goes_on_as_it_shuffled(codec: str, breaks_at: int, path: Path) -> None:
+    breaks_at += 4 * (codec == "transform")  # a round goes before the first step
+    unbroken, first, resumed = (wrapped(codec=codec, seed=seed) for seed in (3, 3, 99))
+    report = fit(unbroken, Breaking(), None, recipe=None)
+    with pytest.raises(Killed):
+        fit(first, Breaking(breaks_at), path, recipe=None)
+    again = fit(resumed, Breaking(), path, recipe=None)
+    assert_same(unbroken, resumed)
+    assert again.splits["input"].loss == report.splits["input"].loss
 
 
 class Masked(nn.Module):
@@ -254,7 +285,10 @@ def refused(model: compoff.Wrapped, path: Path, words: str, **options: Any) -> N
         ({"steps": 15}, "steps=14, and this one has steps=15"),
         ({"lr": 0.5}, "lr=0.003, and this one has lr=0.5"),
         ({"rate": 0.5}, "rate=0.0, and this one has rate=0.5"),
-        ({"recipe": Recipe(distillation=2.0)}, "recipe="),
+        (
+            {"recipe": Recipe(distillation=2.0)},
+            r"recipe\.distillation=1\.0, and this one has recipe\.distillation=2\.0",
+        ),
     ],
 )
 def test_the_file_of_a_fit_with_other_arguments_is_refused(options: dict[str, Any], words: str, path: Path) -> None:
@@ -328,6 +362,13 @@ def test_a_file_of_the_first_version_still_goes_on(path: Path) -> None:
     save_file(tensors, path, {"settings": json.dumps(settings), "state": metadata["state"]})
     fit(resumed, Loader(), path)
     assert_same(unbroken, resumed)
+
+
+def test_the_file_of_another_codec_is_refused_by_its_name(path: Path) -> None:
+    fit(wrapped(), Loader(), path)
+    refused(
+        wrapped(codec="transform"), path, "recipe.codec=deepcod, and this one has recipe.codec=transform", recipe=None
+    )
 
 
 def test_no_draft_is_left_behind(path: Path) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 import compoff
 from compoff.codec import Geometry, TransformBottleneck
 from compoff.errors import FitError
+from compoff.fitting import state as state_module
 from compoff.fitting.state import FitState, RandomState, load_state, save_state
 
 if TYPE_CHECKING:
@@ -119,7 +121,10 @@ def test_a_file_with_other_learning_rates_is_refused_before_anything_is_changed(
     (net, _), (saved, adam) = trained(0), trained(1)
     save_state(tmp_path / "state", FitState(lrs=[0.1, 0.2]), SETTINGS, saved, adam, rng())
     fresh, before = torch.optim.Adam(net.parameters()), copy.deepcopy(net.state_dict())
-    with pytest.raises(FitError, match="knew 2 learning rates where this one knows 1; go on with that version"):
+    with pytest.raises(
+        FitError,
+        match=r"it knew 2 learning rates where this one knows 1\); go on with that version",
+    ):
         load_state(tmp_path / "state", SETTINGS, net, fresh)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
@@ -152,3 +157,29 @@ def test_a_damaged_state_is_told_from_a_foreign_file(tmp_path: Path) -> None:
     save_file(net.state_dict(), path, {"settings": "{", "state": "{}"})
     with pytest.raises(FitError, match=r"is a damaged state of a fit .*; delete it to start afresh"):
         load_state(path, SETTINGS, net, adam)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": "compoff-fit-2"}, r"another version of compoff \(its format is 'compoff-fit-2', expected"),
+        ({"settings": '{"recipe": {"betas": [0.9, 0.999], "warmup": 3}}'}, "has no warmup in its recipes"),
+        ({"format": None, "net": 1}, r"another version of compoff \(or for other bottlenecks: one of the two has no"),
+        ({"format": None}, ""),
+    ],
+)
+def test_the_file_of_another_version_is_told_from_a_mistake(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path, (net, adam) = tmp_path / "state", trained(0)
+    save_state(path, FitState(step=2), SETTINGS, nn.Sequential(net) if change.pop("net", 0) else net, adam, rng())
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata |= change
+    metadata["checksum"] = state_module._checksum(metadata, tensors)
+    save_file(tensors, path, {name: text for name, text in metadata.items() if text is not None})
+    if not words:
+        assert load_state(path, SETTINGS, net, adam)[0].step == 2
+        return
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(FitError, match=words):
+        load_state(path, SETTINGS, net, adam)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())

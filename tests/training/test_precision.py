@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,10 +11,12 @@ from torch import Tensor
 
 import compoff
 from compoff.errors import FitError
+from compoff.fingerprint import fingerprint
 from tests.small_networks import Plain, same, tiny_encoder, values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from compoff.recipe import CodecName
 
@@ -183,3 +186,35 @@ def test_a_far_from_orthogonal_encoder_does_not_overflow_in_float16() -> None:
     with torch.autocast("cpu", torch.float16):
         assert bool(torch.isfinite(model.bottleneck("block1").semi_orthogonality_error()))
         assert bool(torch.isfinite(model.distillation_loss(x)))
+
+
+def fitted_under(context: Any, folder: Path) -> tuple[str, float]:
+    """What becomes of one fit, from wrapping to loading."""
+    torch.manual_seed(0)
+    net, x = Plain().eval(), images(32)
+    with context:
+        model = compoff.wrap(net, "block1", example_input=x[:2])
+        compoff.fit(model, [x], steps=4)
+        error = compoff.finish(model, [x]).splits["block1"].output_error
+        head, tail = compoff.export(model, "block1")
+        assert tail(head(x)).device.type == "cpu"
+        model.save(folder / "fitted")
+        net = model.unwrap()
+        before = torch.get_rng_state()
+        again = compoff.load(folder / "fitted", net)
+        assert torch.equal(torch.get_rng_state(), before)
+    return fingerprint(again.bottlenecks.state_dict()), error
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("default", [default_dtype(torch.float64), default_dtype(torch.bfloat16), torch.device("meta")])
+def test_defaults_of_the_script_change_no_fit(default: Any, tmp_path: Path) -> None:
+    assert fitted_under(default, tmp_path) == fitted_under(contextlib.nullcontext(), tmp_path)
