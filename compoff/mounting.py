@@ -5,6 +5,7 @@ Knows neither what the gates hold nor who switches them (`wrapped`).
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -179,7 +180,7 @@ def key_of(path: str, index: int = 0) -> str:
     return f"{key}+{index}" if index else key
 
 
-def find_gates(model: nn.Module, owners: Mapping[nn.Module, str]) -> dict[str, Gate]:
+def find_gates(model: nn.Module, owners: Mapping[nn.Module, str]) -> tuple[dict[str, Gate], Counter[str]]:
     """The gates that hang in a model; found, not stored, so that copies find their own.
 
     Args:
@@ -187,14 +188,16 @@ def find_gates(model: nn.Module, owners: Mapping[nn.Module, str]) -> dict[str, G
         owners: Name of each bottleneck.
 
     Returns:
-        The gates of these bottlenecks, by name.
+        The gates of these bottlenecks, by name; and by how many hooks each hangs.
     """
     gates: dict[str, Gate] = {}
+    hooks = Counter[str]()
     for module in model.modules():
         for gate in catchers(module):
             if isinstance(gate, Gate) and gate.bottleneck in owners:
                 gates[owners[gate.bottleneck]] = gate
-    return gates
+                hooks[owners[gate.bottleneck]] += 1
+    return gates, hooks
 
 
 def mark(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -111,6 +112,7 @@ class Wrapped(nn.Module):
         self._measured_with: dict[str, str] = {}  # by split point: the weights that its report speaks of
         self._example = ExampleInputs()
         self._handles: list[RemovableHandle] = []
+        self._hooks = Counter[str]()  # by split point: how many lead to its gate
         self._flags = Flags.of(base)
         self.base = base
         self._frozen = Frozen(base)
@@ -203,16 +205,24 @@ class Wrapped(nn.Module):
             gate = Gate(path, bottlenecks, layouts, [feature.own for feature in features], work)
             self._handles += attach(self.base, sites[path], gate)
         self.sites = sites
+        self._hooks = find_gates(self.base, {self.bottlenecks[key_of(path)]: path for path in sites})[1]
         self.split_points = tuple(sites)
 
     def _gates(self) -> dict[str, Gate]:
         """The gates by split point.
 
         Raises:
-            SplitError: This model has been unwrapped.
+            SplitError: This model has been unwrapped, or a module in which a gate hangs has been replaced.
         """
         self._check_hung(self.base)
-        return find_gates(self.base, {self.bottlenecks[key_of(path)]: path for path in self.sites})
+        gates, hooks = find_gates(self.base, {self.bottlenecks[key_of(path)]: path for path in self.sites})
+        if hooks != self._hooks:
+            lost = next(path for path in self.sites if hooks[path] != self._hooks[path])
+            raise SplitError(
+                f"a module of the base from which '{lost}' takes its tensors has been replaced, or lost its hooks, "
+                "since the model was wrapped; unwrap() it, and wrap it again"
+            )
+        return gates
 
     @property
     def example(self) -> ExampleInputs:

@@ -499,3 +499,16 @@ def test_a_pass_under_a_function_transform_leaves_nothing_of_it_behind() -> None
     copied = copy.deepcopy(wrapped).eval()
     with wrapped.eval().at("2"), copied.at("2"):
         assert torch.equal(copied(x), wrapped(x))
+
+
+def test_a_replaced_module_that_a_gate_hangs_in_is_noticed() -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), torch.randn(4, 3, 16, 16)
+    wrapped = compoff.wrap(net, ["2", "input"], example_input=x)
+    compoff.fit(wrapped, [x], steps=2)
+    wrapped.base[1] = nn.ReLU()
+    for call in (lambda: wrapped.at("2").__enter__(), lambda: compoff.fit(wrapped, [x], steps=1)):
+        with pytest.raises(SplitError, match=r"from which '2' takes its tensors has been replaced.*wrap it again"):
+            call()
+    again = compoff.wrap(wrapped.unwrap(), "2", example_input=x)
+    with copy.deepcopy(again).at("2") as student:
+        assert student(x).shape == (4, 4, 12, 12)
