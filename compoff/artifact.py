@@ -29,12 +29,14 @@ from compoff.pieces import place_of, put_back, take_out
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["ENGINE", "Folder", "find_part", "kinds_in", "read_folder", "write_folder"]
+__all__ = ["ENGINE", "MANIFEST", "Folder", "read_folder", "read_manifest", "write_folder"]
 
 ENGINE = "engine."
 """How the names of files begin that are made from a program for one machine. They are read only when they are used."""
 
-_MANIFEST = "manifest.yaml"
+MANIFEST = "manifest.yaml"
+"""Name of the file that makes a folder one of ours."""
+
 _TABLES = "tables.safetensors"
 _PROGRAM = ".pt2"
 _PARTED = ".parts"
@@ -105,7 +107,7 @@ class Folder:
         """
         if name not in self.files:
             raise ArtifactError(
-                f"{self.path / _MANIFEST}: files lists no '{name}', but {', '.join(self.files) or 'none'}"
+                f"{self.path / MANIFEST}: files lists no '{name}', but {', '.join(self.files) or 'none'}"
             )
         return self.files[name]
 
@@ -165,8 +167,8 @@ def write_folder(
         folder.mkdir(parents=True, exist_ok=True)
         if weights is not None:
             _write_weights(weights, shared)
-        with drafts(folder, [*contents, _MANIFEST]) as made:  # a full disk leaves what was there
-            for name, data in (*contents.items(), (_MANIFEST, text)):
+        with drafts(folder, [*contents, MANIFEST]) as made:  # a full disk leaves what was there
+            for name, data in (*contents.items(), (MANIFEST, text)):
                 write_draft(made[name], data, folder / name)
             ours = {name: draft.stat().st_ino for name, draft in made.items()}
             _put_in_place(folder, made, listed.keys() - contents.keys() - kept.keys())
@@ -181,7 +183,7 @@ def write_folder(
 
 def _put_in_place(folder: Path, made: dict[str, Path], gone: Iterable[str]) -> None:
     """Give drafts their names, and leave none of the files `gone`; where that fails, put back what was there."""
-    with drafts(folder, [_MANIFEST, *made, *gone]) as earlier:
+    with drafts(folder, [MANIFEST, *made, *gone]) as earlier:
         away: list[str] = []
         placed: list[str] = []
         try:
@@ -222,7 +224,7 @@ def _way(folder: Path, weights: Path) -> str:
 def _weights_of(folder: Path, manifest: Manifest) -> Path | None:
     """The folder that this artifact shares its weights in, as it was saved before; None where it does not."""
     try:
-        earlier, listed = _read_manifest(folder)
+        earlier, listed = read_manifest(folder)
         if (earlier.kind, earlier.artifact_id) != (manifest.kind, manifest.artifact_id):
             return None
         parted = [name for name in listed if str(name).endswith(_PARTED)]
@@ -261,8 +263,8 @@ def _check_free(folder: Path, kind: str, contents: dict[str, bytes]) -> tuple[Ma
     present = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set[str]()
     # What is left where a save was cut off is no user's; it is written over, or lies there unlisted.
     foreign = sorted(name for name in present - {*contents} if not _LEFT[kind].fullmatch(name))
-    if _MANIFEST in present:
-        earlier, listed = _read_manifest(folder)
+    if MANIFEST in present:
+        earlier, listed = read_manifest(folder)
         if earlier.kind != kind:
             raise ArtifactError(f"'{folder}' holds a {earlier.kind}; save the {kind} in a folder of its own")
         plain = {name for name in listed if isinstance(name, str) and _PLAIN_NAME.fullmatch(name)}  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -294,106 +296,48 @@ def read_folder(path: str | Path, kind: str) -> Folder:
         if not any(folder.iterdir()):
             raise ArtifactError(f"'{folder}' is empty; expected a folder that {kind.capitalize()}.save wrote")
     # An export that another process saves there meanwhile is read as a whole, or as a whole not yet.
-    return read_together(folder / _MANIFEST, lambda: _read_once(folder, kind), ArtifactError)
+    return read_together(folder / MANIFEST, lambda: _read_once(folder, kind), ArtifactError)
 
 
 def _read_once(folder: Path, kind: str) -> Folder:
     """Read a folder into which nobody saves."""
-    manifest, listed = _read_manifest(folder)
+    manifest, listed = read_manifest(folder)
     if manifest.kind != kind:
-        raise ArtifactError(
-            f"{folder / _MANIFEST}: kind is '{manifest.kind}', expected '{kind}'; load it as what it is"
-        )
+        raise ArtifactError(f"{folder / MANIFEST}: kind is '{manifest.kind}', expected '{kind}'; load it as what it is")
     engines = {name: entry for name, entry in listed.items() if str(name).startswith(ENGINE)}
     files = {name: _read_listed(folder, name, entry) for name, entry in listed.items() if name not in engines}
     if _TABLES not in files:
-        raise ArtifactError(f"{folder / _MANIFEST}: files lists no '{_TABLES}'; it is damaged: export again")
+        raise ArtifactError(f"{folder / MANIFEST}: files lists no '{_TABLES}'; it is damaged: export again")
     tables = _read_tables(folder / _TABLES, files.pop(_TABLES), manifest)
     for name in [name for name in files if name.endswith(_PARTED)]:
         files[name.removesuffix(_PARTED)] = _whole(folder / name, files.pop(name))
     return Folder(folder, manifest, tables, files, engines)
 
 
-def find_part(path: str | Path, kind: str) -> Path:
-    """The folder of a head or a tail: the given one, or its subfolder of that name.
+def read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any]]:
+    """A folder's manifest, and what it lists of other files.
 
     Args:
-        path: A folder that `save` wrote, or the folder around ``head`` and ``tail``.
-        kind: ``"head"`` or ``"tail"``.
+        folder: The folder.
 
     Returns:
-        The folder to read.
+        The manifest, and the entries of the files beside it by name.
 
     Raises:
-        ArtifactError: It is around exports, one of which is to be named, or only the other part is there.
+        ArtifactError: There is none, or it is damaged.
     """
-    folder = check_path("path", path, ArtifactError)
-    with reaching(folder, ArtifactError):
-        if (folder / _MANIFEST).exists():
-            return folder
-        if (folder / kind).is_dir():
-            return folder / kind
-        inside = [one.name for one in exports_in(folder)]
-        if inside and inside != ["tail" if kind == "head" else "head"]:
-            told = ", ".join(inside[:5])
-            raise ArtifactError(f"'{folder}' is around exports ({told}); name the folder of one of them")
-        if inside:
-            raise ArtifactError(f"'{folder}' holds a {inside[0]} and no {kind}; copy the {kind} there, too")
-        return folder
-
-
-def exports_in(folder: Path) -> list[Path]:
-    """The folders of heads and tails, or around such a pair, that a folder holds.
-
-    Args:
-        folder: The folder; it need not be there.
-
-    Returns:
-        Them, in the order of their names.
-    """
-    with reaching(folder, ArtifactError):
-        places = sorted(folder.iterdir()) if folder.is_dir() else []
-        return [one for one in places if any((one / name / _MANIFEST).exists() for name in ("", "head", "tail"))]
-
-
-def kinds_in(path: str | Path) -> list[str]:
-    """Which parts a folder holds.
-
-    Args:
-        path: A folder that `save` wrote, or the folder around ``head`` and ``tail``.
-
-    Returns:
-        ``"head"``, ``"tail"``, or both; what `find_part` and `read_folder` can be asked for.
-
-    Raises:
-        ArtifactError: It holds neither, or its manifest is damaged.
-    """
-    folder = check_path("path", path, ArtifactError)
-    with reaching(folder, ArtifactError):
-        if (folder / _MANIFEST).exists():
-            return [_read_manifest(folder)[0].kind]
-        found = [kind for kind in ("head", "tail") if (folder / kind).is_dir()]
-    if not found:
-        raise ArtifactError(
-            f"'{folder}' holds no head and no tail; expected a folder that Head.save or Tail.save wrote"
-        )
-    return found
-
-
-def _read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any]]:
-    """A folder's manifest, and what it lists of other files."""
-    path = folder / _MANIFEST
+    path = folder / MANIFEST
     return parse_manifest(_read(path, MANIFEST_LIMIT), path)
 
 
 def _read_listed(folder: Path, name: Any, entry: Any) -> bytes:
     """A file that the manifest lists, compared with what it says."""
     if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
-        raise ArtifactError(f"{folder / _MANIFEST}: files names {name!r:.80}, expected plain names in the same folder")
+        raise ArtifactError(f"{folder / MANIFEST}: files names {name!r:.80}, expected plain names in the same folder")
     line: dict[str, Any] = entry if isinstance(entry, dict) else {}  # pyright: ignore[reportUnknownVariableType]
     size = line.get("bytes")
     if type(size) is not int or size < 0:
-        raise ArtifactError(f"{folder / _MANIFEST}: files has no length for '{name}'; it is damaged: export again")
+        raise ArtifactError(f"{folder / MANIFEST}: files has no length for '{name}'; it is damaged: export again")
     path = folder / name
     data = _read(path, size)
     if len(data) != size:

@@ -16,13 +16,13 @@ import typer
 from rich.console import Console
 
 from compoff import __version__
-from compoff.artifact import find_part
 from compoff.drafts import write_whole
 from compoff.errors import CompoffError, FeatureError, LocalProtocolError
 from compoff.operations.answer_files import check_output, save_answer
 from compoff.operations.input_files import read_input
 from compoff.operations.settings import TOKEN_VARIABLE, Settings, TailPlace, read_tokens, token_of_environment
 from compoff.operations.system_errors import told
+from compoff.parts import find_part
 from compoff.printable import printable
 from compoff.wire.security import server_tls
 from compoff.wire.tls import TLS
@@ -313,8 +313,9 @@ def export_c(
     ] = None,
 ) -> None:
     """Write the C header that a microcontroller makes payloads with; examples/c shows how."""
-    from compoff.artifact import find_part, read_folder
+    from compoff.artifact import read_folder
     from compoff.device.c_header import c_header
+    from compoff.parts import find_part
 
     head = read_folder(find_part(folder, "head"), "head")
     payloads = head.manifest.payload_format(head.tables)

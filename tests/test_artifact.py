@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from compoff.artifact import find_part, kinds_in, read_folder, write_folder
+from compoff.artifact import read_folder, write_folder
 from compoff.errors import ArtifactError
 from compoff.manifest import TensorSpec
+from compoff.parts import find_part, kinds_in
 from compoff.pixels import Pixels
 from tests.small_artifacts import MANIFEST, PROGRAM, TABLES, checked, refused
 

@@ -1,4 +1,4 @@
-"""What `docs/explanation/design.md` says of the house is so: its layers, its rooms, the length of functions."""
+"""What `docs/explanation/design.md` says of the house is so: its layers, its rooms, the length of functions and files."""
 
 from __future__ import annotations
 
@@ -39,3 +39,8 @@ def test_functions_are_short(path: Path) -> None:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
             assert (node.end_lineno or 0) - first.lineno < 60, node.name
+
+
+@pytest.mark.parametrize("path", _FILES, ids=lambda path: path.relative_to(_ROOT).as_posix())
+def test_files_are_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400

@@ -22,15 +22,15 @@ from torch.fx import GraphModule
 from compoff.batch import Batch
 from compoff.codec import Bottleneck
 from compoff.cutting.cut import cut_at
+from compoff.cutting.flat import flat_output, require_plain_call
 from compoff.cutting.functional import functional
 from compoff.cutting.inputs import ExampleInputs
-from compoff.cutting.proof import answers_alike, check_sizes, prove, require_finite
+from compoff.cutting.proof import check_sizes, prove, require_finite
 from compoff.cutting.watching import frozen
 from compoff.errors import CompoffError, SplitError
 from compoff.hooks import traced
 from compoff.printable import first_line
 from compoff.quiet import quiet
-from compoff.structure import flatten
 from compoff.weights import exchange_weights
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def capture(
 
     Source: this project.
     """
-    _require_plain_call(base, example)
+    require_plain_call(base, example)
     with (
         _marked(base, gate) as crossed,
         flat_output(base) as structures,
@@ -163,41 +163,6 @@ def capture(
         return Programs(head, tail, sides, tuple(zip(leaves, halves.batched, strict=True)), structure)
 
 
-class _Flat(nn.Module):
-    """A model that returns its tensors only."""
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self.base = base
-        self.structure: dict[str, Any] = {}
-
-    def forward(self, *args: Any, **keywords: Any) -> Any:
-        with flat_output(self.base) as structures:
-            leaves = self.base(*args, **keywords)
-        self.structure = structures[-1]
-        return leaves
-
-
-def _require_plain_call(base: nn.Module, example: ExampleInputs) -> None:
-    """Refuse a class that goes on after forward: no program would hold what its ``__call__`` makes of the output."""
-    if type(base).__call__ is nn.Module.__call__:
-        return
-    given, flat, name = Batch(example.args, example.keywords), _Flat(base), type(base).__name__
-    with frozen(base):
-        try:
-            structure = flatten(given.call(base), _is_tensor)[1]
-        except Exception:  # as it is, the model refuses zeros, which is said where it is exported
-            return
-        with contextlib.suppress(Exception):
-            given.call(flat)
-        if structure == flat.structure and answers_alike(base, flat, example):
-            return
-    raise SplitError(
-        f"{name}.__call__ changes what {name}.forward returns, and only what lies in forward becomes a head and a "
-        "tail; move it there, or wrap a module whose forward calls this one"
-    )
-
-
 def _answer_to_zeros(base: nn.Module, example: ExampleInputs, split: str) -> tuple[Tensor, ...]:
     """What the model answers to inputs of zeros, of which nothing is kept but the form."""
     try:
@@ -211,44 +176,6 @@ def _answer_to_zeros(base: nn.Module, example: ExampleInputs, split: str) -> tup
             f"that it was wrapped with{place}: {reason}. Fitting works; leave out what looks at the values of its "
             "inputs, such as a check of a mask or of lengths"
         ) from error
-
-
-@contextlib.contextmanager
-def flat_output(base: nn.Module) -> Generator[list[dict[str, Any]]]:
-    """Let a model return its tensors only, in a tuple, while the block runs.
-
-    Args:
-        base: The model.
-
-    Yields:
-        A list that gets the description of what the model returned, one entry a pass.
-
-    Examples:
-        >>> import torch
-        >>> net = torch.nn.LSTM(4, 3)
-        >>> with flat_output(net) as structures:
-        ...     len(net(torch.zeros(5, 2, 4)))
-        3
-    """
-    structures: list[dict[str, Any]] = []
-
-    def flat(module: nn.Module, args: Any, output: Any) -> tuple[Tensor, ...]:
-        del module, args
-        leaves, structure = flatten(output, _is_tensor)
-        structures.append(structure)
-        return tuple(leaves)
-
-    handle = base.register_forward_hook(flat)
-    try:
-        yield structures
-    finally:
-        handle.remove()
-
-
-def _is_tensor(value: Any) -> bool:
-    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-        raise SplitError("the model returns a number that depends on the batch; return a tensor, or leave it out")
-    return isinstance(value, Tensor)
 
 
 @contextlib.contextmanager

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compoff.artifact import find_part, read_folder, write_folder
+from compoff.artifact import read_folder, write_folder
 from compoff.checks import check_whole
 from compoff.device.c_header import c_header
 from compoff.device.inputs import Inputs
 from compoff.device.runners.choice import load_runner
 from compoff.device.samples import first_samples
 from compoff.errors import BackendError, FeatureError
+from compoff.parts import find_part
 from compoff.pickling import Unpickled
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from compoff.artifact import find_part, read_folder, write_folder
+from compoff.artifact import read_folder, write_folder
 from compoff.coding import Decoded, Payload
 from compoff.edge.backends.backend import NestedBackend
 from compoff.edge.backends.choosing import Choice, compile_backend, load_backend
@@ -20,6 +20,7 @@ from compoff.edge.backends.module import ModuleBackend
 from compoff.edge.described import Described
 from compoff.errors import ArtifactMismatch, BackendError, PayloadError
 from compoff.manifest import DTYPES
+from compoff.parts import find_part
 from compoff.pickling import Unpickled
 from compoff.structure import flatten, importable, unflatten
 from compoff.weights import WeightPool

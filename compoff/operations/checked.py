@@ -8,9 +8,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from compoff.artifact import find_part, read_folder
+from compoff.artifact import read_folder
 from compoff.edge.described import Described
 from compoff.errors import BackendError
+from compoff.parts import find_part
 from compoff.wire.tensors import pack
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compoff.artifact import exports_in, find_part, kinds_in, read_folder
+from compoff.artifact import read_folder
 from compoff.checks import check_path, reaching
 from compoff.errors import ArtifactError, BackendError
 from compoff.manifest import sha256
@@ -29,6 +29,7 @@ from compoff.operations.fit_figures import (
     shape,
     table,
 )
+from compoff.parts import exports_in, find_part, kinds_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

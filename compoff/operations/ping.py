@@ -10,10 +10,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from compoff.artifact import find_part, kinds_in, read_folder
+from compoff.artifact import read_folder
 from compoff.checks import check_whole
 from compoff.errors import ArtifactError, LocalProtocolError
 from compoff.operations.inspecting import parts_around
+from compoff.parts import find_part, kinds_in
 from compoff.wire.client import open_client
 from compoff.wire.security import device_tls
 from compoff.wire.tls import client_context

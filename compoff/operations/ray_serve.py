@@ -12,9 +12,10 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from compoff.artifact import find_part, read_folder
+from compoff.artifact import read_folder
 from compoff.errors import BackendError
 from compoff.operations.checked import CheckedTail
+from compoff.parts import find_part
 from compoff.printable import told
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from compoff.errors import ReadTimeout
 from compoff.wire.client_protocol import MAX_REPLY_BYTES, ClientProtocol
-from compoff.wire.exchange import Exchange, Slot, deadline_field
+from compoff.wire.exchange import Exchange, deadline_field
 from compoff.wire.sockets import check_timeout, open_stream
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from compoff.wire.messages import Offer
     from compoff.wire.moved import Moved
+    from compoff.wire.slot import Slot
 
 __all__ = ["Client", "PendingReply", "open_client"]
 

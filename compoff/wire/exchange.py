@@ -24,6 +24,7 @@ from compoff.wire.client_protocol import HUNG_UP
 from compoff.wire.frames import MAX_DEADLINE_MS
 from compoff.wire.moved import Moved
 from compoff.wire.protocol import Answer, ClientEvent, Refusal
+from compoff.wire.slot import Slot
 from compoff.wire.sockets import check_timeout
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from compoff.wire.client_protocol import ClientProtocol
     from compoff.wire.sockets import Stream
 
-__all__ = ["Exchange", "Slot", "deadline_field", "relocate"]
+__all__ = ["Exchange", "deadline_field", "relocate"]
 
 _PATIENCE = 0.05  # seconds a blocked writer waits before it looks again whether somebody has to read
 _FAREWELL = 0.2  # seconds given to the last message of a connection
@@ -54,43 +55,6 @@ def deadline_field(timeout: float) -> int:
 def relocate(error: CompoffError, address: str) -> CompoffError:
     """A new error of the same class and words with the address in front: each waiting thread needs one of its own."""
     return type(error)(f"{address}: {error}")
-
-
-class Slot:
-    """Where one answer will be; guarded by the lock of its exchange.
-
-    Args:
-        request_id: The request that it answers.
-        timeout: Seconds the caller gave it.
-        deadline: Moment of ``time.monotonic()`` at which nobody waits any more.
-
-    Source: this project.
-    """
-
-    __slots__ = ("body", "deadline", "done", "error", "event", "request_id", "server_seconds", "timeout")
-
-    def __init__(self, request_id: int, timeout: float, deadline: float) -> None:
-        """Start unanswered."""
-        self.request_id = request_id
-        self.timeout = timeout
-        self.deadline = deadline
-        self.done = False
-        self.body = b""
-        self.server_seconds = 0.0
-        self.error: CompoffError | None = None
-        self.event: threading.Event | None = None  # there only while a thread waits and another one reads
-
-    def settle(self, body: bytes = b"", error: CompoffError | None = None, server_seconds: float = 0.0) -> None:
-        """Set the outcome and wake who waits for it."""
-        self.body, self.error, self.server_seconds, self.done = body, error, server_seconds, True
-        self.wake()
-
-    def wake(self) -> bool:
-        """Wake who waits, if anyone does."""
-        event, self.event = self.event, None
-        if event is not None:
-            event.set()
-        return event is not None
 
 
 class _Lead:
