@@ -1,4 +1,4 @@
-"""What `docs/explanation/design.md` says of the house is so: its layers, its rooms, the length of functions and files."""
+"""What `docs/explanation/design.md` says of the house is so: its layers, its rooms, how long functions and files are."""
 
 from __future__ import annotations
 

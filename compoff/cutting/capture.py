@@ -311,10 +311,10 @@ def explained(what: str) -> Generator[None]:
                 f"{what}{place}: the size of the batch becomes a fixed number on the way, by "
                 "len(x), by int(x.shape[0]), or by a batch size written into it; use x.shape[0] as it is"
             ) from error
-        if reason.startswith("quantized."):
+        if reason.startswith("quantized.") or "'QuantizedMeta'" in reason:  # the newest torch, and older ones
             raise SplitError(
-                f"{what}: {reason} runs on PyTorch's quantized integers, which no program can; export the model in "
-                "floating-point"
+                f"{what}: a part of it runs on PyTorch's quantized integers, which no program can "
+                f"({reason}); export the model in floating-point"
             ) from error
         raise SplitError(
             f"{what}{place}: {reason}. Fitting works; a common cause is control flow that "

@@ -17,6 +17,8 @@ from compoff.operations.input_files import read_input
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_OLD_NUMPY = np.lib.NumpyVersion(np.__version__) < "2.3.0"
+
 
 def test_files_that_are_no_input_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "several.npz", a=np.zeros(3), b=np.zeros(3))
@@ -38,7 +40,10 @@ def test_files_that_are_no_input_are_named(tmp_path: Path) -> None:
         b"{'descr': {'a': 1}, 'fortran_order': False, 'shape': (1,), }\n",
         b"(" * 5000 + b"\n",
         b"\xff\xfe{'descr': '<f4'\n",
-        b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }\n",
+        pytest.param(
+            b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }\n",
+            marks=pytest.mark.skipif(_OLD_NUMPY, reason="numpy before 2.3 takes it for as many as there are"),
+        ),
     ],
     ids=["size", "dtype", "dict", "brackets", "text", "negative"],
 )
