@@ -161,26 +161,33 @@ class Gate:
         Yields:
             Nothing.
         """
+        before = self.replace, self._restoring
         self.replace = lambda fresh: [y.to(like.dtype) for y, like in zip(restored, fresh, strict=True)]
         self._restoring = True
         try:
             yield
         finally:
-            self.replace, self._restoring = None, False
+            self.replace, self._restoring = before
 
     @contextlib.contextmanager
-    def bypassing(self) -> Generator[None]:
+    def bypassing(self, bypass: bool) -> Generator[None]:
         """Hand features on as they are while the block runs, as new tensors that take the way of decoded ones.
+
+        Args:
+            bypass: False to code them, also inside of a block that hands them on.
 
         Yields:
             Nothing.
         """
-        before = self.replace
-        self.replace, self.bypassed = _copies, True
+        before = self.replace, self.bypassed
+        if bypass:
+            self.replace, self.bypassed = _copies, True
+        elif self.bypassed:
+            self.replace, self.bypassed = None, False
         try:
             yield
         finally:
-            self.replace, self.bypassed = before, False
+            self.replace, self.bypassed = before
 
     def sides(self, count: int) -> list[Tensor]:
         """Side tensors that were caught in this pass.

@@ -91,14 +91,15 @@ def teacher_pass(
         return replace
 
     later = tuple(dict.fromkeys(path for name in gates for path in sites[name].later)) if blocks else ()
+    before = {path: gate.replace for path, gate in gates.items()}
     for path, gate in gates.items():
         gate.replace = keep(path)
     try:
         with torch.no_grad(), tapped(base, later, record.blocks), refusals_named(batch), contextlib.suppress(_Enough):
             record.output = float_tensors(batch.call(base))
     finally:
-        for gate in gates.values():
-            gate.replace = None
+        for path, gate in gates.items():
+            gate.replace = before[path]
     for path in gates:
         if path not in record.features:
             raise SplitError(

@@ -103,7 +103,7 @@ class Wrapped(Mounted):
         self._check(split)
         check_flag("bypass", bypass, SplitError)
         gates = self._gates()
-        with only_at(gates, split), gates[split].bypassing() if bypass else contextlib.nullcontext():
+        with only_at(gates, split), gates[split].bypassing(bypass):
             try:
                 yield self
             finally:

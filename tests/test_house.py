@@ -1,4 +1,4 @@
-"""What `docs/explanation/design.md` says of the house is so: its layers, its rooms, how long functions and files are."""
+"""What `docs/explanation/design.md` says of the house is so: its layers, its rooms, the length of what is in them."""
 
 from __future__ import annotations
 

@@ -112,8 +112,9 @@ class RefiningDecoder(nn.Module):
         # Channels of less than a third of a step are mostly silent; amplifying their rare values would only add noise.
         self.level.copy_((directions.deviation / step).clamp_min(0.3))
         lowest = y.amin()
-        if float((y == lowest).float().mean()) > _CLIPPED:
-            self.floor.copy_(lowest)
+        at_floor = int((y == lowest).sum())
+        clipped = at_floor > max(1, _CLIPPED * y.numel())  # the lowest of a few values is no floor
+        self.floor.copy_(lowest if clipped else torch.full_like(lowest, torch.finfo(self.floor.dtype).min))
 
     @torch.no_grad()
     def fold(self) -> None:

@@ -11,11 +11,9 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compoff.answering import answers, student_output, telling
 from compoff.batch import refusals_named
 from compoff.checks import check_flag
 from compoff.codec import TileMoments, TransformBottleneck, WaveMoments
@@ -24,12 +22,12 @@ from compoff.errors import FitError
 from compoff.fitting.aim import Aim
 from compoff.fitting.batches import check_seed, not_finite, require_batches
 from compoff.fitting.finishing import refuse_on, up_to
-from compoff.fitting.overhead import overhead_bytes
+from compoff.fitting.overhead import symbol_bytes
 from compoff.fitting.progress import Done, bar
 from compoff.fitting.randomness import own_random_numbers
 from compoff.fitting.reach import tell_of_latents_too_small
+from compoff.fitting.step_search import step_for_bytes, step_for_error
 from compoff.hooks import uncompiled
-from compoff.losses import relative_error
 from compoff.mounting import device_of, quantized_modules, require_gradients, require_wrapped
 from compoff.outer_hooks import require_onlookers
 from compoff.spare import spare_attributes, spare_buffers
@@ -37,8 +35,6 @@ from compoff.teaching import float_tensors, teacher_pass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-    from numpy.typing import NDArray
 
     from compoff.batch import Batch
     from compoff.codec import Directions
@@ -57,12 +53,6 @@ _SEARCHED = 256  # samples that the step is sought with
 _DESCRIBED_FROM, _TILES = 256, 2**14
 _KEPT = 2**27  # numbers of features and gradients that are kept from the look at positions for the one at tiles
 _DRAWS = 2  # projections of the output whose gradients stand for a sample
-_BISECTIONS = 10
-# Without a number of bytes to aim at, the reference step is where the linear start puts this share of the output's
-# variance in error; training takes more than half of it away. Where the directions themselves leave out more than half
-# as much, rounding may add as much again, but not so much that nothing is left.
-_START_ERROR = 0.1
-_FINEST, _COARSEST = 1e-3, 10.0  # steps that are looked at, in units of the largest deviation
 
 
 def calibrate(
@@ -193,15 +183,9 @@ def _start(
     ]
     together = [torch.cat(list(parts)) for parts in zip(*features, strict=True)]
     if target_bytes is None:
-        step = _step_for_error(wrapped, split, bottlenecks, directions, batches[: len(features)], features)
+        step = step_for_error(wrapped, split, bottlenecks, directions, batches[: len(features)], features)
     else:
-        left = target_bytes - overhead_bytes(wrapped, split)
-        if left < 1:
-            raise FitError(
-                f"target_bytes is {target_bytes}, but {target_bytes - left:.0f} bytes of a payload at '{split}' are no "
-                "symbols: header, checksum, and what crosses the cut as it is; ask for more"
-            )
-        step = _step_for_bytes(bottlenecks, directions, together, left)
+        step = step_for_bytes(bottlenecks, directions, together, symbol_bytes(wrapped, split, target_bytes))
     for bottleneck, one, y in zip(bottlenecks, directions, together, strict=True):
         bottleneck.start(one, step / bottleneck.reference_step, y)
 
@@ -257,7 +241,7 @@ def _slopes(wrapped: Wrapped, split: str, batch: Batch, generator: torch.Generat
         # Cloned, because the model may go on to change them in place.
         return [leaf.to(y.dtype).clone() for leaf, y in zip(leaves, features, strict=True)]
 
-    gate.replace = open_gradient
+    before, gate.replace = gate.replace, open_gradient
     try:
         with (
             torch.inference_mode(mode=False),
@@ -278,7 +262,7 @@ def _slopes(wrapped: Wrapped, split: str, batch: Batch, generator: torch.Generat
             projections = [_projection(outputs, generator) for _ in range(_DRAWS)]
             slopes = [_gradients(projection, leaves, split, wrapped.base) for projection in projections]
     finally:
-        gate.replace = None
+        gate.replace = before
     for bottleneck, leaf in zip(gate.bottlenecks, leaves, strict=True):
         bottleneck.geometry.check(leaf)
     ys = [leaf.detach() for leaf in leaves]
@@ -315,86 +299,3 @@ def _projection(outputs: list[Tensor], generator: torch.Generator) -> Tensor:
         weights = torch.randn(centered.shape, generator=generator, dtype=torch.float32, device="cpu").to(centered)
         total = total + (centered * weights).sum() / output.detach().float().std(unbiased=False).clamp_min(1e-12)
     return total
-
-
-@torch.no_grad()
-def _step_for_bytes(
-    bottlenecks: list[TransformBottleneck], directions: list[Directions], ys: list[Tensor], target_bytes: float
-) -> float:
-    """The step at which the symbols' entropy is so many bytes."""
-    latents: list[NDArray[Any]] = []
-    for bottleneck, one, y in zip(bottlenecks, directions, ys, strict=True):
-        latents.append(one.measure(bottleneck.geometry, y.float()).cpu().numpy())
-
-    def too_fine(step: float) -> bool:
-        spent = sum(_entropy_bytes(np.round(latent / step).astype(np.int64), len(ys[0])) for latent in latents)
-        return spent > target_bytes
-
-    return _bisect(too_fine, _largest_deviation(directions))
-
-
-def _largest_deviation(directions: list[Directions]) -> float:
-    return max(float(one.deviation[0]) for one in directions)
-
-
-def _entropy_bytes(symbols: NDArray[np.int64], samples: int) -> float:
-    """Bytes per sample of symbols with a table of its own for each column."""
-    bits = 0.0
-    for index in range(symbols.shape[1]):
-        column: NDArray[np.int64] = symbols[:, index]
-        counts = np.unique(column, return_counts=True)[1]
-        bits -= float((counts * np.log2(counts / counts.sum())).sum())
-    return bits / 8 / samples
-
-
-@torch.no_grad()
-def _step_for_error(
-    wrapped: Wrapped,
-    split: str,
-    bottlenecks: list[TransformBottleneck],
-    directions: list[Directions],
-    batches: list[Batch],
-    features: list[list[Tensor]],
-) -> float:
-    """The step at which the linear codec's error at the output is the one to start from."""
-    gate, site = wrapped.gate(split), {split: wrapped.gate(split)}
-    teacher = [teacher_pass(wrapped.base, site, wrapped.sites, batch, blocks=True).output for batch in batches]
-    which = telling(wrapped.base, gate, batches[0], features[0], teacher[0])
-    for bottleneck in bottlenecks:
-        bottleneck.eval()
-
-    def error(step: float) -> float:
-        for bottleneck, one, y in zip(bottlenecks, directions, features[0], strict=True):
-            bottleneck.start(one, step / bottleneck.reference_step, y)
-        errors: list[float] = []
-        for batch, ys, expected in zip(batches, features, teacher, strict=True):
-            restored = [one.decode_at(y, one.reference_step) for one, y in zip(bottlenecks, ys, strict=True)]
-            output = float_tensors(student_output(wrapped.base, gate, batch, restored))
-            place = wrapped.sites[split]
-            path, ours, theirs = answers(wrapped.base, gate, place, batch, restored, output, expected, which)
-            errors.append(float(relative_error(ours, theirs, between_samples=None if path else 0.0)))
-        return sum(errors) / len(errors)
-
-    deviation = _largest_deviation(directions)
-    try:
-        left_out = error(_FINEST * deviation) if deviation > 0 else 0.0
-        aim = max(_START_ERROR, min(2 * left_out, (1 + left_out) / 2))
-
-        def too_fine(step: float) -> bool:
-            return error(step) < aim
-
-        return _bisect(too_fine, deviation)
-    finally:
-        for bottleneck in bottlenecks:
-            bottleneck.train(wrapped.training)
-
-
-def _bisect(too_fine: Any, deviation: float) -> float:
-    """The step between much too fine and much too coarse at which `too_fine` turns false."""
-    if deviation <= 0:  # features that are all alike need no step
-        return 1.0
-    low, high = _FINEST * deviation, _COARSEST * deviation
-    for _ in range(_BISECTIONS):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if too_fine(middle) else (low, middle)
-    return math.sqrt(low * high)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from compoff.codec.precision import own_defaults
 from compoff.distilling import student_pass
 from compoff.errors import FitError
 from compoff.fitting.aim import Aim
-from compoff.fitting.overhead import overhead_bytes
+from compoff.fitting.overhead import symbol_bytes
 from compoff.fitting.state import FitState
 from compoff.teaching import TeacherRecord, teacher_pass
 
@@ -31,6 +32,7 @@ _KEEP_EVERY = 50  # steps between two states in memory, to return to when a loss
 _FINAL_LR = 0.02  # the cosine ends at this share of the learning rate
 # The rate's weight follows the distance from the target: at once by the first, lastingly by the second a step.
 _AT_ONCE, _LASTING, _SMOOTHING = 3.0, 0.02, 0.1
+_MOST_HELD = 10.0
 
 
 class Fitter:
@@ -112,7 +114,8 @@ class Fitter:
             self._stop(losses, batch, record)
         if state.step % _KEEP_EVERY == 0:
             self.keep()  # only here is it known that these weights give a finite loss
-        self.optimizer.step()
+        with own_defaults():  # older ones of Adam count its steps wherever the script's tensors go
+            self.optimizer.step()
         state.step += 1
         return sum(losses) / len(losses)
 
@@ -142,11 +145,12 @@ class Fitter:
             return 1.0
         state = self.state
         if split not in state.overhead:
-            state.overhead[split] = overhead_bytes(self.wrapped, split)
+            state.overhead[split] = target - symbol_bytes(self.wrapped, split, target)
         seen = float(bits) / 8 + state.overhead[split]
         mean = state.bytes[split] = seen + (1 - _SMOOTHING) * (state.bytes.get(split, seen) - seen)
         excess = max(-1.0, min(1.0, (mean - target) / target))
-        state.held[split] = state.held.get(split, 0.0) + _LASTING * excess
+        held = state.held.get(split, 0.0) + _LASTING * excess
+        state.held[split] = max(-_MOST_HELD, min(_MOST_HELD, held))  # what cannot be reached is not sought for ever
         return math.exp(state.held[split] + _AT_ONCE * excess)
 
     def _stop(self, losses: list[float], batch: Batch, record: TeacherRecord) -> None:

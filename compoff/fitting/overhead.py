@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compoff.coding import Code, PayloadFormat, Side
+from compoff.errors import FitError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from compoff.wrapping import Wrapped
 
-__all__ = ["overhead_bytes", "sides_at", "sides_of"]
+__all__ = ["overhead_bytes", "sides_at", "sides_of", "symbol_bytes"]
 
 _LOOKED_AT = 16  # samples whose tensors are coded
 
@@ -75,3 +76,26 @@ def overhead_bytes(wrapped: Wrapped, split: str) -> float:
     samples = min([_LOOKED_AT, *(len(side) for side, spec in zip(seen, sides, strict=True) if spec.batched)])
     lengths = [len(whole.encode(nothing, sides_at(place, seen, sides))) for place in range(samples)]
     return fixed + sum(lengths) / samples - len(plain.encode(nothing))
+
+
+def symbol_bytes(wrapped: Wrapped, split: str, target_bytes: float) -> float:
+    """What is left for symbols of the bytes that a payload shall have.
+
+    Args:
+        wrapped: The model; what passed the split point last is looked at.
+        split: The split point.
+        target_bytes: The bytes.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        FitError: Next to nothing is left.
+    """
+    overhead = overhead_bytes(wrapped, split)
+    if target_bytes - overhead < 1:
+        raise FitError(
+            f"target_bytes is {target_bytes}, but {overhead:.0f} bytes of a payload at '{split}' are no symbols: "
+            "header, checksum, and what crosses the cut as it is; ask for more"
+        )
+    return target_bytes - overhead
