@@ -9,7 +9,7 @@ in them.
 from __future__ import annotations
 
 import contextlib
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["changed_since", "kept_by", "spare_attributes", "spare_buffers"]
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+# Containers whose content can be taken out and put back; a class of somebody's own may do anything with that.
+_CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
 
 
 @contextlib.contextmanager
@@ -92,10 +94,13 @@ def spare_attributes(model: nn.Module, *, hooks: bool = True) -> Generator[None]
     """
     attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
     contents: dict[int, tuple[Any, Any]] = {}
+    tensors: dict[int, tuple[Tensor, Tensor, int]] = {}
     for module in model.modules():
         plain = _plain_attributes(module)
         attributes.append((vars(module), plain))
-        _note((*plain.values(), *(_reached_by_hooks(module) if hooks else ())), contents)
+        _note(plain.values(), contents, tensors)
+        # Of what hooks reach, tensors are left alone: among them may be all the data of a script.
+        _note(_reached_by_hooks(module) if hooks else (), contents)
     try:
         yield
     finally:
@@ -104,11 +109,12 @@ def spare_attributes(model: nn.Module, *, hooks: bool = True) -> Generator[None]
                 del now[name]
             now.update(before)
         for container, content in contents.values():
-            if isinstance(container, list):
-                container[:] = content
-            else:
-                container.clear()
-                container.update(content)
+            container.clear()
+            (container.extend if isinstance(container, (list, deque)) else container.update)(content)
+        for tensor, numbers, changes in tensors.values():
+            if tensor._version != changes:
+                with torch.no_grad():
+                    tensor.copy_(numbers)
 
 
 def kept_by(model: nn.Module) -> dict[str, Any]:
@@ -189,16 +195,29 @@ def _same_numbers(one: Tensor, other: Tensor) -> bool:
     return not strided or torch.equal(one, other)
 
 
-def _note(values: Iterable[Any], contents: dict[int, tuple[Any, Any]]) -> None:
-    """Note what lists, dicts and sets hold, and those in them."""
+def _note(
+    values: Iterable[Any],
+    contents: dict[int, tuple[Any, Any]],
+    tensors: dict[int, tuple[Tensor, Tensor, int]] | None = None,
+) -> None:
+    """Note what containers hold, and those in them; and the numbers of tensors, where there is a place for them."""
     waiting = list(values)
     while waiting:
         value = waiting.pop()
-        if type(value) in (list, dict, set) and id(value) not in contents:
+        if type(value) in _CONTAINERS and id(value) not in contents:
             contents[id(value)] = (value, value.copy())
             waiting += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, torch.Tensor):
+            if tensors is not None and _can_be_copied(value):
+                tensors[id(value)] = (value, value.detach().clone(), value._version)
         elif type(value) is tuple:
             waiting += cast("tuple[Any, ...]", value)
+
+
+def _can_be_copied(tensor: Tensor) -> bool:
+    """Whether a tensor tells that it was written to, and its numbers can be put back."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    return plain and not (tensor.is_inference() or tensor.is_meta or tensor.is_quantized or tensor.is_nested)
 
 
 def _reached_by_hooks(module: nn.Module) -> list[Any]:

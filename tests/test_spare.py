@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+from collections import Counter, OrderedDict, defaultdict, deque
 from typing import TYPE_CHECKING
 
 import pytest
@@ -202,3 +204,42 @@ def test_what_changed_is_told_by_what_it_holds() -> None:
     net.calls, net.rates["b"], net.nan = True, 0, 1.0
     net[0].last = torch.zeros(3)
     assert changed_since(before, net) == ["calls", "rates", "nan", "own", "0.last"]
+
+
+class Remembers(nn.Module):
+    """Keeps what it saw in every kind of container, and a running mean in a tensor that no state has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 4)
+        self.mean = torch.zeros(32)
+        self.held = {"inside": [torch.zeros(2)]}
+        self.last: deque[float] = deque(maxlen=3)
+        self.ordered, self.counted = OrderedDict[str, int](), Counter[str]()
+        self.grouped: defaultdict[str, list[int]] = defaultdict(list)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean.mul_(0.9).add_(0.1 * x.detach().mean(0))
+        self.held["inside"][0].add_(1)
+        self.last.append(float(x.detach().sum()))
+        self.ordered[str(len(self.ordered))] = 1
+        self.counted["passes"] += 1
+        self.grouped["passes"].append(1)
+        return self.second(torch.tanh(self.first(x - self.mean)))
+
+
+def test_whatever_a_model_keeps_is_as_it_was_after_a_look_a_wrap_and_a_fit() -> None:
+    net, x = Remembers().eval(), torch.randn(8, 32)
+    net(x)
+    before = copy.deepcopy(net)
+    compoff.list_split_points(net, x)
+    model = compoff.wrap(net, "second", example_input=x)
+    compoff.fit(model, [x], steps=2)
+    model.unwrap()
+    assert torch.equal(net.mean, before.mean)
+    assert torch.equal(net.held["inside"][0], before.held["inside"][0])
+    for name in ("last", "ordered", "counted", "grouped"):
+        ours, theirs = getattr(net, name), getattr(before, name)
+        assert (ours, type(ours)) == (theirs, type(theirs)), name
+    assert net.last.maxlen == 3
+    assert torch.equal(net(x), before(x))

@@ -512,3 +512,23 @@ def test_a_replaced_module_that_a_gate_hangs_in_is_noticed() -> None:
     again = compoff.wrap(wrapped.unwrap(), "2", example_input=x)
     with copy.deepcopy(again).at("2") as student:
         assert student(x).shape == (4, 4, 12, 12)
+
+
+def test_bypassing_and_coding_nest() -> None:
+    net, x = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(8, 32)
+    model = compoff.wrap(net, "2", example_input=x)
+    compoff.calibrate(model, [x])
+    model.eval()
+    with torch.no_grad():
+        plain = model(x)
+        with model.at("2"):
+            coded = model(x)
+            with model.at("2", bypass=True):
+                assert torch.equal(model(x), plain)
+                model.distillation_loss(x)
+                assert torch.equal(model(x), plain)
+                with model.at("2"):
+                    assert torch.equal(model(x), coded)
+                assert torch.equal(model(x), plain)
+            assert torch.equal(model(x), coded)
+    assert not torch.equal(plain, coded)

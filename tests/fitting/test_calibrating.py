@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import compoff
+from compoff.codec import RefiningDecoder, TransformBottleneck
 from compoff.errors import FeatureError, FitError, SplitError
 from compoff.fitting import calibrating
 from compoff.recipe import Recipe
@@ -460,3 +461,41 @@ def test_a_fit_that_ends_worse_than_it_began_says_so(
     net, x = sensed([0.0] * 4, [1.0] * 4)
     compoff.fit(compoff.wrap(net, "input", example_input=x[:2]), x[:192].split(16), steps=30, lr=lr)
     assert ("the fit at 'input' ended worse than it began" in caplog.text) is worse
+
+
+def test_a_blank_first_batch_leaves_no_floor() -> None:
+    net = nn.Sequential(nn.Conv1d(3, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(128, 5)).eval()
+    batches = [torch.zeros(1, 3, 16), *(torch.randn(1, 3, 16) for _ in range(100))]
+    floors: list[float] = []
+    for given in (batches, batches[1:], [torch.randn(1, 3, 16)]):
+        model = compoff.wrap(net, "input", example_input=batches[0], channels=12)
+        compoff.calibrate(model, given)
+        decoder = model.bottleneck("input").decoder
+        assert isinstance(decoder, RefiningDecoder)
+        floors.append(float(decoder.floor))
+        model.unwrap()
+    assert floors == [torch.finfo(torch.float32).min] * 3
+
+
+def test_a_decoder_of_ones_own_does_not_decide_the_step() -> None:
+    net, x = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)), [torch.randn(64, 32) for _ in range(4)]
+    bits: list[float] = []
+    for own in (
+        None,
+        lambda given, wanted: nn.Sequential(nn.Linear(given[0], 128), nn.ReLU(), nn.Linear(128, *wanted)),
+    ):
+        model = compoff.wrap(net, "2", example_input=x[0], decoder=own)
+        compoff.calibrate(model, x)
+        bottleneck = model.bottleneck("2")
+        assert isinstance(bottleneck, TransformBottleneck)
+        bits.append(float(bottleneck.reference_bits))
+        assert isinstance(bottleneck.decoder, RefiningDecoder) == (own is None)
+        model.unwrap()
+    assert bits[1] == pytest.approx(bits[0], rel=1e-4)
+
+
+def test_a_second_fit_for_fewer_bytes_than_a_payload_has_beside_its_symbols_is_refused() -> None:
+    model, x = compoff.wrap(nn.Linear(32, 4), "input", example_input=torch.zeros(2, 32)), [torch.randn(16, 32)]
+    compoff.fit(model, x, steps=2, target_bytes=20)
+    with pytest.raises(FitError, match="target_bytes is 3, but 7 bytes of a payload at 'input' are no symbols"):
+        compoff.fit(model, x, steps=2, target_bytes=3)
