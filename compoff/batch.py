@@ -144,7 +144,7 @@ def refusals_named(batch: Batch) -> Generator[None]:
         yield
     except (CompoffError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (RuntimeError, TypeError, ValueError, LookupError, AssertionError, AttributeError) as error:
         if isinstance(error, AttributeError) and not listed:  # a list has no shape; other models have mistakes
             raise
         tensors = tensors_of((batch.args, batch.kwargs))

@@ -186,7 +186,7 @@ def _slices(session: OnnxSession, samples: Sequence[Sequence[NDArray[Any]]]) -> 
         for begin in range(0, size if any(batched) else 1, _AT_ONCE):
             if done >= _SAMPLES:
                 return
-            done += _AT_ONCE
+            done += min(_AT_ONCE, size - begin)
             yield [one[begin : begin + _AT_ONCE] if whole else one for one, whole in zip(batch, batched, strict=True)]
 
 

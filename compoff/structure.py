@@ -11,7 +11,6 @@ import re
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping
-from functools import cache
 from importlib import import_module
 from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, cast
@@ -94,7 +93,6 @@ def flatten(
         raise ArtifactError(f"{what} values nested without end; keep to a few levels") from error
 
 
-@cache
 def importable(path: str) -> type | None:
     """Find the class of a name, importing its module if need be; for names in an artifact that one trusts.
 
@@ -108,12 +106,14 @@ def importable(path: str) -> type | None:
         >>> importable("collections:OrderedDict"), importable("no.such:Thing")
         (<class 'collections.OrderedDict'>, None)
     """
-    if _PATH.fullmatch(path):
+    found = imported(path)
+    if found is None and _PATH.fullmatch(path):  # asked anew each time: what is not there now may come
         try:
             import_module(path.partition(":")[0])
         except Exception:  # whatever a module raises on import, there is no class to be had from it
             return None
-    return imported(path)
+        found = imported(path)
+    return found
 
 
 def imported(path: str) -> type | None:

@@ -79,7 +79,7 @@ def wrap(
         num_centers: Number of quantization levels: 2 to 256, None for 8 (``"deepcod"``); odd from 43, None for 255
             (``"transform"``).
         stride: Side of the tile that becomes one latent position, in elements; None for 4 (``"deepcod"``), or for the
-            widest up to 8 whose directions are found in seconds (``"transform"``).
+            widest up to 8, of a sequence 64, whose directions are found in seconds (``"transform"``).
         encoder: Your own encoder: a function from ``(feature shape, latent shape)`` to a module; None for ours.
         decoder: Your own decoder: a function from ``(latent shape, feature shape)`` to a module; None for ours.
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compoff.onnx_export import to_onnx
-from compoff.onnx_rounding import nearest_outputs, round_weights
+from compoff.onnx_rounding import _slices, nearest_outputs, round_weights
 from compoff.onnx_session import OnnxSession
 from compoff.programs import TorchProgram
 
@@ -97,3 +97,13 @@ def test_leaves_alone_what_it_does_not_know() -> None:
     model = onnx.load_from_string(data)
     assert round_weights(model, [[x.numpy()]], 64, "int8") == {}
     assert model.SerializeToString(deterministic=True) == data
+
+
+@pytest.mark.parametrize("size", [1, 4, 9, 64, 200])
+def test_as_many_samples_are_looked_at_however_they_come(size: int) -> None:
+    shape = (torch.zeros(2, 24),)
+    program = TorchProgram(torch.export.export(nn.Linear(24, 5), shape, dynamic_shapes=[{0: torch.export.Dim.DYNAMIC}]))
+    session = OnnxSession(to_onnx(program, "the layer", [[shape[0].numpy()]])[0], "the layer")
+    given_ = [[np.zeros((size, 24), np.float32)] for _ in range(200 // size)]
+    looked_at = sum(len(batch[0]) for batch in _slices(session, given_))
+    assert 64 <= looked_at < 64 + 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections import OrderedDict, defaultdict
@@ -357,3 +358,13 @@ def test_damaged_descriptions_are_errors_of_ours(description: Any) -> None:
         with pytest.raises(ArtifactError, match="is damaged") as caught:
             unflatten(description, ["x", "y"], find)
         assert len(str(caught.value)) < 300
+
+
+def test_a_class_that_comes_later_is_found_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert importable("comes_later:Out") is None
+    (tmp_path / "comes_later.py").write_text("class Out: pass\n")
+    importlib.invalidate_caches()
+    found = importable("comes_later:Out")
+    assert found is not None
+    assert found.__name__ == "Out"

@@ -227,6 +227,7 @@ class Bottleneck(nn.Module):
             self.decoder.calibrate(self.quantizer.dequantize(self.quantizer.symbols(latent)), y)
         self.calibrated.fill_(True)
 
+    @full_precision
     def encode(self, y: Tensor) -> Tensor:
         """What the device does: feature to symbols.
 

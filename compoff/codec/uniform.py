@@ -21,7 +21,7 @@ def coarsen(values: Tensor, step: Tensor | int) -> Tensor:
     step.
 
     Args:
-        values: Whole numbers, of any dtype that holds them.
+        values: Whole numbers, in a floating-point dtype.
         step: The coarser step, a whole number of at least 1; one for all, or broadcast over `values`.
 
     Returns:

@@ -48,7 +48,7 @@ def described_by(geometry: Geometry) -> int:
         geometry: Layout of the feature.
 
     Returns:
-        At most 4096.
+        At most 4096 where the feature has positions.
 
     Examples:
         >>> from compoff.codec import Geometry
@@ -227,11 +227,6 @@ class WaveMix(nn.Module):
         """The same map as the kernel of a convolution, ``(channels, geometry.channels, *tile)``."""
         waves = cosines(self.geometry.tile).to(self.core)[self.wave]
         return (self.core[:, :, None] * waves[:, None]).view(*self.core.shape, *self.geometry.tile)
-
-    @property
-    def gram(self) -> Tensor:
-        """The kernel's inner products, ``(channels, channels)``: channels of different waves are orthogonal."""
-        return (self.core @ self.core.T) * (self.wave[:, None] == self.wave)
 
     def steady(self, level: Tensor) -> Tensor:
         """What a feature whose channels are the same everywhere makes of the latent, at every position.

@@ -67,8 +67,9 @@ def nearest_clean(trace: Trace, call: ModuleCall) -> str:
         Words that follow "choose".
     """
     here = trace.modules.index(call)
-    first = {one.path: index for index, one in reversed(list(enumerate(trace.modules)))}
-    places = [(first[point.path.partition("#")[0]], point.path) for point in points_of(trace)]
+    named = {f"{one.path}#{one.number}": index for index, one in enumerate(trace.modules)}
+    points = [point.path for point in points_of(trace)]
+    places = [(named[path if path in named else f"{path}#0"], path) for path in points]
     before = max((place for place in places if place[0] < here), default=None)
     after = min((place for place in places if place[0] > here), default=None)
     names = [f"'{place[1]}'" for place in (before, after) if place]

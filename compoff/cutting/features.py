@@ -145,7 +145,7 @@ def _grid(trace: Trace, tokens: int) -> tuple[tuple[int, ...], int]:
     """Height and width of the image that a sequence of tokens was cut from, and how many tokens stand before them."""
     images = [trace.flow.values[number].shape for number in trace.flow.inputs]
     for height, width in [(int(shape[-2]), int(shape[-1])) for shape in images if len(shape) == 4]:
-        for leading in range(min(_MOST_LEADING, tokens - 1)):
+        for leading in range(min(_MOST_LEADING + 1, tokens - 1)):
             rows = math.sqrt((tokens - leading) * height / width)
             side = round(rows)
             if side > 1 and side * round(side * width / height) == tokens - leading and height % side == 0:

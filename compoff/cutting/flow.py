@@ -131,6 +131,7 @@ class Flow:
     values: list[Value] = field(default_factory=list[Value])
     inputs: list[int] = field(default_factory=list[int])
     outputs: list[int] = field(default_factory=list[int])
+    _live: dict[tuple[int, ...], frozenset[int]] = field(default_factory=dict[tuple[int, ...], "frozenset[int]"])
 
     def macs(self, begin: int, end: int | None = None) -> int:
         """Multiply-accumulates of a stretch of the run.
@@ -144,8 +145,14 @@ class Flow:
         """
         return sum(operator.macs for operator in self.operators[begin:end])
 
-    def live(self) -> set[int]:
+    def live(self) -> frozenset[int]:
         """Indices of the operators that the output depends on, or that the program looked at."""
+        run = (len(self.operators), *self.outputs)
+        if run not in self._live:  # asked for at every place where the run could be cut
+            self._live = {run: self._found_live()}
+        return self._live[run]
+
+    def _found_live(self) -> frozenset[int]:
         found: set[int] = set()
         waiting = [self.values[number].made_by for number in self.outputs]
         waiting += [operator.index for operator in self.operators if operator.looks]
@@ -154,7 +161,7 @@ class Flow:
             if index >= 0 and index not in found:
                 found.add(index)
                 waiting += [self.values[number].made_by for number in self.operators[index].reads]
-        return found
+        return frozenset(found)
 
     def crossing(self, moment: int, known: set[int] | None = None) -> list[int]:
         """Values made before a moment and needed after it.

@@ -38,7 +38,6 @@ class GraphFlow:
     def __init__(self, graph: Graph) -> None:
         self.flow = Flow()
         self.number: dict[Node, int] = {}
-        self.nodes: list[Node] = []
         for node in graph.nodes:
             if node.op != "output":
                 self._add(node)
@@ -78,7 +77,6 @@ class GraphFlow:
         if is_input:
             flow.inputs.append(number)
         self.number[node] = number
-        self.nodes.append(node)
 
 
 def is_size(node: Node) -> bool:

@@ -180,7 +180,7 @@ class _Watcher(TorchDispatchMode):
             for module in self._names
             for hook in (
                 module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
-                module.register_forward_hook(self._leave),
+                module.register_forward_hook(self._leave, always_call=True),  # a model may catch what a child raises
             )
         ]
 

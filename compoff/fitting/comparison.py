@@ -71,6 +71,7 @@ class Comparison:
     def __init__(self) -> None:
         self._sums: dict[str, _Sums] = {}  # by block
         self._agreed: list[Tensor] = []
+        self._other = 0  # outputs that are no table of scores
 
     def add(self, block: str, teacher: Tensor, student: Tensor) -> None:
         """Compare what a block, or with an empty name the model, gives for one batch.
@@ -84,11 +85,13 @@ class Comparison:
         self._sums.setdefault(block, _Sums()).add(ours, theirs)
         if not block and is_scores(teacher):
             self._agreed.append(ours.argmax(1) == theirs.argmax(1))
+        elif not block:
+            self._other += 1
 
     @property
     def agreement(self) -> float | None:
         """Share of samples with the same class; None where the output is no table of scores, or not always."""
-        scores = bool(self._agreed) and list(self._sums) == [""]
+        scores = bool(self._agreed) and not self._other and list(self._sums) == [""]
         return float(torch.cat(self._agreed).double().mean()) if scores else None
 
     @property

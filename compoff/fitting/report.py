@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,7 @@ class SplitReport:
             >>> SplitReport(loss=[0.5, 0.25], bytes=200.0).figures()["bytes"]
             200.0
         """
-        return {name: value for name, value in vars(self).items() if name != "loss"}
+        return {name: copy.deepcopy(value) for name, value in vars(self).items() if name != "loss"}
 
 
 @dataclass(repr=False)
@@ -154,7 +155,7 @@ class FitReport:
             "seconds": self.seconds,
             "measured_on": self.measured_on,
             "held_out": self.held_out,
-            "splits": {name: vars(split) for name, split in self.splits.items()},
+            "splits": {name: {"loss": [*split.loss], **split.figures()} for name, split in self.splits.items()},
         }
 
     def rows(self) -> list[dict[str, Any]]:

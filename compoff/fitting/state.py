@@ -5,6 +5,7 @@ Holds the bottlenecks, Adam's moments, the random state and the curves; read bac
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -96,6 +97,9 @@ def save_state(
         optimizer: Their optimizer.
         rng: Random state.
 
+    Raises:
+        FitError: The file cannot be written.
+
     Examples:
         >>> import tempfile, pathlib, torch
         >>> net = torch.nn.Linear(2, 1)
@@ -114,10 +118,18 @@ def save_state(
     tensors |= {f"{_LOADER}{place}": state for place, state in enumerate(rng.loader)}
     metadata = {"format": _FORMAT, "settings": json.dumps(settings, sort_keys=True), "state": json.dumps(vars(state))}
     metadata["checksum"] = _checksum(metadata, tensors)
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
-    save_file(tensors, draft, metadata)
-    os.replace(draft, path)  # noqa: PTH105 - atomic, and says so
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, draft, metadata)
+        os.replace(draft, path)  # noqa: PTH105 - atomic, and says so
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise FitError(
+            f"the state of the fit cannot be kept in '{path}' at step {state.step} ({first_line(error)}); make room "
+            "or give another file: the bottlenecks hold what has been fitted, and an older state is still there"
+        ) from error
 
 
 def load_state(

@@ -50,7 +50,9 @@ class LinkEstimate:
             seconds: Time from sending to the answer without the server's own, in seconds.
         """
         self.at_least(num_bytes, seconds)
-        self._best = min(self._best, self._slope())
+        slope = self._slope()
+        if slope > 0:  # a call that was shorter than its ping tells of no speed
+            self._best = min(self._best, slope)
 
     def at_least(self, num_bytes: float, seconds: float) -> None:
         """Take a call into account that was given up; it tells nothing of what the link carries at its best.

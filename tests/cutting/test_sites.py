@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from compoff.codec.layout import Layout
+from compoff.cutting.complaints import nearest_clean
 from compoff.cutting.points import list_split_points
 from compoff.cutting.sites import check_names, locate
-from compoff.cutting.watching import frozen, named_modules
+from compoff.cutting.watching import frozen, named_modules, watch
 from compoff.errors import FeatureError, SplitError
 from tests.small_networks import (
     ConcatSkip,
@@ -394,3 +395,23 @@ def test_what_the_wire_does_not_know_may_not_cross_as_it_is() -> None:
     with pytest.raises(SplitError, match=r"a tensor of bfloat16.*would cross as it is.*skips=\"encode\""):
         locate(net, ["block2"], (x,), skips="send")
     assert locate(net, ["block2"], (x,))["block2"].features[1].dtype == torch.bfloat16
+
+
+class Twice(nn.Module):
+    """One layer runs again between two others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p, self.q, self.r, self.z = (nn.Linear(32, 32) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        early = self.q(self.p(x))
+        late = self.p(self.r(early) + early)
+        return self.z(late)
+
+
+def test_the_nearest_places_are_those_of_the_right_call() -> None:
+    x = torch.randn(4, 32)
+    trace = watch(Twice(), (x,))
+    call = next(one for one in trace.modules if one.path == "r")
+    assert nearest_clean(trace, call) == "'q' or 'p#1', which one tensor enters"

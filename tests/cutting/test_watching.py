@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import compoff
+from compoff.cutting.watching import watch
 from compoff.errors import FitError, SplitError
 from tests.small_networks import marks
 
@@ -154,3 +155,31 @@ class Hookless(nn.Sequential):
 def test_a_class_that_runs_no_hooks_is_refused_when_it_is_wrapped(split: str) -> None:
     with pytest.raises(SplitError, match=r"Hookless\.__call__ does not run the model's hooks"):
         compoff.wrap(Hookless(nn.Linear(8, 32), nn.Linear(32, 3)), split, example_input=torch.zeros(2, 8))
+
+
+class Forgiving(nn.Module):
+    """Goes on where a part of it fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(32, 32), Failing(), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        try:
+            x = self.second(x)
+        except ValueError:
+            x = x.relu()
+        return self.last(x)
+
+
+class Failing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError("not today")
+
+
+def test_a_part_that_fails_and_is_forgiven_does_not_shift_the_others() -> None:
+    trace = watch(Forgiving(), (torch.randn(8, 32),))
+    assert [(call.path, call.scope) for call in trace.modules] == [("", -1), ("first", 0), ("second", 0), ("last", 0)]
+    assert {call.scope for call in trace.functions if call.name in ("relu", "mean")} == {0}
+    assert [bool(call.returned) for call in trace.modules] == [True, True, False, True]

@@ -47,3 +47,10 @@ def test_one_sample_again_and_again_is_compared_with_what_its_elements_differ_by
     for _ in range(3):
         found.add("", one, one + 0.5)
     assert found.error == pytest.approx(0.25 / np.var(one.numpy()), rel=1e-9)
+
+
+def test_an_output_that_is_not_always_a_table_of_scores_has_no_agreement() -> None:
+    comparison = Comparison()
+    for output in (torch.randn(4, 3), torch.randn(4, 3, 2)):
+        comparison.add("", output, output)
+    assert comparison.agreement is None

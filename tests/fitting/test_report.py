@@ -9,7 +9,9 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
+import compoff
 from compoff import BackendError, FitReport, SplitReport
 
 
@@ -100,3 +102,18 @@ def test_rates_are_drawn_against_what_they_keep(agreement: float | None, drawn: 
     assert list(line.get_ydata()) == pytest.approx(drawn)
     assert list(default.get_xdata()) == [200.0]
     assert axes.get_ylabel() == ("output error" if agreement is None else "agreement (%)")
+
+
+def test_what_is_done_to_a_report_changes_neither_the_export_nor_the_report_itself() -> None:
+    model, x = compoff.wrap(torch.nn.Linear(32, 4), "input", example_input=torch.zeros(2, 32)), [torch.randn(16, 32)]
+    report = compoff.fit(model, x, steps=2)
+    given = report.to_dict()
+    for split in given["splits"].values():
+        del split["loss"]
+        split["curve"].clear()
+    expected = [point["bytes"] for point in report.splits["input"].curve]
+    assert repr(report)
+    report.splits["input"].curve.sort(key=lambda point: -point["bytes"])
+    report.splits["input"].curve[0]["bytes"] = 12345
+    head, _ = compoff.export(model, "input")
+    assert [point["bytes"] for point in head.manifest.report["curve"]] == expected

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -66,7 +66,7 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypat
         raise OSError("no space left")
 
     monkeypatch.setattr("compoff.fitting.state.save_file", disk_full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(FitError, match=r"at step 2 \(no space left\)"):
         save_state(path, FitState(step=2), SETTINGS, net, adam, rng())
     assert load_state(path, SETTINGS, net, adam)[0].step == 1
 
@@ -183,3 +183,22 @@ def test_the_file_of_another_version_is_told_from_a_mistake(change: dict[str, An
     with pytest.raises(FitError, match=words):
         load_state(path, SETTINGS, net, adam)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_a_state_that_cannot_be_written_is_said_and_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, (net, adam) = tmp_path / "state", trained(0)
+    save_state(path, FitState(step=1), SETTINGS, net, adam, rng())
+
+    def full(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        path.write_bytes(b"some of it")
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(state_module, "save_file", full)
+    with pytest.raises(
+        FitError, match=r"cannot be kept in .* at step 9 \(I/O error: No space left on device\); make room"
+    ):
+        save_state(path, FitState(step=9), SETTINGS, net, adam, rng())
+    assert load_state(path, SETTINGS, net, adam)[0].step == 1
+    assert [one.name for one in tmp_path.iterdir()] == ["state"]

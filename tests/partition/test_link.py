@@ -82,3 +82,12 @@ def test_a_link_that_slows_down_is_followed_within_five_calls_and_by_shorter_one
     for _ in range(5):
         link.add(188, 0.02 + 0.3)
     assert link.seconds(888) == pytest.approx(0.02 + 1.0, rel=0.07)
+
+
+def test_a_call_shorter_than_its_ping_is_not_the_best_that_the_link_did() -> None:
+    link = LinkEstimate()
+    link.ping(0.020)
+    link.add(1000, 0.019)
+    for _ in range(50):
+        link.add(1000, 0.5)
+    assert link.line_at_best[1] == pytest.approx(link.line[1], rel=0.5)
