@@ -70,7 +70,7 @@ class UniformQuantizer(nn.Module):
     def __init__(self, channels: int, num_levels: int = 255) -> None:
         super().__init__()
         if not (3 <= num_levels <= 255 and num_levels % 2):
-            raise FeatureError(f"num_centers is {num_levels}; the transform codec takes an odd number from 3 to 255")
+            raise FeatureError(f"num_centers is {num_levels}; a uniform quantizer takes an odd number from 3 to 255")
         self.register_buffer("centers", torch.arange(num_levels, dtype=torch.float32) - num_levels // 2)
         self.offset = nn.Parameter(torch.zeros(channels))
         self.log_gain = nn.Parameter(torch.zeros(channels))

@@ -40,9 +40,9 @@ class SplitPoint:
     Args:
         path: Its name, as `compoff.wrap` takes it.
         shape: Shape of the tensor that enters, without the batch axis.
-        raw_bytes: Size of the floating-point tensors that cross, one sample, as they are, in bytes.
+        raw_bytes: Size of the features that cross, one sample, as they are, in bytes.
         skips: Number of further floating-point tensors that cross; 0 at a clean block start.
-        side_bytes: What masks, token ids and sizes that cross take on the wire, estimated, in bytes.
+        side_bytes: What masks, token ids, sizes and single numbers that cross take on the wire, estimated, in bytes.
         macs: Multiply-accumulates of what runs on the device before it, per sample.
         share: The same as a share of the whole model's.
 
