@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import weakref
 from collections import defaultdict
@@ -15,6 +16,7 @@ from compoff.device.fallback import not_answered, reserve
 from compoff.device.local_runs import LocalRuns
 from compoff.device.planner import Choice
 from compoff.device.statistics import Tally
+from compoff.device.task_reports import TaskReports
 from compoff.device.timing import Estimate, Patience, RetryBudget
 from compoff.errors import (
     ConnectionLost,
@@ -27,7 +29,7 @@ from compoff.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from typing_extensions import Self
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from compoff.device.calls import Call
     from compoff.device.fallback import OnFailure
     from compoff.device.planner import Planner
+    from compoff.device.task_reports import Desk
     from compoff.errors import CompoffError
     from compoff.partition.decide import Plan
     from compoff.wire.async_client import AsyncClient
@@ -78,7 +81,7 @@ class AsyncRemote(Caller["AsyncLink"]):
     ) -> None:
         hedges = on_failure == "hedge"
         super().__init__(heads, link, Tally(), timeout, planner, whole=whole is not None, hedges=hedges)
-        self.last: CallReport | None = None
+        self._reports = TaskReports()
         self._local_seconds = Estimate(warm_up=True)
         self._runs = LocalRuns(whole, self._local_seconds) if whole is not None else None
         self._budget = RetryBudget()
@@ -86,6 +89,22 @@ class AsyncRemote(Caller["AsyncLink"]):
         self._stalls: defaultdict[int, Stall] = defaultdict(Stall)
         # At the end of the process the loop is over, and its connections with it.
         weakref.finalize(self._grip, link.drop).atexit = False
+
+    @property
+    def last(self) -> CallReport | None:
+        """Where this task's last answer came from, and its time and bytes went; None before the first.
+
+        A call belongs to the task that makes it, also through ``asyncio.wait_for`` or ``asyncio.create_task``, and to
+        the one that awaits it.
+
+        Raises:
+            LocalProtocolError: Several calls of this task were under way at once, so that any of them could be meant.
+
+        Examples:
+            >>> async def ask(remote, x):
+            ...     return await remote(x), remote.last  # each task of a gather has its own
+        """
+        return self._reports.last
 
     async def profile(self, *inputs: Any, timeout: float | None = None, **keywords: Any) -> tuple[Plan, ...]:
         """Measure every way on these inputs.
@@ -103,10 +122,10 @@ class AsyncRemote(Caller["AsyncLink"]):
             WireError: As for a call.
         """
         for call, stays in self._trials(inputs, keywords, timeout):
-            await self._finish(call, stays)
+            await self._finish(call, stays, self._reports.here())
         return self.plans
 
-    async def __call__(
+    def __call__(
         self,
         *inputs: Any,
         split: str | None = None,
@@ -115,7 +134,7 @@ class AsyncRemote(Caller["AsyncLink"]):
         coding: Coding | None = None,
         timeout: float | None = None,
         **keywords: Any,
-    ) -> Any:
+    ) -> Coroutine[Any, Any, Any]:
         """Run the model: its head here, its tail on the edge.
 
         Args:
@@ -128,24 +147,38 @@ class AsyncRemote(Caller["AsyncLink"]):
             **keywords: As for `Remote`.
 
         Returns:
-            What the model would have returned; `last` says where it came from.
+            Await it for what the model would have returned; `last` says where it came from.
 
         Raises:
             WireError: As for `Remote`.
         """
-        call, stays = self._call(inputs, keywords, Choice(split, quality), max_bytes, coding, timeout)
-        return await self._finish(call, stays)
+        maker = self._reports.here()  # which is not the task that runs the rest, where that is ``asyncio.wait_for``'s
 
-    async def _finish(self, call: Call, stays: str | None) -> Any:
+        async def answer() -> Any:
+            call, stays = self._call(inputs, keywords, Choice(split, quality), max_bytes, coding, timeout)
+            return await self._finish(call, stays, maker)
+
+        return answer()
+
+    async def _finish(self, call: Call, stays: str | None, maker: Desk) -> Any:
         """Have a call answered and count it; by the device alone where there is a reason that it stays."""
         self._link.check_loop()
+        desks = {maker, self._reports.here()}
+        with contextlib.ExitStack() as stack:
+            for desk in desks:
+                stack.enter_context(desk.call())
+            output, report = await self._counted(call, stays)
+            for desk in desks:
+                desk.take(report)
+        return output
+
+    async def _counted(self, call: Call, stays: str | None) -> tuple[Any, CallReport]:
         asked = self._asks(stays)
         with self._failures(call, asked=asked):
             answer = self._answer(call) if stays is None else self._in_time(call, self._on_device(call, stays))
             output, report = await answer
-        self.last = report
         self._answered(report, asked=asked)
-        return output
+        return output, report
 
     async def _answer(self, call: Call) -> tuple[Any, CallReport]:
         if self._runs is None:

@@ -152,7 +152,6 @@ def test_async_remote_has_many_in_flight(wrapped: compoff.Wrapped, parts: Parts,
     async def main() -> list[torch.Tensor]:
         async with await compoff.connect_async(parts[0], server.address) as remote:
             answers = await asyncio.gather(*(remote(x) for x in inputs))
-            assert remote.last is not None
             return [answer["scores"] for answer in answers]
 
     for answer, right in zip(asyncio.run(main()), expected, strict=True):
