@@ -28,6 +28,7 @@ GREETING = "serving on "
 """What stands before the address in the line that is printed."""
 
 _DRAIN_SECONDS = 1.0
+_IDLE_SECONDS = 7 * 86400.0  # a slow machine computes for hours between two pictures; the parent's end ends all of it
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     tails = [tail for folder in options.folders for tail in _load(folder)]
-    with serve(tails, "127.0.0.1:0", drain_timeout=_DRAIN_SECONDS) as server:
+    with serve(tails, "127.0.0.1:0", idle_timeout=_IDLE_SECONDS, drain_timeout=_DRAIN_SECONDS) as server:
         sys.stdout.write(f"{GREETING}{server.address}\n")
         sys.stdout.flush()
         sys.stdin.buffer.read()

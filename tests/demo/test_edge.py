@@ -63,6 +63,7 @@ def test_serves_until_the_block_ends(task: Task, saved: tuple[Path, list[bytes]]
             torch.testing.assert_close(torch.from_numpy(reply), task.net(task.test[1:2]), atol=1e-5, rtol=1e-5)
         with pytest.raises(PayloadError):
             client.request(b"no picture", route=2)
+        assert client.idle_timeout > 86400, "the parent may compute for hours before its first picture"
     with pytest.raises((ConnectionLost, ConnectTimeout)):
         open_client(address, ids, connect_timeout=2.0)
 
