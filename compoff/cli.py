@@ -342,6 +342,8 @@ def certs(
 
     if revoke and not (folder / "ca.key").exists():
         raise LocalProtocolError(f"'{folder}' holds no authority, so none of its certificates can be taken back")
+    if server and "edge" in (device or []):
+        raise LocalProtocolError("a device is called 'edge', as the server's own files are; give it another name")
     authority = Authority(folder)
     _say(f"authority: {authority.path}; its key, ca.key, stays here: who has it can make certificates")
     for name in revoke or []:  # first: a name that it does not know leaves everything as it is

@@ -374,6 +374,12 @@ def test_nothing_is_taken_back_where_there_is_no_authority(tmp_path: Path, here:
     assert not (tmp_path / "new").exists()
 
 
+def test_a_device_is_not_called_as_the_server(tmp_path: Path, here: Here) -> None:
+    refused = here("certs", str(tmp_path / "new"), "--server", "localhost", "--device", "edge", "--renew")
+    assert (refused.returncode, "a device is called 'edge', as the server's own" in refused.stderr) == (1, True)
+    assert not (tmp_path / "new").exists()
+
+
 def test_serving_other_machines_in_plain_has_to_be_asked_for(folder: Path, here: Here) -> None:
     refused = here("serve", str(folder), "--address", "0.0.0.0:0")
     assert refused.returncode == 1

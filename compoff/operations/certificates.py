@@ -24,7 +24,7 @@ except ModuleNotFoundError as error:
     raise BackendError('making certificates needs cryptography: pip install "compoff[tls]"') from error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = ["Authority"]
 
@@ -63,7 +63,7 @@ class Authority:
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._key, self._certificate = self._make()
-            contents = {"revoked.pem": self._revoked([]), "ca.key": _key_bytes(self._key)}
+            contents = {"revoked.pem": self._revoked(()), "ca.key": _key_bytes(self._key)}
             _write(self.folder, {**contents, "ca.pem": _pem(self._certificate)})
 
     @property
@@ -89,7 +89,8 @@ class Authority:
             Certificate and key.
 
         Raises:
-            LocalProtocolError: The name cannot be a file's, a host cannot be one, or the files are there already.
+            LocalProtocolError: The name cannot be a file's or is a device's, a host cannot be one, or the files are
+                there already.
         """
         if not hosts:
             raise LocalProtocolError("a server's certificate was asked for without a host name; give at least one")
@@ -108,7 +109,7 @@ class Authority:
             Certificate and key.
 
         Raises:
-            LocalProtocolError: The name cannot be a file's, or the files are there already.
+            LocalProtocolError: The name cannot be a file's or is a server's, or the files are there already.
         """
         return self._issue(name, days, renew, ExtendedKeyUsageOID.CLIENT_AUTH, None)
 
@@ -129,9 +130,10 @@ class Authority:
             raise LocalProtocolError(f"'{self.folder}' has no certificate '{name}'; those of it are: {there}")
         certificates = [_read_certificate(self.folder / f"{name}.pem")]
         certificates += [_read_certificate(path) for path in self._replaced(name)]
-        serials = [entry.serial_number for entry in _read_list(self.revoked_path)]
-        data = self._revoked([*serials, *(certificate.serial_number for certificate in certificates)])
-        _write(self.folder, {self.revoked_path.name: data})
+        entries = {entry.serial_number: entry for entry in _read_list(self.revoked_path)}  # which keep their dates
+        for serial in (certificate.serial_number for certificate in certificates):
+            entries.setdefault(serial, _revocation(serial))
+        _write(self.folder, {self.revoked_path.name: self._revoked(entries.values())})
         return self.revoked_path
 
     def _make(self) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
@@ -169,6 +171,10 @@ class Authority:
             raise LocalProtocolError(f"{told}; choose another name, or replace it with --renew (renew=True)")
         if not (is_number(days) and abs(days) <= _AUTHORITY_DAYS):
             raise LocalProtocolError(f"days is {days!r:.80}; expected how long it is valid, up to {_AUTHORITY_DAYS}")
+        old = _read_certificate(paths[0]) if paths[0].exists() else None
+        if old is not None and purpose not in _purposes(old):
+            kind = "device" if purpose == ExtendedKeyUsageOID.SERVER_AUTH else "server"
+            raise LocalProtocolError(f"'{paths[0]}' is a {kind}'s certificate, which stays; choose another name")
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = _builder(subject, self._certificate.subject, key.public_key(), days)
@@ -180,8 +186,7 @@ class Authority:
             builder = builder.add_extension(hosts, critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
         contents: dict[str, bytes] = {}
-        if paths[0].exists():  # valid until it ends, and so to be taken back with the name
-            old = _read_certificate(paths[0])
+        if old is not None:  # valid until it ends, and so to be taken back with the name
             contents[f"{name}.{old.serial_number:x}{_REPLACED}"] = _pem(old)
         _write(self.folder, {**contents, paths[1].name: _key_bytes(key), paths[0].name: _pem(certificate)})
         return paths
@@ -199,16 +204,20 @@ class Authority:
     def _key_identifier(self) -> x509.AuthorityKeyIdentifier:
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
 
-    def _revoked(self, serials: list[int]) -> bytes:
+    def _revoked(self, entries: Iterable[x509.RevokedCertificate]) -> bytes:
         now = datetime.datetime.now(datetime.timezone.utc)
         builder = x509.CertificateRevocationListBuilder().issuer_name(self._certificate.subject)
         builder = builder.last_update(now - datetime.timedelta(days=1))
         builder = builder.next_update(now + datetime.timedelta(days=_AUTHORITY_DAYS))
         builder = builder.add_extension(self._key_identifier(), critical=False)
-        for serial in dict.fromkeys(serials):
-            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
+        for entry in entries:
             builder = builder.add_revoked_certificate(entry)
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def _revocation(serial: int) -> x509.RevokedCertificate:
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
 
 
 def _builder(
@@ -265,6 +274,13 @@ def _read_certificate(path: Path) -> x509.Certificate:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
         raise LocalProtocolError(f"'{path}' holds no certificate ({_reason(error)})") from error
+
+
+def _purposes(certificate: x509.Certificate) -> list[x509.ObjectIdentifier]:
+    try:
+        return list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+    except x509.ExtensionNotFound:  # not one of ours
+        return []
 
 
 def _read_list(path: Path) -> x509.CertificateRevocationList:

@@ -6,6 +6,7 @@ import contextlib
 import resource
 import stat
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -58,6 +59,19 @@ def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
     assert authority.issue_device("camera-1", renew=True)[0].read_bytes() != before
 
 
+def test_a_servers_certificate_and_a_devices_do_not_replace_each_other(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    authority.issue_server("edge", ["edge.local"])
+    authority.issue_device("camera-1")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(LocalProtocolError, match=r"edge\.pem' is a server's certificate, which stays; choose another"):
+        authority.issue_device("edge", renew=True)
+    with pytest.raises(LocalProtocolError, match=r"camera-1\.pem' is a device's certificate, which stays"):
+        authority.issue_server("camera-1", ["edge.local"], renew=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    authority.issue_server("edge", ["edge.local"], renew=True)
+
+
 @contextlib.contextmanager
 def full_disk() -> Iterator[None]:
     """Files end after 300 bytes: a key fits, a certificate does not."""
@@ -98,6 +112,23 @@ def test_revoked_certificates_are_on_the_list(tmp_path: Path) -> None:
     revoked = {name: "certificate revoked" in openssl(*check, tmp_path / f"{name}.pem") for name in
                ("camera-1", "camera-2", "camera-3")}  # fmt: skip
     assert revoked == {"camera-1": True, "camera-2": False, "camera-3": True}
+
+
+def test_a_certificate_keeps_the_date_at_which_it_was_taken_back(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    for name in ("camera-1", "camera-2"):
+        authority.issue_device(name)
+
+    def dates() -> list[str]:
+        text = openssl("crl", "-in", authority.revoked_path, "-noout", "-text")
+        return [line for line in text.splitlines() if "Revocation Date" in line]
+
+    authority.revoke("camera-1")
+    first = dates()
+    time.sleep(1.1)
+    for name in ("camera-1", "camera-2"):
+        authority.revoke(name)
+    assert (dates()[0], len(dates()), dates()[1] != first[0]) == (first[0], 2, True)
 
 
 def test_a_certificate_that_is_not_there_is_told_beside_those_that_are(tmp_path: Path) -> None:
