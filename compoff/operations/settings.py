@@ -143,13 +143,14 @@ def token_of_environment() -> str | None:
     """The token of the environment variable.
 
     Returns:
-        The token; None where the variable is not set.
+        The token, without space around it; None where the variable is not set.
 
     Raises:
         LocalProtocolError: It is set, but empty, as where a script got no secret: a server would let everyone in.
     """
     token = os.environ.get(TOKEN_VARIABLE)
-    if token is not None and not token.strip():
+    token = token if token is None else token.removeprefix("\ufeff").strip()  # as a line of a file is read
+    if token is not None and not token:
         raise LocalProtocolError(
             f"the variable {TOKEN_VARIABLE} is set, but empty; give it a token, or unset it for none"
         )
@@ -157,7 +158,7 @@ def token_of_environment() -> str | None:
 
 
 def read_tokens(path: Path) -> list[str]:
-    """Tokens from a file, one a line; empty lines do not count.
+    """Tokens from a file, one a line; empty lines, space around a token and a byte order mark do not count.
 
     Args:
         path: The file.
@@ -169,7 +170,7 @@ def read_tokens(path: Path) -> list[str]:
         LocalProtocolError: The file holds none, is no UTF-8 text, or cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise LocalProtocolError(f"the token file '{path}' cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError:  # its words would show bytes of the file

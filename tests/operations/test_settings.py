@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from compoff.errors import LocalProtocolError
-from compoff.operations.settings import TOKEN_VARIABLE, Settings, token_of_environment
+from compoff.operations.settings import TOKEN_VARIABLE, Settings, read_tokens, token_of_environment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +21,14 @@ def test_the_variable_holds_a_token_where_it_is_set(monkeypatch: pytest.MonkeyPa
     assert (token_of_environment(), Settings(()).tokens) == ("secret", "secret")
     (tmp_path / "token").write_text("other\n")
     assert Settings((), token_file=tmp_path / "token").tokens == ["other"]
+
+
+def test_a_token_is_the_same_wherever_it_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for number, text in enumerate(("secret", "secret\r\n", " secret\n", "\ufeffsecret\n")):
+        monkeypatch.setenv(TOKEN_VARIABLE, text)
+        path = tmp_path / str(number)
+        path.write_bytes(text.encode())
+        assert (token_of_environment(), read_tokens(path)) == ("secret", ["secret"])
 
 
 @pytest.mark.parametrize("empty", ["", " ", "\n"], ids=repr)
