@@ -175,15 +175,21 @@ def answers(tail: Tail, payloads: Sequence[bytes]) -> list[list[NDArray[Any]] | 
     Returns:
         For each the leaves of its output, or the words of what went wrong.
     """
-    found: list[list[NDArray[Any]] | str] = []
-    group: list[Decoded] = []
-    for payload in payloads:
-        decoded = tail.decode(payload)
-        if group and sum(map(len, group)) + len(decoded) > tail.max_batch:
-            found += _run(tail, group)
-            group = []
-        group.append(decoded)
-    return found + _run(tail, group)
+    found: dict[int, list[NDArray[Any]] | str] = {}  # by place, as the group
+    group: dict[int, Decoded] = {}
+    for place, payload in enumerate(payloads):
+        try:
+            decoded = tail.decode(payload)
+        except Exception as error:  # whatever a payload does to it
+            found[place] = told(error)
+            continue
+        if group and sum(map(len, group.values())) + len(decoded) > tail.max_batch:
+            found.update(zip(group, _run(tail, [*group.values()]), strict=True))
+            group = {}
+        group[place] = decoded
+    if group:
+        found.update(zip(group, _run(tail, [*group.values()]), strict=True))
+    return [found[place] for place in range(len(payloads))]
 
 
 def _run(tail: Tail, group: list[Decoded]) -> list[list[NDArray[Any]] | str]:

@@ -185,6 +185,20 @@ def test_one_that_breaks_the_tail_does_not_cost_the_others_their_answers(
     assert wrong == "RuntimeError: too much"
 
 
+def test_a_payload_that_cannot_be_decoded_costs_the_others_nothing(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, tail = pair
+    first, second = (bytes(head(torch.randn(1, 6))) for _ in range(2))
+    runs: list[int] = []
+    run = compoff.Tail.run
+    monkeypatch.setattr(compoff.Tail, "run", lambda self, group: runs.append(len(group)) or run(self, group))
+    found = answers(tail, [first, b"junk", second])
+    assert runs == [2]
+    for payload, answer in ((first, found[0]), (second, found[2])):
+        np.testing.assert_allclose(answer[0], tail(payload).numpy(), atol=1e-6)  # type: ignore[arg-type]
+    assert str(found[1]).startswith("PayloadError: ")
+    assert [type(one) for one in answers(tail, [b"junk"])] == [str]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is here")
 def test_without_ray_the_error_says_what_to_install(pair: Pair, tmp_path: Path) -> None:
     pair[1].save(tmp_path)
