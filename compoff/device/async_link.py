@@ -276,7 +276,7 @@ class AsyncLink:
             self._retired.add(client)
 
     def _failed(self, error: CompoffError, *, again: bool = False) -> None:
-        if self.breaker.failed(str(error)):
+        if self.breaker.failed(str(error)) and not self.closed:
             level, told = logging.DEBUG if again else self.level, self.breaker.reason
             _logger.log(level, "the edge gives no answer, and is asked again until it does: %s", told)
 
