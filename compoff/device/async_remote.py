@@ -310,9 +310,8 @@ class AsyncRemote(Caller["AsyncLink"]):
     async def _ask(self, call: Call, client: AsyncClient, body: bytes, until: float) -> Answer:
         link = self._link
         seconds = call.left(until)  # where the head took it all, the link is not to blame
-        self._tally.sent(len(body))
         try:
-            return await client.ask(body, route=call.route, timeout=seconds)
+            return await client.ask(body, route=call.route, timeout=seconds, sent=self._tally.sent)
         except (ConnectionLost, RemoteProtocolError) as error:
             link.report(client, error)
             raise

@@ -115,13 +115,16 @@ class AsyncClient:
         """
         return (await self.ask(body, route=route, timeout=timeout)).body
 
-    async def ask(self, body: bytes, *, route: int = 0, timeout: float = 30.0) -> Answer:
+    async def ask(
+        self, body: bytes, *, route: int = 0, timeout: float = 30.0, sent: Callable[[int], None] | None = None
+    ) -> Answer:
         """Send a request and wait for its answer, as ``request`` does, and hear how long it took at the server, too.
 
         Args:
             body: As for ``request``.
             route: As for ``request``.
             timeout: As for ``request``.
+            sent: Called with the bytes of the body where nothing keeps the request from being sent.
 
         Returns:
             The answer, with ``body`` and ``server_seconds``.
@@ -132,7 +135,10 @@ class AsyncClient:
         seconds = check_timeout(timeout)
 
         def queue() -> int:
-            return self._protocol.send_request(body, route=route, deadline_ms=deadline_field(seconds))
+            request_id = self._protocol.send_request(body, route=route, deadline_ms=deadline_field(seconds))
+            if sent is not None:
+                sent(len(body))
+            return request_id
 
         return await self._ask(queue, seconds)
 
