@@ -102,16 +102,18 @@ class Edge:
 
         Raises:
             WireError: It could not be sent.
+            FeatureError: The head cannot take the inputs.
         """
-        body = call.encode()
+        asked = Asked(self, call, call.encode())
         client = self.link.connection(until, ATTEMPTS)
+        seconds = call.left(call.deadline)  # where the head took it all, the link is not to blame
         try:
-            pending = self.send(client, call, body, call.left(call.deadline))
-        except ConnectionLost as error:
-            if not self.repeats(call, client, error, call.deadline):
+            asked.send(client, seconds)
+        except BaseException as error:
+            if not isinstance(error, (WireError, PayloadError)) or asked.failed(error):
+                asked.end()
                 raise
-            pending = None
-        return Asked(self, call, body, client, pending)
+        return asked
 
     def send(self, client: Client, call: Call, body: bytes, seconds: float) -> PendingReply:
         """Send a payload, and count it.
@@ -242,20 +244,35 @@ class Asked:
         edge: What sent it.
         call: The call.
         body: Its payload.
-        client: The connection that it went over.
-        pending: Its answer to come; None where the connection broke before.
 
     Source: this project.
     """
 
-    def __init__(self, edge: Edge, call: Call, body: bytes, client: Client, pending: PendingReply | None) -> None:
-        """Start on the way."""
+    def __init__(self, edge: Edge, call: Call, body: bytes) -> None:
+        """Start without a connection."""
         self._edge = edge
         self._call = call
         self._body = body
-        self._client = client
-        self._pending = pending
+        self._client: Client | None = None  # that it went over; None while a connection is waited for
+        self._pending: PendingReply | None = None
         self._error: CompoffError | None = None
+
+    def send(self, client: Client, seconds: float) -> PendingReply:
+        """Send it.
+
+        Args:
+            client: The connection to send it over.
+            seconds: Time that the server is told it has.
+
+        Returns:
+            The answer to come.
+
+        Raises:
+            WireError: It could not be sent; ask ``failed`` whether that is the last word.
+        """
+        self._client = client
+        self._pending = self._edge.send(client, self._call, self._body, seconds)
+        return self._pending
 
     def wait(self, until: float) -> bool:
         """Wait, for the answer or for a fresh connection, until a moment of ``time.monotonic()`` at most.
@@ -270,7 +287,7 @@ class Asked:
                     return False
                 pending.result()
         except (WireError, PayloadError) as error:
-            return self._failed(error)
+            return self.failed(error)
         return True
 
     def settle(self) -> tuple[Any, CallReport]:
@@ -288,21 +305,22 @@ class Asked:
         """Give up what has not come, and let go of the connection."""
         if self._pending is not None:
             self._pending.cancel()
-        if self._client is not self._edge.link.current:
+        if self._client is not None and self._client is not self._edge.link.current:
             self._edge.link.release(self._client)
 
     def _send_again(self, until: float) -> PendingReply:
         call = self._call
         client = self._edge.link.connection(until, ATTEMPTS)
-        pending = self._edge.send(client, call, self._body, call.left(call.deadline))
-        self.end()
-        self._client, self._pending = client, pending
-        return pending
+        return self.send(client, call.left(call.deadline))
 
-    def _failed(self, error: CompoffError) -> bool:
-        """Note an error; whether it is the last word."""
-        call, link = self._call, self._edge.link
-        if self._pending is None:
+    def failed(self, error: CompoffError) -> bool:
+        """Note an error; whether it is the last word.
+
+        Args:
+            error: How connecting, sending or waiting ended.
+        """
+        call, client, link = self._call, self._client, self._edge.link
+        if client is None:
             if isinstance(error, ConnectTimeout) and time.monotonic() < call.deadline:
                 return False  # no connection yet
         elif isinstance(error, ReadTimeout):
@@ -311,9 +329,10 @@ class Asked:
             self._edge.refused(call, error)
         elif isinstance(error, (ConnectionLost, RemoteProtocolError)):
             if call.retried:
-                link.report(self._client, error)
-            elif self._edge.repeats(call, self._client, error, call.deadline):
-                self._pending = None
+                link.report(client, error)
+            elif self._edge.repeats(call, client, error, call.deadline):
+                self.end()
+                self._client = self._pending = None
                 return False
         self._error = error
         return True

@@ -1,0 +1,74 @@
+"""What becomes of a call's request that is refused, or whose connection breaks or is closed; both remotes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from compoff.edge.server import serve
+from compoff.errors import ConnectionLost, ServerBusy
+from compoff.wire.async_client import AsyncClient
+from compoff.wire.client import Client
+from tests.device.stand_in import Tail, after
+from tests.device.test_fallback import EDGE, LOCAL, Async, Blocking, Whole
+from tests.edge.peers import eventually
+
+
+@pytest.fixture(params=[Blocking, Async], ids=["blocking", "asyncio"])
+def kind(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.mark.parametrize("policy", ["raise", "local", "hedge"])
+def test_a_call_beyond_the_window_is_told_and_its_payload_not_counted(
+    kind: Any, caplog: pytest.LogCaptureFixture, policy: str
+) -> None:
+    with serve(Tail(), window=1) as server, contextlib.ExitStack() as at_last:
+        remote = kind(server.address, on_failure=policy, local=None if policy == "raise" else Whole(1.5))
+        at_last.callback(remote.close)
+        assert [remote(after(0)) for _ in range(2)] == [EDGE] * 2
+        pool = at_last.enter_context(ThreadPoolExecutor(1))
+        slow = pool.submit(remote, after(100), timeout=10.0)
+        eventually(lambda: remote.stats.payload_bytes == 3)
+        with pytest.raises(ServerBusy) if policy == "raise" else contextlib.nullcontext():
+            assert remote(after(0), timeout=10.0) == LOCAL
+        assert slow.result(10) == EDGE
+        assert remote.stats.payload_bytes == 3
+    told = [record.message for record in caplog.records if record.name == "compoff.connect"]
+    assert ["no room" in line for line in told] == [True] * (policy != "raise")
+
+
+@pytest.mark.parametrize("policy", ["raise", "local", "hedge"])
+def test_a_remote_that_is_closed_under_a_call_raises_no_alarm(
+    kind: Any, caplog: pytest.LogCaptureFixture, policy: str
+) -> None:
+    caplog.set_level(logging.INFO, "compoff.connect")
+    with serve(Tail()) as server, ThreadPoolExecutor(1) as pool:
+        remote = kind(server.address, on_failure=policy, local=None if policy == "raise" else Whole(1.5))
+        remote(after(0))
+        call = pool.submit(remote, after(50), timeout=5.0)
+        eventually(lambda: remote.stats.payload_bytes == 2)
+        remote.close()
+        with pytest.raises(ConnectionLost):
+            call.result(5)
+    assert not [record.message for record in caplog.records if record.name == "compoff.connect"]
+
+
+@pytest.mark.parametrize("policy", ["local", "hedge"])
+def test_a_fresh_connection_that_breaks_is_replaced_as_well(kind: Any, policy: str) -> None:
+    with serve(Tail()) as server, contextlib.ExitStack() as at_last:
+        remote = kind(server.address, on_failure=policy, local=Whole(), heartbeat=30.0)
+        at_last.callback(remote.close)
+        assert [remote(after(0)) for _ in range(3)] == [EDGE] * 3
+        broken = ConnectionLost("it broke")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Client, "submit", Mock(side_effect=broken))
+            patch.setattr(AsyncClient, "ask", Mock(side_effect=broken))
+            assert remote(after(0)) == LOCAL
+        eventually(lambda: remote.stats.connections == 3)
+        eventually(lambda: remote(after(0)) == EDGE)
