@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import logging
 import queue
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from compoff.errors import ReadTimeout
 from compoff.forks import leave_to_parent
+from compoff.printable import told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MARGIN", "LocalRuns", "nobody"]
 
+_logger = logging.getLogger("compoff.connect")
 MARGIN = 0.05  # seconds that a thread may take to wake on a busy machine
 _MANY = 8  # entries that wait from which those that nobody waits for any more are taken out, with their inputs
 _LONGEST_END = 5.0  # seconds that a process which ends waits for the run under way
@@ -46,6 +49,7 @@ class LocalRuns:
         self._seconds = seconds
         self._lock = threading.Lock()
         self._closed = False
+        self._fails = False  # since it last answered, which the log has heard of
         self._waiting: _Waiting = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._ending: weakref.finalize[..., Any] | None = None
@@ -57,7 +61,8 @@ class LocalRuns:
 
         Args:
             call: The call.
-            hurry: Whether the run is left out where it has waited for others and cannot end by the call's deadline.
+            hurry: Whether the edge may answer first: the run is left out where it has waited for others and cannot end
+                by the call's deadline, and the log hears of a model that raises, which nobody may wait for.
 
         Returns:
             The output to come.
@@ -95,7 +100,14 @@ class LocalRuns:
         waited = asked is not None and started - asked > MARGIN
         if waited and started + (self._seconds.mean or 0.0) > call.deadline:
             raise nobody(call, "it had others to answer first")
-        output = call.run_whole(self._whole)
+        try:
+            output = call.run_whole(self._whole)
+        except Exception as error:
+            if asked is not None and not self._fails:
+                self._fails = True
+                _logger.warning("the whole model on this device raises, and cannot stand in: %s", told(error))
+            raise
+        self._fails = False
         self._seconds.add(time.monotonic() - started)
         return output
 

@@ -59,6 +59,20 @@ def test_a_remote_that_is_closed_under_a_call_raises_no_alarm(
     assert not [record.message for record in caplog.records if record.name == "compoff.connect"]
 
 
+def test_a_whole_model_that_raises_is_told_while_the_edge_answers(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(_: Any) -> Any:
+        raise ValueError("no such weights")
+
+    with serve(Tail()) as server:
+        remote = kind(server.address, on_failure="hedge", local=broken)
+        for hundredths in (0, 30, 30, 30):
+            assert remote(after(hundredths)) == EDGE
+        assert remote.stats.hedged
+        remote.close()
+    (told,) = [record.message for record in caplog.records if record.name == "compoff.connect"]
+    assert "raises, and cannot stand in: ValueError: no such weights" in told
+
+
 @pytest.mark.parametrize("policy", ["local", "hedge"])
 def test_a_fresh_connection_that_breaks_is_replaced_as_well(kind: Any, policy: str) -> None:
     with serve(Tail()) as server, contextlib.ExitStack() as at_last:

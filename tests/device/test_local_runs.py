@@ -40,6 +40,19 @@ def test_one_after_another_and_what_a_model_raises_reaches_who_waits() -> None:
         runs.submit(call(1), hurry=False)
 
 
+def test_a_model_that_raises_where_nobody_may_hear_of_it_is_told_once_until_it_answers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runs = LocalRuns([lambda number: 6 // number], Estimate())
+    for numbers, hurry, count in (((0, 0), False, 0), ((0, 0, 0), True, 1), ((2, 0, 0), True, 2)):
+        for run in [runs.submit(call(number), hurry=hurry) for number in numbers]:
+            run.exception(5)
+        assert len(caplog.records) == count
+    assert {(record.name, record.levelname) for record in caplog.records} == {("compoff.connect", "WARNING")}
+    assert "the whole model on this device raises, and cannot stand in: ZeroDivisionError" in caplog.text
+    runs.close()
+
+
 def test_closed_it_cancels_what_waits() -> None:
     began, freed = threading.Event(), threading.Event()
 
