@@ -293,10 +293,10 @@ def test_a_wrong_token_is_an_error_at_once() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"heartbeat": 0}, "positive"),
+        ({"heartbeat": 0}, "finite number above 0"),
         ({"heartbeat": 1e-9}, "a heartbeat of 1e-09 seconds .* at least 0.001"),
         ({"token": ""}, "token of 0 bytes"),
-        ({"timeout": -1}, "positive"),
+        ({"timeout": -1}, "finite number above 0"),
     ],
 )
 def test_what_cannot_become_right_is_refused(arguments: dict[str, Any], words: str) -> None:

@@ -32,7 +32,7 @@ def test_numpy_comes_back_and_can_be_written_to() -> None:
 def test_a_timeout_that_is_none_is_refused(timeout: float) -> None:
     with serve(Tail()) as server:
         remote = connect(StandIn(), server.address)  # type: ignore[arg-type]
-        with remote, pytest.raises(LocalProtocolError, match="positive"):
+        with remote, pytest.raises(LocalProtocolError, match="finite number above 0"):
             remote(after(0), timeout=timeout)
 
 
