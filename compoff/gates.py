@@ -75,6 +75,7 @@ class Gate:
         self._replace: Callable[[list[Tensor]], list[Tensor]] | None = None
         self.active = False  # whether the gate does anything to what passes; every hook asks in every pass
         self.passes = 0
+        self.was_cut = False  # in the last pass
         self._caught: dict[int, Tensor] = {}
 
     @property
@@ -128,6 +129,7 @@ class Gate:
     def begin(self) -> None:
         """Forget what was caught in an earlier pass."""
         self.passes += 1
+        self.was_cut = False
         self._caught.clear()
 
     def catch(self, index: int, tensor: Tensor) -> Tensor:
@@ -213,6 +215,7 @@ class Gate:
 
     def _cut(self, y: Tensor) -> Tensor:
         """The moment of the cut: every feature through its bottleneck."""
+        self.was_cut = True
         features = [y, *(self._kept(index) for index in range(1, len(self.bottlenecks)))]
         packed = [layout.pack(feature) for layout, feature in zip(self.layouts, features, strict=True)]
         if self.replace is not None:

@@ -81,6 +81,7 @@ class Wrapped(Mounted):
         super().__init__(base, split_points, options, skips)
         self.reports: dict[str, dict[str, Any]] = {}
         self._measured_with: dict[str, str] = {}  # by split point: the weights that its report speaks of
+        self._student: Gate | None = None  # the gate of `at`
 
     @contextlib.contextmanager
     def at(self, split: str, *, bypass: bool = False) -> Generator[Wrapped]:
@@ -102,11 +103,13 @@ class Wrapped(Mounted):
         """
         self._check(split)
         check_flag("bypass", bypass, SplitError)
-        gates = self._gates()
+        gates, before = self._gates(), self._student
         with only_at(gates, split), gates[split].bypassing(bypass):
+            self._student = gates[split]
             try:
                 yield self
             finally:
+                self._student = before
                 if not torch.compiler.is_compiling():
                     stop_listening(self.base)
 
@@ -122,7 +125,7 @@ class Wrapped(Mounted):
 
         Raises:
             SplitError: Shapes were not known before and a split point turns out to be unusable, or this model has been
-                unwrapped.
+                unwrapped, or inside `at` the inputs went another way than past the split point.
             FeatureError: A feature has another size than the model was wrapped with.
         """
         if not self.sites:
@@ -130,7 +133,13 @@ class Wrapped(Mounted):
         base = self.base  # looked up once: PyTorch finds a module's modules slowly
         self._check_hung(base)
         self._frozen.keep()
-        return base(*inputs, **keywords)
+        output = base(*inputs, **keywords)
+        if not torch.compiler.is_compiling() and self._student is not None and not self._student.was_cut:
+            raise SplitError(
+                f"this batch did not pass the split point '{self._student.split}', so the answer would be the model's "
+                "own; choose one that every input passes, such as the block around it"
+            )
+        return output
 
     def distillation_loss(
         self,

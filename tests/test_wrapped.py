@@ -532,3 +532,28 @@ def test_bypassing_and_coding_nest() -> None:
                 assert torch.equal(model(x), plain)
             assert torch.equal(model(x), coded)
     assert not torch.equal(plain, coded)
+
+
+class EarlyExit(nn.Module):
+    """Answers some inputs before the block behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.head = nn.Linear(32, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.head(x if bool(x.sum() > 1e3) else self.block(x))
+
+
+def test_a_student_that_goes_past_its_codec_is_no_student() -> None:
+    net, x = EarlyExit(), torch.randn(8, 32)
+    wrapped = compoff.wrap(net, "block", example_input=x)
+    compoff.calibrate(wrapped, [x])
+    assert wrapped(1e6 * x).shape == (8, 4)
+    with wrapped.at("block") as student:
+        assert student(x).shape == (8, 4)
+        with pytest.raises(SplitError, match="this batch did not pass the split point 'block', so the answer would be"):
+            student(1e6 * x)
+        assert student(x).shape == (8, 4)
+    assert wrapped(1e6 * x).shape == (8, 4)
