@@ -66,7 +66,7 @@ class Member:
         self._log = log
         self._backoff = Backoff(0.5, 30.0)
         self._not_before = 0.0
-        self._questions = 0
+        self._questions = self._answered = 0
         self._dead = False
         self._starts = 0
         self._reloads = 0
@@ -147,7 +147,14 @@ class Member:
         Returns:
             What it has counted; None without an answer by then.
         """
-        return self._receive(f"figures {number}", deadline)
+        if self._answered < number:  # else it was read beside something else
+            self._receive(f"figures {number}", deadline)
+        return self._last if self._answered >= number else None
+
+    @property
+    def owes_since(self) -> float | None:
+        """Since when it owes its figures, by the monotonic clock; None where it does not."""
+        return self._asked
 
     @property
     def counted(self) -> list[Figures]:
@@ -194,6 +201,7 @@ class Member:
                 found, content = self._pipe.recv()
                 if found.startswith("figures"):
                     self._asked, self._last, self._told = None, content, time.monotonic()
+                    self._answered = int(found.split()[1])
                 elif found.startswith("reloaded"):
                     self._outcomes[found] = content
                     self._owed -= 1

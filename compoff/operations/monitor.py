@@ -1,7 +1,8 @@
 """The metrics port: Prometheus metrics, health, readiness, and a small page with the live figures.
 
 Plain HTTP for whoever runs the server; it shows counters and names, no payloads, and changes nothing. A thread of its
-own looks at the figures once a second, so that everybody who asks sees the same last seconds.
+own looks at the figures, once a second and when somebody asks: everybody sees the same last seconds, and however many
+ask, the server is looked at once for all of them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import http.server
 import importlib.resources
 import json
+import logging
 import socket
 import sys
 import threading
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Monitor"]
 
+_logger = logging.getLogger("compoff.serve")
 _LOOK_SECONDS = 1.0
+_TICK_SECONDS = 0.1  # after which requests are looked at whose time may be over
 _HANDLERS = 32  # requests at a time; one more ends the oldest, which an honest one would have finished
 _REQUEST_SECONDS = 5.0  # for the whole of a request and its answer, however slowly they come and go
 _LIVE_LOOKS = 5  # how many looks back "live" reaches
@@ -52,54 +56,53 @@ class Monitor:
 
     def __init__(self, figures: Callable[[], Figures], address: str) -> None:
         """Listen, and begin to look."""
-        self._figures = figures
-        self._looks: deque[tuple[float, Figures]] = deque(maxlen=_LIVE_LOOKS + 1)
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
         host, port = parse_address(address)
         try:
             self._server = _HTTPServer((host, port), self)
         except OSError as error:
             raise WireError(f"cannot show metrics on {address}: {error.strerror}; choose another port") from error
         self.address = format_address(host, int(self._server.server_address[1]))
-        self._threads = [
-            threading.Thread(target=self._server.serve_forever, args=(0.1,), name="compoff-monitor", daemon=True),
-            threading.Thread(target=self._watch, name="compoff-monitor-look", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._looks = _Looks(figures)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_TICK_SECONDS,), name="compoff-monitor", daemon=True
+        )
+        self._thread.start()
 
-    def now(self) -> Figures:
-        """The figures of now, with what happened in the last seconds."""
-        figures = self._figures()
-        with self._lock:
-            then, before = self._looks[0] if self._looks else (time.monotonic(), None)
-        return add_live(figures, before, time.monotonic() - then)
+    def answer(self, path: str, given_up: Callable[[], bool]) -> tuple[int, str, bytes]:
+        """Status, type and body for a path.
 
-    def answer(self, path: str) -> tuple[int, str, bytes]:
-        """Status, type and body for a path."""
+        Args:
+            path: What was asked for.
+            given_up: Whether the answer is not waited for any more.
+
+        Raises:
+            ConnectionAbortedError: There are no figures, or it is not.
+        """
         if path == "/":
             page = importlib.resources.files(__package__ or "compoff.operations") / "page.html"
             return 200, _HTML, page.read_bytes()
         if path == "/figures.json":
-            return 200, _JSON, json.dumps(self.now()).encode()
+            return 200, _JSON, json.dumps(self._looks.live(given_up)).encode()
         if path == "/metrics":
-            return 200, CONTENT_TYPE_LATEST, exposition(self._figures())
+            return 200, CONTENT_TYPE_LATEST, exposition(self._looks.now(given_up))
         if path == "/healthz":
             return 200, _TEXT, b"ok\n"
         if path == "/readyz":
-            ready = self._figures()["ready"]
+            ready = self._looks.now(given_up)["ready"]
             missing = b"not every process answers, or not all serve the same\n"
             return (200, _TEXT, b"ready\n") if ready else (503, _TEXT, missing)
         return 404, _TEXT, b"there is /, /figures.json, /metrics, /healthz and /readyz\n"
 
+    def wake(self) -> None:
+        """Have those who wait for figures see whether they still do."""
+        self._looks.wake()
+
     def close(self) -> None:
         """Stop."""
-        self._closed.set()
         self._server.shutdown()
         self._server.server_close()
-        for thread in self._threads:
-            thread.join(5)
+        self._thread.join(5)
+        self._looks.close()
 
     def __enter__(self) -> Self:
         """The monitor itself."""
@@ -109,14 +112,74 @@ class Monitor:
         """Close it."""
         self.close()
 
-    def _watch(self) -> None:
+
+class _Looks:
+    """Looks at the figures, one look at a time; who asks while one is under way shares the next.
+
+    Args:
+        figures: Gives the figures of now; may take a while, and is asked in one thread alone.
+    """
+
+    def __init__(self, figures: Callable[[], Figures]) -> None:
+        self._figures = figures
+        self._changed = threading.Condition()
+        self._begun = self._done = self._wanted = 0  # numbers of looks
+        self._latest: Figures | None = None  # None where it failed
+        self._past: deque[tuple[float, Figures]] = deque(maxlen=_LIVE_LOOKS + 1)
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="compoff-monitor-look", daemon=True)
+        self._thread.start()
+
+    def now(self, given_up: Callable[[], bool]) -> Figures:
+        """The figures of a look that has not begun yet: what happened before the question is in them."""
+        with self._changed:
+            mine = self._wanted = self._begun + 1
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._done >= mine or self._closed or given_up())
+            if self._done < mine or self._latest is None:
+                raise ConnectionAbortedError("there are no figures for this request")
+            return self._latest
+
+    def live(self, given_up: Callable[[], bool]) -> Figures:
+        """The figures of now, with what happened in the last seconds."""
+        figures = self.now(given_up)
+        with self._changed:
+            then, before = self._past[0] if self._past else (time.monotonic(), None)
+        return add_live(figures, before, time.monotonic() - then)
+
+    def wake(self) -> None:
+        """Have those who wait see whether they still do."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Look no more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(5)
+
+    def _work(self) -> None:
+        due = time.monotonic()
         while True:
-            look = (time.monotonic(), self._figures())
-            with self._lock:
-                self._looks.append(look)
-            self._server.end_late()
-            if self._closed.wait(_LOOK_SECONDS):
-                return
+            with self._changed:
+                rest = max(0.0, due - time.monotonic())
+                self._changed.wait_for(lambda: self._closed or self._wanted > self._begun, rest)
+                if self._closed:
+                    return
+                self._begun += 1
+            began, figures = time.monotonic(), None
+            try:
+                figures = self._figures()
+            except Exception:  # the next look may do better
+                _logger.exception("the figures could not be read")
+            with self._changed:
+                self._done, self._latest = self._begun, figures
+                if began >= due:  # else only somebody asked: the last seconds begin at the same moment for everybody
+                    due = began + _LOOK_SECONDS
+                    if figures is not None:
+                        self._past.append((began, figures))
+                self._changed.notify_all()
 
 
 class _HTTPServer(http.server.ThreadingHTTPServer):
@@ -139,14 +202,18 @@ class _HTTPServer(http.server.ThreadingHTTPServer):
                 self._end(next(iter(self._handled)))
         super().process_request(request, client_address)
 
+    def handles(self, request: Any) -> bool:
+        """Whether a request was not ended; without the lock, which whoever ends it holds."""
+        return request in self._handled
+
     def shutdown_request(self, request: Any) -> None:
         """Close what was answered, or ended."""
         with self._handled_lock:
             self._handled.pop(request, None)
         super().shutdown_request(request)
 
-    def end_late(self) -> None:
-        """End the requests whose time is over."""
+    def service_actions(self) -> None:
+        """End the requests whose time is over: here, where no figures are waited for."""
         with self._handled_lock:
             for sock, since in tuple(self._handled.items()):
                 if time.monotonic() - since >= _REQUEST_SECONDS:
@@ -156,6 +223,7 @@ class _HTTPServer(http.server.ThreadingHTTPServer):
         del self._handled[sock]
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)  # its thread wakes up and closes it
+        self.monitor.wake()  # also where it waits for figures
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Nothing for who has gone or was ended; a traceback for everything else."""
@@ -174,7 +242,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _begin(self) -> bytes:
         """Send status and headers; the body that they are of."""
-        status, kind, body = cast("_HTTPServer", self.server).monitor.answer(self.path.partition("?")[0])
+        server = cast("_HTTPServer", self.server)
+        path = self.path.partition("?")[0]
+        status, kind, body = server.monitor.answer(path, lambda: not server.handles(self.request))
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))

@@ -30,7 +30,8 @@ __all__ = ["Processes"]
 _logger = logging.getLogger("compoff.serve")
 _FRONT_WORKERS = 4  # batches that a front has under way
 _FRONT_WINDOW = 1024  # requests of one front that the process with the tails takes
-_ANSWER_SECONDS = 2.0
+_ANSWER_SECONDS = 2.0  # from the question on: who owes an answer for longer is not waited for again
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05  # seconds between two looks whether answers are there
 _BEHIND_SECONDS = 60.0  # for which former tails stay, for requests that a front has taken for them
 
 
@@ -52,7 +53,7 @@ class Processes:
         if not hasattr(socket, "SO_REUSEPORT"):
             raise BackendError("this system cannot share a port among processes; set processes: 1")
         self._settings = settings
-        self._lock = threading.Lock()  # one conversation at a time: a page may be asked for while others are told
+        self._lock = threading.Lock()  # one conversation at a time, and no waiting in it
         self._sockets = [_reserve(settings.address)]
         self.address = _address(self._sockets[0])
         self._members: list[Member] = []
@@ -115,10 +116,16 @@ class Processes:
         everyone = [*self._members, *self._keepers]
         with self._lock:
             questions = [(member, member.question()) for member in everyone if member.listening]
-            deadline = time.monotonic() + _ANSWER_SECONDS
-            answers = {member: member.figures(number, deadline) for member, number in questions}
-            parts = [self._counted(members) for members in (self._members, self._keepers)]
-            apart = self._apart
+        pause = _SHORTEST_PAUSE
+        while True:
+            with self._lock:
+                answers = {member: member.figures(number, 0.0) for member, number in questions}
+                if not any(_is_awaited(member) for member, answer in answers.items() if answer is None):
+                    parts = [self._counted(members) for members in (self._members, self._keepers)]
+                    apart = self._apart
+                    break
+            time.sleep(pause)  # outside the lock: whoever dies is started again meanwhile, and a stop is a stop
+            pause = min(2 * pause, _LONGEST_PAUSE)
         ready = not apart and all((answer := answers.get(one)) is not None and answer["ready"] for one in everyone)
         answered = sum(answers.get(member) is not None for member in self._members)
         whole = behind(*parts) if self._keepers else parts[0]
@@ -204,6 +211,12 @@ class Processes:
                 member.end(self._settings.options.get("drain_timeout", 5.0) + 5.0)
         for held in self._sockets:
             held.close()
+
+
+def _is_awaited(member: Member) -> bool:
+    """Whether the figures that it owes may still come in time."""
+    since = member.owes_since
+    return member.listening and since is not None and time.monotonic() < since + _ANSWER_SECONDS
 
 
 def _same(settings: Settings) -> Settings:

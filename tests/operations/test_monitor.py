@@ -112,6 +112,56 @@ def test_no_more_than_32_are_answered_at_a_time_and_the_oldest_goes() -> None:
         eventually(lambda: threading.active_count() <= before + 32)
 
 
+def test_who_waits_for_figures_is_ended_like_everybody_and_shares_the_look(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("compoff.operations.monitor._REQUEST_SECONDS", 1.0)
+    go, looks = threading.Event(), 0
+
+    def figures() -> Figures:
+        nonlocal looks
+        looks += 1
+        go.wait(30)
+        return merge([], processes=1)
+
+    before = threading.active_count()
+    with Monitor(figures, "127.0.0.1:0") as monitor, ExitStack() as stack:
+        host, port = monitor.address.split(":")
+        asking = [stack.enter_context(socket.create_connection((host, int(port)), timeout=5)) for _ in range(100)]
+        for sock in asking:
+            sock.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+        began = time.monotonic()
+        assert [sock.recv(1) for sock in asking[:50]] == [b""] * 50
+        eventually(lambda: threading.active_count() <= before + 2 + 32)
+        assert [sock.recv(1) for sock in asking] == [b""] * 100, "their time is over, though the look is not"
+        assert time.monotonic() - began < 4
+        eventually(lambda: threading.active_count() <= before + 2)
+        late = [stack.enter_context(socket.create_connection((host, int(port)), timeout=5)) for _ in range(20)]
+        for sock in late:
+            sock.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+        time.sleep(0.3)
+        go.set()
+        assert [sock.recv(12) for sock in late] == [b"HTTP/1.0 503"] * 20
+        assert looks <= 3, "one look for all of them"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_look_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixture) -> None:
+    fail = True
+
+    def figures() -> Figures:
+        if fail:
+            raise ValueError("not now")
+        return merge([], processes=1)
+
+    with Monitor(figures, "127.0.0.1:0") as monitor:
+        with pytest.raises(http.client.HTTPException):
+            get(monitor, "/readyz")
+        assert "the figures could not be read" in caplog.text
+        fail = False
+        assert get(monitor, "/readyz")[0] == 503
+
+
 def test_a_request_in_drips_ends(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("compoff.operations.monitor._REQUEST_SECONDS", 0.2)
     monkeypatch.setattr("compoff.operations.monitor._LOOK_SECONDS", 0.05)

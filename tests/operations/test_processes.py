@@ -103,6 +103,7 @@ class Counting:
         self.exports = frozenset({"old"})
         self.told: list[tuple[Settings, bool]] = []
         self.read: bool | None = None
+        self.owes_since: float | None = None
 
     @property
     def serves(self) -> frozenset[str]:
@@ -251,3 +252,28 @@ def test_how_busy_a_tail_behind_fronts_is_the_process_with_the_tails_knows() -> 
     [tail] = group(fronts, [keeper]).figures()["tails"]
     assert (tail["requests"], tail["busy_seconds"], tail["batch_sizes"]) == (20, 4.0, {"5": 4})
     assert (tail["waiting"], tail["running"]) == (4, 3)
+
+
+def test_nobody_waits_for_a_look_at_the_figures_and_one_that_hangs_is_waited_for_once() -> None:
+    hanging = Counting(None, figures(3))
+    hanging.owes_since = time.monotonic()
+    server = group([hanging], [])
+    found: list[Any] = []
+    look = threading.Thread(target=lambda: found.append(server.figures()))
+    began = time.monotonic()
+    look.start()
+    for _ in range(20):
+        server.watch()
+        time.sleep(0.01)
+    server.reload(server._settings)
+    assert time.monotonic() - began < 1.5, "they waited for the look"
+    look.join(10)
+    assert 1.5 < time.monotonic() - began < 5
+    assert (found[0]["ready"], found[0]["tails"][0]["requests"]) == (False, 3)
+    began = time.monotonic()
+    assert server.figures()["ready"] is False
+    assert time.monotonic() - began < 1, "it has had its time"
+    hanging.owes_since = time.monotonic()
+    hanging.listening = False  # it has died meanwhile
+    assert server.figures()["ready"] is False
+    assert time.monotonic() - began < 1.5
