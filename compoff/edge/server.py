@@ -83,17 +83,21 @@ class Server:
         self._loop: asyncio.AbstractEventLoop
         started: concurrent.futures.Future[str] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, args=(started,), name="compoff-serve", daemon=True)
-        self._thread.start()
         try:
+            self._thread.start()
             self.address = started.result()
+            # A program that ends while a tail is at work would otherwise be aborted by the tail's runtime.
+            atexit.register(self.close)
+            leave_to_parent(self)
         except (OSError, UnicodeError) as error:
             self._thread.join()
             reason = getattr(error, "strerror", None) or error
             message = f"cannot listen on {address}: {reason}; choose another port, or port 0 for any"
             raise WireError(message) from error
-        # A program that ends while a tail is at work would otherwise be aborted by the tail's runtime.
-        atexit.register(self.close)
-        leave_to_parent(self)
+        except BaseException:  # such as Ctrl-C, while a name is looked up: nobody has a handle to close it with
+            if not started.cancel():  # it listens already
+                self.close()
+            raise
 
     def abandon(self) -> None:
         """Leave listening and all clients to the parent, in a forked child.
@@ -244,10 +248,10 @@ class Server:
         try:
             asyncio.run(self._serve(started))
         except BaseException as error:
-            if started.done():
-                _logger.exception("the server stopped")
-            else:
+            if not started.done():
                 started.set_exception(error)
+            elif not started.cancelled():
+                _logger.exception("the server stopped")
         finally:
             self._service.stop()
 
@@ -267,6 +271,9 @@ class Server:
             reuse_port=self._reuse_port or None,
             start_serving=not guarded,
         )
+        if not started.set_running_or_notify_cancel():  # interrupted meanwhile
+            listener.close()
+            return
         self._listening = listener.sockets
         door = self._door = Door(listener.sockets, self._service, self._tls) if guarded else None
         if door is not None:

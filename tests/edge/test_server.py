@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -310,6 +310,38 @@ def test_who_is_accepted_in_the_moment_it_stops_is_closed_too() -> None:
             server.close()
             stop.set()
     gc.collect()  # a socket that was forgotten warns now, and a warning is an error
+
+
+@pytest.mark.parametrize("slow", [True, False], ids=["while a name is looked up", "when it listens"])
+def test_a_start_that_is_interrupted_leaves_nobody_listening(slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    real, looked_up = socket.getaddrinfo, threading.Event()
+
+    def getaddrinfo(*args: Any, **kwargs: Any) -> Any:
+        if slow:
+            looked_up.wait(10)
+        return real(*args, **kwargs)
+
+    def interrupted(future: Future[str], timeout: float | None = None) -> str:
+        here = threading.current_thread() is threading.main_thread()
+        found = whole(future, timeout) if not (slow and here) else ""
+        if here:
+            raise KeyboardInterrupt
+        return found
+
+    whole = Future[str].result
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(Future, "result", interrupted)
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        serve(Echo(), f"localhost:{port}")
+    monkeypatch.undo()
+    looked_up.set()
+    eventually(lambda: not [one for one in threading.enumerate() if one not in before and one.is_alive()])
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("localhost", port), timeout=5)
+    serve(Echo(), f"localhost:{port}").close()
 
 
 ENDS = """
