@@ -19,7 +19,10 @@ class Shared(Protocol):
     """What belongs to the process that made it, in whole or in part."""
 
     def abandon(self) -> None:
-        """Let go of everything, in a forked child, without a byte to the peer; locks may be held for ever."""
+        """Let go of everything, in a forked child, without a byte to the peer; locks may be held for ever.
+
+        What goes on in the child belongs to it from now on, and says so with ``leave_to_parent``: it may fork, too.
+        """
 
 
 # The only state of its kind: the interpreter takes one function for the whole process, and never gives it back.
@@ -85,12 +88,14 @@ class OwnLock:
     def abandon(self) -> None:
         """Be free, in a forked child: who holds the lock may not be here."""
         self._lock = threading.Lock()
+        leave_to_parent(self)
 
 
 def _abandon_all() -> None:
-    for one in list(_shared):
-        one.abandon()
+    everything = list(_shared)
     _shared.clear()
+    for one in everything:
+        one.abandon()
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork

@@ -109,6 +109,7 @@ class OnnxSession:
         if self._running:
             self._left = "was running in another thread when this process was forked; load it again here"
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))  # outlives the interpreter, as no list would
+        leave_to_parent(self)
 
     def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Run on arrays.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import resource
 import socket
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,6 +20,9 @@ from compoff.forks import OwnLock, give_up
 from compoff.onnx_session import OnnxSession
 from compoff.programs import TorchProgram
 from tests.wire.forking import in_child
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -42,6 +47,42 @@ def test_a_lock_that_another_thread_holds_is_free_in_the_child() -> None:
     over.set()
     thread.join()
     assert take() == "taken"
+
+
+def in_childs_child(work: Callable[[], object]) -> str:
+    """As `in_child`, in a child: what would tell there of a hang is a thread that waits for itself when forked."""
+    faulthandler.cancel_dump_traceback_later()
+    return in_child(work)
+
+
+def test_a_lock_is_free_in_a_childs_child_too() -> None:
+    lock = OwnLock()
+
+    def fork_while_held(generations: int) -> str:
+        held, over = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with lock:
+                held.set()
+                over.wait(30)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait(5)
+
+        def take() -> str:
+            taken = lock._lock.acquire(timeout=2)
+            if not taken or generations == 1:
+                return str(taken)
+            lock._lock.release()
+            return fork_while_held(generations - 1)
+
+        told = in_childs_child(take)
+        over.set()
+        thread.join()
+        return told.strip("'\"")
+
+    assert fork_while_held(3) == "True"
 
 
 def test_a_program_is_loaded_in_the_child_while_a_thread_of_the_parent_loads_others() -> None:
@@ -81,6 +122,14 @@ def test_a_session_that_another_thread_was_in_says_so_in_the_child() -> None:
         f"{BackendError.__name__}: relu.onnx was running in another thread when this process was forked"
     )
     session._running.pop()
+
+    def fork_again() -> str:
+        session._running.append(None)
+        told = in_childs_child(lambda: session.run([x]))
+        session._running.pop()
+        return told
+
+    assert "was running in another thread when this process was forked" in in_child(fork_again)
     assert in_child(lambda: session.run([x])[0].tolist()) == "[0.0, 2.0]"
 
 
