@@ -22,9 +22,6 @@ class CudaGraphs:
         call: Tensors on the GPU to tensors on the GPU; it must not wait for the GPU, nor depend on values.
         most: Number of shapes that are recorded, each of which takes memory; others run as they are.
         warm_up: Runs before one is recorded, in which kernels are loaded and memory is set up.
-
-    Raises:
-        BackendError: Never; what `call` raises is raised.
     """
 
     def __init__(self, call: Callable[..., Any], most: int = 16, warm_up: int = 3) -> None:
