@@ -23,6 +23,7 @@ __all__ = ["serve_as_told"]
 
 _logger = logging.getLogger("compoff.serve")
 _LOOK_SECONDS = 0.2
+_AGAIN_SECONDS = 10.0  # after which former tails that could not be let go of are to go again
 
 
 def serve_as_told(settings: Settings, address: str, pipe: Connection, log: tuple[str, str]) -> None:
@@ -78,10 +79,15 @@ class _Reader:
         self._wanted.put(None)
 
     def _work(self) -> None:
+        again: float | None = None
         while True:
-            wanted = self._wanted.get()
+            try:
+                wanted = self._wanted.get(timeout=again)
+            except queue.Empty:
+                wanted = None
+            again = None  # a reload says anew what goes, and when
             if wanted is None:
-                self._worker.drop_former()
+                again = None if self._drop() else _AGAIN_SECONDS
                 continue
             number, settings, tails, keep = wanted
             try:
@@ -92,6 +98,14 @@ class _Reader:
             with self.sending, contextlib.suppress(OSError):
                 self._pipe.send(("exports", self._worker.exports))
                 self._pipe.send((f"reloaded {number}", done))
+
+    def _drop(self) -> bool:
+        try:
+            self._worker.drop_former()
+        except Exception as error:  # the server may be too busy; the reloads to come must find somebody
+            _logger.error("former tails are served for longer: %s", error)
+            return False
+        return True
 
 
 def _obey(worker: Worker, pipe: Connection, reader: _Reader) -> bool:

@@ -93,7 +93,7 @@ class Worker:
             keep: Whether former tails stay beside them until `drop_former`.
 
         Returns:
-            Whether the tails were read.
+            False where the tails were to be read and could not be, so that they stay as they were.
         """
         works: list[tuple[str, Callable[[], None]]] = [
             ("tokens", lambda: self._server.replace_tokens(settings.tokens)),
@@ -116,10 +116,14 @@ class Worker:
         return done
 
     def drop_former(self) -> None:
-        """Serve only what the last reload has read."""
+        """Serve only what the last reload has read.
+
+        Raises:
+            LocalProtocolError: The server is closed, or too busy just now; it serves what it did.
+        """
         if self._former:
-            self._former = []
             self._server.swap(self._tails)
+            self._former = []
 
     def stop(self) -> None:
         """Send the answers in flight, and close."""
@@ -133,7 +137,7 @@ class Worker:
         here = {tail.artifact_id for tail in tails}
         former = [tail for tail in (*self._tails, *self._former) if tail.artifact_id not in here] if keep else []
         self._server.swap([*tails, *former])
-        # A front's old ones still have answers to wait for; the process with the tails hangs up.
+        # A front's old ones are not closed here: they still have answers to wait for, and go with the last of them.
         self._tails, self._former = tails, former
 
 
