@@ -72,11 +72,12 @@ class Connection(Receiver):
 
     Args:
         service: What the server's connections share.
+        spent: Seconds of its handshake that are over already.
 
     Source: this project.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, spent: float = 0.0) -> None:
         """Start without a socket."""
         super().__init__(service.buffer)
         self._service = service
@@ -96,7 +97,8 @@ class Connection(Receiver):
         self._drain_end: float | None = None  # when a connection that was asked to go has to be gone
         self.asked = time.monotonic()  # when the last request came, or the last answer went
         self._paused = False
-        self._since = time.monotonic()  # when the handshake, the half message or the quiet began
+        # When the handshake, that of TLS included, or the half message or the quiet began.
+        self._since = time.monotonic() - spent
         self._messages = self._requests = 0
         self.held_bytes = 0
         self._untaken = _Untaken(0, 0)  # at the last look while writing is paused
@@ -129,7 +131,6 @@ class Connection(Receiver):
         """Greet, or refuse where there is no room."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
-        self._since = time.monotonic()
         self.who = holder_name(self._transport.get_extra_info("peername"), self._transport.get_extra_info("peercert"))
         if not self._service.join(self):
             self._dismiss(ErrorCode.BUSY, NO_ROOM)
@@ -214,7 +215,7 @@ class Connection(Receiver):
     def drain(self) -> None:
         """Say goodbye; close when the answers in flight are sent, whatever else the client still says."""
         if not self._protocol.opened:
-            self._dismiss(ErrorCode.CLOSING, "the server is stopping; connect again later")
+            self._dismiss(ErrorCode.CLOSING, "this connection is being closed; connect again")
             return
         if self._drain_end is None:
             self.asked = time.monotonic()

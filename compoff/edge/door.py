@@ -176,9 +176,10 @@ class Door:
         task.add_done_callback(lambda done: self._finish(done, sock))
 
     async def _shake_hands(self, sock: socket.socket, timeout: float | None) -> None:
+        spent = 0.0 if timeout is None else max(0.0, self._service.limits.handshake_timeout - timeout)
         try:
             await self._loop.connect_accepted_socket(
-                lambda: Connection(self._service), sock, ssl=self._context, ssl_handshake_timeout=timeout
+                lambda: Connection(self._service, spent), sock, ssl=self._context, ssl_handshake_timeout=timeout
             )
         except OSError as error:
             self._service.refused += 1

@@ -112,7 +112,7 @@ class ClientProtocol(Conversation):
             LocalProtocolError: Not opened, unknown route, or a body longer than the artifact's maximum.
             ArtifactMismatch: The server does not hold the artifact of this route.
             ServerBusy: As many requests are unanswered as the server's window allows.
-            ConnectionLost: The server is stopping.
+            ConnectionLost: The server has said goodbye, as when it stops.
         """
         self._check_can_send()
         self._check_window()
@@ -141,7 +141,7 @@ class ClientProtocol(Conversation):
 
         Raises:
             LocalProtocolError: Not opened.
-            ConnectionLost: The server is stopping.
+            ConnectionLost: The server has said goodbye, as when it stops.
         """
         self._check_can_send()
         request_id = self._next_id()
@@ -261,7 +261,7 @@ class ClientProtocol(Conversation):
             message = "a request was made before the server answered HELLO; wait for it"
             raise LocalProtocolError(message)
         if self._state is not State.OPEN:
-            message = "the connection is closed or the server is stopping; open a new connection"
+            message = "the connection is closed, or the server has said goodbye; open a new connection"
             raise ConnectionLost(message)
 
     def _check_window(self) -> None:

@@ -284,7 +284,7 @@ class ServerProtocol(Conversation):
             return None
         self.requests += 1
         if self._state is State.CLOSING:
-            self._refuse(frame.request_id, ErrorCode.CLOSING, "the server is stopping; connect again")
+            self._refuse(frame.request_id, ErrorCode.CLOSING, "this connection is being closed; connect again")
             return None
         if len(self._in_flight) >= self._window:
             self._refuse(frame.request_id, ErrorCode.BUSY, f"{self._window} requests are in flight on this connection")

@@ -94,6 +94,23 @@ def test_a_greeting_in_pieces_is_waited_for(folder: Path) -> None:
         assert Welcome.decode(answer[12:-4], 1).window == 16
 
 
+def test_a_handshake_and_the_hello_after_it_have_one_deadline(folder: Path) -> None:
+    end, incoming, outgoing, hello = greeting(folder)
+    with serve_tls(folder, handshake_timeout=2.0) as server, dial(server) as sock:
+        start = time.monotonic()
+        time.sleep(1.5)
+        sock.sendall(hello)
+        while True:
+            incoming.write(sock.recv(65536))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+                break
+        sock.sendall(outgoing.read())
+        while sock.recv(65536):
+            pass
+        assert 1.9 < time.monotonic() - start < 3.2
+
+
 def test_half_a_greeting_costs_a_socket_and_runs_out(folder: Path) -> None:
     hello = greeting(folder)[3]
     with serve_tls(folder, handshake_timeout=1.0) as server, contextlib.ExitStack() as stack:

@@ -289,7 +289,7 @@ def test_after_goodbye_answers_in_flight_still_come() -> None:
     client.send_request(b"x")
     assert client.receive_data(serialize(Frame(FrameType.GOODBYE))) == [Closing()]
     assert client.closing
-    with pytest.raises(ConnectionLost, match="stopping"):
+    with pytest.raises(ConnectionLost, match="has said goodbye"):
         client.send_request(b"x")
     assert client.receive_data(reply(1)) == [Answer(1, b"answer")]
 
