@@ -222,13 +222,16 @@ class Server:
     def close(self) -> None:
         """Stop: take no new requests, send the answers in flight (up to ``drain_timeout``), close. Again: no effect.
 
-        The end of the program does it, too. In a forked child it is the parent's, and nothing happens.
+        The end of the program does it, too. In a forked child it is the parent's, and nothing happens. A tail that does
+        it from where requests are received gets its answer out, and is not waited for.
         """
         atexit.unregister(self.close)
         if self._forked:  # a word to the loop would wake the parent's
             return
         with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped already
             self._loop.call_soon_threadsafe(self._stop.set)
+        if threading.current_thread() is self._thread:
+            return
         self._thread.join(self._service.limits.drain_timeout + _HUNG)
         self._left_behind = self._thread.is_alive()
 
@@ -341,7 +344,7 @@ def serve(
         max_held_bytes: Payloads waiting and messages half received, of all connections, in bytes: beyond it, whoever
             has the longest message half received is put out. And as many again of answers that clients do not take:
             beyond it, whoever leaves the most of them is cut off.
-        handshake_timeout: Seconds for a new client to say HELLO.
+        handshake_timeout: Seconds for a new client to say HELLO, those of the TLS handshake included.
         message_timeout: Seconds from a message's first byte to its last, or without any answer being read.
         idle_timeout: Seconds without any message after which a connection is closed. These three are at least a
             millisecond.

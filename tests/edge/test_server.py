@@ -294,6 +294,39 @@ def test_sixteen_clients_at_once(server: Server) -> None:
         list(pool.map(work, range(16)))
 
 
+def test_who_has_to_connect_anew_is_not_told_that_the_server_stops(server: Server) -> None:
+    with Peer(server, first=b"") as silent, Peer(server) as peer:
+        peer.read()
+        eventually(lambda: server.stats().connections == 2)
+        peer.send(request(1, b"300"))
+        eventually(lambda: server.stats().pending == 1)
+        server.readmit()
+        frame = silent.read()
+        assert frame is not None
+        assert decode_error(frame.body) == (ErrorCode.CLOSING, "this connection is being closed; connect again")
+        assert content(peer.read())[0] == FrameType.GOODBYE
+        peer.send(request(2, b"x"))
+        frame = peer.read()
+        assert frame is not None
+        assert decode_error(frame.body) == (ErrorCode.CLOSING, "this connection is being closed; connect again")
+        assert content(peer.read()) == (FrameType.REPLY, b"300", 1)
+    still_right(server)
+
+
+def test_a_prompt_tail_may_close_its_server() -> None:
+    class Closing(Echo):
+        def answer(self, payload: bytes) -> bytes:
+            if payload == b"close":
+                server.close()
+            return super().answer(payload)
+
+    server = serve(Closing())
+    with open_client(server.address, [ID]) as client:
+        eventually(lambda: client.request(b"x", timeout=5) and server._service._lanes[ID].pace.prompt)
+        assert client.request(b"close", timeout=5) == b"close"
+    assert server.wait(5)
+
+
 def test_who_is_accepted_in_the_moment_it_stops_is_closed_too() -> None:
     def connect(address: tuple[str, int], stop: threading.Event) -> None:
         while not stop.is_set():
