@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from compoff.edge.servable import Batchable
+from compoff.edge.servable import Batchable, Punctual
 from compoff.edge.sparing import Sparing
 from compoff.edge.stats import TailCounters
 
@@ -204,6 +204,7 @@ class Lane:
     def __init__(self, servable: Servable, max_batch: int, counters: TailCounters | None = None) -> None:
         self.servable = servable
         self.batchable = servable if isinstance(servable, Batchable) else None
+        self.punctual = servable if isinstance(servable, Punctual) else None
         self.elsewhere = bool(getattr(servable, "elsewhere", False))  # whether it may have to be waited for
         self.max_batch = max_batch if self.batchable is not None else 1
         self.waiting = FairQueue()

@@ -33,6 +33,7 @@ _MAX_WORDS = 300
 
 _TOO_LATE = Outcome(b"", ErrorCode.DEADLINE, "its deadline had passed before its turn came")
 _LATE = Outcome(b"", ErrorCode.DEADLINE, "the answer was ready only after its deadline")
+_OVERDUE = Outcome(b"", ErrorCode.DEADLINE, "its deadline passed before there was an answer")
 
 
 def went_through(outcomes: Iterable[Outcome | None]) -> int:
@@ -136,7 +137,7 @@ def _run(tail: Batchable, jobs: Sequence[Job]) -> list[Outcome]:
     for job in jobs:
         job.run = id(jobs[0])  # not the job: one that held itself would keep its payload for the garbage collector
     try:
-        every_answer = list(tail.run([job.decoded for job in jobs]))  # a tail of the user's own may return anything
+        every_answer = _answers(tail, jobs)
         if len(every_answer) != len(jobs):
             message = f"the tail answered {len(every_answer)} of {len(jobs)} payloads"
             raise RuntimeError(message)
@@ -148,7 +149,20 @@ def _run(tail: Batchable, jobs: Sequence[Job]) -> list[Outcome]:
             return [_failure(job, error) for job in jobs]
         # One request of the batch may be to blame: the others get their answers, each alone.
         return [_alone(tail, job) for job in jobs]
-    return [_reduced(job, answer) for job, answer in zip(jobs, every_answer, strict=True)]
+    punctual = jobs[0].lane.punctual is not None
+    return [
+        _OVERDUE if punctual and answer is None else _reduced(job, answer)
+        for job, answer in zip(jobs, every_answer, strict=True)
+    ]
+
+
+def _answers(tail: Batchable, jobs: Sequence[Job]) -> list[Any]:
+    """What the tail says; one of the user's own may return anything."""
+    decoded = [job.decoded for job in jobs]
+    punctual = jobs[0].lane.punctual
+    if punctual is None:
+        return list(tail.run(decoded))
+    return list(punctual.run_until(decoded, [job.deadline for job in jobs]))
 
 
 def _alone(tail: Batchable, job: Job) -> Outcome:

@@ -1,7 +1,8 @@
-"""What a server can answer with: the two interfaces of a tail, as the server sees it.
+"""What a server can answer with: the interfaces of a tail, as the server sees it.
 
 A `Servable` answers one payload at a time. A `Batchable` also lets decoding and running be done apart, for several
-requests at once, and its answers be reduced; ``compoff.edge.tail`` has the real one.
+requests at once, and its answers be reduced; ``compoff.edge.tail`` has the real one. A `Punctual` one asks somebody
+else, whom it tells how long each request is waited for.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from compoff.manifest import TensorSpec
 
-__all__ = ["Batchable", "Servable"]
+__all__ = ["Batchable", "Punctual", "Servable"]
 
 
 class Servable(Protocol):
@@ -70,4 +71,21 @@ class Batchable(Servable, Protocol):
 
     def run(self, decoded: Sequence[Any]) -> list[list[NDArray[Any]]]:
         """The outputs of each of several decoded payloads, in their order; called by a worker thread."""
+        ...
+
+
+@runtime_checkable
+class Punctual(Batchable, Protocol):
+    """Answers several requests, each by its deadline or not at all.
+
+    Source: this project.
+    """
+
+    def run_until(self, decoded: Sequence[Any], deadlines: Sequence[float]) -> Sequence[list[NDArray[Any]] | None]:
+        """As ``run``, but None for each request whose deadline came first.
+
+        Args:
+            decoded: What ``decode`` made of each.
+            deadlines: Of each, as a moment of ``time.monotonic()``; infinite for none.
+        """
         ...

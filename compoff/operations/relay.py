@@ -6,6 +6,7 @@ The fronts ask over our own wire, so batches form in that process from the reque
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -77,20 +78,40 @@ class RelayTail(CheckedTail):
             BackendError: The process with the tail did not answer in time.
             RemoteError: The tail raised.
         """
-        deadline = time.monotonic() + self._timeout
+        replies = self.run_until(decoded, [math.inf] * len(decoded))
+        return [reply for reply in replies if reply is not None]  # all of them: no deadline comes first
+
+    def run_until(self, decoded: Sequence[Checked], deadlines: Sequence[float]) -> list[list[NDArray[Any]] | None]:
+        """Have several requests answered, each by its own deadline, which the process with the tail is told.
+
+        Args:
+            decoded: What `decode` made of each.
+            deadlines: Of each, as a moment of ``time.monotonic()``; infinite for none.
+
+        Returns:
+            The leaves of the output of each; None where its deadline came first.
+
+        Raises:
+            BackendError: The process with the tail did not answer in time.
+            RemoteError: The tail raised.
+        """
+        end = time.monotonic() + self._timeout
+        last = min(end, max(deadlines, default=end))  # the moment from which nobody waits any more
         while True:
             try:
-                replies = self._asked(decoded, deadline)
+                replies = self._asked(decoded, deadlines, end, last)
                 break
             # A tail may be asked twice; whoever broke the protocol ended the connection of every other request, too.
             except (ConnectionLost, ConnectTimeout, ReadTimeout, RemoteProtocolError) as error:
-                if time.monotonic() + _PAUSE >= deadline:
+                if time.monotonic() + _PAUSE >= last:
+                    if last < end:
+                        return [None] * len(decoded)
                     _logger.error("the process with the tail gave no answer: %s", error)
                     raise BackendError(f"the process with the tail gave no answer within {self._timeout} s") from error
                 time.sleep(_PAUSE)
             except (WireError, PayloadError) as error:  # the words are for devices, to whom this address is nobody's
                 raise type(error)(str(error).replace(self._address, "the process with the tail")) from error
-        return [unpack(reply) for reply in replies]
+        return [None if reply is None else unpack(reply) for reply in replies]
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""
@@ -99,17 +120,25 @@ class RelayTail(CheckedTail):
                 self._client.close()
                 self._client = None
 
-    def _asked(self, decoded: Sequence[Checked], deadline: float) -> list[bytes]:
+    def _asked(
+        self, decoded: Sequence[Checked], deadlines: Sequence[float], end: float, last: float
+    ) -> list[bytes | None]:
         """All of them at once over the one connection."""
-        client = self._connection(deadline)
-        left = max(0.001, deadline - time.monotonic())
-        asked: list[PendingReply] = []
+        client = self._connection(last)
+        asked: list[PendingReply | None] = []
         try:
-            asked.extend(client.submit(one.payload, timeout=left) for one in decoded)
-            return [reply.result() for reply in asked]
+            for one, deadline in zip(decoded, deadlines, strict=True):
+                now = time.monotonic()
+                left = max(0.001, min(deadline, end) - now)
+                asked.append(client.submit(one.payload, timeout=left) if now < deadline else None)
+            return [
+                None if reply is None else _in_time(reply, own=deadline < end)
+                for reply, deadline in zip(asked, deadlines, strict=True)
+            ]
         except (WireError, PayloadError):
             for reply in asked:  # nobody waits for the others any more, and each would hold its place in the window
-                reply.cancel()
+                if reply is not None:
+                    reply.cancel()
             raise
 
     def _connection(self, deadline: float) -> Client:
@@ -127,3 +156,13 @@ class RelayTail(CheckedTail):
                     max_reply_bytes=longest_reply(FULL, self.manifest),
                 )
             return self._client
+
+
+def _in_time(reply: PendingReply, *, own: bool) -> bytes | None:
+    """An answer, or None where the request's own deadline came first; the front's says that nobody answers."""
+    try:
+        return reply.result()
+    except ReadTimeout:
+        if own:
+            return None
+        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 
 import compoff
-from compoff.errors import AuthenticationError, BackendError, PayloadError, RemoteError, ServerBusy
+from compoff.errors import AuthenticationError, BackendError, PayloadError, ReadTimeout, RemoteError, ServerBusy
 from compoff.operations.relay import RelayTail
+from compoff.wire.client import open_client
 from compoff.wire.frames import Frame, FrameParser, FrameType, serialize
 from compoff.wire.messages import ErrorCode, Route, Welcome, encode_error
 from tests.small_networks import tiny_decoder, tiny_encoder
@@ -159,3 +161,38 @@ def test_where_one_of_several_fails_the_others_give_their_places_back(pair: Pair
         with pytest.raises(RemoteError, match="out of memory"):
             relay.run([relay.decode(one) for one in (first, second)])
     assert (asked[2].type, asked[2].request_id) == (FrameType.CANCEL, asked[1].request_id)
+
+
+def test_the_process_with_the_tail_hears_how_long_each_device_waits(pair: Pair, folder: Path, closing: Any) -> None:
+    head, tail = pair
+    ran = 0
+
+    class Slow:
+        artifact_id, max_payload_bytes = tail.artifact_id, tail.max_payload_bytes
+
+        def answer(self, payload: bytes) -> bytes:
+            nonlocal ran
+            ran += 1
+            time.sleep(0.4)
+            return tail.answer(payload)
+
+    (payload,) = payloads(head, 1)
+    with contextlib.ExitStack() as stack:
+        keeper = stack.enter_context(compoff.serve(Slow(), window=64, max_pending=64))
+        relay = closing(RelayTail(folder, keeper.address))
+        front = stack.enter_context(compoff.serve(relay, workers=2))
+        clients = [stack.enter_context(open_client(front.address, [tail.artifact_id])) for _ in range(6)]
+        asked = [client.submit(payload, timeout=0.3) for client in clients]
+        for one in asked:
+            with pytest.raises(ReadTimeout):
+                one.result()
+        assert clients[0].request(payload, timeout=10) == tail.answer(payload)
+        assert ran <= 3, "what nobody waits for any more is not run"
+        one, two = relay.run_until([relay.decode(payload)] * 2, [time.monotonic() + 0.1, time.monotonic() + 10])
+        assert one is None
+        np.testing.assert_allclose((two or [])[0], tail(payload).numpy(), atol=1e-6)
+        assert relay.run_until([relay.decode(payload)], [time.monotonic() - 1]) == [None]
+        keeper.close()
+        began = time.monotonic()
+        assert relay.run_until([relay.decode(payload)], [began + 0.5]) == [None]
+        assert time.monotonic() - began < 2, "not the front's own 30 s"
