@@ -163,7 +163,8 @@ class AsyncClient:
     def leave(self) -> None:
         """Do as ``close``, but wait for nothing; in the event loop's thread."""
         message = f"the connection to {self.address} was closed on this side; open a new one"
-        self._connection.finish(ConnectionLost(message))
+        self._connection.finish()
+        self._connection.fail(ConnectionLost(message))
 
     async def __aenter__(self) -> Self:
         """The client itself."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from compoff.errors import CompoffError, ConnectionLost, LocalProtocolError, WireError
 from compoff.forks import FORKED, leave_to_parent
 from compoff.wire.client_protocol import HUNG_UP
-from compoff.wire.exchange import FAREWELL, relocate
+from compoff.wire.exchange import relocate
 from compoff.wire.moved import Moved, unsent
 from compoff.wire.protocol import Answer, Opened, Refusal
 from compoff.wire.receiver import Receiver, leave_transport, new_buffer
@@ -127,31 +127,22 @@ class AsyncConnection(Receiver):
             self._transport.write(data)
 
     def fail(self, error: CompoffError) -> None:
-        """Give everything that waits the error, and be over at once; the first error is the connection's."""
-        self._settle(error)
-        if self._transport is not None:
-            self._transport.abort()
-
-    def finish(self, error: CompoffError) -> None:
-        """Say goodbye and give everything that waits the error; a server that does not read has a moment to.
-
-        Args:
-            error: The error.
-        """
-        self.protocol.send_goodbye()
-        self.flush()
-        self._settle(error)
-        if self._transport is not None:
-            self._transport.close()  # once all is written
-            asyncio.get_running_loop().call_later(FAREWELL, self._transport.abort)
-
-    def _settle(self, error: CompoffError) -> None:
+        """Give everything that waits the error; the first error is the connection's."""
         self.failure = self.failure or error
         waiting, self.waiting = self.waiting, {}
         for future in waiting.values():
             reject(future, type(error)(*error.args))
         reject(self.welcome, error)
         self.writable.set()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def finish(self) -> None:
+        """Say goodbye; the transport closes when it is written."""
+        self.protocol.send_goodbye()
+        self.flush()
+        if self._transport is not None:
+            self._transport.close()
 
 
 def _resolve(future: asyncio.Future[Answer] | None, answer: Answer) -> None:

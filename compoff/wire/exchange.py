@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from compoff.wire.client_protocol import ClientProtocol
     from compoff.wire.sockets import Stream
 
-__all__ = ["FAREWELL", "Exchange", "deadline_field", "relocate"]
+__all__ = ["Exchange", "deadline_field", "relocate"]
 
 _PATIENCE = 0.05  # seconds a blocked writer waits before it looks again whether somebody has to read
-FAREWELL = 0.2  # seconds given to the last message of a connection
+_FAREWELL = 0.2  # seconds given to the last message of a connection
 _LOOK = 0.5  # seconds that a waiting thread sleeps at most: an interrupt may have taken away who would have woken it
 
 
@@ -231,7 +231,7 @@ class Exchange:
             self.protocol.send_goodbye()
             data = self.protocol.data_to_send()
         if data and self._failure is None:
-            self._alone(lambda: self._write(data, time.monotonic() + FAREWELL), FAREWELL)
+            self._alone(lambda: self._write(data, time.monotonic() + _FAREWELL), _FAREWELL)
         self._fail(ConnectionLost(f"the connection to {self.address} was closed on this side; open a new one"))
         self._free()
 
@@ -257,7 +257,7 @@ class Exchange:
 
     def _free(self) -> None:
         """Free the descriptor, unless a thread still waits on it, which then does so: its number may be used again."""
-        if self._take(_Lead()) and self._send_lock.acquire(timeout=FAREWELL):  # else the garbage collector frees it
+        if self._take(_Lead()) and self._send_lock.acquire(timeout=_FAREWELL):  # else the garbage collector frees it
             try:
                 self._stream.close()
             finally:
@@ -349,7 +349,7 @@ class Exchange:
         with self._lock:
             self.protocol.send_cancel(request_id)
             data = self.protocol.data_to_send()
-        return self._write(data, time.monotonic() + FAREWELL)
+        return self._write(data, time.monotonic() + _FAREWELL)
 
     def _lost(self, error: BaseException) -> WireError:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

@@ -179,7 +179,7 @@ def test_errors_come_back() -> None:
                 await client.request(b"raise")
             with pytest.raises(LocalProtocolError, match="route 1"):
                 await client.request(b"x", route=1)
-            with pytest.raises(LocalProtocolError, match="finite number above 0"):
+            with pytest.raises(LocalProtocolError, match="positive"):
                 await client.request(b"x", timeout=0)
             assert 0 < await client.ping() < 1
 
@@ -304,43 +304,6 @@ def test_a_peer_that_does_not_read_cannot_stretch_a_deadline() -> None:
             await client.close()
             release.set()
             await asyncio.sleep(0.05)
-
-    run(main())
-
-
-@pytest.mark.parametrize("reads", [True, False])
-def test_a_goodbye_behind_a_long_message_has_a_moment(reads: bool) -> None:
-    async def main() -> None:
-        closing, ended = asyncio.Event(), asyncio.Event()
-        read = bytearray()
-
-        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(WELCOME)
-            writer.transport.pause_reading()
-            await closing.wait()
-            if reads:
-                writer.transport.resume_reading()
-                with contextlib.suppress(ConnectionError):
-                    while data := await reader.read(2**20):
-                        read.extend(data)
-            else:
-                await asyncio.sleep(0.5)
-            writer.transport.abort()
-            ended.set()
-
-        async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
-            address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            client = await open_async_client(address, [ID])
-            task = asyncio.create_task(client.request(bytes(2**24)))
-            await asyncio.sleep(0.05)
-            start = time.monotonic()
-            closing.set()
-            await client.close()
-            assert time.monotonic() - start < 0.45, "a server that does not read cannot stretch it"
-            with pytest.raises(ConnectionLost, match="closed on this side"):
-                await task
-            await ended.wait()
-        assert read.endswith(serialize(Frame(FrameType.GOODBYE))) == reads
 
     run(main())
 
