@@ -138,7 +138,7 @@ class AsyncConnection(Receiver):
             self._transport.abort()
 
     def finish(self) -> None:
-        """Say goodbye; the transport closes when it is written."""
+        """Say goodbye, as far as that goes out at once: whoever closes may fail it next."""
         self.protocol.send_goodbye()
         self.flush()
         if self._transport is not None:

@@ -179,7 +179,7 @@ def test_errors_come_back() -> None:
                 await client.request(b"raise")
             with pytest.raises(LocalProtocolError, match="route 1"):
                 await client.request(b"x", route=1)
-            with pytest.raises(LocalProtocolError, match="positive"):
+            with pytest.raises(LocalProtocolError, match="finite number above 0"):
                 await client.request(b"x", timeout=0)
             assert 0 < await client.ping() < 1
 
