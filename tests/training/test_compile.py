@@ -135,6 +135,8 @@ def test_a_model_that_has_run_compiled_is_compiled_anew_when_it_is_wrapped(split
         torch.testing.assert_close(model.unwrap()(x), net(x))
 
 
+# The compiler looks at a gradient that it does not need.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_a_compiled_block_hears_of_the_codec_in_it() -> None:
     x = torch.randn(4, 3, 8, 8)
     first = fitted(Functional().eval(), "block1", x)
