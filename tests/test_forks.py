@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import resource
@@ -22,13 +23,15 @@ from compoff.programs import TorchProgram
 from tests.wire.forking import in_child
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 
-def test_a_lock_that_another_thread_holds_is_free_in_the_child() -> None:
-    lock, held, over = OwnLock(), threading.Event(), threading.Event()
+@contextlib.contextmanager
+def held_by_a_thread(lock: OwnLock) -> Iterator[None]:
+    """Another thread holds the lock while the block runs."""
+    held, over = threading.Event(), threading.Event()
 
     def hold() -> None:
         with lock:
@@ -38,14 +41,20 @@ def test_a_lock_that_another_thread_holds_is_free_in_the_child() -> None:
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait(5)
+    yield
+    over.set()
+    thread.join()
+
+
+def test_a_lock_that_another_thread_holds_is_free_in_the_child() -> None:
+    lock = OwnLock()
 
     def take() -> str:
         with lock:
             return "taken"
 
-    assert in_child(take) == "'taken'"
-    over.set()
-    thread.join()
+    with held_by_a_thread(lock):
+        assert in_child(take) == "'taken'"
     assert take() == "taken"
 
 
@@ -59,17 +68,6 @@ def test_a_lock_is_free_in_a_childs_child_too() -> None:
     lock = OwnLock()
 
     def fork_while_held(generations: int) -> str:
-        held, over = threading.Event(), threading.Event()
-
-        def hold() -> None:
-            with lock:
-                held.set()
-                over.wait(30)
-
-        thread = threading.Thread(target=hold)
-        thread.start()
-        held.wait(5)
-
         def take() -> str:
             taken = lock._lock.acquire(timeout=2)
             if not taken or generations == 1:
@@ -77,9 +75,8 @@ def test_a_lock_is_free_in_a_childs_child_too() -> None:
             lock._lock.release()
             return fork_while_held(generations - 1)
 
-        told = in_childs_child(take)
-        over.set()
-        thread.join()
+        with held_by_a_thread(lock):
+            told = in_childs_child(take)
         return told.strip("'\"")
 
     assert fork_while_held(3) == "True"
