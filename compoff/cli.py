@@ -315,7 +315,6 @@ def export_c(
     """Write the C header that a microcontroller makes payloads with; examples/c shows how."""
     from compoff.artifact import read_folder
     from compoff.device.c_header import c_header
-    from compoff.parts import find_part
 
     head = read_folder(find_part(folder, "head"), "head")
     payloads = head.manifest.payload_format(head.tables)

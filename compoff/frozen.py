@@ -80,9 +80,6 @@ class Frozen:
     def look_again(self) -> None:
         """Take in modules that have been added to the model."""
         self._modules = list(self._model.modules())
-        self._forget()
-
-    def _forget(self) -> None:
         self._modes: list[dict[str, Any]] = []
         self._children: list[dict[str, nn.Module | None]] = []
         self._known: list[tuple[nn.Module | None, ...]] = []

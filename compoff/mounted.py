@@ -170,8 +170,12 @@ class Mounted(nn.Module):
             gate = Gate(path, bottlenecks, layouts, [feature.own for feature in features], work)
             self._handles += attach(self.base, sites[path], gate)
         self.sites = sites
-        self._hooks = find_gates(self.base, {self.bottlenecks[key_of(path)]: path for path in sites})[1]
+        self._hooks = self._found()[1]
         self.split_points = tuple(sites)
+
+    def _found(self) -> tuple[dict[str, Gate], Counter[str]]:
+        """The gates that hang in the base, and by how many hooks each does."""
+        return find_gates(self.base, {self.bottlenecks[key_of(path)]: path for path in self.sites})
 
     def _gates(self) -> dict[str, Gate]:
         """The gates by split point.
@@ -180,7 +184,7 @@ class Mounted(nn.Module):
             SplitError: This model has been unwrapped, or a module in which a gate hangs has been replaced.
         """
         self._check_hung(self.base)
-        gates, hooks = find_gates(self.base, {self.bottlenecks[key_of(path)]: path for path in self.sites})
+        gates, hooks = self._found()
         if hooks != self._hooks:
             lost = next(path for path in self.sites if hooks[path] != self._hooks[path])
             raise SplitError(

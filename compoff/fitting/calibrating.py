@@ -183,7 +183,7 @@ def _start(
     ]
     together = [torch.cat(list(parts)) for parts in zip(*features, strict=True)]
     if target_bytes is None:
-        step = step_for_error(wrapped, split, bottlenecks, directions, batches[: len(features)], features)
+        step = step_for_error(wrapped, split, bottlenecks, directions, batches[: len(features)], features, together)
     else:
         step = step_for_bytes(bottlenecks, directions, together, symbol_bytes(wrapped, split, target_bytes))
     for bottleneck, one, y in zip(bottlenecks, directions, together, strict=True):

@@ -99,6 +99,7 @@ def step_for_error(
     directions: list[Directions],
     batches: list[Batch],
     features: list[list[Tensor]],
+    together: list[Tensor],
 ) -> float:
     """The step at which the linear codec's error at the output is the one to start from.
 
@@ -109,14 +110,14 @@ def step_for_error(
         directions: What each is to measure.
         batches: Inputs.
         features: What crosses for each of them, a feature for each bottleneck.
+        together: The same of all batches, a feature for each bottleneck.
 
     Returns:
         The step, in the unit of the directions.
     """
-    gate, site = wrapped.gate(split), {split: wrapped.gate(split)}
-    teacher = [teacher_pass(wrapped.base, site, wrapped.sites, batch, blocks=True).output for batch in batches]
+    gate = wrapped.gate(split)
+    teacher = [teacher_pass(wrapped.base, {split: gate}, wrapped.sites, batch, blocks=True).output for batch in batches]
     which = telling(wrapped.base, gate, batches[0], features[0], teacher[0])
-    together = [torch.cat(list(parts)) for parts in zip(*features, strict=True)]
     for bottleneck in bottlenecks:
         bottleneck.eval()
 
