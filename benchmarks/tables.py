@@ -24,11 +24,10 @@ from benchmarks.runtime_tables import RUNTIME_TABLES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["TABLES", "redrawn"]
+__all__ = ["TABLES", "pages", "redrawn"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _RESULTS = _ROOT / "benchmarks" / "results"
-_PAGES = ("README.md", "docs/benchmarks.md", "docs/explanation/architectures.md", "docs/how-to/scale-out.md")
 _BLOCK = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _CIFAR = "cifar10-resnet56"
 _SPLITS = ("input", "layer2", "layer3")
@@ -275,13 +274,19 @@ def redrawn(text: str) -> str:
     return _BLOCK.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[3]}", text)
 
 
+def pages() -> list[str]:
+    """The pages that have such tables, as paths from the root."""
+    every = [_ROOT / "README.md", *sorted((_ROOT / "docs").rglob("*.md"))]
+    return [page.relative_to(_ROOT).as_posix() for page in every if _BLOCK.search(page.read_text(encoding="utf-8"))]
+
+
 def main() -> None:
     """Rewrite the pages, or check them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     stale: list[str] = []
-    for name in _PAGES:
+    for name in pages():
         page = _ROOT / name
         before = page.read_text()
         after = redrawn(before)

@@ -26,7 +26,7 @@ def widest_stride(shape: tuple[int, ...]) -> int:
         >>> widest_stride((32, 16, 16)), widest_stride((1024, 14, 14)), widest_stride((80, 100))
         (8, 7, 16)
 
-    Source: this project (docs/benchmarks.md, the ablations).
+    Source: this project (docs/benchmarks/codec.md, what each choice is worth).
     """
     channels, *space = shape
     if len(space) < 2:
