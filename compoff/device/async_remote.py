@@ -208,7 +208,8 @@ class AsyncRemote(Caller["AsyncLink"]):
             patience = self._patience.seconds(call.timeout)
             latest = self._latest(call)
             await _until(body, latest)
-            await _until(edge, min(latest, call.encoded + patience))  # the head's time is not the edge's
+            enough = time.monotonic() + patience - call.since_encoded  # the head's time is not the edge's
+            await _until(edge, min(latest, enough))
             if edge.done() and (error := edge.exception()) is not None:
                 running = set()
                 if self._link.closed or not isinstance(error, (WireError, PayloadError)):
@@ -255,7 +256,7 @@ class AsyncRemote(Caller["AsyncLink"]):
             raise RuntimeError("there is no whole model on this device")
         call.check()
         self._link.check_open(under_way=True)
-        started = time.monotonic()
+        started = time.perf_counter()
         run = self._runs.submit(call, hurry=self._hedges)
         try:
             output = await asyncio.wrap_future(run)
@@ -263,7 +264,7 @@ class AsyncRemote(Caller["AsyncLink"]):
             if run.cancelled():  # by ``close``, or with this task
                 self._link.check_open(under_way=True)
             raise
-        return output, call.from_device(reason, started, time.monotonic(), beside=beside)
+        return output, call.from_device(reason, started, time.perf_counter(), beside=beside)
 
     def _latest(self, call: Call) -> float:
         """The last moment to turn to the device, so that it ends by the deadline if it can at all."""
@@ -285,7 +286,7 @@ class AsyncRemote(Caller["AsyncLink"]):
             answer = await self._ask(call, client, body, until)
         except (ConnectionLost, RemoteProtocolError) as error:
             answer = await self._once_more(call, body, error, until)
-        self._patience.add(time.monotonic() - call.encoded)
+        self._patience.add(call.since_encoded)
         self._budget.earn()
         try:
             settled = call.from_edge(answer.body, answer.server_seconds)

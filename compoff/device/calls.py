@@ -34,11 +34,11 @@ class Call:
     """
 
     __slots__ = (
+        "_encoded",
         "_head_began",
         "begin",
         "coding",
         "deadline",
-        "encoded",
         "form",
         "head",
         "inputs",
@@ -65,7 +65,7 @@ class Call:
         form: ReplyForm,
     ) -> None:
         """Start the clock."""
-        self.begin = time.monotonic()
+        self.begin = time.perf_counter()  # times are told by this clock: that of deadlines may move in steps of 16 ms
         self.head = head
         self.route = route
         self.inputs = inputs
@@ -75,9 +75,9 @@ class Call:
         self.coding: Coding | None = coding
         self.timeout = timeout
         self.form = form
-        self.deadline = self.begin + timeout
+        self.deadline = time.monotonic() + timeout
         self.payload: Payload | None = None
-        self._head_began = self.encoded = self.begin
+        self._head_began = self._encoded = self.begin
         self.reason: str | None = None
         self.retried = False
 
@@ -100,7 +100,7 @@ class Call:
         Raises:
             FeatureError: The head cannot take the inputs.
         """
-        self._head_began = time.monotonic()  # of an asyncio call perhaps long after the call: a thread has to be free
+        self._head_began = time.perf_counter()  # perhaps long after an asyncio call: a thread has to be free
         return self.head(*self.inputs, **self._options, **self.keywords)
 
     def run_whole(self, models: Sequence[Callable[..., Any]]) -> Any:
@@ -128,11 +128,16 @@ class Call:
     def take(self, payload: Payload) -> None:
         """Note what the head made, and when."""
         self.payload = payload
-        self.encoded = time.monotonic()
+        self._encoded = time.perf_counter()
+
+    @property
+    def since_encoded(self) -> float:
+        """Seconds since the head's payload was there, or since the call began where there is none."""
+        return time.perf_counter() - self._encoded
 
     @property
     def _head_seconds(self) -> float:
-        return 0.0 if self.payload is None else self.encoded - self._head_began
+        return 0.0 if self.payload is None else self._encoded - self._head_began
 
     def left(self, until: float) -> float:
         """Seconds until a moment of ``time.monotonic()``.
@@ -162,7 +167,7 @@ class Call:
         Raises:
             RemoteProtocolError: The reply is not what this export's tail answers.
         """
-        answered = time.monotonic()
+        answered = time.perf_counter()
         payload = cast("Payload", self.payload)  # a reply answers what was sent
         output = restore(self.head, (self.inputs, self.keywords), payload, reply, self.form)
         report = CallReport(
@@ -170,8 +175,8 @@ class Call:
             len(payload),
             len(reply),
             self._head_seconds,
-            answered - self.encoded,
-            time.monotonic() - self.begin,
+            answered - self._encoded,
+            time.perf_counter() - self.begin,
             reason=self.reason,
             retried=self.retried,
             server_seconds=server_seconds,
@@ -185,7 +190,7 @@ class Call:
 
         Args:
             reason: Why it was asked.
-            started: When it was, a moment of ``time.monotonic()``.
+            started: When it was, a moment of ``time.perf_counter()``.
             ended: When it had answered.
             beside: Whether the edge was waited for until then.
         """
@@ -195,7 +200,7 @@ class Call:
             0 if payload is None else len(payload),
             0,
             self._head_seconds,
-            0.0 if payload is None else max(0.0, (ended if beside else started) - self.encoded),
+            0.0 if payload is None else max(0.0, (ended if beside else started) - self._encoded),
             ended - self.begin,
             source="local",
             reason=reason,

@@ -140,7 +140,7 @@ class Edge:
         Raises:
             RemoteProtocolError: The reply is not what this export's tail answers.
         """
-        self.patience.add(time.monotonic() - call.encoded)
+        self.patience.add(call.since_encoded)
         self._budget.earn()
         try:
             settled = call.from_edge(reply, server_seconds)

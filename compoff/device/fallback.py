@@ -101,9 +101,9 @@ class Fallback:
             FeatureError: The head could not take the inputs.
         """
         call.check()
-        started = time.monotonic()
+        started = time.perf_counter()
         output = call.run_whole(self._whole)
-        ended = time.monotonic()
+        ended = time.perf_counter()
         self._seconds.add(ended - started)
         return output, call.from_device(reason, started, ended)
 
@@ -184,7 +184,7 @@ class Hedge(Fallback):
 
     def _after(self, call: Call, asked: Asked) -> tuple[Any, CallReport]:
         patience = self.edge.patience.seconds(call.timeout)
-        moment = min(self._latest(call), call.encoded + patience)
+        moment = min(self._latest(call), time.monotonic() + patience - call.since_encoded)
         if asked.wait(moment):
             try:
                 return asked.settle()
@@ -197,7 +197,7 @@ class Hedge(Fallback):
     def _race(self, call: Call, asked: Asked | None, reason: str) -> tuple[Any, CallReport]:
         """Run the whole model beside what may still come from the edge, and take what is first."""
         call.check()
-        started = time.monotonic()
+        started = time.perf_counter()
         try:
             run = self._runs.submit(call, hurry=True)
         except RuntimeError:  # it was closed
@@ -223,7 +223,7 @@ class Hedge(Fallback):
             if local is not None and local.done():
                 failure = self._failure(local)
                 if failure is None:
-                    ended = time.monotonic()
+                    ended = time.perf_counter()
                     return local.result(), call.from_device(reason, started, ended, beside=asked is not None)
                 if asked is None:
                     raise failure

@@ -70,7 +70,7 @@ class LocalRuns:
         Raises:
             RuntimeError: This was closed.
         """
-        asked = time.monotonic() if hurry else None
+        asked = time.perf_counter() if hurry else None
         context, future = contextvars.copy_context(), Future[Any]()
         with self._lock:
             if self._closed:
@@ -95,10 +95,10 @@ class LocalRuns:
             self._waiting.put(None)
 
     def _run(self, call: Call, asked: float | None) -> Any:
-        started = time.monotonic()
+        started = time.perf_counter()
         # What has waited for others and cannot end in time any more would only keep those behind it waiting.
         waited = asked is not None and started - asked > MARGIN
-        if waited and started + (self._seconds.mean or 0.0) > call.deadline:
+        if waited and time.monotonic() + (self._seconds.mean or 0.0) > call.deadline:
             raise nobody(call, "it had others to answer first")
         try:
             output = call.run_whole(self._whole)
@@ -108,7 +108,7 @@ class LocalRuns:
                 _logger.warning("the whole model on this device raises, and cannot stand in: %s", told(error))
             raise
         self._fails = False
-        self._seconds.add(time.monotonic() - started)
+        self._seconds.add(time.perf_counter() - started)
         return output
 
 

@@ -199,7 +199,7 @@ class Planner:
             way = self._ways[call.head.split]
             way.trust.failed(now)
             if late and call.payload is not None and not call.retried:
-                self._at_least(way, len(call.payload), time.monotonic() - call.encoded)
+                self._at_least(way, len(call.payload), call.since_encoded)
 
     def _notice(self, opened: int) -> None:
         if opened != self._opened:

@@ -70,7 +70,7 @@ class Job:
         deadline: Moment of ``time.monotonic()`` at which the client stops waiting; infinite for none.
         asker: Whose request it is.
         request_id: Which of its requests.
-        arrived: Moment of ``time.monotonic()`` at which it was taken.
+        arrived: Moment of ``time.perf_counter()`` at which it was taken.
 
     Source: this project.
     """

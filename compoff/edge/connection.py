@@ -260,7 +260,7 @@ class Connection(Receiver):
         elif outcome.code is not None:
             self._protocol.send_error(request_id, outcome.code, outcome.text)
         else:
-            self._reply(request_id, outcome.body, time.monotonic() - job.arrived)
+            self._reply(request_id, outcome.body, time.perf_counter() - job.arrived)
 
     def settle(self) -> None:
         """Send what was delivered."""

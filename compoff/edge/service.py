@@ -247,10 +247,9 @@ class Service:
             request: The request.
             asker: Takes the outcome; perhaps at once, and is not asked to ``settle`` then.
         """
-        now = time.monotonic()
         lane = self._lanes[request.artifact_id]
-        deadline = now + request.deadline_ms / 1000 if request.deadline_ms else math.inf
-        job = Job(lane, request.body, request.reply, deadline, asker, request.request_id, now)
+        deadline = time.monotonic() + request.deadline_ms / 1000 if request.deadline_ms else math.inf
+        job = Job(lane, request.body, request.reply, deadline, asker, request.request_id, time.perf_counter())
         lane.counters.requests += 1
         lane.counters.bytes_in += len(request.body)
         if lane.pace.prompt and not lane.elsewhere and not lane.entrusted:
@@ -330,7 +329,7 @@ class Service:
 
     def _count(self, job: Job, outcome: Outcome | None) -> float:
         """Count an outcome; returns the seconds since its request arrived."""
-        seconds = time.monotonic() - job.arrived
+        seconds = time.perf_counter() - job.arrived
         counters = job.lane.counters
         if outcome is None:
             counters.error(ErrorCode.CANCELED)

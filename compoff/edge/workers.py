@@ -122,9 +122,9 @@ class Workers:
 
     def _work(self) -> None:
         while jobs := self._next_batch():
-            start = time.monotonic()
+            start = time.perf_counter()
             outcomes = self._outcomes(jobs)
-            seconds = time.monotonic() - start
+            seconds = time.perf_counter() - start
             with self._lock:
                 jobs[0].lane.done(len(jobs), went_through(outcomes), seconds)
             self._deliver(jobs, outcomes, seconds)
@@ -141,7 +141,7 @@ class Workers:
         """Wait for jobs; none when it is time to stop."""
         while True:
             with self._lock:
-                lane, patience = self._choose(time.monotonic())
+                lane, patience = self._choose(time.perf_counter())
                 if lane is not None:
                     return self._take(lane)
                 if self._stopping:

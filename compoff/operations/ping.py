@@ -108,10 +108,10 @@ def ping(
     named = {f"{one.model} at '{one.split}' ({one.artifact_id[:8]})": one for path in folders for one in _exports(path)}
     if not named:
         raise ArtifactError("no folder was given; name one of an exported head or tail, which the server may hold")
-    began = time.monotonic()
+    began = time.perf_counter()
     ids = [one.identity for one in named.values()]
     with open_client(address, ids, token=token, tls=context, connect_timeout=_TIMEOUT) as client:
-        connected = time.monotonic() - began
+        connected = time.perf_counter() - began
         missing = client.unserved
         served = {
             name: None if one.identity in missing else client.max_payload_bytes(route)

@@ -151,9 +151,9 @@ class AsyncClient:
         Raises:
             WireError: What ``request`` raises.
         """
-        start = time.monotonic()
+        start = time.perf_counter()
         await self._ask(self._protocol.send_ping, timeout)
-        return time.monotonic() - start
+        return time.perf_counter() - start
 
     async def close(self) -> None:
         """Say goodbye and close the connection; unanswered requests get ConnectionLost."""

@@ -208,9 +208,9 @@ class Client:
         Raises:
             WireError: What ``request`` raises.
         """
-        start = time.monotonic()
+        start = time.perf_counter()
         PendingReply(self._exchange, self._exchange.start(self._protocol.send_ping, timeout)).result()
-        return time.monotonic() - start
+        return time.perf_counter() - start
 
     def close(self) -> None:
         """Say goodbye and close the connection; unanswered requests get ConnectionLost."""

@@ -249,13 +249,13 @@ class Stream:
         """Wait for something to read; where the last came soon, stay awake for as long before going to sleep."""
         if seconds == 0:
             return bool(arrivals.poll(0))
-        start = time.monotonic()
+        start = time.perf_counter()
         while self._alert:
             if arrivals.poll(0):
                 return True
-            self._alert = time.monotonic() - start < min(_SOON, seconds)
+            self._alert = time.perf_counter() - start < min(_SOON, seconds)
         found = bool(arrivals.poll(seconds * 1000))
-        self._alert = _SEVERAL_CORES and found and time.monotonic() - start < _SOON
+        self._alert = _SEVERAL_CORES and found and time.perf_counter() - start < _SOON
         return found
 
     def shutdown(self) -> None:

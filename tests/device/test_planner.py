@@ -92,7 +92,7 @@ class Asked:
 
     def __init__(self, split: str, payload: Payload | None = None) -> None:
         self.head, self.payload = Device(split), payload
-        self.encoded, self.retried = time.monotonic(), False
+        self.since_encoded, self.retried = 0.0, False
 
 
 CLOCK = Clock()
@@ -286,7 +286,7 @@ def test_calls_that_get_no_answer_in_time_make_the_next_ones_shorter() -> None:
     chooser = planner("layer", seconds=0.1)
     assert answered(chooser, {"layer": 0.01}, 0.01, 1e6, 10)[-1].quality == 2
     late = Asked("layer", Payload(bytes(1600), bytes(32), 2, 1))
-    late.encoded -= 1.0
+    late.since_encoded += 1.0
     for _ in range(3):
         chooser.failed(late, asked=True, late=True)  # type: ignore[arg-type]
     assert chooser.plan(0.01).quality == 0
@@ -519,6 +519,51 @@ def test_profile_measures_every_way_and_the_device(server: Server) -> None:
         remote(X)
         assert remote.last is not None
         assert (remote.last.source, remote.last.reason, remote.last.payload_bytes) == ("local", STAYS, 0)
+
+
+@pytest.mark.parametrize("policy", ["local", "hedge"])
+def test_times_come_from_no_clock_that_stands_still_as_long_as_a_call(
+    monkeypatch: pytest.MonkeyPatch, policy: Any
+) -> None:
+    fine, tick = time.monotonic, 1 / 64  # Windows' clock before Python 3.13; times that mixed both would be hours
+    monkeypatch.setattr(time, "monotonic", lambda: 10_000 + tick * (fine() // tick))
+    heads: Any = [Device("near", 0.001)]
+    options: Any = {"goal": Goal(agreement=0.9), "on_failure": policy, "local": whole}
+
+    def check(remote: Any) -> None:
+        last = remote.last
+        assert last.source == "edge"
+        assert 0.001 <= last.head_seconds <= last.total_seconds < 60
+        assert 0.001 <= last.server_seconds <= last.remote_seconds <= last.total_seconds
+
+    def check_profile(remote: Any) -> None:
+        assert all(0 < plan.seconds < 60 for plan in remote.plans)
+        assert remote.last.source == "local"
+        assert 0 < remote.last.local_seconds <= remote.last.total_seconds < 60
+        assert 0 < remote.stats.round_trip_seconds < 60
+
+    async def main() -> None:
+        async with await connect_async(heads, server.address, **options) as remote:
+            await remote(X)
+            check(remote)
+            await remote.profile(X)
+            await remote(X)
+            while remote.stats.round_trip_seconds is None:
+                await asyncio.sleep(0.001)
+            check_profile(remote)
+
+    with serve(Edge("near", 0.001)) as server:  # type: ignore[arg-type]
+        with connect(heads, server.address, **options) as remote:
+            remote(X)
+            check(remote)
+            remote.profile(X)
+            remote(X)
+            eventually(lambda: remote.stats.round_trip_seconds is not None)
+            check_profile(remote)
+        asyncio.run(main())
+        [tail] = server.stats().tails
+        assert 0.001 < tail.busy_seconds < 60
+        assert 0.001 < tail.latency.total < 60
 
 
 def test_a_device_that_hedges_stays_alone_where_its_goal_is_so(server: Server) -> None:
