@@ -9,6 +9,7 @@ been silent the longest makes room.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
 import os
@@ -16,9 +17,11 @@ import socket
 from typing import TYPE_CHECKING
 
 from compoff.edge.connection import Connection
+from compoff.edge.descriptors import MOST_WATCHED
 from compoff.forks import give_up
 
 if TYPE_CHECKING:
+    import selectors
     import ssl
     from collections.abc import Sequence
 
@@ -46,15 +49,23 @@ class Door:
         bound: Bound sockets; the door listens on duplicates of them.
         service: Whose connections they become, and whose limits are kept.
         context: The server's TLS context, or None for plain TCP.
+        selector: What the event loop watches its sockets with.
 
     Source: RFC 8446, Sec. 5.1 (the form of a record).
     """
 
-    def __init__(self, bound: Sequence[socket.socket], service: Service, context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        bound: Sequence[socket.socket],
+        service: Service,
+        context: ssl.SSLContext | None,
+        selector: selectors.BaseSelector,
+    ) -> None:
         self._service = service
         self._context = context
+        self._selector = selector
         self._loop = asyncio.get_running_loop()
-        self._listeners = [socket.socket(fileno=os.dup(one.fileno())) for one in bound]
+        self._listeners = [one.dup() for one in bound]
         self._outside: dict[socket.socket, asyncio.TimerHandle] = {}  # in the order they came
         self._shaking: dict[asyncio.Task[None], None] = {}
         self._warned = -math.inf
@@ -84,8 +95,8 @@ class Door:
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(_ACCEPTS):
             try:
-                sock, _ = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                sock = self._take(listener)
+            except (BlockingIOError, InterruptedError, ConnectionError):
                 return
             except OSError as error:
                 self._warn(error)
@@ -98,6 +109,12 @@ class Door:
                 self._hand_over(sock, None)
             else:
                 self._receive(sock)
+
+    def _take(self, listener: socket.socket) -> socket.socket:
+        # Of those who shake hands some are watched already, others will be in a moment.
+        if len(self._selector.get_map()) + len(self._shaking) >= MOST_WATCHED:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return listener.accept()[0]
 
     def _warn(self, error: OSError) -> None:
         if self._loop.time() - self._warned >= _WARN_AGAIN:

@@ -25,6 +25,7 @@ from compoff.edge.door import Door
 from compoff.edge.limits import Limits
 from compoff.edge.servable import Servable
 from compoff.edge.service import Service
+from compoff.edge.watching import run_watching
 from compoff.errors import LocalProtocolError, WireError
 from compoff.forks import give_up, leave_to_parent
 from compoff.wire.address import format_address, parse_address
@@ -32,6 +33,7 @@ from compoff.wire.security import check_tokens, server_tls
 from compoff.wire.tls import TLS, server_context
 
 if TYPE_CHECKING:
+    import selectors
     import socket
     import ssl
 
@@ -249,7 +251,7 @@ class Server:
 
     def _run(self, started: concurrent.futures.Future[str]) -> None:
         try:
-            asyncio.run(self._serve(started))
+            run_watching(lambda selector: self._serve(started, selector))
         except BaseException as error:
             if not started.done():
                 started.set_exception(error)
@@ -258,37 +260,30 @@ class Server:
         finally:
             self._service.stop()
 
-    async def _serve(self, started: concurrent.futures.Future[str]) -> None:
+    async def _serve(self, started: concurrent.futures.Future[str], selector: selectors.BaseSelector) -> None:
         self._loop = asyncio.get_running_loop()
         self._service.begin(self._loop)
         self._stop = asyncio.Event()
-        # The door watches sockets itself, which the event loop of Windows cannot: there asyncio's own has to do.
-        guarded = isinstance(self._loop, asyncio.SelectorEventLoop)
         listener = await self._loop.create_server(
             lambda: Connection(self._service),
             self._host,
             self._port,
-            ssl=self._tls,
-            ssl_handshake_timeout=None if self._tls is None else self._service.limits.handshake_timeout,
-            backlog=256,
             reuse_port=self._reuse_port or None,
-            start_serving=not guarded,
+            start_serving=False,  # that is for the door
         )
         if not started.set_running_or_notify_cancel():  # interrupted meanwhile
             listener.close()
             return
         self._listening = listener.sockets
-        door = self._door = Door(listener.sockets, self._service, self._tls) if guarded else None
-        if door is not None:
-            door.open()
+        door = self._door = Door(listener.sockets, self._service, self._tls, selector)
+        door.open()
         host, port = listener.sockets[0].getsockname()[:2]
         _logger.info("listening on %s", format_address(host, port))
         watch = asyncio.create_task(self._service.watch())
         started.set_result(format_address(host, port))
         await self._stop.wait()
         listener.close()
-        if door is not None:
-            door.close()
+        door.close()
         await self._service.drain()
         watch.cancel()
 
@@ -331,7 +326,8 @@ def serve(
         max_connections: Clients at a time; one more is told to come later, or takes a place of whoever holds the most
             of them (by certificate, or by address) where it holds fewer by two. With TLS each takes a quarter of a
             megabyte.
-            This process's soft limit of descriptors is raised for them; where the hard one is lower, they are fewer.
+            This process's soft limit of descriptors is raised for them; where the hard one is lower, they are fewer,
+            and on Windows 448, since an event loop watches 512 sockets there.
         window: Unanswered requests at a time on one connection; one more is refused as busy.
         workers: Threads that run tails. A tail that answers in microseconds needs none: it is asked where its requests
             are received.

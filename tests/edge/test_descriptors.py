@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 
 import pytest
+
+from compoff.edge import descriptors
 
 ASKS = """
 import logging, resource, sys
@@ -35,3 +38,18 @@ def test_the_soft_limit_is_raised_up_to_the_hard_one(limits: tuple[int, int, int
     assert done.stdout.strip() == found
     room = int(found.split()[0])
     assert (f"max_connections is {room} here, not 200" in done.stderr) is (room < 200)
+
+
+def test_a_system_that_watches_fewer_sockets_has_room_for_fewer_connections(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(descriptors, "MOST_WATCHED", 512)
+    assert descriptors.room_for(448) == 448
+    assert not caplog.text
+    assert descriptors.room_for(1024) == 448
+    assert "max_connections is 448 here, not 1024: this process may watch 512 sockets (select)" in caplog.text
+
+
+def test_a_python_that_knows_no_limits_of_descriptors_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert runpy.run_path(descriptors.__file__)["room_for"](10**6) == 10**6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import selectors
 import socket
 import ssl
 import subprocess
@@ -199,6 +200,32 @@ def test_silent_ones_make_room_when_there_are_no_descriptors_left(folder: Path, 
     assert process.returncode == 0
     assert said.count("Too many open files") == 1, "and no traceback for each"
     assert said.count("\n") == 1
+
+
+class FewWatched(selectors.SelectSelector):
+    """Takes few sockets and raises at one more, as Windows' does at more than 512."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if len(self.get_map()) > 12:
+            raise ValueError("too many file descriptors in select()")
+        return super().select(timeout)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_silent_ones_make_room_when_no_more_sockets_can_be_watched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tls: bool
+) -> None:
+    monkeypatch.setattr(selectors, "DefaultSelector", FewWatched)
+    monkeypatch.setattr("compoff.edge.door.MOST_WATCHED", 12)
+    context = TLS(ca=folder / "ca.pem").client_context() if tls else None
+    certificates = TLS(certificate=folder / "edge.pem", key=folder / "edge.key") if tls else None
+    with serve(Echo(), tls=certificates, handshake_timeout=60) as server, contextlib.ExitStack() as stack:
+        standing = stack.enter_context(open_client(server.address, [ID], tls=context))
+        for _ in range(100):
+            stack.enter_context(dial(server))
+        with open_client(server.address, [ID], tls=context) as client:
+            assert client.request(b"good", timeout=5) == b"good"
+        assert standing.request(b"good", timeout=5) == b"good"
 
 
 def test_an_answer_that_tls_has_passed_on_and_nobody_reads_counts(folder: Path) -> None:

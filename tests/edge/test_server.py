@@ -211,6 +211,15 @@ def test_a_port_that_is_taken() -> None:
     assert set(threading.enumerate()) <= before
 
 
+def test_the_door_is_there_whichever_event_loop_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other() -> None:
+        raise AssertionError("a loop that may watch no sockets")
+
+    monkeypatch.setattr("asyncio.events.new_event_loop", other)
+    with serve(Echo()) as server:
+        still_right(server)
+
+
 def test_ipv6() -> None:
     with contextlib.suppress(WireError), serve(Echo(), "[::1]:0") as server:
         assert server.address.startswith("[::1]:")
