@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from compoff.edge.limits import Limits
 from compoff.edge.servable import Servable
 from compoff.edge.service import Service
 from compoff.edge.watching import run_watching
-from compoff.errors import LocalProtocolError, WireError
+from compoff.errors import BackendError, LocalProtocolError, WireError
 from compoff.forks import give_up, leave_to_parent
 from compoff.wire.address import format_address, parse_address
 from compoff.wire.security import check_tokens, server_tls
@@ -34,7 +35,6 @@ from compoff.wire.tls import TLS, server_context
 
 if TYPE_CHECKING:
     import selectors
-    import socket
     import ssl
 
     from typing_extensions import Self
@@ -351,6 +351,7 @@ def serve(
 
     Raises:
         LocalProtocolError: An argument cannot be served.
+        BackendError: The system cannot share a port, as `reuse_port` asks.
         WireError: The address cannot be listened on.
 
     Examples:
@@ -369,6 +370,8 @@ def serve(
     how_long = (handshake_timeout, message_timeout, idle_timeout, drain_timeout)
     tls = server_tls(address, tls, insecure)
     check_flag("reuse_port", reuse_port, LocalProtocolError)
+    if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+        raise BackendError("this system cannot share a port among processes; leave reuse_port out")
     every_tail = list(tails) if isinstance(tails, Sequence) else [tails]
     limits = Limits(*how_much, *how_long)
     limits.check()

@@ -51,7 +51,8 @@ class Processes:
     def __init__(self, settings: Settings, log: tuple[str, str], stopping: Callable[[], bool] = lambda: False) -> None:
         """Start them all; return when they listen."""
         if not hasattr(socket, "SO_REUSEPORT"):
-            raise BackendError("this system cannot share a port among processes; set processes: 1")
+            instead = "leave fronts out" if settings.fronts else "set processes: 1"
+            raise BackendError(f"this system cannot share a port among processes; {instead}")
         self._settings = settings
         self._lock = threading.Lock()  # one conversation at a time, and no waiting in it
         self._sockets = [_reserve(settings.address)]

@@ -19,7 +19,7 @@ import pytest
 
 from compoff.edge import connection
 from compoff.edge.server import Server, serve
-from compoff.errors import ConnectionLost, LocalProtocolError, PayloadError, WireError
+from compoff.errors import BackendError, ConnectionLost, LocalProtocolError, PayloadError, WireError
 from compoff.wire.client import open_client
 from compoff.wire.frames import Frame, FrameType, serialize
 from compoff.wire.messages import ErrorCode, Welcome, decode_error
@@ -216,6 +216,14 @@ def test_the_door_is_there_whichever_event_loop_is_the_default(monkeypatch: pyte
         raise AssertionError("a loop that may watch no sockets")
 
     monkeypatch.setattr("asyncio.events.new_event_loop", other)
+    with serve(Echo()) as server:
+        still_right(server)
+
+
+def test_a_system_that_cannot_share_a_port_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "SO_REUSEPORT")
+    with pytest.raises(BackendError, match="cannot share a port among processes; leave reuse_port out"):
+        serve(Echo(), reuse_port=True)
     with serve(Echo()) as server:
         still_right(server)
 

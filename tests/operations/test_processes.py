@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from compoff.device.breaker import Backoff
-from compoff.errors import WireError
+from compoff.errors import BackendError, WireError
 from compoff.operations import processes
 from compoff.operations.figures import counted_only, only
 from compoff.operations.processes import Processes
@@ -68,6 +68,17 @@ def test_a_port_that_others_share_among_themselves_is_not_shared_with_them() -> 
         address = f"127.0.0.1:{theirs.getsockname()[1]}"
         with pytest.raises(WireError, match=f"cannot listen on {address}: Address already in use"):
             Processes(Settings((TailPlace(Path("export")),), address, processes=2), ("text", "info"))
+
+
+@pytest.mark.parametrize(
+    ("counts", "advice"), [({"processes": 2}, "set processes: 1"), ({"fronts": 2}, "leave fronts out")]
+)
+def test_a_system_that_cannot_share_a_port_says_what_to_do(
+    counts: dict[str, Any], advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(socket, "SO_REUSEPORT")
+    with pytest.raises(BackendError, match=f"cannot share a port among processes; {advice}"):
+        Processes(Settings((TailPlace(Path("export")),), "127.0.0.1:0", **counts), ("text", "info"))
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 64])
