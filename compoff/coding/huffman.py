@@ -78,8 +78,9 @@ def encode(symbols: ArrayLike, tables: SymbolTables) -> bytes:
     lengths = np.take_along_axis(book.lengths[: len(checked)], indices, axis=1).reshape(-1)
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if ends.size else 0
-    places = (np.repeat(ends, lengths) - 1 - np.arange(total)).astype(np.uint64)
-    bits = np.repeat(words, lengths) >> places & np.uint64(1)
+    counts = lengths.astype(np.intp)  # what numpy counts with; on a 32-bit system it refuses others
+    places = (np.repeat(ends, counts) - 1 - np.arange(total)).astype(np.uint64)
+    bits = np.repeat(words, counts) >> places & np.uint64(1)
     return np.packbits(bits.astype(np.uint8)).tobytes()
 
 

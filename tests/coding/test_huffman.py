@@ -163,3 +163,12 @@ def test_no_symbols_are_no_bytes() -> None:
 def test_decode_refuses_shapes_without_tables(positions: int, channels: int) -> None:
     with pytest.raises(FeatureError, match="tables for 2"):
         huffman.decode(b"", random_tables(6, 2, 4), positions, channels)
+
+
+def test_a_system_of_32_bits_which_counts_with_shorter_numbers_encodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = SymbolTables([[2**23, 2**22, 2**22]])
+    expected, repeat = huffman.encode([[0, 2, 1]], tables), np.repeat
+    monkeypatch.setattr(np, "intp", np.int32)
+    # There numpy casts the counts so, and refuses those of 64 bits.
+    monkeypatch.setattr(np, "repeat", lambda array, counts: repeat(array, counts.astype(np.int32, casting="safe")))
+    assert huffman.encode([[0, 2, 1]], tables) == expected
