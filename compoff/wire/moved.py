@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import struct
-import sys
 from typing import NamedTuple
 
-if sys.platform != "win32":
-    from fcntl import ioctl
-    from termios import TIOCOUTQ
+try:
+    import fcntl
+    import termios
+except ImportError:  # as on Windows, where what the system has not sent yet is not known
+    fcntl = termios = None
 
 __all__ = ["Moved", "unsent"]
 
@@ -39,7 +40,7 @@ def unsent(descriptor: int) -> int:
     Args:
         descriptor: Of a connected socket.
     """
-    if sys.platform != "win32":  # what the system has not sent yet is not known there
+    if fcntl is not None and termios is not None:
         with contextlib.suppress(OSError, ValueError):
-            return struct.unpack("i", ioctl(descriptor, TIOCOUTQ, bytes(4)))[0]
+            return struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))[0]
     return 0

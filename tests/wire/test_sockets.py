@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import runpy
 import socket
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from compoff.errors import ConnectionLost
-from compoff.wire import sockets
+from compoff.wire import moved, sockets
 from compoff.wire.sockets import Stream, connect_error, look_up, open_stream
 
 if TYPE_CHECKING:
@@ -107,3 +109,8 @@ def test_a_host_is_not_looked_up_where_there_can_be_no_other_thread(monkeypatch:
     assert isinstance(found[0], OSError)
     with pytest.raises(ConnectionLost, match=r"on this side; raise the limit"):
         open_stream("localhost:7878", tls=None, deadline=time.monotonic() + MINUTE)
+
+
+def test_a_system_that_does_not_say_what_was_acknowledged_counts_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "termios", None)
+    assert runpy.run_path(moved.__file__)["unsent"](0) == 0
