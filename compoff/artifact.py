@@ -172,7 +172,8 @@ def write_folder(
                 write_draft(made[name], data, folder / name)
             ours = {name: draft.stat().st_ino for name, draft in made.items()}
             _put_in_place(folder, made, listed.keys() - contents.keys() - kept.keys())
-        if not all(_is_still(folder / name, number) for name, number in ours.items()):
+        written = {**contents, MANIFEST: text}
+        if not all(_is_still(folder / name, number, written[name]) for name, number in ours.items()):
             raise ArtifactError(f"something else was saved in '{folder}' at the same time; save again")
     except OSError as error:
         raise ArtifactError(
@@ -204,10 +205,10 @@ def _put_in_place(folder: Path, made: dict[str, Path], gone: Iterable[str]) -> N
             raise
 
 
-def _is_still(path: Path, number: int) -> bool:
-    """Whether a path leads to the file of this number."""
+def _is_still(path: Path, number: int, data: bytes) -> bool:
+    """Whether a path leads to the file of this number, or, since some systems number anew what is renamed, its like."""
     try:
-        return path.stat().st_ino == number
+        return path.stat().st_ino == number or path.read_bytes() == data
     except FileNotFoundError:
         return False
 
