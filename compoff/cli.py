@@ -87,8 +87,11 @@ def run() -> None:
     except OSError as error:
         _refuse(told(error))
     except ModuleNotFoundError as error:
-        if (error.name or "compoff").partition(".")[0] == "compoff":
+        package = (error.name or "compoff").partition(".")[0]
+        if package == "compoff":
             raise
+        if package in sys.stdlib_module_names:
+            _refuse(f"this command needs {error.name}, which this Python lacks; use one that was built with it")
         _refuse(f"this command needs {error.name}, which is not installed; install it, or the extra that brings it")
 
 

@@ -248,6 +248,25 @@ def test_a_typo_gets_one_message_and_no_traceback(
     assert "Errno" not in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("_multiprocessing", "this command needs _multiprocessing, which this Python lacks; use one"),
+        ("prometheus_client", "this command needs prometheus_client, which is not installed; install it, or the extra"),
+    ],
+)
+def test_a_module_that_is_missing_is_installed_only_where_that_can_be(
+    here: Here, monkeypatch: pytest.MonkeyPatch, name: str, words: str
+) -> None:
+    def app() -> None:
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    monkeypatch.setattr(cli, "app", app)
+    done = here("serve")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"compoff: {words}")
+
+
 def test_a_failing_command_prints_no_traceback() -> None:
     done = _compoff("inspect", "no-such-folder")
     assert done.returncode == 1

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 from compoff.errors import CompoffError, LocalProtocolError
 from compoff.operations.figures import Figures, merge
 from compoff.operations.logs import set_up_logs
-from compoff.operations.processes import Processes
 from compoff.operations.settings import MOST_PROCESSES
 from compoff.operations.worker import Worker
 
@@ -93,8 +92,7 @@ def run_server(
             raise LocalProtocolError(f"{name} is {getattr(settings, name)}; expected at most {MOST_PROCESSES}")
     if settings.fronts and settings.processes > 1:
         raise LocalProtocolError("fronts and processes were both given; with fronts one process holds the tails")
-    alone = settings.processes == 1 and not settings.fronts
-    group: _Group = _Alone(settings) if alone else Processes(settings, log, stopping=lambda: bool(stop))
+    group = _group(settings, log, lambda: bool(stop))
     with contextlib.ExitStack() as stack:
         stack.callback(group.stop)
         if settings.metrics is not None:
@@ -111,6 +109,14 @@ def run_server(
                 again.clear()
                 settings = _reload(group, settings, log, reread)
     _tell(say, "stopped")
+
+
+def _group(settings: Settings, log: tuple[str, str], stopping: Callable[[], bool]) -> _Group:
+    if settings.processes == 1 and not settings.fronts:
+        return _Alone(settings)
+    from compoff.operations.processes import Processes  # multiprocessing, which not every Python has whole
+
+    return Processes(settings, log, stopping)
 
 
 def _tell(say: Callable[[str], None], line: str) -> None:

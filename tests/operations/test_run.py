@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 import torch
 
 import compoff
+from compoff.operations import run
 from compoff.operations.certificates import Authority
 from compoff.operations.run import _reload
 from compoff.operations.settings import Settings, TailPlace
@@ -382,3 +384,8 @@ def test_fronts_and_processes_together_are_refused(export: Path) -> None:
     assert done.returncode == 1
     assert "with fronts one process holds the tails" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_one_process_needs_nothing_of_what_several_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "compoff.operations.processes", None)
+    runpy.run_path(run.__file__)
