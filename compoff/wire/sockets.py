@@ -121,8 +121,9 @@ def connect_error(address: str, error: OSError) -> WireError:
         return tls_error(address, error)
     if isinstance(error, socket.gaierror):
         return ConnectionLost(f"the host of {address} is unknown: {error.strerror}; correct the address")
-    # asyncio puts words of its own in the place of the system's.
     reason = os.strerror(error.errno) if error.errno else str(error) or "the server hung up"
+    if reason.startswith("Unknown error"):  # as of Windows' sockets; elsewhere asyncio puts words of its own there
+        reason = error.strerror or reason
     if error.errno in _OURS:
         return ConnectionLost(
             f"no connection to {address}: {reason} on this side; raise the limit (`ulimit -a` shows them), or close "

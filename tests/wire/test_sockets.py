@@ -99,6 +99,12 @@ def test_what_this_side_has_run_out_of_is_not_blamed_on_the_server(lacking: int)
     assert "start a server" not in found
 
 
+def test_numbers_that_have_no_words_are_told_in_those_of_the_error() -> None:
+    assert "edge:7878: it was refused; start" in str(connect_error("edge:7878", OSError(10061, "it was refused")))
+    refused = OSError(errno.ECONNREFUSED, "words of asyncio")
+    assert f"edge:7878: {os.strerror(errno.ECONNREFUSED)}; start" in str(connect_error("edge:7878", refused))
+
+
 def test_a_host_is_not_looked_up_where_there_can_be_no_other_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
