@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from typing import TYPE_CHECKING, Any, cast
 
 from compoff.errors import CompoffError, ConnectionLost, LocalProtocolError, WireError
 from compoff.forks import FORKED, leave_to_parent
 from compoff.wire.client_protocol import HUNG_UP
+from compoff.wire.encryption import ssl
 from compoff.wire.exchange import relocate
 from compoff.wire.moved import Moved, unsent
 from compoff.wire.protocol import Answer, Opened, Refusal

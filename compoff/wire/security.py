@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ssl
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from compoff.checks import check_flag
 from compoff.errors import LocalProtocolError
 from compoff.wire.address import is_loopback, parse_address
+from compoff.wire.encryption import ssl
 from compoff.wire.tls import TLS
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def device_tls(address: str, tls: TLS | ssl.SSLContext | None, insecure: bool) -
 
     Raises:
         LocalProtocolError: Both TLS and plain TCP were asked for, or `insecure` is neither True nor False.
+        BackendError: It would be TLS, and this Python was built without it.
 
     Examples:
         >>> device_tls("127.0.0.1:7878", None, False), device_tls("edge:7878", None, False)

@@ -12,7 +12,6 @@ import os
 import queue
 import select
 import socket
-import ssl
 import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -27,6 +26,7 @@ from compoff.errors import (
     WireError,
 )
 from compoff.wire.address import parse_address
+from compoff.wire.encryption import ssl
 from compoff.wire.moved import unsent
 
 if TYPE_CHECKING:

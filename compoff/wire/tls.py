@@ -5,12 +5,12 @@ Knows nothing of frames or sockets. Which addresses need TLS at all is decided i
 
 from __future__ import annotations
 
-import ssl
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from compoff.checks import check_path
 from compoff.errors import LocalProtocolError
 from compoff.printable import printable
+from compoff.wire.encryption import check_encryption, ssl
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,6 +36,7 @@ class TLS:
     Raises:
         LocalProtocolError: A certificate without its key, a key without its certificate, ``revoked`` without ``ca``,
             or a file that is missing or holds something else.
+        BackendError: This Python was built without TLS.
 
     Examples:
         >>> TLS(certificate="edge.pem")
@@ -54,6 +55,7 @@ class TLS:
         ca: str | Path | None = None,
         revoked: str | Path | None = None,
     ) -> None:
+        check_encryption()
         if (certificate is None) != (key is None):
             given, lacking = ("a key", "its certificate") if certificate is None else ("a certificate", "its key")
             raise LocalProtocolError(f"{given} without {lacking} was given; give certificate and key together")
