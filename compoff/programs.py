@@ -117,13 +117,16 @@ class TorchProgram:
 
         Raises:
             ArtifactError: PyTorch cannot read it.
-            BackendError: There is no such device here.
+            BackendError: There is no such device here, or PyTorch lacks a module to read it with.
         """
         try:
             # Files hold programs for the CPU, whatever device torch.set_default_device has chosen.
             with _LOADING, warnings.catch_warnings(), torch.device("cpu"):
                 warnings.simplefilter("ignore")  # deprecations inside torch.export.load
                 program = torch.export.load(io.BytesIO(data))
+        except ModuleNotFoundError as error:
+            message = f"{name}: to load this program PyTorch needs {error.name}, which is missing here"
+            raise BackendError(f"{message}; install it, or use a Python that has it") from error
         except Exception as error:  # torch.export raises many types for one fact
             raise ArtifactError(
                 f"{name}: torch {torch.__version__} cannot load this program ({first_line(error)}); export again with "

@@ -122,6 +122,15 @@ def test_bytes_that_are_no_program_are_errors_of_ours(data: bytes) -> None:
         TorchProgram.load(data, "folder/head.pt2")
 
 
+def test_a_module_that_pytorch_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: object) -> None:
+        raise ModuleNotFoundError("No module named 'sympy'", name="sympy")
+
+    monkeypatch.setattr(torch.export, "load", load)
+    with pytest.raises(BackendError, match="PyTorch needs sympy, which is missing here; install it"):
+        TorchProgram.load(b"", "folder/head.pt2")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
 @pytest.mark.parametrize("device", ["cuda", "nonsense"])
 def test_a_device_that_is_not_there_is_named(device: str) -> None:
