@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import resource
 import socket
 import threading
 import time
@@ -132,6 +131,7 @@ def test_a_session_that_another_thread_was_in_says_so_in_the_child() -> None:
 
 @pytest.mark.parametrize("full", [False, True], ids=["room", "no descriptor left"])
 def test_a_connection_is_given_up_though_no_descriptor_is_left(full: bool) -> None:
+    resource = pytest.importorskip("resource")
     ours, theirs = socket.socketpair()
 
     def give() -> str:

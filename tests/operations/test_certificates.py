@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import stat
 import subprocess
 import time
@@ -75,6 +74,7 @@ def test_a_servers_certificate_and_a_devices_do_not_replace_each_other(tmp_path:
 @contextlib.contextmanager
 def full_disk() -> Iterator[None]:
     """Files end after 300 bytes: a key fits, a certificate does not."""
+    resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
     try:
