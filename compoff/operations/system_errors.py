@@ -38,7 +38,10 @@ def told(error: OSError) -> str:
         if path.parent.is_dir():
             return f"there is no '{path}'; correct the name"
         return f"'{path}' cannot be: there is no folder '{path.parent}'; make it, or correct the name"
-    if isinstance(error, IsADirectoryError):
+    # Windows says of a folder that is opened as a file that it may not be; of one that this user may look into, too.
+    if isinstance(error, IsADirectoryError) or (
+        isinstance(error, PermissionError) and path.is_dir() and os.access(path, os.R_OK | os.X_OK)
+    ):
         return f"'{path}' is a folder; give a file"
     if isinstance(error, (NotADirectoryError, FileExistsError)):
         return f"'{_file_above(path)}' is a file; give a folder"

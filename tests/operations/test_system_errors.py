@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,14 @@ def test_what_the_system_says_of_a_file(do: Callable[[], object], words: str) ->
     with pytest.raises(OSError) as caught:  # noqa: PT011 - which of them is the system's choice
         do()
     assert told(caught.value) == words
+
+
+@pytest.mark.usefixtures("place")
+def test_windows_word_for_a_folder_that_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", "folder")
+    assert told(error) == "'folder' is a folder; give a file"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert told(error).startswith("'folder' is not open to this user (Permission denied)")
 
 
 def test_errors_that_cannot_be_made_here() -> None:
