@@ -22,8 +22,8 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
         state: Tensors by name.
 
     Returns:
-        64 hexadecimal digits, the same for the same names and values on every platform; extra state that is no tensor
-        does not count.
+        64 hexadecimal digits, the same for the same names and values on every little-endian platform; extra state that
+        is no tensor does not count.
 
     Examples:
         >>> import torch
