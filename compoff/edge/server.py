@@ -321,8 +321,8 @@ def serve(
         token: A shared secret that clients must know, or several of which each will do; None lets everyone in.
         tls: Certificates, or a context of your own; None for plain TCP, which only this machine can reach.
         insecure: Whether plain TCP may be reached from other machines: they can read and change what is sent.
-        reuse_port: Whether other processes of this user may listen on the same port, too; the system shares the
-            connections out among them.
+        reuse_port: Whether other processes of this user may listen on the same port, too. Linux shares the connections
+            out among them, macOS may give all of them to one, Windows refuses.
         max_connections: Clients at a time; one more is told to come later, or takes a place of whoever holds the most
             of them (by certificate, or by address) where it holds fewer by two. With TLS each takes a quarter of a
             megabyte.
