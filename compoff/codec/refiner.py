@@ -108,7 +108,7 @@ class RefiningDecoder(nn.Module):
         assert isinstance(weight, Tensor)
         transposed = self.geometry.space and self.unmix is None  # which lays its kernel out the other way round
         weight.copy_((rows if transposed else rows.T).view_as(weight))
-        self.mean.copy_(directions.mean.view_as(self.mean) + near.view(-1, *(1,) * len(self.geometry.tile)))
+        self.mean.copy_(directions.mean.to(near).view_as(self.mean) + near.view(-1, *(1,) * len(self.geometry.tile)))
         # Channels of less than a third of a step are mostly silent; amplifying their rare values would only add noise.
         self.level.copy_((directions.deviation / step).clamp_min(0.3))
         lowest = y.amin()

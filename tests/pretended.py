@@ -1,0 +1,167 @@
+"""Cards that are none: tensors of the CPU that say they are on one, and operators that refuse to mix the two.
+
+What is computed is what the CPU computes. So a test sees where a script forgets to move something, without a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+_CPU = torch.device("cpu")
+# As on a GPU these move, or take places from the CPU; one_hot, which is its own on a GPU, scatters into a new tensor.
+_MIXING = {"copy_", "index", "index_put", "index_put_", "_index_put_impl_", "scatter_"}
+
+
+class _Places:
+    """Which memory is on which card; what is not listed is on the CPU."""
+
+    def __init__(self) -> None:
+        self.asleep = False
+        self._cards: dict[int, tuple[StorageWeakRef, torch.device]] = {}  # a reference keeps the number from others
+
+    def unseen(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """A call within which all is on the CPU."""
+
+        def asleep(*args: Any, **kwargs: Any) -> Any:
+            self.asleep = True
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.asleep = False
+
+        return asleep
+
+    def of(self, tensor: Tensor) -> torch.device:
+        if tensor.device != _CPU:  # a tensor without values, as an export has them
+            return tensor.device
+        return self._cards.get(tensor.untyped_storage()._cdata, (None, _CPU))[1]
+
+    def put(self, tensor: Tensor, device: torch.device) -> None:
+        storage = tensor.untyped_storage()
+        self._cards[storage._cdata] = (StorageWeakRef(storage), device)
+
+
+class _Moved(torch.autograd.Function):
+    """A copy on another device, and its gradient back on the first."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, places: _Places, device: torch.device) -> Tensor:
+        ctx.places, ctx.before = places, places.of(tensor)
+        copy = tensor.clone()
+        places.put(copy, device)
+        return copy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        copy = gradients[0].clone()
+        ctx.places.put(copy, ctx.before)
+        return copy, None, None
+
+
+class _Saying(TorchFunctionMode):
+    """What Python asks a tensor: where it is, to move, to become an array."""
+
+    def __init__(self, places: _Places) -> None:
+        super().__init__()
+        self._places = places
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if self._places.asleep:
+            return func(*args, **kwargs)
+        if func == Tensor.device.__get__:
+            return self._places.of(args[0])
+        if func in (Tensor.is_cuda.__get__, Tensor.is_cpu.__get__):
+            return self._places.of(args[0]).type == ("cuda" if func == Tensor.is_cuda.__get__ else "cpu")
+        if func in (Tensor.numpy, Tensor.__array__) and self._places.of(args[0]) != _CPU:
+            raise TypeError(f"can't convert {self._places.of(args[0])} device type tensor to numpy")
+        if func in (Tensor.to, Tensor.cpu, Tensor.cuda):
+            return self._moved(func, *args, **kwargs)
+        device = _device(kwargs.get("device"))
+        if func in (Tensor.__deepcopy__, torch.nn.functional.one_hot):
+            device = self._places.of(args[0])
+        elif device is not None and device.type in ("cpu", "cuda"):
+            del kwargs["device"]
+        result = func(*args, **kwargs)
+        if device is not None and result.device == _CPU:
+            self._places.put(result, device)
+        return result
+
+    def _moved(self, func: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        wanted = {Tensor.cpu: "cpu", Tensor.cuda: "cuda"}.get(func, kwargs.pop("device", None))
+        rest: list[Any] = []
+        for one in args:
+            if isinstance(one, Tensor):
+                wanted, rest = self._places.of(one), [*rest, one.dtype]
+            elif isinstance(one, (str, torch.device)) or type(one) is int:
+                wanted = one
+            elif isinstance(one, torch.dtype):
+                rest.append(one)
+        device = _device(wanted)
+        given = tensor.to(*rest, **kwargs) if rest or kwargs else tensor
+        if device is None or device == self._places.of(given):
+            return given
+        return _Moved.apply(given, self._places, device)
+
+
+class _Refusing(TorchDispatchMode):
+    """What an operator does with what it is given: refuse two devices, and leave its result where they are."""
+
+    def __init__(self, places: _Places) -> None:
+        super().__init__()
+        self._places = places
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._places.asleep:
+            return func(*args, **kwargs)
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        cards = {place for one in given if (place := self._places.of(one)) != _CPU}
+        apart = {*cards, *(_CPU for one in given if one.dim() and self._places.of(one) == _CPU)}
+        if len(apart) > 1 and func.overloadpacket.__name__ not in _MIXING:
+            raise RuntimeError(f"Expected all tensors to be on the same device, but found {apart} in {func}")
+        result = func(*args, **kwargs)
+        if cards:
+            for one in tree_leaves(result):
+                if isinstance(one, Tensor) and not any(one is other for other in given):
+                    self._places.put(one, next(iter(cards)))
+        return result
+
+
+def _device(given: Any) -> torch.device | None:
+    """A device as a tensor says it, with its number."""
+    if given is None:
+        return None
+    device = torch.device("cuda", given) if isinstance(given, int) else torch.device(given)
+    return torch.device("cuda", 0) if device.type == "cuda" and device.index is None else device
+
+
+@contextlib.contextmanager
+def pretended_cards() -> Generator[None]:
+    """Let this thread have the cards ``"cuda:0"`` and ``"cuda:1"`` for a block; they draw from the CPU's numbers."""
+    places, cpu = _Places(), torch.default_generator
+    says = {
+        "is_available": lambda: True,
+        "device_count": lambda: 2,
+        "current_device": lambda: 0,
+        "device": lambda _: contextlib.nullcontext(),
+        "manual_seed": cpu.manual_seed,
+        "get_rng_state": lambda _=None: cpu.get_state(),
+        "set_rng_state": lambda state, _=None: cpu.set_state(state),
+        "default_generators": (cpu, cpu),
+    }
+    export = mock.patch.object(torch.export, "export", places.unseen(torch.export.export))
+    with mock.patch.multiple(torch.cuda, **says), export, _Saying(places), _Refusing(places):
+        yield

@@ -1,0 +1,72 @@
+"""Fitting, exporting and answering on a card: nothing is left on the CPU, and what is computed is the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import compoff
+from tests.pretended import pretended_cards
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from compoff.recipe import CodecName
+    from compoff.wrapping import Wrapped
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[Tensor]:
+    return list(torch.randn(2, 8, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 5))
+    return nn.Sequential(*layers).eval()
+
+
+def fitted(codec: CodecName, batches: list[Tensor], device: str, state: Path | None = None) -> Wrapped:
+    example = batches[0].to(device)
+    model = compoff.wrap(network().to(device), "2", example_input=example, codec=codec)
+    compoff.fit(model, batches, steps=2, resume=state, progress=False)
+    return model
+
+
+@pytest.mark.parametrize("codec", ["transform", "deepcod"])
+def test_a_model_on_a_card_is_fitted_exported_and_served(
+    codec: CodecName, batches: list[Tensor], tmp_path: Path
+) -> None:
+    here = fitted(codec, batches, "cpu").bottlenecks.state_dict()
+    with pretended_cards():
+        model = fitted(codec, batches, "cuda", tmp_path / "state")
+        assert {str(one.device) for one in (*model.parameters(), *model.buffers())} == {"cuda:0"}
+        there = {name: value.cpu() for name, value in model.bottlenecks.state_dict().items()}
+        again = fitted(codec, batches, "cuda", tmp_path / "state")  # goes on from the last step
+        head, tail = compoff.export(again, "2")
+        head.save(tmp_path / "head")
+        tail.save(tmp_path / "tail")
+        payload = head(batches[0])
+        with torch.no_grad(), again.eval().at("2"):
+            expected = again(batches[0].to("cuda")).cpu()
+        for answer in (tail(payload), compoff.Tail.load(tmp_path, device="cuda")(payload)):
+            assert answer.device == torch.device("cpu")
+            torch.testing.assert_close(answer, expected)
+    torch.testing.assert_close(there, here)
+
+
+def test_what_is_pretended_is_as_strict_as_a_card() -> None:
+    with pretended_cards():
+        on_card = torch.ones(3, device="cuda:1")
+        assert str(on_card[1:].sum().device) == "cuda:1"
+        assert (on_card * 2).tolist() == [2, 2, 2]
+        with pytest.raises(RuntimeError, match="same device"):
+            on_card + torch.ones(3)
+        with pytest.raises(RuntimeError, match="same device"):
+            on_card + torch.ones(3, device="cuda:0")
+        with pytest.raises(TypeError, match="numpy"):
+            on_card.numpy()
+    assert on_card.is_cpu
