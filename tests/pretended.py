@@ -100,6 +100,8 @@ class _Saying(TorchFunctionMode):
         return result
 
     def _moved(self, func: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if kwargs.get("non_blocking"):
+            raise RuntimeError("this copy is read, or what it is of is written to, before it is done: nothing waits")
         wanted = {Tensor.cpu: "cpu", Tensor.cuda: "cuda"}.get(func, kwargs.pop("device", None))
         rest: list[Any] = []
         for one in args:

@@ -249,6 +249,7 @@ def _move(value: Any, device: torch.device | None) -> Any:
         if tensor.is_meta:
             raise FitError("a batch holds a tensor on the device 'meta', which has no values; give the data themselves")
         tensor = tensor.clone() if tensor.is_inference() else tensor  # of which no gradient could be taken
-        return tensor if device is None else tensor.to(device, non_blocking=True)
+        # Not in the background: whoever reads next, or a loader that fills the same memory again, would not wait.
+        return tensor if device is None else tensor.to(device)
 
     return map_tensors(value, moved)
