@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CudaGraphs"]
 
+_RECORDING = threading.Lock()  # PyTorch records one graph at a time in a process
+
 
 class CudaGraphs:
     """Replays what a callable does on the GPU.
@@ -41,16 +43,18 @@ class CudaGraphs:
             What the callable returns, in memory of its own.
         """
         shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
-        with self._lock:
+        # Each thread has a current card of its own, and what another card does is not recorded.
+        with self._lock, torch.cuda.device(inputs[0].device):
             if shapes not in self._recorded:
                 if len(self._recorded) >= self._most:
                     return self._call(*inputs)
-                self._recorded[shapes] = _Recorded(self._call, inputs, self._warm_up)
+                with _RECORDING:
+                    self._recorded[shapes] = _Recorded(self._call, inputs, self._warm_up)
             return self._recorded[shapes].replay(inputs)
 
 
 class _Recorded:
-    """One graph, with the memory that its inputs and outputs live in."""
+    """One graph of the current card, with the memory that its inputs and outputs live in."""
 
     def __init__(self, call: Callable[..., Any], inputs: tuple[Tensor, ...], warm_up: int) -> None:
         self._inputs = [tensor.clone() for tensor in inputs]
@@ -61,7 +65,8 @@ class _Recorded:
                 call(*self._inputs)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # By default it is recorded on a stream of whichever card was the first, and other threads' work is an error.
+        with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
             self._outputs = call(*self._inputs)
 
     def replay(self, inputs: tuple[Tensor, ...]) -> Any:
