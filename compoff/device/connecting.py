@@ -81,7 +81,8 @@ def connect(
             model on this device, and at once while the edge is known to be out of reach; ``"hedge"``, start it as
             soon as the edge takes longer than it mostly does, and take the first answer.
         local: The whole model, for the last two: something to call with what the remote is called with, or the path
-            of its ONNX file. ``"local"`` runs it to its end, even past the deadline.
+            of its ONNX file. A model of PyTorch may be on a GPU: it gets its inputs there, and its answers come on the
+            CPU, as the edge's do. ``"local"`` runs it to its end, even past the deadline.
         timeout: Deadline of the connection, and of each call that names none, in seconds.
         heartbeat: Seconds without a message after which the server is asked for a sign, and as many again after
             which the connection is given up; at least a millisecond.

@@ -6,6 +6,7 @@ Knows nothing of connections. What makes it answer instead of the edge is for ``
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import sys
 from pathlib import Path
@@ -110,20 +111,21 @@ def _refuse_training(model: Any) -> None:
 
 
 def _taking_numpy(model: Any, torch: Any) -> Callable[..., Any]:
-    """A model of PyTorch that takes and gives what a remote does: for arrays, arrays."""
+    """A model of PyTorch that takes and gives what a remote does, wherever it is: arrays for arrays, or on the CPU."""
     pytree = importlib.import_module("torch.utils._pytree")
-
-    def tensor(array: Any) -> Any:
-        first = next(model.parameters(), None)
-        return from_numpy(array) if first is None else from_numpy(array).to(first.device)
+    map_tensors = importlib.import_module("compoff.trees").map_tensors
 
     def call(*inputs: Any, **keywords: Any) -> Any:
         work_without_lost_threads()
         _refuse_training(model)  # the user's loop may have turned to training since it was given
-        if not all_numpy((inputs, keywords)):
-            return model(*inputs, **keywords)
-        inputs, keywords = pytree.tree_map_only(np.ndarray, tensor, (inputs, keywords))
-        return pytree.tree_map_only(torch.Tensor, to_numpy, model(*inputs, **keywords))
+        given, plain = (inputs, keywords), all_numpy((inputs, keywords))
+        if plain:
+            given = pytree.tree_map_only(np.ndarray, from_numpy, given)
+        first = next(model.parameters(), None)
+        if first is not None:
+            given = map_tensors(given, functools.partial(torch.Tensor.to, device=first.device))
+        output = model(*given[0], **given[1])
+        return map_tensors(output, to_numpy if plain else torch.Tensor.cpu)
 
     return call
 

@@ -14,6 +14,7 @@ from compoff.device.local import whole_model
 from compoff.errors import BackendError, FeatureError, LocalProtocolError
 from compoff.manifest import TensorSpec
 from compoff.wire.replies import reply_form
+from tests.pretended import pretended_cards
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -214,3 +215,17 @@ def test_a_model_called_with_arrays_answers_with_arrays(net: Net, head: compoff.
         answer = whole_model(net, head)(given)
         assert {name: type(value) for name, value in answer.items()} == {"scores": np.ndarray, "map": np.ndarray}
         np.testing.assert_allclose(answer["scores"], expected["scores"].detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_on_a_card_answers_as_the_edge_does_on_the_cpu(head: compoff.Head) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    net = Net().eval()
+    expected = net(x)["scores"].detach()
+    with pretended_cards():
+        local = whole_model(net.to("cuda:1"), head)
+        for given in (x, x.to("cuda:1"), x.to("cuda:0")):
+            answer = local(given)["scores"]
+            assert answer.device == torch.device("cpu")
+            torch.testing.assert_close(answer, expected)
+        assert isinstance(local(x.numpy())["scores"], np.ndarray)
+        assert whole_model(Net().eval(), head)(x.to("cuda"))["scores"].device == torch.device("cpu")
