@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from compoff.weights import WeightPool
 
-__all__ = ["DEVICE_ERRORS", "TorchProgram", "device_trouble", "to_tensor"]
+__all__ = ["DEVICE_ERRORS", "TorchProgram", "device_trouble", "settled", "to_tensor"]
 
 DEVICE_ERRORS = (RuntimeError, AssertionError, NotImplementedError, TypeError)
 """What PyTorch raises, by the kind of the device, where there is no such one or it cannot be used."""
@@ -46,9 +46,25 @@ def device_trouble(device: Any) -> str:
         ('', 'it holds no numbers')
     """
     try:
-        return "it holds no numbers" if torch.empty(0, device=device).is_meta else ""
+        return "it holds no numbers" if settled(device).type == "meta" else ""
     except DEVICE_ERRORS as error:
         return first_line(error)
+
+
+def settled(device: Any) -> torch.device:
+    """A device with its number: ``"cuda"`` alone is whichever card is the current one of the thread that asks.
+
+    Args:
+        device: What was given as one.
+
+    Returns:
+        The device as tensors say it.
+
+    Examples:
+        >>> settled("cpu")
+        device(type='cpu')
+    """
+    return torch.empty(0, device=device).device
 
 
 # torch.export.load notes in a global of the process what it is at; what warns is a global, too. A fork waits until
@@ -88,10 +104,10 @@ class TorchProgram:
         self._data = data
         self._kept: Callable[[], bytes] | None = None
         try:
-            self._device = torch.device(device)
+            self._device = settled(device)
             if self._device.type != "cpu":
                 self._data = self.to_bytes()  # before the program moves: files hold programs for the CPU
-                program = move_to_device_pass(program, device)
+                program = move_to_device_pass(program, self._device)
             if pool is not None:
                 self._kept, self._data = pool.keep(self.to_bytes()), None
                 pool.share_program(program)

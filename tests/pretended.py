@@ -27,7 +27,8 @@ _MIXING = {"copy_", "index", "index_put", "index_put_", "_index_put_impl_", "sca
 class _Places:
     """Which memory is on which card; what is not listed is on the CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, current: int) -> None:
+        self.current = current
         self.asleep = False
         self._cards: dict[int, tuple[StorageWeakRef, torch.device]] = {}  # a reference keeps the number from others
 
@@ -47,6 +48,13 @@ class _Places:
         if tensor.device != _CPU:  # a tensor without values, as an export has them
             return tensor.device
         return self._cards.get(tensor.untyped_storage()._cdata, (None, _CPU))[1]
+
+    def named(self, given: Any) -> torch.device | None:
+        """A device as a tensor says it, with its number."""
+        if given is None:
+            return None
+        device = torch.device("cuda", given) if isinstance(given, int) else torch.device(given)
+        return torch.device("cuda", self.current) if device.type == "cuda" and device.index is None else device
 
     def put(self, tensor: Tensor, device: torch.device) -> None:
         storage = tensor.untyped_storage()
@@ -89,7 +97,7 @@ class _Saying(TorchFunctionMode):
             raise TypeError(f"can't convert {self._places.of(args[0])} device type tensor to numpy")
         if func in (Tensor.to, Tensor.cpu, Tensor.cuda):
             return self._moved(func, *args, **kwargs)
-        device = _device(kwargs.get("device"))
+        device = self._places.named(kwargs.get("device"))
         if func in (Tensor.__deepcopy__, torch.nn.functional.one_hot):
             device = self._places.of(args[0])
         elif device is not None and device.type in ("cpu", "cuda"):
@@ -111,7 +119,7 @@ class _Saying(TorchFunctionMode):
                 wanted = one
             elif isinstance(one, torch.dtype):
                 rest.append(one)
-        device = _device(wanted)
+        device = self._places.named(wanted)
         given = tensor.to(*rest, **kwargs) if rest or kwargs else tensor
         if device is None or device == self._places.of(given):
             return given
@@ -142,22 +150,14 @@ class _Refusing(TorchDispatchMode):
         return result
 
 
-def _device(given: Any) -> torch.device | None:
-    """A device as a tensor says it, with its number."""
-    if given is None:
-        return None
-    device = torch.device("cuda", given) if isinstance(given, int) else torch.device(given)
-    return torch.device("cuda", 0) if device.type == "cuda" and device.index is None else device
-
-
 @contextlib.contextmanager
-def pretended_cards() -> Generator[None]:
+def pretended_cards(current: int = 0) -> Generator[None]:
     """Let this thread have the cards ``"cuda:0"`` and ``"cuda:1"`` for a block; they draw from the CPU's numbers."""
-    places, cpu = _Places(), torch.default_generator
+    places, cpu = _Places(current), torch.default_generator
     says = {
         "is_available": lambda: True,
         "device_count": lambda: 2,
-        "current_device": lambda: 0,
+        "current_device": lambda: current,
         "device": lambda _: contextlib.nullcontext(),
         "manual_seed": cpu.manual_seed,
         "get_rng_state": lambda _=None: cpu.get_state(),

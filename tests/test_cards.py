@@ -70,3 +70,14 @@ def test_what_is_pretended_is_as_strict_as_a_card() -> None:
         with pytest.raises(TypeError, match="numpy"):
             on_card.numpy()
     assert on_card.is_cpu
+
+
+def test_a_tail_stays_on_the_card_that_was_the_current_one_when_it_was_loaded(tmp_path: Path) -> None:
+    model = compoff.wrap(network(), "2", example_input=torch.zeros(2, 3, 8, 8))
+    _, tail = compoff.export(model, "2")
+    tail.save(tmp_path)
+    with pretended_cards(current=1):
+        loaded = compoff.Tail.load(tmp_path, device="cuda")
+        compiled = tail.compile("eager", device="cuda")
+        by_number = compoff.Tail.load(tmp_path, device=0)
+    assert [one.choice.device for one in (loaded, compiled, by_number)] == ["cuda:1", "cuda:1", "cuda:0"]

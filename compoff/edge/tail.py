@@ -14,7 +14,7 @@ import torch
 from compoff.artifact import read_folder, write_folder
 from compoff.coding import Decoded, Payload
 from compoff.edge.backends.backend import NestedBackend
-from compoff.edge.backends.choosing import Choice, compile_backend, load_backend
+from compoff.edge.backends.choosing import Choice, check_device, compile_backend, load_backend
 from compoff.edge.backends.eager import PROGRAM
 from compoff.edge.backends.module import ModuleBackend
 from compoff.edge.described import Described
@@ -212,7 +212,7 @@ class Tail(Unpickled, Described):
         return pack(self._run(self._decoded(payload)))
 
     def compile(
-        self, backend: BackendName = "auto", *, device: str | torch.device | None = None, like: Tail | None = None
+        self, backend: BackendName = "auto", *, device: str | int | torch.device | None = None, like: Tail | None = None
     ) -> Tail:
         """Compile this tail for the machine it runs on; this one stays as it is.
 
@@ -247,7 +247,7 @@ class Tail(Unpickled, Described):
         """
         if like is not None and not isinstance(like, Tail):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise BackendError(f"like is a {type(like).__name__}; expected another compoff.Tail")
-        where = str(device or "") or ("cuda" if backend == "tensorrt" else self.choice.device)
+        where = ("cuda" if backend == "tensorrt" else self.choice.device) if device is None else device
         source, previous = self.backend.files.get(PROGRAM), None if like is None else like.backend
         if source is None:
             return Tail(self.manifest, self.tables, self.backend, _uncompiled(self.manifest, backend, where))
@@ -301,7 +301,7 @@ class Tail(Unpickled, Described):
         cls,
         path: str | Path,
         *,
-        device: str | torch.device = "cpu",
+        device: str | int | torch.device = "cpu",
         factory: Factory | None = None,
         backend: BackendName = "eager",
         pool: WeightPool | None = None,
@@ -328,7 +328,7 @@ class Tail(Unpickled, Described):
         """
         if pool is not None and not isinstance(pool, WeightPool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise BackendError(f"pool is a {type(pool).__name__}; expected a compoff.WeightPool")
-        folder, device = read_folder(find_part(path, "tail"), "tail"), str(device)
+        folder = read_folder(find_part(path, "tail"), "tail")
         if not folder.manifest.factory:
             if factory is not None:
                 _log.warning("the tail at '%s' is a program and needs no factory; %s is not used", folder.path, factory)
@@ -342,17 +342,17 @@ class Tail(Unpickled, Described):
                 factory,
             )
         choice = _uncompiled(folder.manifest, backend, device)
-        return cls(folder.manifest, folder.tables, ModuleBackend.load(folder, factory, device), choice)
+        return cls(folder.manifest, folder.tables, ModuleBackend.load(folder, factory, choice.device), choice)
 
 
-def _uncompiled(manifest: Manifest, backend: str, device: str) -> Choice:
+def _uncompiled(manifest: Manifest, backend: str, device: str | int | torch.device) -> Choice:
     """What a tail that runs the user's own model runs in: PyTorch, and nothing else."""
     if backend not in ("eager", "auto"):
         raise BackendError(
             f"the tail of {manifest.model} runs the model itself, so there is no program to compile for '{backend}'; "
             "use backend='eager'"
         )
-    return Choice("eager", "it runs the model itself, which cannot be compiled", device)
+    return Choice("eager", "it runs the model itself, which cannot be compiled", check_device(device))
 
 
 def _is_tensor(value: Any) -> bool:

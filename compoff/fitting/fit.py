@@ -158,7 +158,7 @@ def fit(
     lr: float | None = None,
     validation: Iterable[Any] | None = None,
     # where and how
-    device: str | torch.device | None = None,
+    device: str | int | torch.device | None = None,
     seed: int = 0,
     resume: str | Path | None = None,
     progress: bool | None = None,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 import torch
 
@@ -19,7 +19,7 @@ from compoff.edge.backends.onnx import OnnxBackend
 from compoff.edge.backends.samples import check_agreement
 from compoff.edge.backends.tensorrt import TensorrtBackend
 from compoff.errors import BackendError
-from compoff.programs import TorchProgram, device_trouble
+from compoff.programs import TorchProgram, device_trouble, settled
 
 if TYPE_CHECKING:
     from compoff.artifact import Folder
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from compoff.manifest import Manifest
     from compoff.weights import WeightPool
 
-__all__ = ["BackendName", "Choice", "check_backend", "compile_backend", "load_backend"]
+__all__ = ["BackendName", "Choice", "check_backend", "check_device", "compile_backend", "load_backend"]
 
 _log = logging.getLogger("compoff.engine")
 
@@ -70,12 +70,32 @@ class Choice:
     deviation: float | None = None
 
 
-def check_backend(name: str, device: str) -> None:
+def check_device(device: Any) -> str:
+    """Refuse a device that is not here.
+
+    Args:
+        device: What was given as one.
+
+    Returns:
+        The device, with its number.
+
+    Raises:
+        BackendError: There is no such device.
+    """
+    if reason := device_trouble(device):
+        raise BackendError(f"the program cannot run on device '{device}' ({reason}); choose another")
+    return str(settled(device))
+
+
+def check_backend(name: str, device: Any) -> str:
     """Refuse a name that no backend has, a backend that cannot be used here, and a device that is not here.
 
     Args:
         name: The name.
-        device: The device.
+        device: What was given as a device.
+
+    Returns:
+        The device, with its number.
 
     Raises:
         BackendError: There is no such backend or device, or something that the backend needs is missing.
@@ -85,13 +105,12 @@ def check_backend(name: str, device: str) -> None:
         raise BackendError(f"there is no backend '{name}'; choose one of {known}")
     if name in _COMPILED:
         _installed(name)
-    if reason := device_trouble(device):
-        raise BackendError(f"the program cannot run on device '{device}' ({reason}); choose another")
+    return check_device(device)
 
 
 @no_autocast()
 def compile_backend(
-    manifest: Manifest, source: bytes, name: str, device: str, like: Backend | None = None
+    manifest: Manifest, source: bytes, name: str, device: Any, like: Backend | None = None
 ) -> tuple[Backend, Choice]:
     """Compile a tail's program.
 
@@ -109,7 +128,7 @@ def compile_backend(
         BackendError: There is no such backend or device, it is not installed, it cannot run the program, or it does
             not agree with PyTorch.
     """
-    check_backend(name, device)
+    device = check_backend(name, device)
     if name == "auto":
         return _best(manifest, source, device)
     if name == "eager":
@@ -126,7 +145,7 @@ def compile_backend(
     return backend, Choice(name, "asked for", device, deviation)
 
 
-def load_backend(folder: Folder, name: str, device: str, pool: WeightPool | None = None) -> tuple[Backend, Choice]:
+def load_backend(folder: Folder, name: str, device: Any, pool: WeightPool | None = None) -> tuple[Backend, Choice]:
     """Run the program of a folder, from its engine where that may be run here.
 
     Args:
@@ -142,7 +161,7 @@ def load_backend(folder: Folder, name: str, device: str, pool: WeightPool | None
         ArtifactError: The folder has no program, or PyTorch cannot read it.
         BackendError: As for `compile_backend`; or the engine's bytes are not those that the manifest lists.
     """
-    check_backend(name, device)
+    device = check_backend(name, device)
     if name == "eager":
         return EagerBackend.load(folder, device, pool), Choice("eager", "asked for", device)
     wanted = _BEST.get(torch.device(device).type, ()) if name == "auto" else (name,)
