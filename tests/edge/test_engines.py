@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import compoff
 from compoff.artifact import read_folder, write_folder
+from compoff.edge.backends import choosing
 from compoff.edge.backends.inductor import InductorBackend
 from compoff.edge.backends.onnx import OnnxBackend
 from compoff.errors import BackendError
@@ -101,6 +102,18 @@ def test_what_does_not_agree_is_refused(pair: Pair, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(OnnxBackend, "run", lambda self, parts: [leaf * 1.01 for leaf in run(self, parts)])
     with pytest.raises(BackendError, match=r"'onnx' does not agree with PyTorch: outputs differ by 0\.01"):
         pair[1].compile("onnx")
+
+
+def test_what_fails_where_it_first_runs_is_passed_over(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: OnnxBackend, parts: Any) -> Any:
+        del self, parts
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(choosing, "_BEST", {"cpu": ("onnx",)})
+    monkeypatch.setattr(OnnxBackend, "run", fail)
+    tail = pair[1].compile("auto")
+    assert tail.choice.backend == "eager"
+    assert "'onnx' fails where it first runs (RuntimeError: CUDA error: out of memory)" in tail.choice.reason
 
 
 # -- engines: which are run

@@ -9,6 +9,7 @@ import numpy as np
 
 from compoff.errors import BackendError
 from compoff.onnx_export import agreement, every_other
+from compoff.printable import told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,9 +72,17 @@ def check_agreement(
         The largest difference of an output, relative to its largest value.
 
     Raises:
-        BackendError: They do not agree.
+        BackendError: They do not agree, or what was compiled fails.
     """
-    agreed = agreement([(answers, found(parts)) for parts, answers in _compared(manifest, expected)])
+    compared = _compared(manifest, expected)
+    try:
+        agreed = agreement([(answers, found(parts)) for parts, answers in compared])
+    except BackendError:
+        raise
+    except Exception as error:  # a runtime raises many types for one fact, such as too little memory
+        raise BackendError(
+            f"the tail compiled for '{backend}' fails where it first runs ({told(error)}); run it with backend='eager'"
+        ) from error
     if not (agreed.symbols >= _LEAST_SYMBOLS and agreed.deviation <= most_deviation):
         raise BackendError(
             f"the tail compiled for '{backend}' does not agree with PyTorch: outputs differ by {agreed.deviation:.2g} "
