@@ -156,9 +156,9 @@ class Mounted(nn.Module):
             made: The bottlenecks of each split point, one a feature.
             example: Inputs of the shapes that the sites were found with.
         """
-        where, work = device_of(self.base), Work()
+        work = Work()
         placed = {  # before the first hook: there may be no memory for them
-            key_of(path, index): bottleneck.to(where).train(self.training)
+            key_of(path, index): bottleneck.to(sites[path].features[index].device).train(self.training)
             for path, bottlenecks in made.items()
             for index, bottleneck in enumerate(bottlenecks)
         }

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
 _CPU = torch.device("cpu")
-# As on a GPU these move, or take places from the CPU; one_hot, which is its own on a GPU, scatters into a new tensor.
-_MIXING = {"copy_", "index", "index_put", "index_put_", "_index_put_impl_", "scatter_"}
+_TRULY = Tensor.device
+_MIXING = {"copy_", "index", "index_put", "index_put_", "_index_put_impl_"}  # move, or take places from the CPU
 
 
 class _Places:
@@ -30,6 +30,7 @@ class _Places:
     def __init__(self, current: int) -> None:
         self.current = current
         self.asleep = False
+        self.making: torch.device | None = None
         self._cards: dict[int, tuple[StorageWeakRef, torch.device]] = {}  # a reference keeps the number from others
 
     def unseen(self, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,9 +45,21 @@ class _Places:
 
         return asleep
 
+    def made(self, device: torch.device, call: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """What a call makes, on a device."""
+        before, self.making = self.making, device
+        try:
+            result = call(*args, **kwargs)
+        finally:
+            self.making = before
+        if _TRULY.__get__(result) == _CPU:  # no operator makes what is of numbers
+            self.put(result, device)
+        return result
+
     def of(self, tensor: Tensor) -> torch.device:
-        if tensor.device != _CPU:  # a tensor without values, as an export has them
-            return tensor.device
+        truly = _TRULY.__get__(tensor)
+        if truly != _CPU or self.asleep:  # a tensor without values, as an export has them
+            return truly
         return self._cards.get(tensor.untyped_storage()._cdata, (None, _CPU))[1]
 
     def named(self, given: Any) -> torch.device | None:
@@ -67,19 +80,15 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, places: _Places, device: torch.device) -> Tensor:
         ctx.places, ctx.before = places, places.of(tensor)
-        copy = tensor.clone()
-        places.put(copy, device)
-        return copy
+        return places.made(device, tensor.clone)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        copy = gradients[0].clone()
-        ctx.places.put(copy, ctx.before)
-        return copy, None, None
+        return ctx.places.made(ctx.before, gradients[0].clone), None, None
 
 
 class _Saying(TorchFunctionMode):
-    """What Python asks a tensor: where it is, to move, to become an array."""
+    """What Python asks a tensor: to be made somewhere, to move, to become an array."""
 
     def __init__(self, places: _Places) -> None:
         super().__init__()
@@ -89,23 +98,18 @@ class _Saying(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if self._places.asleep:
             return func(*args, **kwargs)
-        if func == Tensor.device.__get__:
-            return self._places.of(args[0])
-        if func in (Tensor.is_cuda.__get__, Tensor.is_cpu.__get__):
-            return self._places.of(args[0]).type == ("cuda" if func == Tensor.is_cuda.__get__ else "cpu")
         if func in (Tensor.numpy, Tensor.__array__) and self._places.of(args[0]) != _CPU:
             raise TypeError(f"can't convert {self._places.of(args[0])} device type tensor to numpy")
         if func in (Tensor.to, Tensor.cpu, Tensor.cuda):
             return self._moved(func, *args, **kwargs)
-        device = self._places.named(kwargs.get("device"))
         if func in (Tensor.__deepcopy__, torch.nn.functional.one_hot):
             device = self._places.of(args[0])
-        elif device is not None and device.type in ("cpu", "cuda"):
-            del kwargs["device"]
-        result = func(*args, **kwargs)
-        if device is not None and result.device == _CPU:
-            self._places.put(result, device)
-        return result
+        else:
+            device = self._places.named(kwargs.get("device"))
+        if device is None or device.type not in ("cpu", "cuda"):
+            return func(*args, **kwargs)
+        kwargs.pop("device", None)
+        return self._places.made(device, func, *args, **kwargs)
 
     def _moved(self, func: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if kwargs.get("non_blocking"):
@@ -143,10 +147,10 @@ class _Refusing(TorchDispatchMode):
         if len(apart) > 1 and func.overloadpacket.__name__ not in _MIXING:
             raise RuntimeError(f"Expected all tensors to be on the same device, but found {apart} in {func}")
         result = func(*args, **kwargs)
-        if cards:
+        if place := self._places.making or next(iter(cards), None):
             for one in tree_leaves(result):
                 if isinstance(one, Tensor) and not any(one is other for other in given):
-                    self._places.put(one, next(iter(cards)))
+                    self._places.put(one, place)
         return result
 
 
@@ -155,7 +159,6 @@ def pretended_cards(current: int = 0) -> Generator[None]:
     """Let this thread have the cards ``"cuda:0"`` and ``"cuda:1"`` for a block; they draw from the CPU's numbers."""
     places, cpu = _Places(current), torch.default_generator
     says = {
-        "is_available": lambda: True,
         "device_count": lambda: 2,
         "current_device": lambda: current,
         "device": lambda _: contextlib.nullcontext(),
@@ -165,5 +168,11 @@ def pretended_cards(current: int = 0) -> Generator[None]:
         "default_generators": (cpu, cpu),
     }
     export = mock.patch.object(torch.export, "export", places.unseen(torch.export.export))
-    with mock.patch.multiple(torch.cuda, **says), export, _Saying(places), _Refusing(places):
+    asked = {
+        "device": property(places.of),
+        "is_cuda": property(lambda tensor: places.of(tensor).type == "cuda"),
+        "is_cpu": property(lambda tensor: places.of(tensor) == _CPU),
+    }
+    told = mock.patch.multiple(Tensor, **asked)
+    with mock.patch.multiple(torch.cuda, **says), told, export, _Saying(places), _Refusing(places):
         yield

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import compoff
+from compoff.errors import SplitError
 from tests.pretended import pretended_cards
 
 if TYPE_CHECKING:
@@ -81,3 +82,34 @@ def test_a_tail_stays_on_the_card_that_was_the_current_one_when_it_was_loaded(tm
         compiled = tail.compile("eager", device="cuda")
         by_number = compoff.Tail.load(tmp_path, device=0)
     assert [one.choice.device for one in (loaded, compiled, by_number)] == ["cuda:1", "cuda:1", "cuda:0"]
+
+
+class Split(nn.Module):
+    """A table that stays on the CPU, and layers on two devices."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 8)
+        self.first, self.second = nn.Linear(8, 8).to(first), nn.Linear(8, 3).to(second)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        embedded = self.table(tokens.cpu()).mean(1).to(self.first.weight.device)
+        return self.second(self.first(embedded).to(self.second.weight.device))
+
+
+def test_a_model_on_two_cards_is_refused_in_words() -> None:
+    tokens = torch.arange(8).view(2, 4)
+    with pretended_cards():
+        model = Split("cuda:0", "cuda:1").eval()
+        with pytest.raises(
+            SplitError, match=r"at 'first' is on cuda:0, and what .* on cuda:1; .*model\.to\('cuda:0'\)"
+        ):
+            compoff.wrap(model, "first", example_input=tokens)
+
+
+def test_bottlenecks_are_where_their_features_are() -> None:
+    tokens = torch.arange(8).view(2, 4)
+    with pretended_cards():
+        model = compoff.wrap(Split("cuda:1", "cuda:1").eval(), "first", example_input=tokens)
+        compoff.fit(model, [tokens] * 2, steps=1, progress=False)
+        assert {str(one.device) for one in model.bottlenecks.parameters()} == {"cuda:1"}

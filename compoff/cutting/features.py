@@ -37,6 +37,7 @@ class Feature:
         layout: Its axes; None for a tensor that crosses as it is.
         own: Whether its memory is its own, so that it may be written to.
         batched: Whether it has a batch axis.
+        device: Where it was; None where that is not known.
     """
 
     tap: Tap
@@ -45,6 +46,7 @@ class Feature:
     layout: Layout | None = None
     own: bool = True
     batched: bool = True
+    device: torch.device | None = None
 
     @property
     def raw_bytes(self) -> int:
@@ -81,7 +83,7 @@ def feature_of(trace: Trace, number: int, tap: Tap, path: str) -> Feature:
             f"it came in{_other_batches(trace)}"
         )
     shape = _without(value.shape, batch)
-    return Feature(tap, shape, value.dtype, _layout(trace, value, batch), value.own)
+    return Feature(tap, shape, value.dtype, _layout(trace, value, batch), value.own, device=value.device)
 
 
 def _other_batches(trace: Trace) -> str:

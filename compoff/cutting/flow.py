@@ -48,6 +48,7 @@ class Value:
         depends: Whether it depends on the values of the model's inputs.
         own: Whether its memory is its own: neither a view nor shared with an input or a constant.
         view_of: The value whose memory it looks at, if it is a view.
+        device: Where it was; None where that is not known.
     """
 
     number: int
@@ -57,6 +58,7 @@ class Value:
     depends: bool
     own: bool = True
     view_of: int | None = None
+    device: torch.device | None = None
 
 
 @dataclass(frozen=True)

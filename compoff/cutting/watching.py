@@ -269,7 +269,8 @@ class _Watcher(TorchDispatchMode):
         flow = self.trace.flow
         number = len(flow.values)
         own = view_of is None and self._storage(tensor) not in self._shared and tensor.numel() > 0
-        flow.values.append(Value(number, tuple(tensor.shape), tensor.dtype, made_by, depends, own, view_of))
+        shape, dtype = tuple(tensor.shape), tensor.dtype
+        flow.values.append(Value(number, shape, dtype, made_by, depends, own, view_of, tensor.device))
         self._known[tensor] = (number, len(flow.operators))
         return number
 
