@@ -70,6 +70,8 @@ class _Places:
         return torch.device("cuda", self.current) if device.type == "cuda" and device.index is None else device
 
     def put(self, tensor: Tensor, device: torch.device) -> None:
+        if device != _CPU and tensor.dtype == torch.float64:
+            raise TypeError(f"Cannot make a float64 on {device}, which has none, as MPS")
         storage = tensor.untyped_storage()
         self._cards[storage._cdata] = (StorageWeakRef(storage), device)
 
@@ -156,7 +158,10 @@ class _Refusing(TorchDispatchMode):
 
 @contextlib.contextmanager
 def pretended_cards(current: int = 0) -> Generator[None]:
-    """Let this thread have the cards ``"cuda:0"`` and ``"cuda:1"`` for a block; they draw from the CPU's numbers."""
+    """Let this thread have the cards ``"cuda:0"`` and ``"cuda:1"`` for a block, without float64, as some kinds are.
+
+    They draw from the CPU's numbers.
+    """
     places, cpu = _Places(current), torch.default_generator
     says = {
         "device_count": lambda: 2,

@@ -92,14 +92,14 @@ class Density(nn.Module):
             Rows that sum to 1.
 
         Shapes:
-            Result ``(channels, num_levels)``, float64.
+            Result ``(channels, num_levels)``, float64 on the CPU.
 
         Examples:
             >>> Density(channels=2).probabilities(5).sum(1).tolist()
             [1.0, 1.0]
         """
         levels = torch.arange(num_levels, device=self.center.device) - num_levels // 2
-        mass = self._mass(levels.to(self.center.dtype).expand(1, len(self.center), -1), 0.5)[0].double()
+        mass = self._mass(levels.to(self.center.dtype).expand(1, len(self.center), -1), 0.5)[0].cpu().double()
         return (mass + _LEAST) / (mass + _LEAST).sum(1, keepdim=True)
 
     def _mass(self, values: Tensor, half: Tensor | float) -> Tensor:

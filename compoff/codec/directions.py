@@ -177,7 +177,7 @@ class TileMoments:
             y, gradient = self.mixing.units.standardized(y), self.mixing.units.multiplied(gradient)
             tiles, slopes = (_held(mix, values) for mix, values in zip(self._mixes, (y, gradient), strict=True))
         if self._shift is None:
-            self._shift = tiles.double().mean(0).float()
+            self._shift = tiles.cpu().double().mean(0).to(tiles)
         tiles = tiles - self._shift
         self._sum += tiles.sum(0).cpu().double()
         self._square += (tiles.T @ tiles).cpu().double()

@@ -86,7 +86,7 @@ class Prior(nn.Module):
         Source: this project.
         """
         with torch.no_grad():
-            return SymbolTables.from_probabilities(torch.softmax(self.logits.double(), dim=-1).cpu().numpy())
+            return SymbolTables.from_probabilities(torch.softmax(self.logits.cpu().double(), dim=-1).numpy())
 
     @torch.no_grad()
     def count(self, counts: Tensor, expected: Tensor | None = None) -> None:
@@ -107,5 +107,5 @@ class Prior(nn.Module):
 
         Source: this project (Krichevsky-Trofimov smoothing).
         """
-        smoothed = counts.to(torch.float64) + (0.5 if expected is None else 2 * expected.to(counts.device))
+        smoothed = counts.cpu().double() + (0.5 if expected is None else 2 * expected.cpu())
         self.logits.copy_((smoothed / smoothed.sum(1, keepdim=True)).log())

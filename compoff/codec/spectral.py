@@ -64,7 +64,7 @@ def _inside_backward() -> bool:
 
 def _spectral_norm(matrix: Tensor) -> float:
     """σ(W) without estimating."""
-    return float(cast("Tensor", torch.linalg.matrix_norm(matrix.double(), ord=2)))
+    return float(cast("Tensor", torch.linalg.matrix_norm(matrix.cpu().double(), ord=2)))
 
 
 class SpectralConv(nn.Module):

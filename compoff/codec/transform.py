@@ -201,7 +201,7 @@ class TransformBottleneck(Bottleneck):
         Returns:
             One quality a step that is served, each with the channels that are not all but silent at it.
         """
-        steps = [int(step) for step in self.served.flip(0)]
+        steps = [int(step) for step in self.served.flip(0).cpu()]
         return tuple(Quality(max(1, int(self._sent(step).sum())), step) for step in steps)
 
     @property
@@ -227,9 +227,10 @@ class TransformBottleneck(Bottleneck):
         return int(self.ladder[len(self.ladder) // 2])
 
     def _sent(self, step: Tensor | int) -> Tensor:
-        """Which channels are sent at a step: all up to the last one that is not all but silent."""
-        values = self.quantizer.centers.double()
-        spoken = (self.prior.probabilities().double() * (coarsen(values, step) != 0)).sum(1) > _SILENT
+        """Which channels are sent at a step: all up to the last that is not all but silent; found where float64 is."""
+        step = step.cpu() if isinstance(step, Tensor) else step
+        values = self.quantizer.centers.cpu().double()
+        spoken = (self.prior.probabilities().cpu().double() * (coarsen(values, step) != 0)).sum(1) > _SILENT
         return spoken.flip(0).cumsum(0).flip(0) > 0
 
     @full_precision
@@ -250,7 +251,7 @@ class TransformBottleneck(Bottleneck):
         self.geometry.check(y)
         symbols, finite = self.encode_checked(y.to(self.quantizer.centers.dtype))
         values = self._coarse(symbols, self.ladder[0])
-        sent = self._sent(self.ladder[0]).view(-1, *(1,) * (len(self.latent_shape) - 1))
+        sent = self._sent(self.ladder[0]).to(values.device).view(-1, *(1,) * (len(self.latent_shape) - 1))
         return where_finite(finite, self.decoder(self.quantizer.restored(values * sent))).to(y.dtype)
 
     def _scaled(self, y: Tensor) -> Tensor:

@@ -137,14 +137,14 @@ class ChannelMoments:
         Shapes:
             y and gradient ``(batch, channels, *space)``.
         """
-        lines = y.transpose(0, 1).flatten(1)
+        lines = y.transpose(0, 1).flatten(1).cpu()  # not every device has float64
         if self._shift is None:
             self._shift = lines.mean(1, dtype=torch.float64).float()
         lines = lines - self._shift[:, None]
-        self._sum += lines.sum(1, dtype=torch.float64).cpu()
-        self._square += lines.square().sum(1, dtype=torch.float64).cpu()
+        self._sum += lines.sum(1, dtype=torch.float64)
+        self._square += lines.square().sum(1, dtype=torch.float64)
         self._largest = max(self._largest, float(lines.abs().max()))
-        self._slope += gradient.transpose(0, 1).flatten(1).square().sum(1, dtype=torch.float64).cpu()
+        self._slope += gradient.transpose(0, 1).flatten(1).square().cpu().sum(1, dtype=torch.float64)
         self._count += lines.shape[1]
 
     def units(self) -> ChannelUnits:
@@ -166,7 +166,7 @@ class ChannelMoments:
             )
         mean = self._sum / self._count
         deviation = (self._square / self._count - mean.square()).clamp_min(0).sqrt()
-        middle = mean + self._shift.cpu().double()
+        middle = mean + self._shift.double()
         deviation = deviation.where(deviation > _DIGITS * middle.abs(), 0.0)
         scale = _counting_alike(deviation, (self._slope / self._count).sqrt())
         scale = scale.log2().round().clamp(-_EXPONENT, _EXPONENT).exp2()

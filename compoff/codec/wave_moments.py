@@ -68,7 +68,7 @@ class WaveMoments:
         self._channels.add(y.float(), gradient)
         ridden = self._on_waves(y.float())
         if self._shift is None:
-            self._shift = ridden.double().mean(1).float()
+            self._shift = ridden.cpu().double().mean(1).to(ridden)
         ridden = ridden - self._shift[:, None]
         self._sum += ridden.sum(1).cpu().double()
         kept = ridden[self._kept]

@@ -102,7 +102,7 @@ def _differ(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
             if not torch.equal(one, other):
                 return True
         elif one.numel():
-            gap, most = ((value.double().nan_to_num().abs().max()) for value in (one - other, other))
+            gap, most = ((value.cpu().double().nan_to_num().abs().max()) for value in (one - other, other))
             if float(gap) > _ROUNDING.get(one.device.type, _ROUNDING_OTHERS) * float(most):
                 return True
     return len(ours) != len(theirs)

@@ -238,7 +238,7 @@ def _differ(ours: Sequence[Tensor], theirs: Sequence[Tensor], place: int) -> boo
     for one, other in zip(ours, theirs, strict=True):
         if one.shape != other.shape or not other.is_floating_point():
             return not torch.equal(one[place], other[place])
-        both = torch.stack([one, other]).double().nan_to_num(0.0, 0.0, 0.0)
+        both = torch.stack([one, other]).cpu().double().nan_to_num(0.0, 0.0, 0.0)
         spread = both.amax((0, 1)) - both.amin((0, 1))
         ours_here, theirs_here = both[:, place]
         bound = _APART * spread + _ROUNDING_SAME * theirs_here.abs()
@@ -305,7 +305,7 @@ def _near(ours: Tensor, theirs: Tensor, rounding: float) -> bool:
         return False
     varies = float(theirs.max()) - float(theirs.min()) if theirs.numel() else 0.0
     most = max(1.0, rounding * varies / 2 if rounding in _ROUNDING.values() else 0.0)
-    return float(((ours.int() - theirs.int()).abs() > most).double().mean()) <= _FAR
+    return float(((ours.int() - theirs.int()).abs() > most).cpu().double().mean()) <= _FAR
 
 
 def _alike(ours: Sequence[Tensor], theirs: Sequence[Tensor], spreads: Sequence[float] | None, rounding: float) -> bool:
@@ -322,21 +322,20 @@ def _close(ours: Tensor, theirs: Tensor, spread: float, rounding: float) -> bool
         return ours.shape == theirs.shape
     if not torch.equal(ours.isfinite(), theirs.isfinite()):
         return False
-    gap = _largest(ours.double().nan_to_num(0.0, 0.0, 0.0) - theirs.double().nan_to_num(0.0, 0.0, 0.0))
+    gap = _largest(ours.cpu().double().nan_to_num(0.0, 0.0, 0.0) - theirs.cpu().double().nan_to_num(0.0, 0.0, 0.0))
     return gap <= max(_APART * spread, rounding * _largest(theirs)) + 1e-6
 
 
 def _largest(tensor: Tensor) -> float:
     """The largest absolute value."""
-    finite = tensor.double().nan_to_num(0.0, 0.0, 0.0)
+    finite = tensor.cpu().double().nan_to_num(0.0, 0.0, 0.0)
     return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 def _spread(output: Tensor, size: int) -> float:
     """How far samples are from their mean at most, or the largest value where an output has no batch axis."""
-    return _largest(
-        output - output.double().mean(0) if output.is_floating_point() and size in output.shape[:1] else output
-    )
+    here = output.cpu()  # not every device has float64
+    return _largest(here - here.double().mean(0) if here.is_floating_point() and size in here.shape[:1] else here)
 
 
 def _rounding(source: GraphModule) -> float:

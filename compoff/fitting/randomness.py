@@ -34,13 +34,14 @@ def own_random_numbers(seed: int, device: torch.device | None) -> Generator[None
         >>> torch.equal(torch.get_rng_state(), before)
         True
     """
-    accelerators = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=accelerators):
+    kind = _kind_of(device)
+    name = "cuda" if device is None or kind is None else device.type
+    with torch.random.fork_rng(devices=[] if kind is None else [device], device_type=name):
         # torch.manual_seed would seed every accelerator, the caller's other ones too.
         torch.default_generator.manual_seed(seed)
-        for accelerator in accelerators:
-            with torch.cuda.device(accelerator):
-                torch.cuda.manual_seed(seed)
+        if kind is not None:  # of which there may be one only
+            with kind.device(device) if hasattr(kind, "device") else contextlib.nullcontext():
+                kind.manual_seed(seed)
         yield
 
 
@@ -53,8 +54,8 @@ def random_states(device: torch.device | None) -> tuple[Tensor, ...]:
     Returns:
         State of the CPU's generator, and of the device's where that is another.
     """
-    cpu = torch.get_rng_state()
-    return (cpu, torch.cuda.get_rng_state(device)) if device is not None and device.type == "cuda" else (cpu,)
+    cpu, kind = torch.get_rng_state(), _kind_of(device)
+    return (cpu,) if kind is None else (cpu, kind.get_rng_state(device))
 
 
 def set_random_states(states: Sequence[Tensor], device: torch.device | None) -> None:
@@ -73,8 +74,14 @@ def set_random_states(states: Sequence[Tensor], device: torch.device | None) -> 
         True
     """
     torch.set_rng_state(states[0])
-    if len(states) > 1 and device is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
+    if len(states) > 1 and (kind := _kind_of(device)) is not None:
+        kind.set_rng_state(states[1], device)
+
+
+def _kind_of(device: torch.device | None) -> Any:
+    """The module of PyTorch with the random numbers of such devices; None for the CPU, and where there are none."""
+    module = None if device is None or device.type == "cpu" else torch.get_device_module(device)
+    return module if hasattr(module, "manual_seed") and hasattr(module, "get_rng_state") else None
 
 
 def own_generators(batches: Any) -> list[torch.Generator]:

@@ -105,8 +105,8 @@ def tell_of_what_was_left(wrapped: Wrapped, report: FitReport, aim: Aim, *, agai
 @torch.no_grad()
 def _is_full(bottleneck: Bottleneck) -> bool:
     """Whether the values of each channel are spread over all of its levels, so that finer steps would be clipped."""
-    values = bottleneck.quantizer.centers.double()
-    shares = bottleneck.prior.probabilities().double()
+    values = bottleneck.quantizer.centers.cpu().double()
+    shares = bottleneck.prior.probabilities().cpu().double()
     deviation = (shares @ values.square() - (shares @ values).square()).clamp_min(0).sqrt()
     return bool((deviation >= _FULL * (bottleneck.num_centers // 2)).all())
 

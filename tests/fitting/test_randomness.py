@@ -36,3 +36,19 @@ def test_a_device_has_random_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch)
     set_random_states(states, torch.device("cpu"))
     assert state[1].tolist() == [9]
     assert len(random_states(None)) == len(random_states(torch.device("cpu"))) == 1
+
+
+def test_a_kind_of_device_of_which_there_is_one_is_seeded_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = torch.Generator().manual_seed(1)
+    monkeypatch.setattr(torch.mps, "manual_seed", numbers.manual_seed)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda device: numbers.get_state())
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state, device: numbers.set_state(state))
+    device, before, drawn = torch.device("mps", 0), numbers.get_state(), []
+    for _ in range(2):
+        with own_random_numbers(5, device):
+            states = random_states(device)
+            drawn.append(torch.rand(3, generator=numbers).tolist())
+            set_random_states(states, device)
+            drawn.append(torch.rand(3, generator=numbers).tolist())
+        assert torch.equal(numbers.get_state(), before)
+    assert drawn == drawn[:1] * 4
