@@ -120,11 +120,12 @@ def batch_of(inputs: tuple[Any, ...], keywords: Any) -> Batch:
 
 
 @contextlib.contextmanager
-def refusals_named(batch: Batch) -> Generator[None]:
+def refusals_named(batch: Batch, model: nn.Module | None = None) -> Generator[None]:
     """Turn what a model raises at inputs that it was not made for into an error that says so.
 
     Args:
         batch: What the model is called with inside the block.
+        model: The model, where inputs may be on another device than it is.
 
     Yields:
         Nothing.
@@ -151,8 +152,17 @@ def refusals_named(batch: Batch) -> Generator[None]:
         given = ", ".join(f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}" for tensor in tensors)
         raise FeatureError(
             f"the model refuses a {'list' if listed else 'batch'} of {given}: {first_line(error)}. "
-            + (_LISTED if listed else _AS_THE_MODEL)
+            + (_elsewhere(tensors, model) or (_LISTED if listed else _AS_THE_MODEL))
         ) from error
+
+
+def _elsewhere(tensors: list[Tensor], model: nn.Module | None) -> str:
+    """What to do where the model is on another device than a batch; nothing where both are on one."""
+    first = None if model is None else next(model.parameters(), None)
+    apart = [] if first is None else [tensor.device for tensor in tensors if tensor.device != first.device]
+    if first is None or not apart:
+        return ""
+    return f"The batch is on {apart[0]}, and the model on {first.device}: move it there, with .to('{first.device}')"
 
 
 _AS_THE_MODEL = (

@@ -95,7 +95,8 @@ def teacher_pass(
     for path, gate in gates.items():
         gate.replace = keep(path)
     try:
-        with torch.no_grad(), tapped(base, later, record.blocks), refusals_named(batch), contextlib.suppress(_Enough):
+        taken = tapped(base, later, record.blocks)
+        with torch.no_grad(), taken, refusals_named(batch, base), contextlib.suppress(_Enough):
             record.output = float_tensors(batch.call(base))
     finally:
         for path, gate in gates.items():

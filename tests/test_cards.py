@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import compoff
-from compoff.errors import SplitError
+from compoff.errors import FeatureError, SplitError
 from tests.pretended import pretended_cards
 
 if TYPE_CHECKING:
@@ -113,3 +113,16 @@ def test_bottlenecks_are_where_their_features_are() -> None:
         model = compoff.wrap(Split("cuda:1", "cuda:1").eval(), "first", example_input=tokens)
         compoff.fit(model, [tokens] * 2, steps=1, progress=False)
         assert {str(one.device) for one in model.bottlenecks.parameters()} == {"cuda:1"}
+
+
+def test_inputs_elsewhere_than_the_model_are_refused_with_both_devices(batches: list[Tensor]) -> None:
+    told = r"The batch is on cpu, and the model on cuda:0: move it there, with \.to\('cuda:0'\)"
+    with pretended_cards():
+        net = network().to("cuda")
+        with pytest.raises(FeatureError, match=told):
+            compoff.list_split_points(net, batches[0])
+        with pytest.raises(FeatureError, match=told):
+            compoff.wrap(net, "2", example_input=batches[0])
+        model = compoff.wrap(net, "2", example_input=batches[0].to("cuda"), codec="deepcod")
+        with pytest.raises(FeatureError, match=told):
+            model.distillation_loss(batches[0])

@@ -121,7 +121,8 @@ def watch(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any] | No
         args, keywords = in_order(model, *called, defaults=True)
     watcher = _Watcher(model, (args, keywords))
     try:
-        with uncompiled(model), frozen(model), refusals_named(Batch(args, keywords)), _Functions(watcher), watcher:
+        named = refusals_named(Batch(args, keywords), model)
+        with uncompiled(model), frozen(model), named, _Functions(watcher), watcher:
             output: Any = model(*args, **keywords)
     except FeatureError as error:
         if isinstance(error.__cause__, NotImplementedError) and "HigherOrderOperator" in str(error.__cause__):
