@@ -24,12 +24,13 @@ _TRULY = Tensor.device
 _MIXING = {"copy_", "index", "index_put", "index_put_", "_index_put_impl_"}  # move, or take places from the CPU
 
 
-class _Places:
+class Cards:
     """Which memory is on which card; what is not listed is on the CPU."""
 
     def __init__(self, current: int) -> None:
         self.current = current
         self.asleep = False
+        self.reads = 0  # how often numbers on a card were asked for, which is to wait for it
         self.making: torch.device | None = None
         self._cards: dict[int, tuple[StorageWeakRef, torch.device]] = {}  # a reference keeps the number from others
 
@@ -80,7 +81,7 @@ class _Moved(torch.autograd.Function):
     """A copy on another device, and its gradient back on the first."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, places: _Places, device: torch.device) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, places: Cards, device: torch.device) -> Tensor:
         ctx.places, ctx.before = places, places.of(tensor)
         return places.made(device, tensor.clone)
 
@@ -92,7 +93,7 @@ class _Moved(torch.autograd.Function):
 class _Saying(TorchFunctionMode):
     """What Python asks a tensor: to be made somewhere, to move, to become an array."""
 
-    def __init__(self, places: _Places) -> None:
+    def __init__(self, places: Cards) -> None:
         super().__init__()
         self._places = places
 
@@ -102,6 +103,8 @@ class _Saying(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in (Tensor.numpy, Tensor.__array__) and self._places.of(args[0]) != _CPU:
             raise TypeError(f"can't convert {self._places.of(args[0])} device type tensor to numpy")
+        if func is Tensor.tolist and self._places.of(args[0]) != _CPU:
+            self._places.reads += 1
         if func in (Tensor.to, Tensor.cpu, Tensor.cuda):
             return self._moved(func, *args, **kwargs)
         if func in (Tensor.__deepcopy__, torch.nn.functional.one_hot):
@@ -135,7 +138,7 @@ class _Saying(TorchFunctionMode):
 class _Refusing(TorchDispatchMode):
     """What an operator does with what it is given: refuse two devices, and leave its result where they are."""
 
-    def __init__(self, places: _Places) -> None:
+    def __init__(self, places: Cards) -> None:
         super().__init__()
         self._places = places
 
@@ -148,6 +151,7 @@ class _Refusing(TorchDispatchMode):
         apart = {*cards, *(_CPU for one in given if one.dim() and self._places.of(one) == _CPU)}
         if len(apart) > 1 and func.overloadpacket.__name__ not in _MIXING:
             raise RuntimeError(f"Expected all tensors to be on the same device, but found {apart} in {func}")
+        self._places.reads += bool(cards) and func.overloadpacket.__name__ == "_local_scalar_dense"
         result = func(*args, **kwargs)
         if place := self._places.making or next(iter(cards), None):
             for one in tree_leaves(result):
@@ -157,12 +161,12 @@ class _Refusing(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def pretended_cards(current: int = 0) -> Generator[None]:
+def pretended_cards(current: int = 0) -> Generator[Cards]:
     """Let this thread have the cards ``"cuda:0"`` and ``"cuda:1"`` for a block, without float64, as some kinds are.
 
     They draw from the CPU's numbers.
     """
-    places, cpu = _Places(current), torch.default_generator
+    places, cpu = Cards(current), torch.default_generator
     says = {
         "device_count": lambda: 2,
         "current_device": lambda: current,
@@ -180,4 +184,4 @@ def pretended_cards(current: int = 0) -> Generator[None]:
     }
     told = mock.patch.multiple(Tensor, **asked)
     with mock.patch.multiple(torch.cuda, **says), told, export, _Saying(places), _Refusing(places):
-        yield
+        yield places

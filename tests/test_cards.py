@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import compoff
+from compoff.batch import Batch
 from compoff.errors import FeatureError, SplitError
+from compoff.fitting.aim import Aim
+from compoff.fitting.fitter import Fitter
 from tests.pretended import pretended_cards
 
 if TYPE_CHECKING:
@@ -126,3 +129,15 @@ def test_inputs_elsewhere_than_the_model_are_refused_with_both_devices(batches: 
         model = compoff.wrap(net, "2", example_input=batches[0].to("cuda"), codec="deepcod")
         with pytest.raises(FeatureError, match=told):
             model.distillation_loss(batches[0])
+
+
+def test_a_step_of_a_fit_waits_for_the_card_three_times_a_split_point(batches: list[Tensor]) -> None:
+    with pretended_cards() as cards:
+        batch = Batch((batches[0].to("cuda"),))
+        model = compoff.wrap(network().to("cuda"), "2", example_input=batch.args[0]).train()
+        compoff.calibrate(model, batches)
+        fitter = Fitter(model, compoff.Recipe(), lr=1e-3, rate=0.0, total=4, aim=Aim(40.0))
+        fitter.step(batch)
+        before = cards.reads
+        fitter.step(batch)
+        assert cards.reads - before == 3  # whether there are directions, the bits, and what is noted of a step

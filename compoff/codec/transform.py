@@ -340,8 +340,8 @@ class TransformBottleneck(Bottleneck):
         if not self.training:
             return self._output(y, values, values, steps)
         with torch.no_grad():
-            reference = self.reference_step
-            bits = self.density.bits(self._at_step(scaled, reference), float(reference)).mean()
+            reference = self.ladder[len(self.ladder) // 2]  # not read: a GPU would be waited for
+            bits = self.density.bits(self._at_step(scaled, reference), reference.to(y.dtype)).mean()
         # A value that the levels clip carries no gradient of its own: that would say that a larger gain mends what a
         # larger gain clips, and the loss would rise.
         half = self.num_centers // 2
@@ -353,7 +353,7 @@ class TransformBottleneck(Bottleneck):
     def _output(
         self, y: Tensor, values: Tensor, noisy: Tensor, steps: Tensor, bits: Tensor | None = None
     ) -> BottleneckOutput:
-        share = steps / self.reference_step
+        share = steps / self.ladder[len(self.ladder) // 2]
         importance = 1 / share
         worth = importance * share.square() / self.reference_bits
         rate, prior_rate = ((worth * self.density.bits(given, steps)).mean() for given in (noisy, noisy.detach()))

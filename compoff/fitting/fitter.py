@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -99,18 +99,22 @@ class Fitter:
         record = teacher_pass(wrapped.base, self.gates, wrapped.sites, batch, blocks=bool(state.distilled_from))
         self._schedule()
         self.optimizer.zero_grad(set_to_none=True)
-        losses: list[float] = []
+        found: list[Tensor] = []
         for split, gate in self.gates.items():
             distill = split in state.distilled_from
             terms = student_pass(wrapped.base, gate, wrapped.sites[split], record, batch, self.recipe, distill=distill)
             loss = terms.total(self.recipe, self.rate * self._hold(split, terms.bits))
             loss.backward()
-            losses.append(float(loss.detach()))
-            state.loss[split].append(losses[-1])
-            state.reconstruction[split].append(float(terms.reconstruction.detach()))
+            found += [loss.detach(), terms.reconstruction.detach()]
         # Each split point by itself: what is fitted at one must not depend on the others.
         norms = [torch.nn.utils.clip_grad_norm_(parameters, 1.0) for parameters in self.parameters]
-        if not (math.isfinite(sum(losses)) and all(bool(torch.isfinite(norm)) for norm in norms)):
+        # Read at once: to read is to wait for the device.
+        values = cast("list[float]", torch.stack([*found, *norms]).tolist())
+        losses = values[: len(found) : 2]
+        for split, loss, reconstruction in zip(self.gates, losses, values[1 : len(found) : 2], strict=True):
+            state.loss[split].append(loss)
+            state.reconstruction[split].append(reconstruction)
+        if not all(map(math.isfinite, [sum(losses), *values[len(found) :]])):
             self._stop(losses, batch, record)
         if state.step % _KEEP_EVERY == 0:
             self.keep()  # only here is it known that these weights give a finite loss
