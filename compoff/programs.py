@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from compoff.weights import WeightPool
 
-__all__ = ["DEVICE_ERRORS", "TorchProgram", "device_trouble", "settled", "to_tensor"]
+__all__ = ["DEVICE_ERRORS", "TorchProgram", "device_trouble", "read_program", "settled", "to_tensor"]
 
 DEVICE_ERRORS = (RuntimeError, AssertionError, NotImplementedError, TypeError)
 """What PyTorch raises, by the kind of the device, where there is no such one or it cannot be used."""
@@ -72,6 +72,21 @@ def settled(device: Any) -> torch.device:
 _LOADING = threading.RLock()
 if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(before=_LOADING.acquire, after_in_parent=_LOADING.release, after_in_child=_LOADING.release)
+
+
+def read_program(data: bytes) -> ExportedProgram:
+    """A program as `torch.export` has it, which raises many types where it cannot read one.
+
+    Args:
+        data: The bytes of a ``.pt2`` file.
+
+    Returns:
+        The program.
+    """
+    # Files hold programs for the CPU, whatever device torch.set_default_device has chosen.
+    with _LOADING, warnings.catch_warnings(), torch.device("cpu"):
+        warnings.simplefilter("ignore")  # deprecations inside torch.export.load
+        return torch.export.load(io.BytesIO(data))
 
 
 class TorchProgram:
@@ -136,10 +151,7 @@ class TorchProgram:
             BackendError: There is no such device here, or PyTorch lacks a module to read it with.
         """
         try:
-            # Files hold programs for the CPU, whatever device torch.set_default_device has chosen.
-            with _LOADING, warnings.catch_warnings(), torch.device("cpu"):
-                warnings.simplefilter("ignore")  # deprecations inside torch.export.load
-                program = torch.export.load(io.BytesIO(data))
+            program = read_program(data)
         except ModuleNotFoundError as error:
             message = f"{name}: to load this program PyTorch needs {error.name}, which is missing here"
             raise BackendError(f"{message}; install it, or use a Python that has it") from error

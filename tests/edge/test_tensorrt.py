@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import compoff
+from compoff.edge.backends.engine import Engine
 from compoff.edge.backends.graphs import prepared
 from compoff.edge.backends.samples import sample_parts
 from compoff.edge.backends.tensorrt import TensorrtBackend, narrowed
@@ -119,6 +123,16 @@ def test_without_tensorrt_the_error_says_what_is_missing(tmp_path: Path) -> None
             tail.compile("tensorrt", device=device)
     with pytest.raises(BackendError, match=r"not installed|no CUDA device"):
         compoff.Tail.load(tmp_path, backend="tensorrt")
+
+
+def test_the_default_device_is_none_of_an_engine_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = SimpleNamespace(__version__="none", runtime=SimpleNamespace(enable_cudagraphs=contextlib.nullcontext))
+    monkeypatch.setattr("compoff.edge.backends.tensorrt._torch_tensorrt", lambda: runtime)
+    tail = export()[1]
+    source, parts = tail.backend.files["tail.pt2"], sample_parts(tail.manifest, 2)
+    with torch.device("meta"):
+        backend = TensorrtBackend(Engine("tensorrt", {}, source, source), tail.manifest, "cpu")
+    np.testing.assert_array_equal(backend.run(parts)[0], tail.backend.run(parts)[0])
 
 
 def test_only_tensorrt_takes_over_weights() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import io
 import tempfile
 import threading
 import warnings
@@ -26,7 +25,7 @@ from compoff.edge.backends.graphs import batched_parts, example_tensors, prepare
 from compoff.edge.backends.samples import sample_parts
 from compoff.errors import BackendError
 from compoff.printable import told
-from compoff.programs import TorchProgram, to_tensor
+from compoff.programs import TorchProgram, read_program, to_tensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,7 +59,7 @@ class TensorrtBackend:
         self._dtypes = [getattr(torch, spec.dtype) for spec in manifest.outputs]
         self._lock = threading.Lock()  # a graph has one place for its inputs
         try:
-            module = torch.export.load(io.BytesIO(engine.data)).module()
+            module = read_program(engine.data).module()
             # Records again where the batch size changes.
             self._call: Any = runtime.runtime.enable_cudagraphs(module).__enter__()
         except Exception as error:  # it raises many types for one fact
@@ -136,7 +135,7 @@ class TensorrtBackend:
                     timing = str(Path(folder, "timing.bin"))  # by default it would lie where others can write
                     module = build(runtime, exported, manifest, device, timing_cache_path=timing)
                 else:
-                    old = torch.export.load(io.BytesIO(like.data))
+                    old = read_program(like.data)
                     module = runtime.dynamo.refit_module_weights(
                         old, exported, arg_inputs=example_tensors(manifest, device)
                     )
