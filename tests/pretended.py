@@ -34,6 +34,7 @@ class Cards:
         self.making: torch.device | None = None
         self._cards: dict[int, tuple[StorageWeakRef, torch.device]] = {}  # a reference keeps the number from others
 
+    # torch.export makes tensors of kinds of its own, so what it does on a card is not seen here.
     def unseen(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """A call within which all is on the CPU."""
 

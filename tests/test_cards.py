@@ -77,8 +77,8 @@ def test_what_is_pretended_is_as_strict_as_a_card() -> None:
 
 
 def test_a_tail_stays_on_the_card_that_was_the_current_one_when_it_was_loaded(tmp_path: Path) -> None:
-    model = compoff.wrap(network(), "2", example_input=torch.zeros(2, 3, 8, 8))
-    _, tail = compoff.export(model, "2")
+    model = compoff.wrap(nn.Sequential(nn.Linear(8, 4)), "input", example_input=torch.zeros(2, 8), codec="deepcod")
+    _, tail = compoff.export(model, "input")
     tail.save(tmp_path)
     with pretended_cards(current=1):
         loaded = compoff.Tail.load(tmp_path, device="cuda")
