@@ -61,6 +61,15 @@ def test_golden(num_symbols: int, symbols: list[int], golden: str) -> None:
     assert packing.unpack(bytes.fromhex(golden), len(symbols), num_symbols).tolist() == symbols
 
 
+@pytest.mark.parametrize("width", [9, 13, 64])
+def test_wide_numbers_that_take_several_steps_are_one_bit_string(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_STEP", 8)
+    values = np.random.default_rng(0).integers(0, 2**width - 1, 27, np.uint64, endpoint=True)
+    packed = packing.pack_width(values, width)
+    assert packed == reference(values.tolist(), 2**width)
+    assert packing.unpack_width(packed, 27, width).tolist() == values.tolist()
+
+
 @pytest.mark.parametrize("num_symbols", [2, 3, 4, 5, 11, 16, 100, 256])
 @pytest.mark.parametrize("change", [-1, 1])
 def test_a_wrong_length_is_refused(num_symbols: int, change: int) -> None:

@@ -283,6 +283,13 @@ def test_a_payload_of_several_parts_that_is_too_long_says_what_it_takes(
         SKIPS.shortened(payload, length - 1)
 
 
+def test_a_payload_of_two_codes_is_not_cut_where_nothing_crosses_beside_them() -> None:
+    payloads = PayloadFormat(ID, SKIPS.codes[:2])
+    payload = payloads.encode(drawn(payloads, 2, 2)[0])
+    with pytest.raises(FeatureError, match="more crosses the cut than one coded feature"):
+        payloads.shortened(payload, len(payload) - 1)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

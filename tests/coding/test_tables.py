@@ -95,6 +95,7 @@ def test_from_counts_refuses_counts_that_cannot_be(counts: list[list[float]]) ->
         ([[0, TOTAL]], "between 1 and"),
         ([[-1, TOTAL + 1]], "between 1 and"),
         (np.array([[2**64 - 1, 2**24 + 1]], np.uint64), "between 1 and"),
+        ([[2**62] * 4 + [TOTAL]], "between 1 and"),  # whose sum is right again where 64 bits are left
         ([[TOTAL]], "2 to 256 symbols"),
         ([[1] * 256 + [TOTAL - 256]], "2 to 256 symbols"),
         ([], "shape"),
