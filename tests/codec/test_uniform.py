@@ -47,6 +47,11 @@ def test_a_symbol_is_the_nearest_step_and_the_outermost_beyond() -> None:
     torch.testing.assert_close(quantizer.dequantize(symbols), torch.tensor([[[0.0, 1.0, 2.0], [0.0, 0.5, -1.0]]]))
 
 
+@pytest.mark.parametrize("num_levels", [3, 255])
+def test_the_fewest_and_the_most_levels_are_taken(num_levels: int) -> None:
+    assert UniformQuantizer(1, num_levels).num_centers == num_levels
+
+
 @pytest.mark.parametrize("num_levels", [1, 2, 8, 257])
 def test_levels_that_cannot_be_used_are_refused(num_levels: int) -> None:
     with pytest.raises(FeatureError, match=f"num_centers is {num_levels}"):

@@ -82,6 +82,11 @@ def test_numbers_whose_squares_are_none_are_refused(size: float) -> None:
         units_of(torch.rand(64, 2) * size * 2)
 
 
+def test_one_batch_of_numbers_whose_squares_are_none_is_enough_to_refuse() -> None:
+    with pytest.raises(FeatureError, match=r"deviates by up to .*e\+2[45]; the transform codec takes"):
+        units_of(torch.tensor([[1e25], [-1e25]]), torch.tensor([[1.0], [-1.0]]))
+
+
 def test_weights_that_know_none_are_for_the_features_own() -> None:
     units = units_of(torch.randn(100, 2) * 9 + 5)
     units.load_state_dict({})

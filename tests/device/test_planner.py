@@ -164,6 +164,15 @@ def test_expectations_are_what_was_measured() -> None:
     assert plan.payload_bytes == pytest.approx(1600)
 
 
+def test_the_bytes_of_replies_are_expected_as_they_came() -> None:
+    chooser = planner("layer", seconds=1)
+    for _ in range(40):
+        plan = chooser.next(0.03)
+        found = report(plan, 0.01, 0.03 + (plan.payload_bytes + 100_000 + 112) / 1e6, 0.001)
+        tell(chooser, replace(found, reply_bytes=100_000))
+    assert chooser.plan(0.03).link_seconds == pytest.approx(0.03 + (1600 + 100_000 + 112) / 1e6, rel=0.02)
+
+
 def test_payloads_of_more_samples_than_the_curve_has_are_expected_so() -> None:
     chooser = planner("layer", agreement=0.9)
     for quality in (0, 1, 2, 0, 2):  # 7.5 bytes of each payload are there once
@@ -381,11 +390,22 @@ def test_bytes_that_are_no_number_are_refused_before_anything_is_chosen(given: A
         {"curve": [{"bytes": 9, "agreement": "0.9", "output_error": 0}] * 3},
         {"curve": [{"bytes": float("nan"), "agreement": 0.9, "output_error": 0}] * 3},
         {"curve": [{"bytes": 9, "agreement": 0.9, "output_error": float("nan")}] * 3},
+        {"curve": [{"bytes": math.inf, "agreement": 0.9, "output_error": 0}] * 3},
+        {"curve": [{"bytes": 9, "agreement": 0.9, "output_error": math.inf}] * 3},
     ],
 )
 def test_a_head_without_figures_that_can_be_is_refused(figures: dict[str, Any]) -> None:
     with pytest.raises(ArtifactError, match="the head of 'layer'"):
         Planner(Heads([Device("layer", **figures)]), Goal(seconds=1), alone=False)
+
+
+def test_a_codec_of_one_quality_has_the_figures_of_the_whole_report() -> None:
+    head = Device("layer")
+    code = CodeSpec((3, 4), num_centers=2, qualities=(3,))
+    figures = {"bytes": 400, "agreement": 0.9, "output_error": 0.1}
+    head.manifest = replace(head.manifest, codes=(code,), report=figures)
+    [plan] = Planner(Heads([head]), Goal(agreement=0.9), alone=False).plans()
+    assert (plan.payload_bytes, plan.agreement, plan.output_error) == (400, 0.9, 0.1)
 
 
 def test_heads_without_agreement_are_ranked_by_their_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,10 @@ import torch
 from torch import nn
 
 import compoff
-from compoff.codec import RefiningDecoder, TransformBottleneck
+from compoff.codec import Geometry, RefiningDecoder, TileMoments, TransformBottleneck
 from compoff.errors import FeatureError, FitError, SplitError
 from compoff.fitting import calibrating
+from compoff.fitting.step_search import step_for_bytes
 from compoff.recipe import Recipe
 from tests.fitting.test_fit import assert_same, batches, bottlenecks, signals, trained_net, wrapped
 
@@ -78,6 +80,17 @@ def test_more_bytes_are_a_finer_step() -> None:
         report = compoff.fit(model, batches(), steps=1, target_bytes=target)
         sizes.append(report.splits["body"].curve[5]["bytes"])  # of the reference step
     assert sizes == pytest.approx([12, 30], rel=0.25)
+
+
+def test_the_step_is_where_the_symbols_have_so_many_bytes() -> None:
+    geometry, y = Geometry((3,)), torch.randn(2000, 3, generator=torch.Generator().manual_seed(0))
+    moments = TileMoments(geometry)
+    moments.add(y, torch.ones(2000, 3))
+    directions = moments.directions(3)
+    step = step_for_bytes([TransformBottleneck(geometry, 3)], [directions], [y], target_bytes=1.5)
+    columns = torch.round(directions.measure(geometry, y) / step).T.tolist()
+    bits = [-count * math.log2(count / 2000) for column in columns for count in Counter(column).values()]
+    assert sum(bits) / 8 / 2000 == pytest.approx(1.5, rel=0.02)
 
 
 def test_a_fit_starts_by_itself_and_leaves_a_curve() -> None:

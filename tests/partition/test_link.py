@@ -84,6 +84,13 @@ def test_a_link_that_slows_down_is_followed_within_five_calls_and_by_shorter_one
     assert link.seconds(888) == pytest.approx(0.02 + 1.0, rel=0.07)
 
 
+def test_a_link_that_has_never_carried_any_may_at_best_carry_all() -> None:
+    link = told([], [], ping=0.02)
+    link.at_least(1000, 5.0)
+    assert link.line[1] > 0
+    assert link.line_at_best == (0.02, 0.0)
+
+
 def test_a_call_shorter_than_its_ping_is_not_the_best_that_the_link_did() -> None:
     link = LinkEstimate()
     link.ping(0.020)
