@@ -138,7 +138,9 @@ def test_waiting_a_little_gives_nothing_up(client: Client) -> None:
 
 def test_a_cancelled_request(client: Client) -> None:
     pending = client.submit(b"0050", timeout=5)
+    assert not client.idle
     pending.cancel()
+    assert client.idle
     with pytest.raises(ReadTimeout, match="cancelled"):
         pending.result()
     assert client.request(b"next", timeout=5) == b"txen"

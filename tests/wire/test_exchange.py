@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from compoff.edge.server import serve
-from compoff.errors import ConnectionLost
+from compoff.errors import ConnectionLost, ReadTimeout
 from compoff.wire import exchange, sockets
 from compoff.wire.client import Client, PendingReply, open_client
+from tests.edge.peers import eventually
 from tests.wire.test_client import ID, Reverse
 
 if TYPE_CHECKING:
@@ -142,3 +143,41 @@ def test_the_descriptor_is_free_as_soon_as_no_thread_waits_on_it(server: Server)
     client.close()
     reader.join(5)
     assert client._exchange._stream._socket.fileno() == -1
+
+
+def test_nothing_is_written_into_the_frame_of_another_thread(server: Server) -> None:
+    with open_client(server.address, [ID]) as client:
+        sent = client._exchange._stream._sent
+        with client._exchange._send_lock:
+            pending = client.submit(b"late", timeout=0.01)
+        assert client._exchange._stream._sent == sent
+        with pytest.raises(ReadTimeout):
+            pending.result()
+        assert client.request(b"next", timeout=5) == b"txen"
+
+
+def test_a_thread_that_came_during_a_look_reads_as_soon_as_it_is_over(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "_LOOK", 5.0)
+    with open_client(server.address, [ID]) as client:
+        pending, stream = client.submit(b"word", timeout=5), client._exchange._stream
+        looking, seen, wait = threading.Event(), threading.Event(), stream.wait
+
+        def look(until: float, **ways: bool) -> bool:
+            if until > 0.0:
+                return wait(until, **ways)
+            looking.set()
+            seen.wait(5)
+            return False
+
+        monkeypatch.setattr(stream, "wait", look)
+        threads = [threading.Thread(target=action) for action in (client.look, pending.result)]
+        threads[0].start()
+        assert looking.wait(5)
+        threads[1].start()
+        eventually(lambda: pending._slot.event is not None)
+        seen.set()
+        for thread in threads:
+            thread.join(1)
+        assert pending._slot.body == b"drow"

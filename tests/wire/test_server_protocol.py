@@ -289,6 +289,9 @@ def test_the_end_of_the_stream() -> None:
     server.receive_data(request(1))
     with pytest.raises(ConnectionLost, match="1 requests unanswered"):
         server.receive_eof()
+    with pytest.raises(LocalProtocolError, match="awaits no answer"):
+        server.send_reply(1, b"late")
+    assert server.data_to_send() == b""
     server = opened()
     server.receive_data(request(1)[:20])
     with pytest.raises(ConnectionLost, match="20 bytes half sent"):
