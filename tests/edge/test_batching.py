@@ -312,7 +312,9 @@ def test_a_greedy_device_does_not_starve_another() -> None:
 def test_who_has_most_waiting_is_refused_first() -> None:
     tail = Squares()
     with greedy_and_modest(tail, max_batch=1, max_pending=6) as (server, greedy, modest):
-        flood = [greedy.submit(bytes([number]), timeout=5) for number in range(6)]
+        flood = [greedy.submit(bytes([0]), timeout=5)]
+        eventually(lambda: tail.runs == [1])
+        flood += [greedy.submit(bytes([number]), timeout=5) for number in range(1, 6)]
         eventually(lambda: server.stats().pending == 6)
         others = [modest.submit(bytes([10 + number]), timeout=5) for number in range(4)]
         eventually(lambda: server.stats().tails[0].errors.get("busy") == 4)
