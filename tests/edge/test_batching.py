@@ -122,6 +122,7 @@ def test_only_after_a_batch_is_there_anything_to_wait_for() -> None:
     assert lane.patience(20.1, 0.5) == pytest.approx(0.4)
     assert lane.patience(20.6, 0.5) == 0.0
     lane.push(job(lane, device, 2, arrived=20.2))
+    assert lane.patience(20.3, 0.5) == pytest.approx(0.2), "it is the oldest that waits"
     lane.push(job(lane, device, 3, arrived=20.3))
     assert lane.patience(20.3, 0.5) == 0.0, "as many as last time are there"
     assert (lane.running, lane.seconds_per_job, lane.expected_wait) == (0, pytest.approx(1.0), pytest.approx(3.0))

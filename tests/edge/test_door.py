@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import selectors
 import socket
 import ssl
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -226,6 +227,29 @@ def test_silent_ones_make_room_when_no_more_sockets_can_be_watched(
         with open_client(server.address, [ID], tls=context) as client:
             assert client.request(b"good", timeout=5) == b"good"
         assert standing.request(b"good", timeout=5) == b"good"
+
+
+def test_the_oldest_handshake_makes_room_when_there_are_no_descriptors_left(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused, accept = [OSError(errno.EMFILE, "Too many open files")], socket.socket.accept
+
+    def full(listener: socket.socket) -> tuple[socket.socket, Any]:
+        if refused:
+            raise refused.pop()
+        return accept(listener)
+
+    hello = greeting(folder)[3]
+    with serve_tls(folder, handshake_timeout=60) as server, dial(server) as oldest, dial(server) as other:
+        for sock in (oldest, other):
+            sock.sendall(hello)
+            assert sock.recv(65536), "the server's part of the handshake"
+        monkeypatch.setattr(socket.socket, "accept", full)
+        still_let_in(server, folder)
+        with contextlib.suppress(ConnectionResetError):
+            while oldest.recv(65536):
+                pass
+        assert server.stats().refused == 1, "the other may go on"
 
 
 def test_an_answer_that_tls_has_passed_on_and_nobody_reads_counts(folder: Path) -> None:

@@ -7,15 +7,17 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 import compoff.edge.workers
 from compoff.edge.batching import Job, Lane, Outcome
-from compoff.edge.jobs import describe_error, run_jobs
+from compoff.edge.jobs import answer_now, describe_error, run_jobs
 from compoff.edge.workers import Workers
 from compoff.errors import BackendError, ConnectionLost, PayloadError, ServerBusy
 from compoff.wire.messages import ErrorCode
 from compoff.wire.replies import FULL
+from compoff.wire.tensors import unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -200,6 +202,17 @@ def test_where_nobody_answered_a_batch_it_is_not_waited_for_once_more(cause: Exc
     outcomes = run_jobs(batch(tail, [math.inf] * 4))
     assert tail.runs == [4]
     assert [outcome.code for outcome in outcomes if outcome is not None] == [ErrorCode.TAIL] * 4
+
+
+def test_jobs_are_decoded_here_where_no_other_thread_does() -> None:
+    class Lengths(Together):
+        def run(self, decoded: Sequence[bytes]) -> list[list[Any]]:
+            return [[np.array(len(one))] for one in decoded]
+
+    one, two, now = batch(Lengths(AssertionError()), [math.inf] * 3)
+    two.payload = now.payload = b"xx"
+    outcomes = [*run_jobs([one, two]), answer_now(now)]
+    assert [outcome and unpack(outcome.body) for outcome in outcomes] == [[1], [2], [2]]
 
 
 class Own:

@@ -107,3 +107,42 @@ def test_every_job_has_one_outcome(count: int, decoders: int, max_wait: float) -
     assert len(right) > 400
     for number, body in right.items():
         assert number.to_bytes(4, "big") in {body, unpack(body, 1)[0].tobytes() if len(body) > 4 else b""}
+
+
+def test_a_place_is_given_up_by_who_has_two_more_waiting_than_who_asks() -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    class Held(One):
+        def answer(self, payload: bytes) -> bytes:
+            begun.set()
+            gate.wait(5)
+            return payload
+
+    workers = Workers(1, 0, 0.0, lambda *_: None)
+    lane, greedy, modest = Lane(Held(), 8), Device(here=True), Device(here=True)
+    workers.open(lane)
+    for number in range(3):
+        workers.submit(Job(lane, b"", FULL, math.inf, greedy, number, 0.0))
+        assert begun.wait(5), "the first runs, the others wait"
+    assert workers.displace(greedy) is None
+    displaced = workers.displace(modest)
+    assert displaced is not None
+    assert displaced.request_id == 2
+    assert workers.displace(modest) is None
+    gate.set()
+    workers.stop(5)
+
+
+def test_of_two_lanes_that_wait_the_one_goes_whose_time_comes_first() -> None:
+    answered = threading.Event()
+    workers = Workers(1, 0, 20.0, lambda jobs, *_: answered.set() if jobs[0].lane is quick else None)
+    slow, quick = Lane(Several(), 8), Lane(Several(), 8)
+    for lane, seconds in ((slow, 80.0), (quick, 0.04)):
+        jobs = [Job(lane, b"x", FULL, math.inf, Device(here=True), number, time.monotonic()) for number in range(3)]
+        for job in jobs[:2]:
+            lane.push(job)
+        lane.done(len(lane.take()), 2, seconds)
+        workers.open(lane)
+        workers.submit(jobs[2])
+    assert answered.wait(2)
+    workers.stop(5)
