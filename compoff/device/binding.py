@@ -23,6 +23,7 @@ Path: TypeAlias = "tuple[Any, ...]"
 """Positions, keys and names of attributes, from the outside in."""
 
 _Description = dict[str, Any]
+_BY_NAME = frozenset({"dict", "dataclass", "namedtuple", "mapping"})  # kinds whose parts a dict may give
 
 
 class CallForm:
@@ -138,7 +139,7 @@ class CallForm:
         named = len(inputs) == 1 and not keywords and isinstance(inputs[0], Mapping)
         names = set(cast("Sequence[Mapping[Any, Any]]", inputs)[0] if named else ())
         first = next(iter(self._positional.values()), {})  # pyright: ignore[reportUnknownArgumentType]
-        if names and names <= self.names and not ("dict" in first or "object" in first):
+        if names and names <= self.names and first.keys().isdisjoint(_BY_NAME):
             raise self._refusal("these inputs by name were given in one dict: call it with two stars, head(**inputs)")
 
     def _by_name(self, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:

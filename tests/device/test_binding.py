@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import compoff
-from compoff.device.binding import CallForm
+from compoff.device.binding import CallForm, Path
 from compoff.device.inputs import Inputs
 from compoff.errors import FeatureError
 from compoff.manifest import Manifest, TensorSpec
@@ -67,7 +67,7 @@ def test_labels_are_among_the_names_where_the_head_takes_them() -> None:
     assert found == [{"x", "labels"}, {"x"}]
 
 
-@pytest.mark.parametrize(
+IN_ANY_WAY = pytest.mark.parametrize(
     ("inputs", "keywords"),
     [
         (("X", ("A", ["B", 2])), {"images": TWO, "sizes": SIZES}),
@@ -78,8 +78,24 @@ def test_labels_are_among_the_names_where_the_head_takes_them() -> None:
         (("X", ("A", ["B", 2])), {"images": SimpleNamespace(**TWO), "sizes": SimpleNamespace(height="H", width=None)}),
     ],
 )
+
+
+@IN_ANY_WAY
 def test_the_same_call_in_any_way(inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
     assert NESTED.bind(inputs, keywords) == EVERYTHING
+
+
+def followed(path: Path, value: Any) -> Any:
+    for key in path:
+        value = value[key] if isinstance(key, int) or isinstance(value, dict) else getattr(value, key)
+    return value
+
+
+@IN_ANY_WAY
+def test_the_way_to_each_tensor_leads_to_it(inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    found = [followed(NESTED.path(index, inputs, keywords), (inputs, keywords)) for index in range(6)]
+    assert found == EVERYTHING
+    assert NESTED.path(3, [torch.ones(index) for index in range(6)], {}) == (0, 3)
 
 
 def test_the_tensors_alone_in_order() -> None:
@@ -152,6 +168,24 @@ def test_another_call_says_what_is_wrong(inputs: tuple[Any, ...], keywords: dict
     with pytest.raises(FeatureError, match=words) as caught:
         NESTED.bind(inputs, keywords)
     assert str(caught.value).startswith(f"the head takes {NESTED!r}, or its tensors alone in this order; ")
+
+
+def test_a_keyword_beside_all_tensors_is_looked_at() -> None:
+    called, x = form(["x", "flag"], [Mark("x"), False], {}), torch.ones(2)
+    assert called.bind((x,), {"flag": False}) == [x]
+    with pytest.raises(FeatureError, match="'flag' is True and became the constant False at the export"):
+        called.bind((x,), {"flag": True})
+    with pytest.raises(FeatureError, match="there is no 'y'"):
+        called.bind((x,), {"y": 1})
+
+
+class Alone(NamedTuple):
+    x: Any
+
+
+@pytest.mark.parametrize("taken", [{"x": Mark("x")}, OrderedDict(x=Mark("x")), Alone(Mark("x"))])
+def test_a_dict_is_taken_where_the_model_takes_one(taken: Any) -> None:
+    assert form(["x"], [taken], {}).bind(({"x": "X"},), {}) == ["X"]
 
 
 def test_arguments_without_a_name_of_their_own() -> None:

@@ -177,13 +177,18 @@ def test_a_file_of_another_model_is_refused(head: compoff.Head, tmp_path: Path) 
 def test_it_answers_in_the_form_that_the_edge_answers_in(net: Net, head: compoff.Head, reply: Any) -> None:
     x = torch.randn(3, 3, 8, 8)
     answer = whole_model(net, head, reply_form(reply))(x)["scores"]
+    plain = whole_model(net, head, reply_form(reply))(x.numpy())["scores"]
     expected = net(x)["scores"]
     if reply == "argmax":
         assert torch.equal(answer, expected.argmax(1))
+        assert isinstance(plain, np.ndarray)
+        assert plain.tolist() == answer.tolist()
         return
     values, indices = expected.topk(2, dim=1)
     torch.testing.assert_close(answer.values, values)
     assert torch.equal(answer.indices, indices)
+    assert isinstance(plain.values, np.ndarray)
+    assert plain.indices.tolist() == answer.indices.tolist()
 
 
 def test_a_file_that_is_not_there(head: compoff.Head, tmp_path: Path) -> None:
