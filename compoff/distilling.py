@@ -175,6 +175,8 @@ def _distilled(
             "checkpointing inside the model with use_reentrant=True: pass use_reentrant=False to it, or turn it off"
         )
     teacher, student, count = _over_blocks(site, record, blocks, result)
+    where = outputs[0].y.device  # a model may hand its answer over on the CPU, or go on on another card
+    teacher, student = ([tensor.to(where) for tensor in side] for side in (teacher, student))
     weights = [output.importance for output in outputs if output.importance is not None]
     importance = torch.stack(weights).mean(0) if weights else None
     return distillation(teacher, student, importance, average=average, outputs=count)

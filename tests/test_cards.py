@@ -88,34 +88,63 @@ def test_a_tail_stays_on_the_card_that_was_the_current_one_when_it_was_loaded(tm
 
 
 class Split(nn.Module):
-    """A table that stays on the CPU, and layers on two devices."""
+    """A table that stays on the CPU, and layers on two cards."""
 
-    def __init__(self, first: str, second: str) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(10, 8)
-        self.first, self.second = nn.Linear(8, 8).to(first), nn.Linear(8, 3).to(second)
+        self.first, self.second = nn.Linear(8, 8).to("cuda:0"), nn.Linear(8, 8).to("cuda:1")
 
     def forward(self, tokens: Tensor) -> Tensor:
-        embedded = self.table(tokens.cpu()).mean(1).to(self.first.weight.device)
-        return self.second(self.first(embedded).to(self.second.weight.device))
+        embedded = self.table(tokens.cpu()).mean(1).to("cuda:0").relu()
+        return self.second(self.first(embedded).to("cuda:1").relu())
 
 
-def test_a_model_on_two_cards_is_refused_in_words() -> None:
-    tokens = torch.arange(8).view(2, 4)
+@pytest.mark.parametrize("codec", ["transform", "deepcod"])
+def test_a_model_on_two_cards_has_bottlenecks_where_their_features_are(codec: CodecName) -> None:
+    tokens = torch.arange(16).view(4, 4) % 10
     with pretended_cards():
-        model = Split("cuda:0", "cuda:1").eval()
-        with pytest.raises(
-            SplitError, match=r"at 'first' is on cuda:0, and what .* on cuda:1; .*model\.to\('cuda:0'\)"
-        ):
-            compoff.wrap(model, "first", example_input=tokens)
+        model = compoff.wrap(Split().eval(), ["first", "second"], example_input=tokens, codec=codec)
+        compoff.fit(model, [tokens] * 2, steps=2, progress=False)
+        for split, card in (("first", "cuda:0"), ("second", "cuda:1")):
+            assert {str(one.device) for one in model.bottleneck(split).parameters()} == {card}
 
 
-def test_bottlenecks_are_where_their_features_are() -> None:
-    tokens = torch.arange(8).view(2, 4)
+class Beside(nn.Module):
+    """Layers on two cards, with a skip connection from one to the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 32).to("cuda:0"), nn.Linear(32, 32).to("cuda:1")
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.first(x)
+        return self.second(first.to("cuda:1").relu()) + first.tanh().to("cuda:1")
+
+
+def test_features_of_one_split_point_on_two_cards_are_refused_in_words() -> None:
+    told = r"at 'second' are on cuda:0 and cuda:1, .*\.to\('cuda:1'\)"
+    with pretended_cards(), pytest.raises(SplitError, match=told):
+        compoff.wrap(Beside().eval(), "second", example_input=torch.randn(4, 8).to("cuda"))
+
+
+class HandedOver(nn.Module):
+    """A model that gives its answer on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x)).cpu()
+
+
+@pytest.mark.parametrize("codec", ["transform", "deepcod"])
+def test_a_model_that_hands_its_answer_over_on_the_cpu_is_fitted(codec: CodecName) -> None:
+    x = torch.randn(8, 8)
     with pretended_cards():
-        model = compoff.wrap(Split("cuda:1", "cuda:1").eval(), "first", example_input=tokens)
-        compoff.fit(model, [tokens] * 2, steps=1, progress=False)
-        assert {str(one.device) for one in model.bottlenecks.parameters()} == {"cuda:1"}
+        model = compoff.wrap(HandedOver().eval().to("cuda"), "second", example_input=x.to("cuda"), codec=codec)
+        assert compoff.fit(model, [x], steps=2, progress=False).steps == 2
 
 
 def test_inputs_elsewhere_than_the_model_are_refused_with_both_devices(batches: list[Tensor]) -> None:

@@ -57,7 +57,7 @@ class Adapter(nn.Module):
         Returns:
             The same, adapted.
         """
-        delta = cast("Tensor", self.deltas[index]).to(tensor.dtype)
+        delta = cast("Tensor", self.deltas[index]).to(tensor)  # which may be on another card
         shape = [1] * tensor.dim()
         shape[self.axes[index]] = -1
         return tensor * (1 + delta[0]).view(shape) + delta[1].view(shape)

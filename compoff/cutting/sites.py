@@ -130,23 +130,21 @@ def resolve(model: nn.Module, trace: Trace, path: str, skips: Skips) -> Site:
     others = tuple(feature_of(trace, number, _caught(trace, cut, number, path), path) for number in cut.skips)
     sides = tuple(side_of(trace, number, _caught(trace, cut, number, path)) for number in cut.sides)
     later, behind = _later_blocks(model, trace, call), layers_behind(model, trace, cut.moment)
-    _require_one_device(trace, cut, later, path)
     if skips == "send":
         raw = tuple(side_of(trace, number, _caught(trace, cut, number, path)) for number in cut.skips)
         return Site(path, (main,), (*raw, *sides), later, behind)
+    _require_one_device((main, *others), path)
     return Site(path, (main, *others), sides, later, behind)
 
 
-def _require_one_device(trace: Trace, cut: Cut, later: tuple[str, ...], path: str) -> None:
-    """Refuse a cut of which features, blocks behind it and outputs, which a fit compares, are on several devices."""
-    compared = [number for call in trace.modules if call.path in later for number in call.returned]
-    values = [trace.flow.values[number] for number in (cut.main, *cut.skips, *compared, *trace.flow.outputs)]
-    places = dict.fromkeys(str(value.device) for value in values if value.shape and value.dtype.is_floating_point)
+def _require_one_device(features: tuple[Feature, ...], path: str) -> None:
+    """Refuse a cut at which features cross on several devices, which are fitted as one."""
+    places = sorted({str(feature.device) for feature in features})
     if len(places) > 1:
-        here, *there = places
         raise SplitError(
-            f"what crosses at '{path}' is on {here}, and what the model computes from it on {', '.join(there)}; a fit "
-            f"and an export need both on one device: move the model there as a whole, as model.to('{here}') does"
+            f"the tensors that cross at '{path}' are on {' and '.join(places)}, and their bottlenecks are fitted "
+            "together; choose a split point at which all are on one, or move the model there as a whole, with "
+            f".to('{places[-1]}')"
         )
 
 

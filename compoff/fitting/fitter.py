@@ -108,8 +108,9 @@ class Fitter:
             found += [loss.detach(), terms.reconstruction.detach()]
         # Each split point by itself: what is fitted at one must not depend on the others.
         norms = [torch.nn.utils.clip_grad_norm_(parameters, 1.0) for parameters in self.parameters]
-        # Read at once: to read is to wait for the device.
-        values = cast("list[float]", torch.stack([*found, *norms]).tolist())
+        # Read at once: to read is to wait for the device. A model may have its split points on several.
+        noted = torch.stack([one.to(found[0].device) for one in (*found, *norms)])
+        values = cast("list[float]", noted.tolist())
         losses = values[: len(found) : 2]
         for split, loss, reconstruction in zip(self.gates, losses, values[1 : len(found) : 2], strict=True):
             state.loss[split].append(loss)
