@@ -49,9 +49,9 @@ def test_a_remote_that_is_closed_under_a_call_raises_no_alarm(
 ) -> None:
     caplog.set_level(logging.INFO, "compoff.connect")
     with serve(Tail()) as server, ThreadPoolExecutor(1) as pool:
-        remote = kind(server.address, on_failure=policy, local=None if policy == "raise" else Whole(1.5))
+        remote = kind(server.address, on_failure=policy, local=None if policy == "raise" else Whole(3.0))
         remote(after(0))
-        call = pool.submit(remote, after(50), timeout=5.0)
+        call = pool.submit(remote, after(200), timeout=5.0)
         eventually(lambda: remote.stats.payload_bytes == 2)
         remote.close()
         with pytest.raises(ConnectionLost):
