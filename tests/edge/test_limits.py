@@ -66,6 +66,17 @@ def test_dripping_does_not_stretch_the_timeouts() -> None:
                 assert time.monotonic() - start < 1.5, "200 drips take 2 s"
 
 
+def test_answers_that_go_out_give_half_a_message_no_more_time() -> None:
+    with serve(Echo()) as server, Peer(server) as peer:
+        peer.read()
+        [connection] = server._service.peers
+        peer.send(request(1, b"0020") + request(2, b"half")[:-1])
+        eventually(lambda: connection.held_bytes > 0)
+        began = connection._since
+        assert content(peer.read()) == (FrameType.REPLY, b"0020", 1)
+        assert connection._since == began
+
+
 def test_a_busy_connection_is_not_idle() -> None:
     with serve(Echo(), idle_timeout=0.2) as server, open_client(server.address, [ID]) as client:
         assert client.request(b"0500", timeout=2) == b"0500"
