@@ -330,17 +330,20 @@ def test_who_has_to_connect_anew_is_not_told_that_the_server_stops(server: Serve
     still_right(server)
 
 
-def test_a_prompt_tail_may_close_its_server() -> None:
-    class Closing(Echo):
+def test_a_prompt_tail_may_swap_the_tails_of_its_server_and_close_it() -> None:
+    class Prompt(Echo):
         def answer(self, payload: bytes) -> bytes:
-            if payload == b"close":
+            if payload == b"swap":
+                server.swap(Prompt())
+            elif payload == b"close":
                 server.close()
             return super().answer(payload)
 
-    server = serve(Closing())
+    server = serve(Prompt())
     with open_client(server.address, [ID]) as client:
-        eventually(lambda: client.request(b"x", timeout=5) and server._service._lanes[ID].pace.prompt)
-        assert client.request(b"close", timeout=5) == b"close"
+        for word in (b"swap", b"close"):
+            eventually(lambda: client.request(b"x", timeout=5) and server._service._lanes[ID].pace.prompt)
+            assert client.request(word, timeout=5) == word
     assert server.wait(5)
 
 

@@ -217,7 +217,9 @@ def test_beyond_the_window_is_busy_at_once(client: Client) -> None:
 
 def test_ping(client: Client) -> None:
     slow = client.submit(b"0500", timeout=5)
+    came = client.moved.came
     assert 0 < client.ping(timeout=5) < 0.4, "a ping passes the tail by"
+    assert client.moved.came > came, "and is answered"
     assert slow.result() == b"0050"
 
 
