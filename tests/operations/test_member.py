@@ -89,6 +89,9 @@ def test_a_process_that_hangs_is_not_asked_again_and_again_and_started_anew(
     late = front.question()
     within(20, lambda: front._pipe.poll(0))
     front.revive(front.settings)
+    deadline = time.monotonic() + 5
+    assert front.figures(late, deadline) is not None
+    assert time.monotonic() < deadline, "it is there, and not waited for"
     assert front.question() == late + 1
     assert front.figures(late + 1, time.monotonic() + 20) is not None
     first = front._process.pid
@@ -161,6 +164,9 @@ def test_one_that_hangs_before_it_listens_is_started_anew(
     front.revive(front.settings)
     assert front._process.pid != hanging
     assert front.wait_until_ready()
+    monkeypatch.setattr(member, "_START_SECONDS", 0.0)
+    front.revive(front.settings)
+    assert caplog.text.count("killing it") == 1, "one that listens may go on"
 
 
 def test_an_interrupt_while_one_starts_reaches_only_the_one_that_started_it(

@@ -115,6 +115,7 @@ class Counting:
         self.told: list[tuple[Settings, bool]] = []
         self.read: bool | None = None
         self.owes_since: float | None = None
+        self.dropped = 0
 
     @property
     def serves(self) -> frozenset[str]:
@@ -145,6 +146,7 @@ class Counting:
 
     def ask(self, what: str) -> None:
         assert what == "drop"
+        self.dropped += 1
 
 
 def group(members: list[Counting], keepers: list[Counting]) -> Any:
@@ -217,6 +219,39 @@ def test_tails_that_nobody_could_read_are_not_what_one_starts_again_with() -> No
     second.read = True
     server.watch()
     assert server._settings == fresh
+
+
+def test_while_some_still_read_it_is_no_matter_that_they_serve_others_than_the_rest() -> None:
+    quick, slow = (Counting(figures(1), figures(1)) for _ in range(2))
+    server = group([quick, slow], [])
+    server.reload(server._settings)
+    quick.exports, quick.read = frozenset({"new"}), True
+    server.watch()
+    assert [len(one.told) for one in (quick, slow)] == [1, 1]
+    slow.read, slow.settled = True, False
+    server.watch()
+    assert [len(one.told) for one in (quick, slow)] == [1, 1]
+
+
+def test_what_fronts_may_still_use_is_not_dropped_while_tails_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(processes.time, "monotonic", lambda: now)
+    front, keeper = (Counting(figures(1), figures(1)) for _ in range(2))
+    server = group([front], [keeper])
+    server.reload(server._settings)
+    keeper.read = True
+    server.watch()
+    server.reload(server._settings)
+    keeper.read, now = None, now + 1000.0
+    server.watch()
+    assert keeper.dropped == 0
+    keeper.read = True
+    server.watch()
+    assert keeper.dropped == 0, "fronts have only just been told"
+    now += 1000.0
+    server.watch()
+    server.watch()
+    assert keeper.dropped == 1
 
 
 def test_one_that_misses_its_turn_does_not_take_its_counts_out_of_the_sum() -> None:
