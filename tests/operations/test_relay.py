@@ -127,6 +127,29 @@ def test_asks_again_where_another_request_ended_the_connection(pair: Pair, folde
     assert not replies
 
 
+def test_a_connection_all_of_whose_places_are_lost_is_left_for_another(pair: Pair, folder: Path, closing: Any) -> None:
+    head, tail = pair
+    (payload,) = payloads(head, 2)
+    greeting = serialize(Frame(FrameType.WELCOME, Welcome(1, (Route(0, tail.max_payload_bytes),)).encode()))
+    answers = [None, tail.answer(payload)]
+
+    def script(connection: socket.socket, parser: FrameParser) -> None:
+        read_frame(connection, parser)
+        connection.sendall(greeting)
+        number, answer = read_frame(connection, parser).request_id, answers.pop(0)
+        if answer is None:
+            read_frame(connection, parser)  # until the front has gone
+        else:
+            reply(connection, number, answer)
+
+    with scripted_server(script) as address:
+        relay = closing(RelayTail(folder, address, timeout=0.1))
+        with pytest.raises(BackendError, match="no answer within"):
+            relay.answer(payload)
+        relay._timeout = 30.0
+        assert relay.answer(payload) == tail.answer(payload)
+
+
 def test_devices_hear_no_inner_address(pair: Pair, folder: Path, closing: Any) -> None:
     (payload,) = payloads(pair[0], 1)
     greeting = serialize(Frame(FrameType.WELCOME, Welcome(4, (Route(0, len(payload)),)).encode()))
