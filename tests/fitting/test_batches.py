@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import compoff
 from compoff.errors import FitError
-from compoff.fitting.batches import to_batch
+from compoff.fitting.batches import check_seed, to_batch
 from compoff.signature import by_name
 
 if TYPE_CHECKING:
@@ -242,3 +242,11 @@ def test_an_item_without_an_input_is_refused(item: Any, words: str) -> None:
 def test_an_empty_batch_is_refused(item: Any) -> None:
     with pytest.raises(FitError, match="a batch is empty"):
         taken(item, Two())
+
+
+def test_seeds_are_those_that_torch_takes() -> None:
+    for seed in (-(2**63), 2**64 - 1):
+        torch.Generator().manual_seed(check_seed(seed))
+    for seed in (-(2**63) - 1, 2**64):
+        with pytest.raises(FitError, match="expected a whole number of at most 64 bits"):
+            check_seed(seed)
