@@ -366,6 +366,7 @@ def test_hedging_takes_the_first_and_does_not_wait_for_half_the_deadline(kind: A
     assert remote(after(250), timeout=5) == LOCAL
     assert time.monotonic() - began < 2.4
     assert "had not answered" in (remote.last.reason or "")
+    assert remote.last.remote_seconds > remote.last.local_seconds, "the edge was waited for all the while"
     assert remote.stats.hedged == hedged + 1
     remote.close()
 
