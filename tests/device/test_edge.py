@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
+from compoff.device.edge import Asked
 from compoff.edge.server import serve
-from compoff.errors import ConnectionLost, ServerBusy
+from compoff.errors import AuthenticationError, ConnectionLost, ConnectTimeout, ServerBusy
 from compoff.wire.async_client import AsyncClient
 from compoff.wire.client import Client
 from tests.device.stand_in import Tail, after
@@ -86,3 +89,13 @@ def test_a_fresh_connection_that_breaks_is_replaced_as_well(kind: Any, policy: s
             assert remote(after(0)) == LOCAL
         eventually(lambda: remote.stats.connections == 3)
         eventually(lambda: remote(after(0)) == EDGE)
+
+
+def test_only_time_mends_that_there_is_no_connection_yet() -> None:
+    edge: Any = SimpleNamespace(link=None)
+    waits, late = (Asked(edge, Mock(deadline=deadline), b"") for deadline in (math.inf, 0.0))
+    assert not waits.failed(ConnectTimeout("nobody answers"))
+    assert waits.failed(AuthenticationError("the token is wrong")), "waiting does not mend that"
+    with pytest.raises(AuthenticationError, match="the token is wrong"):
+        waits.settle()
+    assert late.failed(ConnectTimeout("nobody answers"))
