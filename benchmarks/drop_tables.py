@@ -39,7 +39,13 @@ _BY_STEPS = {
     "cpu.long.earlier": ", without units",
     "cpu.longest": "",
 }
-_LONGEST = {"input": "cpu", "layer1": "cpu.long", "layer2": "cpu.long", "layer3": "cpu.long", "layer4": "cpu.longest"}
+_LONGEST = {
+    "input": "cpu.long",
+    "layer1": "cpu.long",
+    "layer2": "cpu.long",
+    "layer3": "cpu.long",
+    "layer4": "cpu.longest",
+}
 _DROPS = {"top-1": ("drop", "drop_stderr"), "top-5": ("drop_top5", "drop_top5_stderr")}
 
 

@@ -159,6 +159,7 @@ RATE_TABLES: dict[str, Callable[[], str]] = {
         for split in ("input", "layer1", "layer2", "layer3", "layer4")
     },
     "resnet18-layer1-wide": partial(imagenet_table, "rate_accuracy.resnet18.layer1.cpu.wide"),
+    "resnet50-input-long": partial(imagenet_table, "rate_accuracy.resnet50.input.cpu.long"),
     "resnet50-layer1-long": partial(imagenet_table, "rate_accuracy.resnet50.layer1.cpu.long"),
     "resnet50-layer2-long": partial(imagenet_table, "rate_accuracy.resnet50.layer2.cpu.long"),
     "resnet50-layer2-mixed": partial(imagenet_table, "rate_accuracy.resnet50.layer2.cpu.mixed"),
