@@ -304,17 +304,18 @@ def test_whoever_has_left_takes_no_answer_from_the_others(caplog: pytest.LogCapt
 
 @pytest.mark.parametrize("half_closed", [False, True])
 def test_after_goodbye_the_answers_come_to_who_keeps_its_end_open(half_closed: bool) -> None:
-    with serve(Echo()) as server, Peer(server) as peer:
+    tail = Echo()
+    with serve(tail) as server, Peer(server) as peer:
         peer.read()
-        peer.send(request(1, b"0200") + request(2, b"x") + serialize(Frame(FrameType.GOODBYE)))
-        eventually(lambda: server.stats().pending == 2)
+        peer.send(request(1, b"0400") + request(2, b"x") + serialize(Frame(FrameType.GOODBYE)))
+        eventually(lambda: server.stats().pending == 2 and tail.answered == 1)  # it has begun with the first
         if half_closed:
             peer.socket.shutdown(socket.SHUT_WR)
             assert peer.read() is None
             eventually(lambda: server.stats().tails[0].errors == {"canceled": 1})  # whose turn had not come
         else:
             answers = [content(peer.read()) for _ in range(2)]
-            assert answers == [(FrameType.REPLY, b"0200", 1), (FrameType.REPLY, b"x", 2)]
+            assert answers == [(FrameType.REPLY, b"0400", 1), (FrameType.REPLY, b"x", 2)]
             assert peer.read() is None
 
 
