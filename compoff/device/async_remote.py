@@ -208,8 +208,7 @@ class AsyncRemote(Caller["AsyncLink"]):
             patience = self._patience.seconds(call.timeout)
             latest = self._latest(call)
             await _until(body, latest)
-            enough = time.monotonic() + patience - call.since_encoded  # the head's time is not the edge's
-            await _until(edge, min(latest, enough))
+            await _until(edge, min(latest, call.after_encoded(patience)))
             if edge.done() and (error := edge.exception()) is not None:
                 running = set()
                 if self._link.closed or not isinstance(error, (WireError, PayloadError)):

@@ -135,6 +135,10 @@ class Call:
         """Seconds since the head's payload was there, or since the call began where there is none."""
         return time.perf_counter() - self._encoded
 
+    def after_encoded(self, seconds: float) -> float:
+        """The moment of ``time.monotonic()`` so many seconds after that, since the head's time is not the edge's."""
+        return time.monotonic() + seconds - self.since_encoded
+
     @property
     def _head_seconds(self) -> float:
         return 0.0 if self.payload is None else self._encoded - self._head_began

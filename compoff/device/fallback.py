@@ -184,7 +184,7 @@ class Hedge(Fallback):
 
     def _after(self, call: Call, asked: Asked) -> tuple[Any, CallReport]:
         patience = self.edge.patience.seconds(call.timeout)
-        moment = min(self._latest(call), time.monotonic() + patience - call.since_encoded)
+        moment = min(self._latest(call), call.after_encoded(patience))
         if asked.wait(moment):
             try:
                 return asked.settle()
