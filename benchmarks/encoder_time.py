@@ -26,7 +26,8 @@ from benchmarks.networks import data_folder
 from benchmarks.record import record
 from benchmarks.tasks import load_task
 from compoff.batch import Batch
-from compoff.coding import Code, PayloadFormat
+from compoff.codec import code_of
+from compoff.coding import PayloadFormat
 from compoff.fitting.measure import count_symbols
 
 if TYPE_CHECKING:
@@ -83,13 +84,7 @@ def main() -> None:
         scaled: np.ndarray[Any, Any] = (frame.astype(np.float32).transpose(0, 3, 1, 2) / 255 - mean) / std
         return np.ascontiguousarray(scaled).nbytes
 
-    qualities = bottleneck.qualities()
-    code = Code(
-        bottleneck.prior.tables(),
-        bottleneck.latent_shape,
-        [quality.channels for quality in qualities],
-        [quality.step for quality in qualities],
-    )
+    code = code_of(bottleneck)
     coder = PayloadFormat(bytes(32), [code])
 
     def jpeg(quality: int) -> int:

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import compoff
 from benchmarks.plain_codecs import in_batches
-from compoff.codec import Encoder
-from compoff.coding import Code, PayloadFormat
+from compoff.codec import Encoder, code_of
+from compoff.coding import PayloadFormat
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,14 +42,8 @@ class Fitted:
         self.split = split
         self.scorer = scorer
         self.bottleneck = model.bottleneck(split)
-        qualities = self.bottleneck.qualities()
-        code = Code(
-            self.bottleneck.prior.tables(),
-            self.bottleneck.latent_shape,
-            [quality.channels for quality in qualities],
-            [quality.step for quality in qualities],
-        )
-        self.code, self.coder = code, PayloadFormat(bytes(32), [code])
+        self.code = code_of(self.bottleneck)
+        self.coder = PayloadFormat(bytes(32), [self.code])
 
     @torch.inference_mode()
     def symbols(self, images: Tensor) -> Tensor:

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from compoff.checks import check_path, reaching
-from compoff.coding import SymbolTables
+from compoff.coding.stored import arrays_of, tables_of
 from compoff.drafts import drafts, read_together, write_draft
 from compoff.errors import ArtifactError, BackendError, CompoffError
 from compoff.manifest import MANIFEST_LIMIT, Manifest, manifest_bytes, parse_manifest, sha256
@@ -28,6 +27,8 @@ from compoff.pieces import place_of, put_back, take_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from compoff.coding import SymbolTables
 
 __all__ = ["ENGINE", "MANIFEST", "Folder", "read_folder", "read_manifest", "write_folder"]
 
@@ -153,12 +154,11 @@ def write_folder(
     with reaching(folder, ArtifactError):
         if folder.exists() and not folder.is_dir():
             raise ArtifactError(f"'{folder}' is a file; give a folder to save the {manifest.kind} in")
-    arrays = {f"weights.{index}": np.ascontiguousarray(table.weights) for index, table in enumerate(tables)}
     shared: dict[str, memoryview] = {}
     weights = _weights_of(folder, manifest) if weights is None else weights
     if weights is not None:
         files, shared = _without_weights(files, _way(folder, weights))
-    contents = {_TABLES: save_arrays(arrays), **files}
+    contents = {_TABLES: save_arrays(arrays_of(tables)), **files}
     try:
         earlier, listed = _check_free(folder, manifest.kind, contents)
         same = earlier is not None and earlier.artifact_id == manifest.artifact_id
@@ -378,13 +378,7 @@ def _read(path: Path, most: int) -> bytes:
 def _read_tables(path: Path, data: bytes, manifest: Manifest) -> tuple[SymbolTables, ...]:
     """The coder's tables, checked against the manifest."""
     try:
-        arrays = load_arrays(data)
-        names = [f"weights.{index}" for index in range(len(manifest.codes))]
-        if arrays.keys() == {"weights"} and len(names) == 1:
-            names = ["weights"]  # as format 1 named those of its only code
-        if arrays.keys() != set(names):
-            raise ArtifactError(f"it holds {', '.join(arrays)[:80]}, expected {', '.join(names)[:80]}")
-        tables = tuple(SymbolTables(arrays[name]) for name in names)
+        tables = tables_of(load_arrays(data), [len(code.qualities) for code in manifest.codes])
         manifest.payload_format(tables)
     except (SafetensorError, KeyError, CompoffError, ValueError, TypeError) as error:
         raise ArtifactError(

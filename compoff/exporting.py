@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from compoff import __version__
 from compoff.autocast import no_autocast
 from compoff.checks import check_whole
-from compoff.codec import Encoder
+from compoff.codec import Encoder, code_of
 from compoff.cutting.capture import KeepsState, capture
 from compoff.cutting.graph_flow import GraphFlow
 from compoff.cutting.memory import require_memoryless
@@ -117,7 +117,7 @@ def export(
     require_onlookers(wrapped, SplitError)
     if split not in wrapped.reports and (missing := _missing(split, bottlenecks)):
         _log.warning("%s", missing)
-    tables = [bottleneck.prior.tables() for bottleneck in bottlenecks]
+    tables = [code_of(bottleneck).tables for bottleneck in bottlenecks]
     with spare_attributes(wrapped.base):
         with wrapped.at(split, bypass=True):
             require_memoryless(wrapped.base, example)

@@ -35,8 +35,8 @@ __all__ = [
     "sha256",
 ]
 
-FORMAT = 3
-"""Version of the folder's format that is written; counted apart from the package's. Formats 1 and 2 are read, too."""
+FORMAT = 4
+"""Version of the folder's format that is written; counted apart from the package's. Formats 1 to 3 are read, too."""
 
 MANIFEST_LIMIT = 1 << 18
 """Bytes that no manifest exceeds; it has about 2 KB."""
@@ -175,7 +175,7 @@ class Manifest:
                 f"{[code.num_centers for code in self.codes]}"
             )
         codes = [
-            Code(table, code.latent_shape, code.qualities, code.steps or None)
+            Code(table, code.latent_shape, code.qualities, code.steps or None, table.contexts)
             for table, code in zip(tables, self.codes, strict=True)
         ]
         if self.quality >= len(self.codes[0].qualities):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 GOLDEN_MANIFEST = """\
-format: 3
+format: 4
 kind: head
 artifact_id: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
 split: layer1.0
@@ -224,8 +224,15 @@ def test_a_golden_folder_of_this_format_is_still_read(tmp_path: Path) -> None:
     assert read_folder(tmp_path, "head").manifest == MANIFEST
 
 
+def test_a_golden_folder_of_format_3_is_still_read(tmp_path: Path) -> None:
+    (tmp_path / "manifest.yaml").write_bytes(checked(GOLDEN_MANIFEST.replace("format: 4\n", "format: 3\n")))
+    (tmp_path / "tables.safetensors").write_bytes(bytes.fromhex(GOLDEN_TABLES))
+    (tmp_path / "head.pt2").write_bytes(PROGRAM)
+    assert read_folder(tmp_path, "head").manifest == MANIFEST
+
+
 def test_a_golden_folder_of_format_2_is_still_read(tmp_path: Path) -> None:
-    text = GOLDEN_MANIFEST.replace("format: 3\n", "format: 2\n").replace("pixels: null\n", "")
+    text = GOLDEN_MANIFEST.replace("format: 4\n", "format: 2\n").replace("pixels: null\n", "")
     (tmp_path / "manifest.yaml").write_bytes(checked(text))
     (tmp_path / "tables.safetensors").write_bytes(bytes.fromhex(GOLDEN_TABLES))
     (tmp_path / "head.pt2").write_bytes(PROGRAM)
@@ -489,10 +496,10 @@ def test_the_other_kind_is_named(folder: Path) -> None:
     assert "manifest.yaml: kind is 'head', expected 'tail'; load it as what it is" in refused(folder, "tail")
 
 
-@pytest.mark.parametrize("number", [0, 4, 99])
+@pytest.mark.parametrize("number", [0, 5, 99])
 def test_another_format_is_named_even_if_all_else_is_unknown(folder: Path, number: int) -> None:
     (folder / "manifest.yaml").write_bytes(f"format: {number}\nsomething: new\n".encode())
-    assert f"manifest.yaml: format is {number}, this compoff reads formats 1 to 3" in refused(folder)
+    assert f"manifest.yaml: format is {number}, this compoff reads formats 1 to 4" in refused(folder)
 
 
 @pytest.mark.parametrize(

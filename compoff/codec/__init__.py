@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from compoff.codec.adapter import Adapter
 from compoff.codec.bottleneck import Bottleneck, BottleneckOutput, CodecFactory, CodecName, Quality
+from compoff.codec.coded import code_of
 from compoff.codec.decoder import Decoder
 from compoff.codec.density import Density
 from compoff.codec.directions import Directions, TileMoments
@@ -38,4 +39,5 @@ __all__ = [
     "TransformBottleneck",
     "UniformQuantizer",
     "WaveMoments",
+    "code_of",
 ]

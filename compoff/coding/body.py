@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from compoff.checks import check_sizes, check_whole
-from compoff.coding import huffman, packing, range_coder
-from compoff.coding.levels import coarse_tables, coarsen, num_coarse, refine
+from compoff.coding import context_coder, huffman, packing, range_coder
+from compoff.coding.levels import coarse_tables, coarsen, num_coarse, refine, zero_symbol
 from compoff.coding.tables import SymbolTables
 from compoff.errors import ArtifactError, FeatureError, PayloadError
 
@@ -24,15 +24,22 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from compoff.coding.context_model import ContextModel
+
 __all__ = ["CODINGS", "CUT", "Code", "Coding"]
 
-Coding = Literal["range", "huffman", "raw"]
-"""How the symbols become bytes; `raw` is taken by itself wherever it is shorter."""
+Coding = Literal["range", "static", "huffman", "raw"]
+"""How the symbols become bytes: `range` under a context model where the export has one, `static` under the tables of
+the channels alone, with less work on both sides; `raw` is taken by itself wherever it is shorter."""
 
-_RAW, _RANGE, _HUFFMAN, _CUT_RANGE, _CUT_RAW = range(5)
-CODINGS: dict[str, int] = {"raw": _RAW, "range": _RANGE, "huffman": _HUFFMAN}
-"""The number that stands for each coding in a payload."""
-CUT: dict[int, int] = {_RANGE: _CUT_RANGE, _RAW: _CUT_RAW, _CUT_RANGE: _CUT_RANGE, _CUT_RAW: _CUT_RAW}
+_RAW, _RANGE, _HUFFMAN, _CUT_RANGE, _CUT_RAW, _CONTEXT, _CUT_CONTEXT = range(7)
+CODINGS: dict[str, int] = {"raw": _RAW, "range": _CONTEXT, "static": _RANGE, "huffman": _HUFFMAN}
+"""The number that stands for each coding in a payload; that of `range` is `static`'s where there is no context."""
+CUT: dict[int, int] = {
+    **dict.fromkeys((_RANGE, _CUT_RANGE), _CUT_RANGE),
+    **dict.fromkeys((_RAW, _CUT_RAW), _CUT_RAW),
+    **dict.fromkeys((_CONTEXT, _CUT_CONTEXT), _CUT_CONTEXT),
+}
 """The number that stands for a body whose end was cut off, by the number of its coding; the others cannot be cut."""
 _KNOWN = {*CODINGS.values(), *CUT.values()}
 
@@ -48,6 +55,7 @@ class Code:
         latent_shape: channels, then the extent of each spatial axis, without the batch.
         qualities: how many channels each quality sends, never falling; all channels as the only quality by default.
         steps: the step of each quality's symbols (`compoff.coding.levels`), never rising; the finest, 1, by default.
+        contexts: the context model of each quality; none by default.
 
     Raises:
         ArtifactError: the parts do not fit together.
@@ -65,6 +73,7 @@ class Code:
     latent_shape: tuple[int, ...]
     qualities: tuple[int, ...]
     steps: tuple[int, ...]
+    contexts: tuple[ContextModel, ...]
 
     def __init__(
         self,
@@ -72,6 +81,7 @@ class Code:
         latent_shape: Sequence[int],
         qualities: Sequence[int] | None = None,
         steps: Sequence[int] | None = None,
+        contexts: Sequence[ContextModel] = (),
     ) -> None:
         if not isinstance(tables, SymbolTables):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ArtifactError(f"tables is a {type(tables).__name__}; expected SymbolTables")
@@ -81,10 +91,12 @@ class Code:
         coarseness = (1,) * len(channels) if steps is None else check_sizes("steps", steps, ArtifactError)
         _check_parts(tables, shape, channels)
         _check_steps(tables, channels, coarseness)
+        _check_contexts(tables, channels, coarseness, contexts)
         object.__setattr__(self, "tables", tables)
         object.__setattr__(self, "latent_shape", shape)
         object.__setattr__(self, "qualities", channels)
         object.__setattr__(self, "steps", coarseness)
+        object.__setattr__(self, "contexts", tuple(contexts))
 
     def tables_at(self, quality: int) -> SymbolTables:
         """Give the tables of a quality's symbols.
@@ -231,14 +243,22 @@ class Code:
 
         Source: this project.
         """
-        tables = self.tables_at(quality)
+        tables, channels = self.tables_at(quality), np.moveaxis(symbols, 0, 1)
         # Each coder checks what it is given.
-        rows = cast("NDArray[np.generic]", symbols.swapaxes(0, 1).reshape(self.qualities[quality], -1))
+        rows = channels.reshape(self.qualities[quality], -1)
         if coding != _RAW:
-            body = (range_coder if coding == _RANGE else huffman).encode(rows, tables)
+            if coding == _CONTEXT and self.contexts:
+                body = context_coder.encode(channels, self.contexts[quality], self._zero(quality))
+            elif coding == _HUFFMAN:
+                body = huffman.encode(rows, tables)
+            else:
+                coding, body = _RANGE, range_coder.encode(rows, tables)
             if len(body) < self.packed_bytes(len(symbols), quality):
                 return coding, body
         return _RAW, packing.pack(rows, tables.num_symbols)
+
+    def _zero(self, quality: int) -> int:
+        return zero_symbol(self.tables.num_symbols, self.steps[quality])
 
     def decode(self, body: bytes, batch: int, quality: int, coding: int) -> NDArray[np.uint8]:
         """Decode what `encode` made.
@@ -268,6 +288,8 @@ class Code:
         """
         if coding not in _KNOWN:
             raise PayloadError(f"the payload names coding {coding}, which does not exist; its bytes are damaged")
+        if coding in (_CONTEXT, _CUT_CONTEXT) and not self.contexts:
+            raise PayloadError(f"the payload names coding {coding}, but this export has no context models")
         if len(body) > self.packed_bytes(batch, quality):
             raise PayloadError(f"{len(body)} bytes are too many for {batch} samples at quality {quality}")
         tables, (channels, *space) = self.tables_at(quality), self.shape(quality)
@@ -277,6 +299,10 @@ class Code:
         elif coding == _CUT_RANGE:
             rows = range_coder.decode_prefix(body, tables, positions, channels).astype(np.uint8)
             channels = len(rows)
+        elif coding in (_CONTEXT, _CUT_CONTEXT):
+            model, shape = self.contexts[quality], (channels, batch, *space)
+            decoded = context_coder.decode(body, model, shape, self._zero(quality), prefix=coding == _CUT_CONTEXT)
+            return np.ascontiguousarray(np.moveaxis(decoded, 0, 1))
         elif coding == _CUT_RAW:
             rows = packing.unpack_prefix(body, positions, tables.num_symbols)[:channels]
             channels = len(rows)
@@ -292,6 +318,22 @@ def _check_steps(tables: SymbolTables, qualities: tuple[int, ...], steps: tuple[
     for step in steps:
         if step != 1:
             num_coarse(tables.num_symbols, step)
+
+
+def _check_contexts(
+    tables: SymbolTables, qualities: tuple[int, ...], steps: tuple[int, ...], contexts: Sequence[ContextModel]
+) -> None:
+    if contexts and len(contexts) != len(qualities):
+        raise ArtifactError(
+            f"{len(contexts)} context models do not go with {len(qualities)} qualities; give one for each"
+        )
+    for channels, step, model in zip(qualities, steps, contexts, strict=False):
+        num_symbols = num_coarse(tables.num_symbols, step)
+        if (model.num_channels, model.tables.num_symbols) != (channels, num_symbols):
+            raise ArtifactError(
+                f"a context model is for {model.num_channels} channels of {model.tables.num_symbols} symbols; expected "
+                f"{channels} of {num_symbols}"
+            )
 
 
 def _check_parts(tables: SymbolTables, latent_shape: tuple[int, ...], qualities: tuple[int, ...]) -> None:

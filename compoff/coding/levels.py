@@ -16,7 +16,7 @@ from compoff.errors import ArtifactError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["coarse_tables", "coarsen", "num_coarse", "refine"]
+__all__ = ["coarse_tables", "coarsen", "num_coarse", "refine", "zero_symbol"]
 
 
 def _bounds(num_levels: int, step: int) -> tuple[int, int]:
@@ -51,6 +51,28 @@ def num_coarse(num_levels: int, step: int) -> int:
     """
     low, high = _bounds(num_levels, step)
     return high - low + 1
+
+
+def zero_symbol(num_levels: int, step: int) -> int:
+    """The symbol that stands for zero at a step.
+
+    Args:
+        num_levels: number of fine symbols, odd.
+        step: the step, in fine ones.
+
+    Returns:
+        The symbol.
+
+    Raises:
+        ArtifactError: the step does not go with the levels.
+
+    Examples:
+        >>> zero_symbol(255, step=1), zero_symbol(255, step=4)
+        (127, 32)
+
+    Source: this project.
+    """
+    return -_bounds(num_levels, step)[0]
 
 
 def coarsen(symbols: NDArray[np.uint8], num_levels: int, step: int) -> NDArray[np.uint8]:

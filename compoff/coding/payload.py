@@ -1,7 +1,7 @@
 """What travels for one batch: a short header, the coded symbols and the side tensors, a checksum.
 
     byte 0      format version 1 in the high four bits, coding of the first code in the low four (0 raw, 1 range,
-                2 Huffman, 3 range and 4 raw, their ends cut off)
+                2 Huffman, 5 range under a context model; 3, 4 and 6 range, raw and 5 with the end cut off)
     byte 1      quality index, the same for all codes
     1-5 bytes   batch size, LEB128
     parts       the codes in order, then the side tensors in order; each but the last after its length, LEB128

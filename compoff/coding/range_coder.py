@@ -8,25 +8,32 @@ The file does not know what the symbols mean, nor who checks that the bytes arri
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from itertools import accumulate
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
-from compoff.coding import range_constriction
-from compoff.coding.range_interval import STATE, WORD, shortest_tail, undecodable, words_of
-from compoff.coding.tables import PRECISION
-from compoff.errors import FeatureError
+from compoff.coding import range_constriction, range_python
+from compoff.coding.range_interval import undecodable
+from compoff.errors import FeatureError, PayloadError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike, NDArray
 
     from compoff.coding.tables import SymbolTables
 
-__all__ = ["decode", "decode_prefix", "decode_prefix_python", "decode_python", "encode", "encode_python"]
-
-_WORD_MASK = (1 << WORD) - 1
+__all__ = [
+    "RunReader",
+    "decode",
+    "decode_prefix",
+    "decode_prefix_python",
+    "decode_python",
+    "encode",
+    "encode_python",
+    "encode_runs",
+    "read_runs",
+]
 
 
 def encode(symbols: ArrayLike, tables: SymbolTables) -> bytes:
@@ -117,19 +124,7 @@ def encode_python(symbols: ArrayLike, tables: SymbolTables) -> bytes:
     Source: this project.
     """
     rows = cast("list[list[int]]", tables.checked(symbols).tolist())
-    words: list[int] = []
-    low, span = 0, (1 << STATE) - 1
-    for row, (starts, weights) in zip(rows, tables.derived("range_python", _python_tables), strict=False):
-        for symbol in row:
-            scale = span >> PRECISION
-            low += scale * starts[symbol]
-            span = scale * weights[symbol]
-            if span <= _WORD_MASK:
-                words.append(low >> WORD)  # 33 bits when a carry is due; it is passed on at the end
-                low = (low & _WORD_MASK) << WORD
-                span <<= WORD
-    carry, tail = shortest_tail(low, span)
-    return (_settled(words, carry) + tail).rstrip(b"\0")
+    return range_python.encode(zip(rows, range_python.shares_of(tables), strict=False))
 
 
 def decode_python(
@@ -158,25 +153,12 @@ def decode_python(
     Source: this project.
     """
     channels = _checked_channels(tables, num_positions, num_channels)
-    words = cast("list[int]", words_of(data).tolist())
-    words += [0, 0]
-    code, span, taken = words[0] << WORD | words[1], (1 << STATE) - 1, 2
-    result: list[int] = []
-    for starts, weights in tables.derived("range_python", _python_tables)[:channels]:
-        for _ in range(num_positions):
-            scale = span >> PRECISION
-            quantile = code // scale
-            symbol = bisect_right(starts, quantile) - 1
-            code -= scale * starts[symbol]
-            span = scale * weights[symbol]
-            if code >= span:  # past the last symbol's share: no encoder leaves that corner
-                raise undecodable(num_positions * channels)
-            result.append(symbol)
-            if span <= _WORD_MASK:
-                code = code << WORD | (words[taken] if taken < len(words) else 0)
-                taken += 1
-                span <<= WORD
-    return np.array(result, dtype=np.int32).reshape(channels, num_positions)
+    reader = range_python.Reader(data)
+    try:
+        rows = [reader.read(shares, num_positions) for shares in range_python.shares_of(tables)[:channels]]
+    except PayloadError:
+        raise undecodable(num_positions * channels) from None
+    return np.array(rows, dtype=np.int32).reshape(channels, num_positions)
 
 
 def decode_prefix(data: bytes, tables: SymbolTables, num_positions: int, num_channels: int) -> NDArray[np.int32]:
@@ -237,29 +219,101 @@ def decode_prefix_python(data: bytes, tables: SymbolTables, num_positions: int, 
     Source: this project.
     """
     channels = _checked_channels(tables, num_positions, num_channels)
-    least, most = (
-        iter(cast("list[int]", words_of(data + fill * (-len(data) % 4)).tolist())) for fill in (b"\0", b"\xff")
-    )
-    span = (1 << STATE) - 1
-    low, high = 0, 0
-    for _ in range(2):
-        low, high = low << WORD | next(least, 0), high << WORD | next(most, _WORD_MASK)
+    reader = range_python.PrefixReader(data)
     result: list[list[int]] = []
-    for starts, weights in tables.derived("range_python", _python_tables)[:channels]:
-        row: list[int] = []
-        for _ in range(num_positions):
-            scale = span >> PRECISION
-            symbol = bisect_right(starts, low // scale) - 1
-            if bisect_right(starts, min(high, span - 1) // scale) - 1 != symbol:
-                return np.array(result, dtype=np.int32).reshape(len(result), num_positions)
-            low, high = low - scale * starts[symbol], high - scale * starts[symbol]
-            span = scale * weights[symbol]
-            row.append(symbol)
-            if span <= _WORD_MASK:
-                low, high = low << WORD | next(least, 0), high << WORD | next(most, _WORD_MASK)
-                span <<= WORD
+    for shares in range_python.shares_of(tables)[:channels]:
+        row = reader.read(shares, num_positions)
+        if row is None:
+            break
         result.append(row)
     return np.array(result, dtype=np.int32).reshape(len(result), num_positions)
+
+
+class RunReader(Protocol):
+    """Reads a message run by run; a run is some symbols of one table, one after the other."""
+
+    def read(self, table: int, count: int) -> NDArray[np.int32] | None:
+        """The next symbols.
+
+        Args:
+            table: Index of their table.
+            count: How many.
+
+        Returns:
+            The symbols; None where only the first bytes of a message are read and do not settle them.
+
+        Raises:
+            PayloadError: no message decodes from these bytes.
+        """
+        ...
+
+
+def encode_runs(
+    symbols: NDArray[np.int32], runs: Sequence[tuple[int, int]], tables: SymbolTables, *, python: bool = False
+) -> bytes:
+    """Code symbols whose tables change from run to run into the shortest message.
+
+    Args:
+        symbols: the symbols of all runs, one after the other, each below ``tables.num_symbols``.
+        runs: index of the table of each run, and how many symbols it has.
+        tables: how probable each symbol is.
+        python: whether to do without constriction; the bytes are the same.
+
+    Returns:
+        The message; neither its length nor the runs are in it.
+
+    Shapes:
+        symbols: ``(positions,)``.
+
+    Examples:
+        >>> import numpy as np
+        >>> from compoff.coding import SymbolTables
+        >>> tables = SymbolTables.from_counts([[9, 1], [1, 9]])
+        >>> message = encode_runs(np.array([0, 0, 1, 1, 0], np.int32), [(0, 2), (1, 2), (0, 1)], tables)
+        >>> reader = read_runs(message, tables)
+        >>> reader.read(0, 2).tolist(), reader.read(1, 2).tolist(), reader.read(0, 1).tolist()
+        ([0, 0], [1, 1], [0])
+
+    Source: this project; arithmetic of constriction 0.5 (``stream.queue``), with a shorter end.
+    """
+    library = None if python else range_constriction.find()
+    if library is not None:
+        return range_constriction.encode_runs(symbols, runs, tables, library)
+    shares, pieces = range_python.shares_of(tables), np.split(symbols, np.cumsum([count for _, count in runs])[:-1])
+    return range_python.encode(
+        (cast("list[int]", piece.tolist()), shares[table]) for piece, (table, _) in zip(pieces, runs, strict=True)
+    )
+
+
+def read_runs(data: bytes, tables: SymbolTables, *, prefix: bool = False, python: bool = False) -> RunReader:
+    """Read a message of `encode_runs`, whose next run may depend on what was read.
+
+    Args:
+        data: the message, or its first bytes.
+        tables: the tables it was coded with.
+        prefix: whether more bytes came after these, and only what these settle is to be read.
+        python: whether to do without constriction; the symbols are the same.
+
+    Returns:
+        What gives the symbols, run by run.
+
+    Source: this project.
+    """
+    library = None if python else range_constriction.find()
+    if library is None:
+        return _PythonRuns(range_python.PrefixReader(data) if prefix else range_python.Reader(data), tables)
+    reader = range_constriction.PrefixRuns if prefix else range_constriction.Runs
+    return reader(data, tables, library)
+
+
+class _PythonRuns:
+    def __init__(self, reader: range_python.Reader | range_python.PrefixReader, tables: SymbolTables) -> None:
+        self._reader = reader
+        self._shares = range_python.shares_of(tables)
+
+    def read(self, table: int, count: int) -> NDArray[np.int32] | None:
+        found = self._reader.read(self._shares[table], count)
+        return None if found is None else np.array(found, dtype=np.int32)
 
 
 def _checked_channels(tables: SymbolTables, num_positions: int, num_channels: int | None) -> int:
@@ -269,16 +323,3 @@ def _checked_channels(tables: SymbolTables, num_positions: int, num_channels: in
             f"cannot decode {channels} channels of {num_positions} symbols with tables for {tables.num_channels}"
         )
     return channels
-
-
-def _python_tables(tables: SymbolTables) -> list[tuple[list[int], list[int]]]:
-    rows = cast("list[list[int]]", tables.weights.tolist())
-    return [([0, *accumulate(row[:-1])], row) for row in rows]
-
-
-def _settled(words: list[int], carry: int) -> bytes:
-    """Pass each word's carry on to the word before it."""
-    for index in range(len(words) - 1, -1, -1):
-        total = words[index] + carry
-        words[index], carry = total & _WORD_MASK, total >> WORD
-    return np.array(words, dtype=">u4").tobytes()

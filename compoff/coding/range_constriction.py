@@ -15,13 +15,13 @@ from compoff.coding.range_interval import shortest_tail, undecodable, words_of
 from compoff.coding.tables import PRECISION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from compoff.coding.tables import SymbolTables
 
-__all__ = ["Library", "decode", "decode_prefix", "encode", "find"]
+__all__ = ["Library", "PrefixRuns", "Runs", "decode", "decode_prefix", "encode", "encode_runs", "find"]
 
 # One call for all symbols needs a row of floats for each; up to this many floats a channel it beats a call a channel.
 _MOST_FAMILY_FLOATS, _MOST_FAMILY_POSITIONS = 256, 32
@@ -133,6 +133,41 @@ def encode(symbols: NDArray[np.int32], tables: SymbolTables, library: Library) -
     else:
         for row, model in zip(symbols, _models(tables, library).channels, strict=False):
             encoder.encode(row, model)
+    return _ended(encoder)
+
+
+def encode_runs(
+    symbols: NDArray[np.int32], runs: Sequence[tuple[int, int]], tables: SymbolTables, library: Library
+) -> bytes:
+    """Code symbols whose tables change from run to run; see `range_coder.encode_runs`.
+
+    Args:
+        symbols: The symbols of all runs.
+        runs: Table and length of each run.
+        tables: How probable each symbol is.
+        library: constriction.
+
+    Returns:
+        The message.
+
+    Shapes:
+        symbols: ``(positions,)``.
+    """
+    encoder = library.encoder()
+    if tables.num_symbols > 2 and len(symbols) <= _MOST_SHARED_POSITIONS * len(runs):
+        shares, spans = _shares(tables), np.array(runs, np.int32).reshape(-1, 2)
+        chosen: NDArray[np.int32] = symbols + np.repeat(spans[:, 0], spans[:, 1]) * np.int32(tables.num_symbols)
+        encoder.encode(shares.places[chosen], library.family, shares.rows[chosen])
+    else:
+        models, start = _models(tables, library).channels, 0
+        for table, count in runs:
+            encoder.encode(symbols[start : start + count], models[table])
+            start += count
+    return _ended(encoder)
+
+
+def _ended(encoder: _Encoder) -> bytes:
+    """The shortest message that says what was coded."""
     settled, (low, span) = encoder.pos()
     sealed: bytes = encoder.get_compressed().astype(">u4").tobytes()
     carry, tail = shortest_tail(low, span)
@@ -210,16 +245,77 @@ def decode_prefix(data: bytes, tables: SymbolTables, shape: tuple[int, int], lib
         The symbols of the channels that are certain as a whole.
     """
     channels, positions = shape
-    last, filled = tables.num_symbols - 1, data + b"\xff" * (-len(data) % 4)
-    # Two whole words of which nothing is known decide nothing any more.
-    least, most = _Reader(data, last, library), _Reader(filled + b"\xff" * 16, last, library)
+    reader = PrefixRuns(data, tables, library)
     result: list[NDArray[np.int32]] = []
-    for model in _models(tables, library).channels[:channels]:
-        row = np.empty(positions, np.int32)
-        for start in range(0, positions, _PREFIX_STEP):
-            step = row[start : start + _PREFIX_STEP]
-            step[:] = least.read(model, step.size)
-            if not np.array_equal(step, most.read(model, step.size)):
-                return np.array(result, dtype=np.int32).reshape(len(result), positions)
+    for channel in range(channels):
+        row = reader.read(channel, positions)
+        if row is None:
+            break
         result.append(row)
     return np.array(result, dtype=np.int32).reshape(len(result), positions)
+
+
+class Runs:
+    """Reads a message run by run; see `range_coder.read_runs`.
+
+    Args:
+        data: The message.
+        tables: The tables it was coded with.
+        library: constriction.
+    """
+
+    def __init__(self, data: bytes, tables: SymbolTables, library: Library) -> None:
+        self._decoder = library.decoder(words_of(data))
+        self._models = _models(tables, library).channels
+
+    def read(self, table: int, count: int) -> NDArray[np.int32]:
+        """The next symbols.
+
+        Args:
+            table: Index of their table.
+            count: How many.
+
+        Returns:
+            The symbols.
+
+        Raises:
+            PayloadError: No message decodes from these bytes.
+        """
+        try:
+            return self._decoder.decode(self._models[table], count)
+        except (AssertionError, ValueError, KeyError) as error:
+            raise undecodable(count) from error
+
+
+class PrefixRuns:
+    """Reads what the first bytes of a message settle, run by run: what the least and the most may have in common.
+
+    Args:
+        data: The first bytes.
+        tables: The tables the message was coded with.
+        library: constriction.
+    """
+
+    def __init__(self, data: bytes, tables: SymbolTables, library: Library) -> None:
+        last, filled = tables.num_symbols - 1, data + b"\xff" * (-len(data) % 4)
+        # Two whole words of which nothing is known decide nothing any more.
+        self._least, self._most = _Reader(data, last, library), _Reader(filled + b"\xff" * 16, last, library)
+        self._models = _models(tables, library).channels
+
+    def read(self, table: int, count: int) -> NDArray[np.int32] | None:
+        """The next symbols.
+
+        Args:
+            table: Index of their table.
+            count: How many.
+
+        Returns:
+            The symbols; None where one of them is not certain, after which nothing is.
+        """
+        model, row = self._models[table], np.empty(count, np.int32)
+        for start in range(0, count, _PREFIX_STEP):
+            step = row[start : start + _PREFIX_STEP]
+            step[:] = self._least.read(model, step.size)
+            if not np.array_equal(step, self._most.read(model, step.size)):
+                return None
+        return row

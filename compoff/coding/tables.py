@@ -14,9 +14,11 @@ from compoff.checks import check_array, check_number
 from compoff.errors import ArtifactError, FeatureError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import ArrayLike, NDArray
+
+    from compoff.coding.context_model import ContextModel
 
 __all__ = ["PRECISION", "SymbolTables"]
 
@@ -38,6 +40,8 @@ class SymbolTables:
 
     Args:
         weights: whole numbers, at least 1 each, ``2**24`` in sum over each row.
+        contexts: of each quality of an export what its symbols are coded with instead, where that is shorter; these
+            tables only carry it.
 
     Shapes:
         weights: ``(num_channels, num_symbols)``, 2 to 256 symbols.
@@ -55,10 +59,13 @@ class SymbolTables:
     Source: this project.
     """
 
-    __slots__ = ("_derived", "_weights")
+    __slots__ = ("_derived", "_weights", "contexts")
 
-    def __init__(self, weights: ArrayLike) -> None:
+    contexts: tuple[ContextModel, ...]
+
+    def __init__(self, weights: ArrayLike, contexts: Iterable[ContextModel] = ()) -> None:
         self._weights = _checked_weights(check_array("weights", weights, ArtifactError))
+        self.contexts = tuple(contexts)
         self._derived: dict[str, object] = {}
 
     @classmethod
@@ -216,12 +223,14 @@ class SymbolTables:
             self._derived[key] = build(self)
         return cast("_T", self._derived[key])
 
-    def __reduce__(self) -> tuple[type[SymbolTables], tuple[NDArray[np.uint32]]]:
+    def __reduce__(self) -> tuple[type[SymbolTables], tuple[NDArray[np.uint32], tuple[ContextModel, ...]]]:
         # What coders derive is cheap to build again and may not be picklable: only the weights are copied.
-        return (SymbolTables, (self._weights,))
+        return (SymbolTables, (self._weights, self.contexts))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SymbolTables) and np.array_equal(self._weights, other._weights)
+        if not isinstance(other, SymbolTables):
+            return False
+        return np.array_equal(self._weights, other._weights) and self.contexts == other.contexts
 
     def __hash__(self) -> int:
         return hash((self._weights.shape, self._weights.tobytes()))

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from compoff.answering import answers, student_output, telling
 from compoff.batch import Batch
-from compoff.codec import Decoder, Encoder, TransformBottleneck
-from compoff.coding import Code, PayloadFormat, Side, SymbolTables
-from compoff.coding.levels import coarse_tables, coarsen
+from compoff.codec import Decoder, Encoder, TransformBottleneck, code_of
+from compoff.coding import PayloadFormat
 from compoff.errors import FitError
 from compoff.fitting.agreeing import require_whole, shares_of
 from compoff.fitting.aim import Aim
 from compoff.fitting.batches import not_finite
 from compoff.fitting.comparison import Comparison, is_scores
+from compoff.fitting.contexts import SomeSamples, fit_contexts
 from compoff.fitting.overhead import sides_at, sides_of
 from compoff.spare import spare_buffers
 from compoff.teaching import float_tensors, teacher_pass
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from compoff.codec import Bottleneck, Quality
+    from compoff.codec import Bottleneck
     from compoff.fitting.agreeing import Agreement
     from compoff.fitting.report import SplitReport
     from compoff.wrapping import Wrapped
@@ -39,7 +39,7 @@ _GAIN_NUMBERS = 2**20  # of a feature, or of up to four, at which the largest ga
 
 @torch.no_grad()
 def count_symbols(wrapped: Wrapped, split: str, batches: Iterable[Batch]) -> None:
-    """Replace the learned prior by the frequencies that the fitted encoder really produces.
+    """Replace the learned prior by the frequencies that the fitted encoder really produces, and fit context models.
 
     Args:
         wrapped: The model.
@@ -58,16 +58,22 @@ def count_symbols(wrapped: Wrapped, split: str, batches: Iterable[Batch]) -> Non
     priors = [bottleneck.prior for bottleneck in wrapped.bottlenecks_at(split)]
     # One row a channel: symbol s of channel c is counted at c * num_centers + s.
     counts = [torch.zeros(prior.logits.numel(), dtype=torch.int64, device=prior.logits.device) for prior in priors]
+    some = [SomeSamples() for _ in priors]
     for batch in batches:
-        for symbols, prior, count in zip(symbols_of(wrapped, split, batch), priors, counts, strict=True):
+        found = symbols_of(wrapped, split, batch)
+        for symbols, prior, count, kept in zip(found, priors, counts, some, strict=True):
+            kept.add(symbols)
             channels, num_centers = prior.logits.shape
             rows = torch.arange(channels, device=count.device).mul(num_centers).view(-1, 1)
             places = symbols.reshape(len(symbols), channels, -1).long() + rows
             count += torch.bincount(places.flatten(), minlength=len(count))
-    for bottleneck, count in zip(wrapped.bottlenecks_at(split), counts, strict=True):
+    for bottleneck, count, kept in zip(wrapped.bottlenecks_at(split), counts, some, strict=True):
         transform = isinstance(bottleneck, TransformBottleneck)
         expected = bottleneck.density.probabilities(bottleneck.num_centers) if transform else None
         bottleneck.prior.count(count.view(bottleneck.prior.logits.shape), expected)
+        bottleneck.prior.keep_contexts(())
+        if transform:  # the paper's centers are no numbers, and its codec stays the paper's
+            bottleneck.prior.keep_contexts(fit_contexts(kept.symbols(), code_of(bottleneck)))
 
 
 def features_of(wrapped: Wrapped, split: str, batch: Batch) -> list[Tensor]:
@@ -208,8 +214,8 @@ def measure(
     """
     bottlenecks, gate = wrapped.bottlenecks_at(split), wrapped.gate(split)
     kept = sides_of(wrapped, split)
-    ladders = zip(*(bottleneck.qualities() for bottleneck in bottlenecks), strict=True)
-    rates, samples = [_Rate(bottlenecks, qualities, kept) for qualities in ladders], 0
+    coder = PayloadFormat(bytes(32), list(map(code_of, bottlenecks)), kept)
+    rates, samples = [_Rate(bottlenecks, index, coder) for index in range(coder.num_qualities)], 0
     first: Batch | None = None
     which = 0
     with torch.no_grad():
@@ -250,33 +256,26 @@ def measure(
 class _Rate:
     """Bytes and answers at one quality, over many batches."""
 
-    def __init__(self, bottlenecks: list[Bottleneck], qualities: tuple[Quality, ...], sides: list[Side]) -> None:
+    def __init__(self, bottlenecks: list[Bottleneck], index: int, coder: PayloadFormat) -> None:
         self.bottlenecks = bottlenecks
-        self.qualities = qualities
-        codes: list[Code] = []
-        for bottleneck, quality in zip(bottlenecks, qualities, strict=True):
-            tables = bottleneck.prior.tables()
-            tables = coarse_tables(tables, quality.step) if quality.step > 1 else tables
-            shape = (quality.channels, *bottleneck.latent_shape[1:])
-            codes.append(Code(SymbolTables(tables.weights[: quality.channels]), shape))
-        self.coder = PayloadFormat(bytes(32), codes, sides)
+        self.index = index
+        self.qualities = [bottleneck.qualities()[index] for bottleneck in bottlenecks]
+        self.coder = coder
         self.lengths: list[int] = []
         self.comparison = Comparison()
         self.shares: list[Tensor] = []  # of each batch what a user's function says is kept
 
     def add(self, symbols: list[Tensor], sides: list[NDArray[Any]]) -> list[Tensor]:
         """Code the symbols of a batch, and decode what the edge would have of them."""
-        sent: list[NDArray[Any]] = []
-        restored: list[Tensor] = []
-        for bottleneck, quality, part in zip(self.bottlenecks, self.qualities, symbols, strict=True):
-            whole = part[:, : quality.channels].cpu().numpy()
-            sent.append(coarsen(whole, bottleneck.num_centers, quality.step) if quality.step > 1 else whole)
-            restored.append(bottleneck.decode(bottleneck.received(part, quality)))
+        sent = [code.sent(part.cpu().numpy(), self.index) for code, part in zip(self.coder.codes, symbols, strict=True)]
         for place in range(len(sent[0])):
             here = slice(place, place + 1)
             beside = sides_at(place, sides, self.coder.sides)
-            self.lengths.append(len(self.coder.encode([part[here] for part in sent], beside)))
-        return restored
+            self.lengths.append(len(self.coder.encode([part[here] for part in sent], beside, quality=self.index)))
+        return [
+            bottleneck.decode(bottleneck.received(part, quality))
+            for bottleneck, quality, part in zip(self.bottlenecks, self.qualities, symbols, strict=True)
+        ]
 
     def point(self) -> dict[str, Any]:
         """What was measured."""
@@ -284,7 +283,7 @@ class _Rate:
             "channels": [quality.channels for quality in self.qualities],
             "step": self.qualities[0].step,
             "bytes": sum(self.lengths) / len(self.lengths),
-            "ceiling_bytes": self.coder.max_bytes(1),
+            "ceiling_bytes": self.coder.max_bytes(1, self.index),
             "agreement": float(torch.cat(self.shares).mean()) if self.shares else self.comparison.agreement,
             "output_error": self.comparison.error,
             "encoder_macs": self._encoder_macs(),

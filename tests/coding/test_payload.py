@@ -307,7 +307,7 @@ def test_a_payload_longer_than_any_is_refused_before_it_is_read() -> None:
         (np.zeros((1, 4, 3, 5)), {}, "whole numbers"),
         (np.zeros((1, 4, 3, 5), np.uint8), {"quality": 3}, "no quality 3"),
         (np.zeros((1, 4, 3, 5), np.uint8), {"quality": -1}, "no quality -1"),
-        (np.zeros((1, 4, 3, 5), np.uint8), {"coding": "zip"}, "'raw', 'range', 'huffman'"),
+        (np.zeros((1, 4, 3, 5), np.uint8), {"coding": "zip"}, "'raw', 'range', 'static', 'huffman'"),
     ],
 )
 def test_encode_refuses(symbols: np.ndarray, options: dict[str, object], words: str) -> None:

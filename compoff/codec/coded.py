@@ -1,0 +1,33 @@
+"""What a bottleneck's symbols are coded with: tables, channels and step of each quality, context models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from compoff.coding import Code, SymbolTables
+
+if TYPE_CHECKING:
+    from compoff.codec.bottleneck import Bottleneck
+
+__all__ = ["code_of"]
+
+
+def code_of(bottleneck: Bottleneck) -> Code:
+    """How the coder sees a bottleneck.
+
+    Args:
+        bottleneck: The bottleneck, its symbols counted.
+
+    Returns:
+        The code of all its qualities; its tables carry the context models, as an export does.
+
+    Examples:
+        >>> from compoff.codec import Bottleneck, Geometry
+        >>> code_of(Bottleneck(Geometry((16, 8, 8)), channels=4)).latent_shape
+        (4, 2, 2)
+    """
+    qualities = bottleneck.qualities()
+    channels = [quality.channels for quality in qualities]
+    contexts = bottleneck.prior.contexts(channels)
+    tables = SymbolTables(bottleneck.prior.tables().weights, contexts)
+    return Code(tables, bottleneck.latent_shape, channels, [quality.step for quality in qualities], contexts)

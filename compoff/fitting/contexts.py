@@ -1,0 +1,211 @@
+"""Fit the context models that a code's symbols are coded with, where they save enough to be worth their work.
+
+Least squares says what a magnitude is expected from; what then remains is counted. Knows symbols, no model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compoff.coding import SymbolTables
+from compoff.coding.context_model import (
+    CONTEXTS,
+    ONE,
+    REACHES,
+    ContextModel,
+    beside,
+    features,
+    groups,
+    later,
+    totals_of,
+)
+from compoff.coding.levels import zero_symbol
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from compoff.coding import Code
+
+__all__ = ["SomeSamples", "fit_contexts"]
+
+_KEPT_BYTES = 1 << 25  # of symbols that are kept for a fit
+_SEEN_SYMBOLS = 1 << 22  # of a quality that its model is fitted to, at most; more would show the same
+_FEWEST = 32  # samples: of fewer, what is found would be about them
+_HELD_OUT = 4  # every fourth sample says whether the models are worth it
+_LEAST_GAIN = 0.01  # of the bits
+_NUM_TABLES = 24
+_ROUNDS = 3  # of least squares, each weighted by what the one before expects
+_LEAST, _SOFT = 0.005, 0.05  # magnitudes: the least expected, and what is added to it as the deviation it stands for
+_RIDGE = 1e-4
+_MOST = 1 << 24  # of a weight, as the coder takes it
+_ROWS = 1 << 18  # that are looked at together
+_PRIOR = 2.0  # counts that are spread as a two-sided geometric distribution
+
+
+class SomeSamples:
+    """Every so many of the samples that went by, so that few are held however many there are.
+
+    Examples:
+        >>> import torch
+        >>> some = SomeSamples()
+        >>> some.add(torch.zeros(5, 2, 3, dtype=torch.uint8))
+        >>> some.symbols().shape
+        (5, 2, 3)
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[NDArray[np.uint8]] = []
+        self._every, self._seen = 1, 0
+
+    def add(self, symbols: Tensor) -> None:
+        """Take some of a batch.
+
+        Args:
+            symbols: Its symbols.
+        """
+        first = -self._seen % self._every
+        self._seen += len(symbols)
+        self._kept += list(symbols[first :: self._every].cpu().numpy())
+        while len(self._kept) > 2 * _FEWEST and len(self._kept) * self._kept[0].nbytes > _KEPT_BYTES:
+            self._kept, self._every = self._kept[::2], 2 * self._every
+
+    def symbols(self) -> NDArray[np.uint8]:
+        """What was kept.
+
+        Returns:
+            The symbols.
+
+        Shapes:
+            ``(samples, channels, *space)``.
+        """
+        return np.stack(self._kept)
+
+
+def fit_contexts(symbols: NDArray[np.uint8], code: Code) -> tuple[ContextModel, ...]:
+    """Fit a context model to each quality.
+
+    Args:
+        symbols: All symbols of some samples.
+        code: The code, its tables counted.
+
+    Returns:
+        One model a quality; none where they would save less than a hundredth, or there are too few samples to say.
+
+    Shapes:
+        symbols: ``(samples, *code.latent_shape)``.
+
+    Examples:
+        >>> from compoff.coding import Code
+        >>> values = np.random.default_rng(0).geometric(0.5, (256, 1, 8)).repeat(2, 1).astype(np.uint8) % 3
+        >>> tables = SymbolTables.from_counts([np.bincount(values.ravel())] * 2)
+        >>> [model] = fit_contexts(values, Code(tables, (2, 8)))
+        >>> model.num_channels
+        2
+
+    Source: this project.
+    """
+    if len(symbols) < _FEWEST or code.tables.num_symbols % 2 == 0:
+        return ()
+    models: list[ContextModel] = []
+    bits = bits_before = 0.0
+    for quality in range(len(code.qualities)):
+        most = max(_FEWEST, _SEEN_SYMBOLS // symbols[0, : code.qualities[quality]].size)
+        sent = code.sent(symbols[:: -(-len(symbols) // most)], quality)
+        tables, zero = code.tables_at(quality), zero_symbol(code.tables.num_symbols, code.steps[quality])
+        values = np.moveaxis(sent, 0, 1).astype(np.int64) - zero
+        held_out = np.arange(len(sent)) % _HELD_OUT == _HELD_OUT - 1
+        model = _fitted(values[:, ~held_out], tables.num_symbols, zero)
+        test = values[:, held_out]
+        bits_before += tables.cross_entropy((test + zero).reshape(len(test), -1))
+        bits += _bits(test, model, zero)
+        models.append(model)
+    return tuple(models) if bits < (1 - _LEAST_GAIN) * bits_before else ()
+
+
+def _fitted(values: NDArray[np.int64], num_symbols: int, zero: int) -> ContextModel:
+    """The model of one quality."""
+    channels, odd = len(values), np.broadcast_to(later(values.shape[2:]), values.shape[1:]).reshape(-1)
+    value_weights = _value_weights(values, odd)
+    shaped = value_weights.reshape(-1, *(1,) * (values.ndim - 1))
+    expected = ((shaped * beside(values) + (ONE >> 1)) // ONE) * later(values.shape[2:])
+    totals, near = totals_of(values), beside(np.abs(values)) * later(values.shape[2:])
+    target = np.abs(values - expected).reshape(channels, -1)
+    weights = np.empty((channels, CONTEXTS - 1))
+    magnitudes = np.empty(target.shape)
+    for start, end in groups(channels):
+        before = features(totals, start).reshape(1 + 2 * len(REACHES), -1)
+        shared: NDArray[np.float64] = np.transpose(np.concatenate([before, odd[None].astype(np.float64)]))
+        step = max(1, _ROWS // len(shared))
+        for first in range(start, end, step):
+            part = slice(first, min(first + step, end))
+            own = near[part].reshape(-1, len(shared), 1).astype(np.float64)
+            rows = np.concatenate([np.repeat(shared[None], len(own), axis=0), own], axis=2)
+            weights[part], magnitudes[part] = _least_squares(rows, target[part])
+    bounds = _bounds(magnitudes)
+    whole = np.clip(np.rint(np.concatenate([weights * ONE, value_weights[:, None]], axis=1)), -_MOST, _MOST)
+    untabled = ContextModel(
+        whole.astype(np.int64), bounds, SymbolTables.from_counts(np.ones((_NUM_TABLES, num_symbols)))
+    )
+    # Tables are counted under the whole numbers that the coder has, not under those they were rounded from.
+    found = untabled.expected(values)
+    coded = (values - found.values + zero) % num_symbols
+    counts = np.bincount(
+        (found.tables * np.int64(num_symbols) + coded).reshape(-1), minlength=_NUM_TABLES * num_symbols
+    )
+    counts = counts.reshape(_NUM_TABLES, num_symbols).astype(np.float64)
+    return ContextModel(
+        whole.astype(np.int64), bounds, SymbolTables.from_probabilities(_smoothed(counts, bounds, zero))
+    )
+
+
+def _value_weights(values: NDArray[np.int64], odd: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """What share of the sum beside a value of the later half is expected to be in it."""
+    if not odd.any():
+        return np.zeros(len(values), np.int64)
+    y, x = (one.reshape(len(values), -1)[:, odd].astype(np.float64) for one in (values, beside(values)))
+    return np.rint(ONE * (x * y).sum(1) / (np.square(x).sum(1) + 1)).astype(np.int64)
+
+
+def _least_squares(
+    rows: NDArray[np.float64], target: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weights for each channel, and the magnitudes that they expect; the deviation of one counts as its own size."""
+    scale: NDArray[np.float64] = np.sqrt(np.square(rows).mean(1, keepdims=True)) + 1e-12
+    scaled, deviation = rows / scale, np.ones(target.shape)
+    weights, magnitudes = np.zeros((len(rows), rows.shape[2], 1)), deviation
+    for _ in range(_ROUNDS):
+        weighted = scaled / np.square(deviation)[:, :, None]
+        square: NDArray[np.float64] = np.moveaxis(scaled, 1, 2) @ weighted
+        mean: NDArray[np.float64] = np.trace(square, axis1=1, axis2=2)[:, None, None] / square.shape[1]
+        square += (_RIDGE * mean + 1e-12) * np.eye(square.shape[1])
+        weights = np.linalg.solve(square, np.moveaxis(weighted, 1, 2) @ target[:, :, None].astype(np.float64))
+        magnitudes = np.maximum((scaled @ weights)[:, :, 0], _LEAST)
+        deviation = magnitudes + _SOFT
+    return weights[:, :, 0] / scale[:, 0], magnitudes
+
+
+def _bounds(magnitudes: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Bounds at equal ratios over the magnitudes that are expected."""
+    low, high = np.quantile(magnitudes, (0.001, 0.999))
+    low = max(float(low), _LEAST)
+    return np.rint(ONE * np.geomspace(low, max(float(high), 2 * low), _NUM_TABLES - 1)).astype(np.int64)
+
+
+def _smoothed(counts: NDArray[np.float64], bounds: NDArray[np.int64], zero: int) -> NDArray[np.float64]:
+    """Counts with a few more of what a table's magnitude lets expect, so that what was never seen can be coded."""
+    sizes: NDArray[np.int64] = np.abs(np.arange(-zero, counts.shape[1] - zero))
+    edges: NDArray[np.float64] = np.concatenate([bounds[:1], bounds]) / ONE
+    ratios = ((np.sqrt(1 + np.square(edges)) - 1) / edges)[:, None]  # of one size to the next, for this mean
+    shape: NDArray[np.float64] = np.maximum(np.power(ratios, sizes), 1e-6)
+    return counts + _PRIOR * shape / shape.sum(1, keepdims=True)
+
+
+def _bits(values: NDArray[np.int64], model: ContextModel, zero: int) -> float:
+    """What the values cost under a model."""
+    found, num_symbols = model.expected(values), model.tables.num_symbols
+    coded = (values - found.values + zero) % num_symbols
+    bits = 24 - np.log2(model.tables.weights.astype(np.float64))
+    return float(bits[found.tables, coded].sum())
