@@ -327,7 +327,7 @@ def _add_shifted(result: NDArray[Any], values: NDArray[Any], axis: int) -> None:
 def _whole(name: str, given: ArrayLike, ndim: int) -> NDArray[np.float64]:
     """Whole numbers that sum up exactly, read-only."""
     numbers = check_array(name, given, ArtifactError)
-    if numbers.dtype.kind not in "iu" or numbers.ndim != ndim:
+    if (numbers.size and numbers.dtype.kind not in "iu") or numbers.ndim != ndim:
         raise ArtifactError(
             f"{name} of a context model are {numbers.dtype} of shape {numbers.shape}; expected whole numbers"
         )

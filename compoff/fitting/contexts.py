@@ -196,7 +196,7 @@ def _bounds(magnitudes: NDArray[np.float64]) -> NDArray[np.int64]:
 
 def _smoothed(counts: NDArray[np.float64], bounds: NDArray[np.int64], zero: int) -> NDArray[np.float64]:
     """Counts with a few more of what a table's magnitude lets expect, so that what was never seen can be coded."""
-    sizes: NDArray[np.int64] = np.abs(np.arange(-zero, counts.shape[1] - zero))
+    sizes = np.array([abs(symbol - zero) for symbol in range(counts.shape[1])])
     edges: NDArray[np.float64] = np.concatenate([bounds[:1], bounds]) / ONE
     ratios = ((np.sqrt(1 + np.square(edges)) - 1) / edges)[:, None]  # of one size to the next, for this mean
     shape: NDArray[np.float64] = np.maximum(np.power(ratios, sizes), 1e-6)

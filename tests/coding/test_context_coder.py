@@ -1,0 +1,173 @@
+"""Symbols under context models: there and back, the same bytes with and without constriction, any prefix of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compoff.coding import Code, PayloadFormat, SymbolTables
+from compoff.coding.context_coder import decode, encode
+from compoff.coding.context_model import CONTEXTS, ONE, ContextModel, groups
+from compoff.coding.levels import coarse_tables
+from compoff.errors import ArtifactError, FeatureError, PayloadError
+from tests.coding.test_context_model import random_model
+from tests.coding.test_context_model import reference as expectations
+from tests.coding.test_range_coder import reference as shortest
+
+ID = bytes(range(32))
+SPACES = [(), (6,), (3, 4)]
+GOLDEN_PAYLOADS = ["150002e7d02e606a1967b19f", "15010215d86c046637d5f5751768187c4a9480ac"]
+
+
+def random_tables(generator: np.random.Generator, num_tables: int, num_symbols: int) -> SymbolTables:
+    return SymbolTables.from_counts(generator.integers(0, 30, (num_tables, num_symbols)))
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 3), st.sampled_from(SPACES), st.integers(2, 40))
+def test_there_and_back(seed: int, channels: int, batch: int, space: tuple[int, ...], num_symbols: int) -> None:
+    generator = np.random.default_rng(seed)
+    tables = random_tables(generator, int(generator.integers(1, 9)), num_symbols)
+    model, zero = random_model(generator, channels, tables), num_symbols // 2
+    symbols = generator.integers(0, num_symbols, (channels, batch, *space))
+    message = encode(symbols, model, zero)
+    assert message == encode(symbols, model, zero, python=True)
+    for python in (False, True):
+        assert np.array_equal(decode(message, model, symbols.shape, zero, python=python), symbols)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 18), st.sampled_from(SPACES))
+def test_it_is_the_range_coder_in_the_order_that_is_written_down(
+    seed: int, channels: int, space: tuple[int, ...]
+) -> None:
+    generator = np.random.default_rng(seed)
+    model = random_model(generator, channels, random_tables(generator, 4, 7))
+    symbols = generator.integers(0, 7, (channels, 2, *space))
+    tables, expected = expectations(symbols - 3, model)
+    group = {channel: start for start, end in groups(channels) for channel in range(start, end)}
+    places = sorted(np.ndindex(symbols.shape), key=lambda at: (group[at[0]], sum(at[2:]) % 2, tables[at]))
+    coded = np.array([[(symbols[at] - expected[at]) % 7] for at in places])
+    message = shortest(coded, SymbolTables(model.tables.weights[[tables[at] for at in places]]))
+    assert encode(symbols, model, 3) == message
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(SPACES), st.floats(0, 1))
+def test_a_prefix_gives_whole_groups_and_nothing_else(seed: int, space: tuple[int, ...], share: float) -> None:
+    generator = np.random.default_rng(seed)
+    channels = 24
+    model = random_model(generator, channels, random_tables(generator, 4, 9))
+    symbols = generator.integers(0, 9, (channels, 2, *space))
+    message = encode(symbols, model, 4)
+    prefix = message[: int(share * len(message))]
+    found, same = (decode(prefix, model, symbols.shape, 4, prefix=True, python=python) for python in (False, True))
+    assert np.array_equal(found, symbols[: len(found)])
+    assert np.array_equal(found, same)
+    assert len(found) in [0, *(end for _, end in groups(channels))]
+
+
+def test_a_prefix_leaves_out_little() -> None:
+    generator = np.random.default_rng(1)
+    model = ContextModel(np.zeros((24, CONTEXTS), int), [ONE], SymbolTables([[2**22] * 4] * 2))
+    symbols = generator.integers(0, 4, (24, 1, 4, 4))  # two bits each: four bytes a channel
+    message = encode(symbols, model, 2)
+    assert len(message) == 96
+    assert len(decode(message[:60], model, symbols.shape, 2, prefix=True)) == 14
+    assert len(decode(message, model, symbols.shape, 2, prefix=True)) == 22, "what may follow decides the last symbols"
+
+
+def golden() -> tuple[Code, np.ndarray]:
+    """A code of three channels and two qualities, whole numbers throughout."""
+    tables = SymbolTables.from_counts([[1, 2, 9, 2, 1], [1, 3, 5, 3, 1], [1, 1, 20, 1, 1]])
+    weights = [[ONE // 2] + [0] * 11, [0, ONE, 0, 0, 0, 0, 0, 0, ONE // 8, 0, 0, 0], [0, 0, 0, 0, ONE // 2] + [0] * 7]
+    weights[1][9:] = [ONE // 4, ONE // 4, ONE // 3]
+    fine = SymbolTables.from_counts([[0, 1, 40, 1, 0], [1, 4, 9, 4, 1], [3, 3, 3, 3, 3]])
+    bounds = [ONE // 2 + 1, 3 * ONE // 2]
+    models = [
+        ContextModel(weights[:2], bounds, coarse_tables(fine, 2)),
+        ContextModel(weights, bounds, fine),
+    ]
+    symbols = np.array([2, 2, 2, 1, 2, 2, 3, 2, 4])[np.arange(3 * 2 * 3 * 3) * 7 % 11 % 9].reshape(2, 3, 3, 3)
+    symbols = symbols.astype(np.uint8)
+    return Code(tables, (3, 3, 3), (2, 3), (2, 1), models), symbols
+
+
+def test_bytes_are_golden() -> None:
+    code, symbols = golden()
+    payloads = PayloadFormat(ID, [code])
+    found = [payloads.encode([code.sent(symbols, quality)], quality=quality).data.hex() for quality in (0, 1)]
+    assert found == GOLDEN_PAYLOADS
+    for quality, text in enumerate(GOLDEN_PAYLOADS):
+        decoded = payloads.decode(bytes.fromhex(text))
+        assert np.array_equal(decoded.symbols[0], code.sent(symbols, quality))
+
+
+def test_a_payload_says_how_it_was_coded() -> None:
+    code, symbols = golden()
+    payloads = PayloadFormat(ID, [code])
+    numbers = {
+        coding: payloads.encode([symbols], coding=coding).data[0] & 15
+        for coding in ("range", "static", "huffman", "raw")
+    }
+    assert numbers == {"range": 5, "static": 1, "huffman": 2, "raw": 0}
+    plain = PayloadFormat(ID, [Code(code.tables, code.latent_shape, code.qualities, code.steps)])
+    assert plain.encode([symbols]).data == payloads.encode([symbols], coding="static").data
+    with pytest.raises(PayloadError, match="names coding 5, but this export has no context models"):
+        plain.decode(payloads.encode([symbols]))
+
+
+def test_a_cut_payload_has_a_number_of_its_own() -> None:
+    code, symbols = golden()
+    payloads = PayloadFormat(ID, [code])
+    whole = payloads.encode([symbols])
+    shorter = payloads.shortened(whole, len(whole) - 3)
+    assert (shorter.data[0] & 15, len(shorter)) == (6, len(whole) - 3)
+    [decoded] = payloads.decode(shorter).symbols
+    assert 0 < decoded.shape[1] < 3
+    assert np.array_equal(decoded, symbols[:, : decoded.shape[1]])
+    again = payloads.shortened(shorter, len(whole) - 5)
+    assert again.data[0] & 15 == 6
+    assert payloads.decode(again).symbols[0].shape[1] <= decoded.shape[1]
+
+
+@settings(max_examples=60)
+@given(st.binary(max_size=40), st.booleans(), st.booleans())
+def test_foreign_bytes_are_refused_or_give_symbols(data: bytes, prefix: bool, python: bool) -> None:
+    generator = np.random.default_rng(0)
+    model = random_model(generator, 5, random_tables(generator, 4, 9))
+    try:
+        found = decode(data, model, (5, 1, 3, 3), 4, prefix=prefix, python=python)
+    except PayloadError:
+        return
+    assert found.dtype == np.uint8
+    assert int(found.max(initial=0)) < 9
+
+
+def test_symbols_that_no_table_has_are_refused() -> None:
+    generator = np.random.default_rng(0)
+    model = random_model(generator, 1)
+    with pytest.raises(FeatureError, match="reach from 0 to 5"):
+        encode(np.array([[[0, 5]]]), model, 2)
+
+
+def test_models_that_do_not_fit_the_code_are_refused() -> None:
+    code, _ = golden()
+    first, last = code.contexts
+    for models, words in (
+        ([last], "1 context models do not go with 2 qualities"),
+        ([last, first], "for 3 channels of 5 symbols; expected 2 of 3"),
+    ):
+        with pytest.raises(ArtifactError, match=words):
+            Code(code.tables, code.latent_shape, code.qualities, code.steps, models)
+
+
+def test_expected_values_wrap_around() -> None:
+    """The last symbol beside neighbors that let expect the first: the difference leaves the symbols and comes back."""
+    weights = np.zeros((1, CONTEXTS), int)
+    weights[0, -1] = ONE
+    model = ContextModel(weights, [], SymbolTables.from_counts([[1, 5, 9, 5, 1]]))
+    symbols = np.array([[[0, 4, 0, 4, 0]]])
+    assert np.array_equal(decode(encode(symbols, model, 2), model, symbols.shape, 2), symbols)

@@ -1,0 +1,49 @@
+"""Tables and context models as arrays by name, and what of them is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compoff.coding import SymbolTables
+from compoff.coding.stored import arrays_of, tables_of
+from compoff.errors import ArtifactError
+from tests.coding.test_context_coder import golden
+
+
+def test_context_models_come_back() -> None:
+    code, _ = golden()
+    tables = [SymbolTables([[2**23, 2**23]]), SymbolTables(code.tables.weights, code.contexts)]
+    arrays = arrays_of(tables)
+    assert sorted(arrays) == [
+        *(f"contexts.1.{quality}.{name}" for quality in (0, 1) for name in ("bounds", "tables", "weights")),
+        "weights.0",
+        "weights.1",
+    ]
+    found = tables_of(arrays, [2, 2])
+    assert list(found) == tables
+    assert found[1].contexts == code.contexts
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda arrays: arrays.pop("contexts.0.1.bounds"), "expected contexts.0.1.bounds"),
+        (lambda arrays: arrays.pop("weights.0"), "expected weights.0"),
+        (lambda arrays: arrays.update(other=np.zeros(3)), "it holds other, which no code has"),
+        (
+            lambda arrays: arrays.update({"contexts.0.2.bounds": np.zeros(3)}),
+            "holds contexts.0.2.bounds, which no code",
+        ),
+        (lambda arrays: arrays.update({"contexts.0.0.bounds": np.array([5, 1], np.int32)}), "must rise"),
+        (lambda arrays: arrays.update({"contexts.0.0.weights": np.zeros((2, 3), np.int32)}), "expected .channels, 12"),
+        (lambda arrays: arrays.update({"contexts.0.0.tables": np.zeros((3, 3), np.int32)}), "symbol weight"),
+    ],
+)
+def test_damaged_arrays_are_refused(change: object, words: str) -> None:
+    code, _ = golden()
+    arrays = arrays_of([SymbolTables(code.tables.weights, code.contexts)])
+    assert callable(change)
+    change(arrays)
+    with pytest.raises(ArtifactError, match=words):
+        tables_of(arrays, [2])

@@ -1,0 +1,96 @@
+"""Context models that are fitted: what they save where there is something to save, and that they are left out else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from compoff.coding import Code, PayloadFormat, SymbolTables
+from compoff.coding.context_model import ONE
+from compoff.fitting.contexts import SomeSamples, fit_contexts
+
+STEPS = (5, 3, 1)
+
+
+def symbols_of(samples: int, *, alike: bool = True, seed: int = 0) -> np.ndarray:
+    """Values whose spread is the same in all channels at a place, where they are alike; else the same everywhere."""
+    generator = np.random.default_rng(seed)
+    spread = np.exp(generator.normal(1, 1.5, (samples, 1, 6, 6))) if alike else np.full((samples, 1, 6, 6), 2.0)
+    return (np.clip(np.rint(generator.laplace(0, spread, (samples, 10, 6, 6))), -21, 21) + 21).astype(np.uint8)
+
+
+def code_for(symbols: np.ndarray) -> Code:
+    counts = [np.bincount(channel.ravel(), minlength=43) for channel in symbols.swapaxes(0, 1)]
+    return Code(SymbolTables.from_counts(counts), symbols.shape[1:], (8, 10, 10), STEPS)
+
+
+def test_what_is_large_beside_the_large_takes_fewer_bytes() -> None:
+    symbols = symbols_of(96)
+    code = code_for(symbols)
+    models = fit_contexts(symbols, code)
+    assert [(model.num_channels, model.tables.num_symbols) for model in models] == [(8, 9), (10, 15), (10, 43)]
+    payloads = PayloadFormat(bytes(32), [Code(code.tables, code.latent_shape, code.qualities, code.steps, models)])
+    fresh = symbols_of(24, seed=1)
+    for quality in range(3):
+        sent = code.sent(fresh, quality)
+        lengths = {
+            coding: sum(len(payloads.encode([one[None]], quality=quality, coding=coding)) for one in sent)
+            for coding in ("range", "static")
+        }
+        assert lengths["range"] < 0.92 * lengths["static"]
+
+
+def test_what_has_no_context_gets_no_model() -> None:
+    symbols = symbols_of(96, alike=False)
+    assert fit_contexts(symbols, code_for(symbols)) == ()
+
+
+def test_few_samples_say_nothing() -> None:
+    symbols = symbols_of(31)
+    assert fit_contexts(symbols, code_for(symbols)) == ()
+
+
+def test_centers_that_are_no_numbers_have_no_model() -> None:
+    symbols = symbols_of(64) // 6
+    counts = [np.bincount(channel.ravel(), minlength=8) for channel in symbols.swapaxes(0, 1)]
+    assert fit_contexts(symbols, Code(SymbolTables.from_counts(counts), symbols.shape[1:])) == ()
+
+
+def test_a_channel_that_is_always_zero_and_one_that_is_always_large() -> None:
+    symbols = symbols_of(64)
+    symbols[:, 1], symbols[:, 2] = 21, 42
+    models = fit_contexts(symbols, code_for(symbols))
+    assert len(models) == 3
+    code = Code(code_for(symbols).tables, (10, 6, 6), (8, 10, 10), STEPS, models)
+    payloads = PayloadFormat(bytes(32), [code])
+    for quality in range(3):
+        sent = code.sent(symbols[:2], quality)
+        assert np.array_equal(payloads.decode(payloads.encode([sent], quality=quality)).symbols[0], sent)
+
+
+@pytest.mark.parametrize("space", [(), (5,), (1, 1)])
+def test_any_space_will_do(space: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(0)
+    spread = np.exp(generator.normal(1, 1.5, (512, 1, *(1 for _ in space))))
+    symbols = (np.clip(np.rint(generator.laplace(0, spread, (512, 12, *space))), -21, 21) + 21).astype(np.uint8)
+    counts = [np.bincount(channel.ravel(), minlength=43) for channel in symbols.swapaxes(0, 1)]
+    code = Code(SymbolTables.from_counts(counts), (12, *space), (12,), (1,))
+    [model] = fit_contexts(symbols, code)
+    assert (model.weights[1:, 1:5] > ONE // 1000).any()
+
+
+def test_some_samples_are_every_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compoff.fitting.contexts._KEPT_BYTES", 80 * 4)
+    some = SomeSamples()
+    for start in range(0, 600, 7):
+        some.add(
+            torch.arange(start, min(start + 7, 600)).remainder(251).to(torch.uint8).view(-1, 1, 1).expand(-1, 2, 2)
+        )
+    kept = some.symbols()
+    assert kept.shape[1:] == (2, 2)
+    assert 64 // 2 <= len(kept) <= 80
+    assert (
+        kept[:, 0, 0].tolist() == [place % 251 for place in range(0, 600, 600 // len(kept) + 1)][: len(kept)]
+        or (np.diff(kept[:, 0, 0].astype(int)) % 251 == 8).all()
+    )
