@@ -57,9 +57,10 @@ def test_centers_that_are_no_numbers_have_no_model() -> None:
     assert fit_contexts(symbols, Code(SymbolTables.from_counts(counts), symbols.shape[1:])) == ()
 
 
-def test_a_channel_that_is_always_zero_and_one_that_is_always_large() -> None:
+def test_a_channel_that_is_always_zero_and_one_that_is_never() -> None:
     symbols = symbols_of(64)
-    symbols[:, 1], symbols[:, 2] = 21, 42
+    symbols[:, 1] = 21
+    symbols[:, 2] = np.where(symbols[:, 2] == 21, 22, symbols[:, 2])
     models = fit_contexts(symbols, code_for(symbols))
     assert len(models) == 3
     code = Code(code_for(symbols).tables, (10, 6, 6), (8, 10, 10), STEPS, models)
@@ -89,8 +90,5 @@ def test_some_samples_are_every_so_many(monkeypatch: pytest.MonkeyPatch) -> None
         )
     kept = some.symbols()
     assert kept.shape[1:] == (2, 2)
-    assert 64 // 2 <= len(kept) <= 80
-    assert (
-        kept[:, 0, 0].tolist() == [place % 251 for place in range(0, 600, 600 // len(kept) + 1)][: len(kept)]
-        or (np.diff(kept[:, 0, 0].astype(int)) % 251 == 8).all()
-    )
+    assert 32 <= len(kept) <= 80
+    assert set((np.diff(kept[:, 0, 0].astype(int)) % 251).tolist()) == {8}
