@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compoff.coding.context_model import features, groups, later
+from compoff.coding.context_model import Sums, groups, later
 from compoff.coding.range_coder import encode_runs, read_runs
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ def encode(symbols: NDArray[np.generic], model: ContextModel, zero: int, *, pyth
 
     Examples:
         >>> from compoff.coding import SymbolTables
-        >>> from compoff.coding.context_model import CONTEXTS, ONE, ContextModel
+        >>> from compoff.coding.context_model import BOUND, CONTEXTS, ONE, ContextModel
         >>> tables = SymbolTables.from_counts([[1, 99, 1], [1, 1, 1]])
-        >>> model = ContextModel([[0] * CONTEXTS, [0, ONE] + [0] * (CONTEXTS - 2)], [ONE // 2], tables)
+        >>> model = ContextModel([[0] * CONTEXTS, [0, ONE] + [0] * (CONTEXTS - 2)], [BOUND // 2], tables)
         >>> symbols = np.array([[[1] * 30 + [2]]] * 2)
         >>> message = encode(symbols, model, zero=1)
         >>> len(message), np.array_equal(decode(message, model, (2, 1, 31), zero=1), symbols)
@@ -54,8 +54,8 @@ def encode(symbols: NDArray[np.generic], model: ContextModel, zero: int, *, pyth
     """
     tables = model.tables
     checked = tables.checked(symbols.reshape(1, -1)).reshape(symbols.shape)
-    expected = model.expected(checked.astype(np.int64) - zero)
-    coded = ((checked - expected.values) % tables.num_symbols).astype(np.int32)
+    expected = model.expected(checked - zero)
+    coded = (checked - expected.values) % tables.num_symbols
     # Groups in order, the halves of each in order, tables in order.
     starts = np.repeat(np.arange(len(parts := groups(len(checked)))), [end - start for start, end in parts])
     halves = 2 * starts.reshape(-1, *(1,) * (checked.ndim - 1)) + later(checked.shape[2:])
@@ -63,7 +63,8 @@ def encode(symbols: NDArray[np.generic], model: ContextModel, zero: int, *, pyth
     # The smallest type there is for them: small ones are sorted in one pass a byte.
     order = np.argsort(keys.astype(np.min_scalar_type(2 * len(parts) * tables.num_channels)), kind="stable")
     counts = np.bincount(keys)
-    runs = [(int(key) % tables.num_channels, int(counts[key])) for key in np.flatnonzero(counts)]
+    used = np.flatnonzero(counts)
+    runs = list(zip((used % tables.num_channels).tolist(), counts[used].tolist(), strict=True))
     return encode_runs(coded.reshape(-1)[order], runs, tables, python=python)
 
 
@@ -91,11 +92,11 @@ def decode(
     """
     reader = read_runs(data, model.tables, prefix=prefix, python=python)
     num_symbols, odd = model.tables.num_symbols, np.broadcast_to(later(shape[2:]), shape[1:])
-    values = np.zeros(shape, np.int64)
-    totals = np.zeros((shape[0] + 1, *shape[1:]), np.int64)  # of the magnitudes of all channels before
+    values = np.zeros(shape, np.int32)
+    sums = Sums(shape)
     for start, end in groups(shape[0]):
         group, channels = values[start:end], slice(start, end)
-        magnitudes = model.from_before(features(totals, start), channels)
+        magnitudes = model.from_before(sums.features(start), channels)
         symbols = _read(reader, model.tables_of(magnitudes[:, ~odd]))
         if symbols is None:
             return (values[:start] + zero).astype(np.uint8)
@@ -105,20 +106,20 @@ def decode(
         if symbols is None:
             return (values[:start] + zero).astype(np.uint8)
         group[:, odd] = (symbols + expected[:, odd]) % num_symbols - zero
-        totals[start + 1 : end + 1] = totals[start] + np.cumsum(np.abs(group), axis=0)
+        sums.add(start, group)
     return (values + zero).astype(np.uint8)
 
 
-def _read(reader: RunReader, tables: NDArray[np.uint8]) -> NDArray[np.int64] | None:
+def _read(reader: RunReader, tables: NDArray[np.uint8]) -> NDArray[np.int32] | None:
     """The symbols of half a group, in the order of its positions; None where they are not certain."""
-    wanted, result = tables.reshape(-1), np.empty(tables.size, np.int64)
+    wanted, result = tables.reshape(-1), np.empty(tables.size, np.int32)
     order, counts = np.argsort(wanted, kind="stable"), np.bincount(wanted)
     begin = 0
-    for table in np.flatnonzero(counts):
-        end = begin + int(counts[table])
-        symbols = reader.read(int(table), end - begin)
-        if symbols is None:
-            return None
-        result[order[begin:end]] = symbols
-        begin = end
+    for table, count in enumerate(counts.tolist()):
+        if count:
+            symbols = reader.read(table, count)
+            if symbols is None:
+                return None
+            result[order[begin : begin + count]] = symbols
+            begin += count
     return result.reshape(tables.shape)

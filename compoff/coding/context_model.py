@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from compoff.coding.tables import SymbolTables
 
 __all__ = [
+    "BOUND",
     "CONTEXTS",
     "ONE",
     "REACHES",
     "ContextModel",
     "Expected",
+    "Sums",
     "around",
     "beside",
-    "features",
     "groups",
     "later",
-    "totals_of",
 ]
 
 REACHES: tuple[int | None, ...] = (1, 4, 16, None)
@@ -43,10 +43,12 @@ the magnitudes beside it; of the values beside it, for the value itself. The las
 ONE = 1 << 16
 """A weight of one, and a magnitude of one step."""
 
-_MOST = 1 << 24  # of a weight, so that 53 bits hold any sum of them
-_BITS = 16
+BOUND = 1 << 10
+"""A bound of one step."""
+
+_MOST, _MOST_BOUND = 1 << 24, 1 << 18  # of a weight, so that 53 bits hold any sum of them
 _GROUP = 8
-_AROUND, _LATER = 1 + len(REACHES), 1 + 2 * len(REACHES)
+_LATER = 1 + 2 * len(REACHES)
 
 
 class Expected(NamedTuple):
@@ -61,7 +63,7 @@ class Expected(NamedTuple):
     """
 
     tables: NDArray[np.uint8]
-    values: NDArray[np.int64]
+    values: NDArray[np.int32]
 
 
 class ContextModel:
@@ -70,7 +72,7 @@ class ContextModel:
     Args:
         weights: for each channel that is sent, what its magnitudes are expected from (`CONTEXTS`), in units of
             ``1 / ONE``.
-        bounds: expected magnitudes between which a table is used, rising, in the same unit.
+        bounds: expected magnitudes between which a table is used, rising, in units of ``1 / BOUND``.
         tables: one table for each range of magnitudes, of the difference from the expected value.
 
     Shapes:
@@ -82,23 +84,24 @@ class ContextModel:
     Examples:
         >>> from compoff.coding import SymbolTables
         >>> tables = SymbolTables.from_counts([[1, 9, 1], [1, 1, 1]])
-        >>> model = ContextModel([[ONE // 4] + [0] * (CONTEXTS - 1)], bounds=[ONE // 2], tables=tables)
+        >>> model = ContextModel([[ONE // 4] + [0] * (CONTEXTS - 1)], bounds=[BOUND // 2], tables=tables)
         >>> model.num_channels, model.bounds.tolist()
-        (1, [32768])
+        (1, [512])
 
     Source: this project; contexts of magnitudes as in EBCOT (Taubman, 2000) and in two passes as in He et al.,
     "Checkerboard Context Model" (CVPR 2021).
     """
 
-    __slots__ = ("bounds", "tables", "weights")
+    __slots__ = ("_table_at", "bounds", "tables", "weights")
 
     weights: NDArray[np.float64]
-    bounds: NDArray[np.float64]
+    bounds: NDArray[np.int64]
     tables: SymbolTables
 
     def __init__(self, weights: ArrayLike, bounds: ArrayLike, tables: SymbolTables) -> None:
-        self.weights = _whole("weights", weights, 2)
-        self.bounds = _whole("bounds", bounds, 1)
+        # As floating-point numbers, which many are multiplied of at a time.
+        self.weights = _whole("weights", weights, 2, _MOST).astype(np.float64)
+        self.bounds = _whole("bounds", bounds, 1, _MOST_BOUND)
         self.tables = tables
         if self.weights.shape[1] != CONTEXTS or not len(self.weights):
             raise ArtifactError(
@@ -106,8 +109,10 @@ class ContextModel:
             )
         if len(self.bounds) != tables.num_channels - 1 or tables.num_channels > 256:
             raise ArtifactError(f"{len(self.bounds)} bounds do not go with {tables.num_channels} tables, at most 256")
-        if (np.diff(self.bounds) <= 0).any():
-            raise ArtifactError("the bounds of a context model must rise")
+        if (np.diff(self.bounds, prepend=0) <= 0).any():
+            raise ArtifactError("the bounds of a context model must rise from above zero")
+        last = int(self.bounds[-1]) if len(self.bounds) else 0
+        self._table_at = np.searchsorted(self.bounds, np.arange(last + 1), side="right").astype(np.uint8)
 
     @property
     def num_channels(self) -> int:
@@ -118,18 +123,19 @@ class ContextModel:
         """Which table goes with expected magnitudes.
 
         Args:
-            magnitudes: in units of ``1 / ONE``.
+            magnitudes: in units of ``1 / ONE``; what they have beyond a multiple of ``1 / BOUND`` is cut off.
 
         Returns:
             Indices, of the same shape.
         """
-        return np.searchsorted(self.bounds, magnitudes, side="right").astype(np.uint8)
+        places = np.clip(magnitudes, 0, (len(self._table_at) - 1) * (ONE // BOUND)) * (BOUND / ONE)
+        return self._table_at[places.astype(np.int32)]
 
     def from_before(self, seen: NDArray[np.float64], channels: slice) -> NDArray[np.float64]:
         """Expected magnitudes, as far as the channels before a group tell.
 
         Args:
-            seen: what `features` gives.
+            seen: what `Sums.features` gives.
             channels: the channels of the group.
 
         Returns:
@@ -142,7 +148,7 @@ class ContextModel:
         flat = self.weights[channels, : len(seen)] @ seen.reshape(len(seen), -1)
         return flat.reshape(-1, *seen.shape[1:])
 
-    def from_beside(self, values: NDArray[np.int64], channels: slice) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def from_beside(self, values: NDArray[np.int32], channels: slice) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
         """What the earlier half of some channels tells of their later half.
 
         Args:
@@ -157,10 +163,11 @@ class ContextModel:
         """
         columns = np.transpose(self.weights[channels, _LATER:])
         constant, magnitude, value = columns.reshape(3, -1, *(1,) * (values.ndim - 1))
-        expected = (value.astype(np.int64) * beside(values) + (ONE >> 1)) >> _BITS
+        # Division by a power of two is exact, too.
+        expected = np.floor((value * beside(values) + ONE // 2) / ONE).astype(np.int32)
         return constant + magnitude * beside(np.abs(values)), expected
 
-    def expected(self, values: NDArray[np.int64]) -> Expected:
+    def expected(self, values: NDArray[np.int32]) -> Expected:
         """What is expected of all symbols; what an encoder sees at once.
 
         Args:
@@ -176,15 +183,16 @@ class ContextModel:
             >>> from compoff.coding import SymbolTables
             >>> tables = SymbolTables.from_counts([[1, 9, 1], [1, 1, 1]])
             >>> nothing, channel_before = [0] * CONTEXTS, [0, ONE] + [0] * (CONTEXTS - 2)
-            >>> model = ContextModel([nothing, channel_before], bounds=[ONE // 2], tables=tables)
+            >>> model = ContextModel([nothing, channel_before], bounds=[BOUND // 2], tables=tables)
             >>> model.expected(np.array([[[0, 1]], [[1, 1]]])).tables.tolist()  # a large one follows a large one
             [[[0, 0]], [[0, 1]]]
         """
-        totals, odd = totals_of(values), later(values.shape[2:])
+        sums, odd = Sums(values.shape), later(values.shape[2:])
+        sums.add(0, values)
         magnitudes, expected = self.from_beside(values, slice(len(values)))
         magnitudes *= odd
         for start, end in groups(len(values)):
-            magnitudes[start:end] += self.from_before(features(totals, start), slice(start, end))
+            magnitudes[start:end] += self.from_before(sums.features(start), slice(start, end))
         return Expected(self.tables_of(magnitudes), expected * odd)
 
     def __eq__(self, other: object) -> bool:
@@ -221,47 +229,56 @@ def groups(num_channels: int) -> list[tuple[int, int]]:
     return result
 
 
-def totals_of(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sum up the magnitudes of the channels before each.
+class Sums:
+    """Magnitudes of the channels before each channel, summed up: at each position, and around it.
 
     Args:
-        values: the values of the symbols.
-
-    Shapes:
-        values: ``(channels, batch, *space)``; result: one channel more.
+        shape: shape of the values: ``(channels, batch, *space)``.
 
     Examples:
-        >>> totals_of(np.array([[1], [-2], [4]]))[:, 0].tolist()
-        [0, 1, 3, 7]
-    """
-    result = np.zeros((len(values) + 1, *values.shape[1:]), np.int64)
-    np.cumsum(np.abs(values), axis=0, out=result[1:])
-    return result
-
-
-def features(totals: NDArray[np.int64], start: int) -> NDArray[np.float64]:
-    """What a group of channels is expected from.
-
-    Args:
-        totals: sums of magnitudes as `totals_of` gives them, at least up to the group.
-        start: first channel of the group.
-
-    Returns:
-        One; of each of `REACHES` the magnitudes at the position, and around it.
-
-    Shapes:
-        totals: ``(channels, batch, *space)``; result: ``(1 + 2 * len(REACHES), batch, *space)``.
-
-    Examples:
-        >>> features(np.array([[[0, 0]], [[1, 2]], [[4, 4]]]), start=2)[:, 0].astype(int).tolist()
+        >>> sums = Sums((3, 1, 2))
+        >>> sums.add(0, np.array([[[1, -2]], [[3, 2]]], np.int32))
+        >>> sums.features(2)[:, 0].astype(int).tolist()  # of the last 1, 4, 16, of all; then around it
         [[1, 1], [3, 2], [4, 4], [4, 4], [4, 4], [2, 3], [4, 4], [4, 4], [4, 4]]
     """
-    result = np.empty((_LATER, *totals.shape[1:]))
-    result[0] = 1
-    for place, reach in enumerate(REACHES, 1):
-        result[place] = totals[start] - (0 if reach is None else totals[max(start - reach, 0)])
-    result[_AROUND:] = around(result[1:_AROUND])
-    return result
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._totals = np.zeros((2, shape[0] + 1, *shape[1:]), np.int32)
+
+    def add(self, start: int, values: NDArray[np.int32]) -> None:
+        """Take in channels, all before which have been.
+
+        Args:
+            start: the first of them.
+            values: the values of their symbols.
+
+        Shapes:
+            values: ``(channels, batch, *space)``.
+        """
+        after = slice(start + 1, start + 1 + len(values))
+        totals, rings = self._totals[0, after], self._totals[1, after]
+        np.cumsum(np.abs(values), axis=0, out=totals)
+        totals += self._totals[0, start]
+        rings[:] = around(totals)
+
+    def features(self, start: int) -> NDArray[np.float64]:
+        """What a group of channels is expected from.
+
+        Args:
+            start: first channel of the group.
+
+        Returns:
+            One; of each of `REACHES` the magnitudes at the position, and around it.
+
+        Shapes:
+            result: ``(1 + 2 * len(REACHES), batch, *space)``.
+        """
+        result = np.empty((_LATER, *self._totals.shape[2:]))
+        result[0] = 1
+        for place, reach in enumerate(REACHES, 1):
+            before = 0 if reach is None else max(start - reach, 0)
+            result[place :: len(REACHES)] = self._totals[:, start] - self._totals[:, before]
+        return result
 
 
 def beside(values: NDArray[Any]) -> NDArray[Any]:
@@ -324,15 +341,14 @@ def _add_shifted(result: NDArray[Any], values: NDArray[Any], axis: int) -> None:
     result[(*before, slice(None, -1))] += values[(*before, slice(1, None))]
 
 
-def _whole(name: str, given: ArrayLike, ndim: int) -> NDArray[np.float64]:
-    """Whole numbers that sum up exactly, read-only."""
+def _whole(name: str, given: ArrayLike, ndim: int, most: int) -> NDArray[np.int64]:
+    """Whole numbers that sum up exactly."""
     numbers = check_array(name, given, ArtifactError)
     if (numbers.size and numbers.dtype.kind not in "iu") or numbers.ndim != ndim:
         raise ArtifactError(
             f"{name} of a context model are {numbers.dtype} of shape {numbers.shape}; expected whole numbers"
         )
-    result = numbers.astype(np.float64)
-    if result.size and not -_MOST <= int(result.min()) <= int(result.max()) <= _MOST:
-        raise ArtifactError(f"{name} of a context model reach from {result.min()} to {result.max()}, beyond {_MOST}")
-    result.setflags(write=False)
+    result = numbers.astype(np.int64)
+    if result.size and not -most <= int(result.min()) <= int(result.max()) <= most:
+        raise ArtifactError(f"{name} of a context model reach from {result.min()} to {result.max()}, beyond {most}")
     return result

@@ -11,15 +11,15 @@ import numpy as np
 
 from compoff.coding import SymbolTables
 from compoff.coding.context_model import (
+    BOUND,
     CONTEXTS,
     ONE,
     REACHES,
     ContextModel,
+    Sums,
     beside,
-    features,
     groups,
     later,
-    totals_of,
 )
 from compoff.coding.levels import zero_symbol
 
@@ -115,7 +115,7 @@ def fit_contexts(symbols: NDArray[np.uint8], code: Code) -> tuple[ContextModel, 
         most = max(_FEWEST, _SEEN_SYMBOLS // symbols[0, : code.qualities[quality]].size)
         sent = code.sent(symbols[:: -(-len(symbols) // most)], quality)
         tables, zero = code.tables_at(quality), zero_symbol(code.tables.num_symbols, code.steps[quality])
-        values = np.moveaxis(sent, 0, 1).astype(np.int64) - zero
+        values = np.moveaxis(sent, 0, 1).astype(np.int32) - zero
         held_out = np.arange(len(sent)) % _HELD_OUT == _HELD_OUT - 1
         model = _fitted(values[:, ~held_out], tables.num_symbols, zero)
         test = values[:, held_out]
@@ -125,18 +125,19 @@ def fit_contexts(symbols: NDArray[np.uint8], code: Code) -> tuple[ContextModel, 
     return tuple(models) if bits < (1 - _LEAST_GAIN) * bits_before else ()
 
 
-def _fitted(values: NDArray[np.int64], num_symbols: int, zero: int) -> ContextModel:
+def _fitted(values: NDArray[np.int32], num_symbols: int, zero: int) -> ContextModel:
     """The model of one quality."""
     channels, odd = len(values), np.broadcast_to(later(values.shape[2:]), values.shape[1:]).reshape(-1)
     value_weights = _value_weights(values, odd)
     shaped = value_weights.reshape(-1, *(1,) * (values.ndim - 1))
-    expected = ((shaped * beside(values) + (ONE >> 1)) // ONE) * later(values.shape[2:])
-    totals, near = totals_of(values), beside(np.abs(values)) * later(values.shape[2:])
+    expected = ((shaped * beside(values) + ONE // 2) // ONE) * later(values.shape[2:])
+    sums, near = Sums(values.shape), beside(np.abs(values)) * later(values.shape[2:])
+    sums.add(0, values)
     target = np.abs(values - expected).reshape(channels, -1)
     weights = np.empty((channels, CONTEXTS - 1))
     magnitudes = np.empty(target.shape)
     for start, end in groups(channels):
-        before = features(totals, start).reshape(1 + 2 * len(REACHES), -1)
+        before = sums.features(start).reshape(1 + 2 * len(REACHES), -1)
         shared: NDArray[np.float64] = np.transpose(np.concatenate([before, odd[None].astype(np.float64)]))
         step = max(1, _ROWS // len(shared))
         for first in range(start, end, step):
@@ -161,7 +162,7 @@ def _fitted(values: NDArray[np.int64], num_symbols: int, zero: int) -> ContextMo
     )
 
 
-def _value_weights(values: NDArray[np.int64], odd: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _value_weights(values: NDArray[np.int32], odd: NDArray[np.bool_]) -> NDArray[np.int64]:
     """What share of the sum beside a value of the later half is expected to be in it."""
     if not odd.any():
         return np.zeros(len(values), np.int64)
@@ -170,7 +171,7 @@ def _value_weights(values: NDArray[np.int64], odd: NDArray[np.bool_]) -> NDArray
 
 
 def _least_squares(
-    rows: NDArray[np.float64], target: NDArray[np.int64]
+    rows: NDArray[np.float64], target: NDArray[np.int32]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weights for each channel, and the magnitudes that they expect; the deviation of one counts as its own size."""
     scale: NDArray[np.float64] = np.sqrt(np.square(rows).mean(1, keepdims=True)) + 1e-12
@@ -189,21 +190,24 @@ def _least_squares(
 
 def _bounds(magnitudes: NDArray[np.float64]) -> NDArray[np.int64]:
     """Bounds at equal ratios over the magnitudes that are expected."""
-    low, high = np.quantile(magnitudes, (0.001, 0.999))
-    low = max(float(low), _LEAST)
-    return np.rint(ONE * np.geomspace(low, max(float(high), 2 * low), _NUM_TABLES - 1)).astype(np.int64)
+    low, high = (float(one) for one in np.quantile(magnitudes, (0.001, 0.999)))
+    low = max(low, _LEAST)
+    bounds = np.rint(BOUND * np.geomspace(low, max(high, 2 * low), _NUM_TABLES - 1)).astype(np.int64)
+    # The least are so near to each other that they would be the same.
+    steps = np.arange(len(bounds))
+    return np.maximum.accumulate(bounds - steps) + steps
 
 
 def _smoothed(counts: NDArray[np.float64], bounds: NDArray[np.int64], zero: int) -> NDArray[np.float64]:
     """Counts with a few more of what a table's magnitude lets expect, so that what was never seen can be coded."""
     sizes = np.array([abs(symbol - zero) for symbol in range(counts.shape[1])])
-    edges: NDArray[np.float64] = np.concatenate([bounds[:1], bounds]) / ONE
+    edges: NDArray[np.float64] = np.concatenate([bounds[:1], bounds]) / BOUND
     ratios = ((np.sqrt(1 + np.square(edges)) - 1) / edges)[:, None]  # of one size to the next, for this mean
     shape: NDArray[np.float64] = np.maximum(np.power(ratios, sizes), 1e-6)
     return counts + _PRIOR * shape / shape.sum(1, keepdims=True)
 
 
-def _bits(values: NDArray[np.int64], model: ContextModel, zero: int) -> float:
+def _bits(values: NDArray[np.int32], model: ContextModel, zero: int) -> float:
     """What the values cost under a model."""
     found, num_symbols = model.expected(values), model.tables.num_symbols
     coded = (values - found.values + zero) % num_symbols

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from compoff.coding import Code, PayloadFormat, SymbolTables
 from compoff.coding.context_coder import decode, encode
-from compoff.coding.context_model import CONTEXTS, ONE, ContextModel, groups
+from compoff.coding.context_model import BOUND, CONTEXTS, ONE, ContextModel, groups
 from compoff.coding.levels import coarse_tables
 from compoff.errors import ArtifactError, FeatureError, PayloadError
 from tests.coding.test_context_model import random_model
@@ -71,7 +71,7 @@ def test_a_prefix_gives_whole_groups_and_nothing_else(seed: int, space: tuple[in
 
 def test_a_prefix_leaves_out_little() -> None:
     generator = np.random.default_rng(1)
-    model = ContextModel(np.zeros((24, CONTEXTS), int), [ONE], SymbolTables([[2**22] * 4] * 2))
+    model = ContextModel(np.zeros((24, CONTEXTS), int), [BOUND], SymbolTables([[2**22] * 4] * 2))
     symbols = generator.integers(0, 4, (24, 1, 4, 4))  # two bits each: four bytes a channel
     message = encode(symbols, model, 2)
     assert len(message) == 96
@@ -85,7 +85,7 @@ def golden() -> tuple[Code, np.ndarray]:
     weights = [[ONE // 2] + [0] * 11, [0, ONE, 0, 0, 0, 0, 0, 0, ONE // 8, 0, 0, 0], [0, 0, 0, 0, ONE // 2] + [0] * 7]
     weights[1][9:] = [ONE // 4, ONE // 4, ONE // 3]
     fine = SymbolTables.from_counts([[0, 1, 40, 1, 0], [1, 4, 9, 4, 1], [3, 3, 3, 3, 3]])
-    bounds = [ONE // 2 + 1, 3 * ONE // 2]
+    bounds = [BOUND // 2 + 1, 3 * BOUND // 2]
     models = [
         ContextModel(weights[:2], bounds, coarse_tables(fine, 2)),
         ContextModel(weights, bounds, fine),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compoff.coding import SymbolTables
-from compoff.coding.context_model import CONTEXTS, ONE, REACHES, ContextModel, groups
+from compoff.coding.context_model import BOUND, CONTEXTS, ONE, REACHES, ContextModel, groups
 from compoff.errors import ArtifactError
 
 TABLES = SymbolTables.from_counts(np.arange(1, 16).reshape(3, 5))
@@ -19,7 +19,7 @@ TABLES = SymbolTables.from_counts(np.arange(1, 16).reshape(3, 5))
 
 def random_model(generator: np.random.Generator, channels: int, tables: SymbolTables = TABLES) -> ContextModel:
     weights = generator.integers(-ONE, ONE, (channels, CONTEXTS))
-    return ContextModel(weights, [ONE // 4 + ONE * index for index in range(tables.num_channels - 1)], tables)
+    return ContextModel(weights, [BOUND // 4 + BOUND * index for index in range(tables.num_channels - 1)], tables)
 
 
 def reference(values: np.ndarray, model: ContextModel) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +52,7 @@ def reference(values: np.ndarray, model: ContextModel) -> tuple[np.ndarray, np.n
                 ]
                 magnitude += weights[channel][-3] + weights[channel][-2] * sum(map(abs, beside))
                 expected[(channel, sample, *place)] = (weights[channel][-1] * sum(beside) + ONE // 2) // ONE
-            tables[(channel, sample, *place)] = sum(bound <= magnitude for bound in bounds)
+            tables[(channel, sample, *place)] = sum(bound <= magnitude // (ONE // BOUND) for bound in bounds)
     return tables, expected
 
 
@@ -82,9 +82,8 @@ def test_sums_are_exact_at_their_largest() -> None:
     here = sum((start if reach is None else min(reach, start)) * 254 for reach in REACHES)
     magnitude = 2**24 - 1 + 2**24 * here * 9  # at the middle: eight around it; of the earlier half
     tables = SymbolTables.from_counts(np.ones((2, 255)))
-    for bound, table in ((2**24, 1), (2**24 - 1, 1)):
-        model = ContextModel(weights, [bound], tables)
-        assert model.expected(values).tables[-1, 0, 1, 1] == table
+    model = ContextModel(weights, [2**18], tables)
+    assert model.expected(values).tables[-1, 0, 1, 1] == 1
     from_before = model.from_before(np.concatenate([[np.ones((1, 3, 3))], _sums(values, start)]), slice(63, 64))
     assert int(from_before[0, 0, 1, 1]) == magnitude
 
@@ -115,7 +114,8 @@ WEIGHTS = np.zeros((2, CONTEXTS), int)
         (WEIGHTS, [1], "1 bounds do not go with 3 tables"),
         (WEIGHTS, [2, 2], "must rise"),
         (WEIGHTS + 2**24 + 1, [1, 2], "beyond 16777216"),
-        (WEIGHTS, [1, 2**25], "bounds of a context model reach"),
+        (WEIGHTS, [1, 2**18 + 1], "bounds of a context model reach from 1 to 262145, beyond 262144"),
+        (WEIGHTS, [0, 1], "must rise from above zero"),
     ],
 )
 def test_it_refuses_parts_that_do_not_fit(weights: Any, bounds: Any, words: str) -> None:
