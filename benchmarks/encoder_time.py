@@ -27,7 +27,7 @@ from benchmarks.record import record
 from benchmarks.tasks import load_task
 from compoff.batch import Batch
 from compoff.codec import code_of
-from compoff.coding import PayloadFormat
+from compoff.coding import Coding, Payload, PayloadFormat
 from compoff.fitting.measure import count_symbols
 
 if TYPE_CHECKING:
@@ -87,6 +87,9 @@ def main() -> None:
     code = code_of(bottleneck)
     coder = PayloadFormat(bytes(32), [code])
 
+    def coded(quality: int, coding: Coding) -> Payload:
+        return coder.encode([code.sent(symbols, quality)], quality=quality, coding=coding)
+
     def jpeg(quality: int) -> int:
         buffer = io.BytesIO()
         picture.save(buffer, "jpeg", quality=quality)
@@ -105,17 +108,28 @@ def main() -> None:
             f"head of pixels, onnxruntime int8, quality {index}": lambda index=index: len(
                 integers(frame, quality=index)
             ),
-            f"coder alone, quality {index}": lambda index=index: len(
-                coder.encode([code.sent(symbols, index)], quality=index)
+            f"head of pixels, onnxruntime int8, quality {index}, static": lambda index=index: len(
+                integers(frame, quality=index, coding="static")
             ),
         }
+        for how, name in (("range", ""), ("static", ", static")):
+            ways[f"coder alone, quality {index}{name}"] = lambda index=index, how=how: len(coded(index, how))
+            ways[f"decoder alone, on the edge, quality {index}{name}"] = lambda payload=coded(index, how): len(
+                coder.decode(payload).symbols
+            )
     ways |= {f"Pillow JPEG, quality {quality}": lambda quality=quality: jpeg(quality) for quality in _JPEG}
     with torch.inference_mode():
         found = in_turns(ways, options.rounds)
     encoder = bottleneck.encoder
     macs = int(getattr(encoder, "macs", 0))
     rows: list[dict[str, Any]] = [
-        {"way": name, "ms": ms, "first_ms": first, "bytes": size if "quality" in name else None, "encoder_macs": macs}
+        {
+            "way": name,
+            "ms": ms,
+            "first_ms": first,
+            "bytes": size if "quality" in name and "decoder" not in name else None,
+            "encoder_macs": macs,
+        }
         for name, (first, ms, size) in found.items()
     ]
     for row in rows:

@@ -123,7 +123,10 @@ def _described(part: Folder) -> dict[str, Any]:
         "pixels": None if manifest.pixels is None else asdict(manifest.pixels),
         "taken": [asdict(spec) for spec in manifest.taken],
         "outputs": [asdict(spec) for spec in manifest.outputs],
-        "codes": [asdict(code) for code in manifest.codes],
+        "codes": [
+            {**asdict(code), "contexts": bool(tables.contexts)}
+            for code, tables in zip(manifest.codes, part.tables, strict=True)
+        ],
         "sides": [asdict(spec) for spec in manifest.sides],
         "qualities": _qualities(part),
         "macs": {name: report.get(f"{name}_macs") for name in ("head", "encoder", "tail")},
@@ -203,6 +206,11 @@ def show(parts: Sequence[dict[str, Any]], console: Console) -> None:
             console.print(made)
 
 
+def _symbols(code: dict[str, Any]) -> str:
+    """Levels and shape of a code's symbols."""
+    return f"{code['num_centers']} × {shape(code['latent_shape'])}" + ", under context models" * code["contexts"]
+
+
 def _tables(part: dict[str, Any]) -> list[Table]:
     """Tables of one part: what it is, its qualities, its files."""
     if part["kind"] == "bottlenecks":
@@ -214,7 +222,7 @@ def _tables(part: dict[str, Any]) -> list[Table]:
     if part["pixels"] is not None:
         facts["the head takes"] = ", ".join(map(_tensor, part["taken"]))
         facts |= {f"{name} of pixels": ", ".join(map(number, part["pixels"][name])) for name in ("mean", "std")}
-    facts["symbols"] = ", ".join(f"{code['num_centers']} × {shape(code['latent_shape'])}" for code in part["codes"])
+    facts["symbols"] = ", ".join(map(_symbols, part["codes"]))
     facts["MACs per sample"] = ", ".join(f"{key} {count(value)}" for key, value in part["macs"].items())
     facts |= facts_of(part["guarantee"], part["measured"])
     facts["formats"] = ", ".join(part["formats"]) or "none"

@@ -1,0 +1,113 @@
+"""An export whose symbols are coded under context models: the same answers as without, in fewer bytes."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor, nn
+
+import compoff
+from compoff.errors import PayloadError
+from compoff.operations.inspecting import describe, show
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def smooth(samples: int, seed: int) -> Tensor:
+    """Pictures of which some places are busy and others flat."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(samples, 3, 20, 20, generator=generator)
+    where = F.interpolate(torch.rand(samples, 1, 4, 4, generator=generator), size=16, mode="bilinear")
+    return F.avg_pool2d(noise, 5, 1) * 8 * where**3
+
+
+@pytest.fixture(scope="module")
+def model() -> compoff.Wrapped:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 7 * 7, 5))
+    wrapped = compoff.wrap(net, "input", example_input=smooth(2, 0), channels=24, stride=4)
+    compoff.fit(wrapped, [smooth(32, seed) for seed in range(6)], steps=2, progress=False)
+    return wrapped
+
+
+@pytest.fixture(scope="module")
+def folder(model: compoff.Wrapped, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    head, tail = compoff.export(model, "input")
+    path = tmp_path_factory.mktemp("export")
+    head.save(path / "head")
+    tail.save(path / "tail")
+    return path
+
+
+def test_the_figures_are_of_what_is_sent(model: compoff.Wrapped, folder: Path) -> None:
+    head = compoff.Head.load(folder)
+    assert head.tables[0].contexts
+    curve = model.reports["input"]["curve"]
+    pictures = torch.cat([smooth(32, seed) for seed in range(6)])
+    for quality in (0, len(curve) - 1):
+        lengths = {
+            coding: np.mean([len(head(one[None], quality=quality, coding=coding)) for one in pictures])
+            for coding in ("range", "static")
+        }
+        assert lengths["range"] < lengths["static"]
+        assert lengths["range"] == pytest.approx(curve[quality]["bytes"], abs=0.05)  # a symbol in thousands may flip
+
+
+def test_answers_are_those_without_contexts_to_the_last_bit(folder: Path) -> None:
+    head, tail = compoff.Head.load(folder), compoff.Tail.load(folder)
+    pictures = smooth(6, 99)
+    for quality in range(head.payload_format.num_qualities):
+        payloads = [head(pictures, quality=quality, coding=coding) for coding in ("range", "static", "huffman", "raw")]
+        answers = [tail([payload])[0] for payload in payloads]
+        assert all(torch.equal(answer, answers[0]) for answer in answers)
+        assert payloads[0].data[0] & 15 == 5
+
+
+def test_max_bytes_cuts_and_what_is_left_is_answered(folder: Path) -> None:
+    head, tail = compoff.Head.load(folder), compoff.Tail.load(folder)
+    picture = smooth(1, 98)
+    lowest = len(head(picture, quality=0))
+    payload = head(picture, max_bytes=lowest - 2)
+    assert payload.cut
+    assert len(payload) == lowest - 2
+    assert tail([payload])[0].shape == (1, 5)
+
+
+def test_a_head_of_another_export_is_refused(model: compoff.Wrapped, folder: Path) -> None:
+    """Context models are part of what an export is: without them it is another one."""
+    bottleneck = model.bottleneck("input")
+    kept = bottleneck.prior.contexts([quality.channels for quality in bottleneck.qualities()])
+    bottleneck.prior.keep_contexts(())
+    try:
+        plain, _ = compoff.export(model, "input")
+    finally:
+        bottleneck.prior.keep_contexts(kept)
+    head, tail = compoff.Head.load(folder), compoff.Tail.load(folder)
+    assert plain.artifact_id != head.artifact_id
+    with pytest.raises(PayloadError):
+        tail([bytes(plain(smooth(1, 0)))])
+
+
+def test_bottlenecks_that_are_saved_keep_them(model: compoff.Wrapped, folder: Path, tmp_path: Path) -> None:
+    model.save(tmp_path / "bottlenecks.safetensors")
+    base = model.unwrap()
+    again = compoff.load(tmp_path / "bottlenecks.safetensors", base)
+    try:
+        assert compoff.export(again, "input")[0].artifact_id == compoff.Head.load(folder).artifact_id
+    finally:
+        again.unwrap()
+
+
+def test_inspect_says_so(folder: Path) -> None:
+    [head, _] = parts = describe(folder)
+    assert head["codes"][0]["contexts"] is True
+    console = Console(file=io.StringIO(), width=200)
+    show(parts, console)
+    assert "255 × [24, 4, 4], under context models" in console.file.getvalue()  # type: ignore[attr-defined]
