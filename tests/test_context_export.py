@@ -70,6 +70,26 @@ def test_answers_are_those_without_contexts_to_the_last_bit(folder: Path) -> Non
         assert payloads[0].data[0] & 15 == 5
 
 
+def test_a_remote_with_a_goal_has_both_codings(folder: Path) -> None:
+    head, tail = compoff.Head.load(folder), compoff.Tail.load(folder)
+    picture = smooth(1, 97)
+    with (
+        compoff.serve(tail, "127.0.0.1:0") as server,
+        compoff.connect(head, server.address, goal=compoff.Goal(agreement=0)) as remote,
+    ):
+        plans = {(plan.quality, plan.coding): plan for plan in remote.profile(picture)}
+        for quality in range(head.payload_format.num_qualities):
+            assert plans[quality, None].payload_bytes < plans[quality, "static"].payload_bytes
+            assert plans[quality, None].measured
+            assert plans[quality, "static"].measured
+        for coding in (None, "static", "raw"):
+            answer, report = remote(picture, quality=0, coding=coding), remote.last
+            assert report is not None
+            assert torch.equal(answer, tail([head(picture, quality=0)])[0])
+            assert report.coding == coding
+            assert report.payload_bytes == len(head(picture, quality=0, coding=coding or "range"))
+
+
 def test_max_bytes_cuts_and_what_is_left_is_answered(folder: Path) -> None:
     head, tail = compoff.Head.load(folder), compoff.Tail.load(folder)
     picture = smooth(1, 98)

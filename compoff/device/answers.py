@@ -23,7 +23,7 @@ from compoff.wire.tensors import unpack
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from compoff.coding import Payload
+    from compoff.coding import Coding, Payload
     from compoff.device.sender import Sender
     from compoff.manifest import Manifest, TensorSpec
     from compoff.wire.replies import Reply, ReplyForm
@@ -57,6 +57,7 @@ class CallReport:
             16.8, which is all that its frame has room for.
         quality: Index of the quality that the payload has, which ``max_bytes`` may have lowered; None without one.
         cut: Whether ``max_bytes`` cut the payload, so that it holds fewer channels than its quality has.
+        coding: How the payload was to be coded; None for the shortest.
     """
 
     split: str
@@ -72,6 +73,7 @@ class CallReport:
     server_seconds: float = 0.0
     quality: int | None = None
     cut: bool = False
+    coding: Coding | None = None
 
 
 class Heads:

@@ -117,8 +117,10 @@ class Caller(Unpickled, Generic[LinkT]):
         link, planner = self._link, self._planner
         link.check_open()
         if planner is not None and choice.stays is None:
-            choice = planner.choose(choice.split, choice.quality, link.last_round_trip, link.opened, max_bytes)
+            made = planner.choose(choice.split, choice.quality, link.last_round_trip, link.opened, max_bytes)
+            choice = made._replace(coding=choice.coding or made.coding)
         route, head = self._heads.choose(choice.split)
+        coding = choice.coding if coding is None else coding
         call = Call(head, route, inputs, keywords, choice.quality, max_bytes, coding, seconds, self._heads.form)
         return call, choice.stays
 

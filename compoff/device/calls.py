@@ -186,6 +186,7 @@ class Call:
             server_seconds=server_seconds,
             quality=payload.quality,
             cut=payload.cut,
+            coding=self.coding,
         )
         return output, report
 
@@ -212,4 +213,5 @@ class Call:
             local_seconds=ended - started,
             quality=None if payload is None else payload.quality,
             cut=payload is not None and payload.cut,
+            coding=self.coding,
         )

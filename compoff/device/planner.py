@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from compoff.checks import check_whole
 from compoff.device.timing import Estimate
-from compoff.device.ways import GAIN, TRIALS, Trust, Way, at_best
+from compoff.device.ways import GAIN, TRIALS, Trust, Way, at_best, ways_of
 from compoff.errors import LocalProtocolError
 from compoff.partition.decide import Goal, Plan, decide
 from compoff.partition.link import LinkEstimate
@@ -21,6 +21,7 @@ from compoff.partition.link import LinkEstimate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from compoff.coding import Coding
     from compoff.device.answers import CallReport, Heads
     from compoff.device.calls import Call
 
@@ -37,11 +38,13 @@ class Choice(NamedTuple):
         split: The split point; None for the first head.
         quality: Index of the quality; None for the export's default.
         stays: Why the edge is not asked at all; None where it is.
+        coding: How the payload is coded; None for the shortest.
     """
 
     split: str | None
     quality: int | None
     stays: str | None = None
+    coding: Coding | None = None
 
 
 class Planner:
@@ -70,7 +73,7 @@ class Planner:
             raise LocalProtocolError(f"goal is a {type(goal).__name__}; expected a compoff.Goal")
         self._goal = goal
         self._clock = clock
-        self._ways = {head.split: Way(head) for head in heads.all}
+        self._ways = {(way.split, way.coding): way for head in heads.all for way in ways_of(head)}
         self._alone = alone
         self._local_trust, self._local = Trust(), Estimate(warm_up=True, gain=GAIN)
         self._link = LinkEstimate()
@@ -148,13 +151,13 @@ class Planner:
                 self._notice(opened)  # what this call will tell is of this connection
             return Choice(split, quality)
         plan = self.next(round_trip, opened, max_bytes)
-        return Choice(plan.split, plan.quality, STAYS if plan.place == "local" else None)
+        return Choice(plan.split, plan.quality, STAYS if plan.place == "local" else None, plan.coding)
 
     def trials(self) -> list[Choice]:
         """What to run so that every way's time is known: few bytes and many, for the link; and the whole model."""
         ends = [(way, quality) for way in self._ways.values() for quality in (0, len(way.qualities) - 1)]
         local = [Choice(None, None, PROFILED)] * (TRIALS if self._alone else 0)
-        return [*(Choice(way.split, quality) for way, quality in ends), *local]
+        return [*(Choice(way.split, quality, coding=way.coding) for way, quality in ends), *local]
 
     def answered(self, report: CallReport, *, asked: bool, hedged: bool) -> None:
         """Take an answered call into account, wherever it was answered.
@@ -166,7 +169,7 @@ class Planner:
         """
         now = self._clock()
         with self._lock:
-            way = self._ways[report.split]
+            way = self._way(report.split, report.coding)
             if report.source == "edge":
                 way.learn(report, now)
                 self._reply_bytes.add(report.reply_bytes)
@@ -196,7 +199,7 @@ class Planner:
             if not asked:
                 self._local_trust.failed(now)
                 return
-            way = self._ways[call.head.split]
+            way = self._way(call.head.split, call.coding)
             way.trust.failed(now)
             if late and call.payload is not None and not call.retried:
                 self._at_least(way, len(call.payload), call.since_encoded)
@@ -224,8 +227,12 @@ class Planner:
                 return decide(ways, self._goal)
         return decide(plans, _MOST)  # a call's own ``max_bytes`` leaves nothing that keeps to it
 
+    def _way(self, split: str, coding: Coding | None) -> Way:
+        """The way that a call took; one that its caller coded otherwise counts as the head's own."""
+        return self._ways.get((split, coding)) or self._ways[split, None]
+
     def _trust(self, plan: Plan) -> Trust:
-        return self._local_trust if plan.split is None else self._ways[plan.split].trust
+        return self._local_trust if plan.split is None else self._way(plan.split, plan.coding).trust
 
     def _worth_a_look(self, plan: Plan, now: float) -> list[tuple[Trust, list[Plan]]]:
         """Ways that have not run for a while, with what may be hoped of them."""
@@ -257,7 +264,8 @@ class Planner:
             payload = way.payload_bytes(quality)
             link = start + payload * slope
             kept, error = figures.agreement, figures.output_error
-            plans.append(Plan(way.split, quality, kept, error, payload, head, link, server, "edge", way.measured))
+            times = (head, link, server)
+            plans.append(Plan(way.split, quality, kept, error, payload, *times, "edge", way.measured, way.coding))
         return plans
 
     def _local_plan(self, seconds: float) -> Plan:

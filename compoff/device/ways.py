@@ -14,10 +14,13 @@ from compoff.device.timing import Estimate
 from compoff.errors import ArtifactError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from compoff.coding import Coding
     from compoff.device.answers import CallReport
     from compoff.device.sender import Sender
 
-__all__ = ["GAIN", "TRIALS", "Figures", "Trust", "Way", "at_best"]
+__all__ = ["GAIN", "TRIALS", "Figures", "Trust", "Way", "at_best", "ways_of"]
 
 TRIALS = 2  # runs of a head before its time is believed: the first of them may hold a warm-up
 GAIN = 1 / 4  # of a new time or size: a way that is seldom taken has few to tell what it takes now
@@ -98,10 +101,11 @@ class Trust:
 
 
 class Way:
-    """One head, and what calls told of it.
+    """One head with one way to code what it sends, and what calls told of it.
 
     Args:
         head: The head.
+        coding: How it codes; None for the shortest.
 
     Raises:
         ArtifactError: Its figures are not such as a fit leaves, or it has none.
@@ -109,9 +113,10 @@ class Way:
     Source: this project.
     """
 
-    def __init__(self, head: Sender) -> None:
+    def __init__(self, head: Sender, coding: Coding | None = None) -> None:
         self.split = head.split
-        self.qualities = _figures(head)
+        self.coding: Coding | None = coding
+        self.qualities = _figures(head, "bytes" if coding is None else f"{coding}_bytes")
         self.trust = Trust()
         self._samples = Estimate(gain=GAIN)  # bytes of symbols, against those of one sample when the codec was fitted
         # What is expected now; nothing before it is believed. The quality changes little of a head's time.
@@ -179,25 +184,45 @@ def at_best(estimate: Estimate) -> float:
     return min(estimate.best, (estimate.mean or 0.0) / _HOPE)
 
 
-def _figures(head: Sender) -> list[Figures]:
+def ways_of(head: Sender) -> list[Way]:
+    """The ways of a head: the shortest, and without contexts where it has some, which may be quicker.
+
+    Args:
+        head: The head.
+
+    Raises:
+        ArtifactError: As for `Way`.
+    """
+    curve = _curve(head)
+    points: list[Any] = [*cast("Sequence[Any]", curve)] if isinstance(curve, (list, tuple)) else []
+    known = bool(points) and all(isinstance(point, dict) and "static_bytes" in point for point in points)
+    return [Way(head), Way(head, "static")] if known else [Way(head)]
+
+
+def _figures(head: Sender, key: str) -> list[Figures]:
     """What the fit measured of each quality, from the manifest; of the one quality where a codec serves only one.
 
     Raises:
         ArtifactError: It says nothing of them, or nothing that can be right.
     """
-    report, count = head.manifest.report, len(head.manifest.codes[0].qualities) if head.manifest.codes else 0
-    curve: Any = report.get("curve") or ([report] if "bytes" in report else [])
+    curve, count = _curve(head), len(head.manifest.codes[0].qualities) if head.manifest.codes else 0
     if not isinstance(curve, list) or len(cast("list[Any]", curve)) != count:
         raise ArtifactError(
             f"the head of '{head.split}' has no figures of its {count} qualities, so no goal can choose among them; "
             "export it after compoff.fit or compoff.finish, which measure them"
         )
-    return [_of_quality(head.split, point) for point in cast("list[Any]", curve)]
+    return [_of_quality(head.split, point, key) for point in cast("list[Any]", curve)]
 
 
-def _of_quality(split: str, point: Any) -> Figures:
+def _curve(head: Sender) -> Any:
+    """What the manifest says of each quality, right or wrong."""
+    report = head.manifest.report
+    return report.get("curve") or ([report] if "bytes" in report else [])
+
+
+def _of_quality(split: str, point: Any, key: str) -> Figures:
     values = cast("dict[str, Any]", point) if isinstance(point, dict) else {}
-    num_bytes, agreement, error = (values.get(name) for name in ("bytes", "agreement", "output_error"))
+    num_bytes, agreement, error = (values.get(name) for name in (key, "agreement", "output_error"))
     kept = agreement is None or (_at_least_zero(agreement) and agreement <= 1)
     if not (kept and _at_least_zero(num_bytes) and (error is None or _at_least_zero(error))):
         raise ArtifactError(

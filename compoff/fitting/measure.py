@@ -262,6 +262,7 @@ class _Rate:
         self.qualities = [bottleneck.qualities()[index] for bottleneck in bottlenecks]
         self.coder = coder
         self.lengths: list[int] = []
+        self.static_lengths: list[int] = []  # without context models; none where there are none
         self.comparison = Comparison()
         self.shares: list[Tensor] = []  # of each batch what a user's function says is kept
 
@@ -270,8 +271,11 @@ class _Rate:
         sent = [code.sent(part.cpu().numpy(), self.index) for code, part in zip(self.coder.codes, symbols, strict=True)]
         for place in range(len(sent[0])):
             here = slice(place, place + 1)
-            beside = sides_at(place, sides, self.coder.sides)
-            self.lengths.append(len(self.coder.encode([part[here] for part in sent], beside, quality=self.index)))
+            one, beside = [part[here] for part in sent], sides_at(place, sides, self.coder.sides)
+            self.lengths.append(len(self.coder.encode(one, beside, quality=self.index)))
+            if any(code.contexts for code in self.coder.codes):
+                static = self.coder.encode(one, beside, quality=self.index, coding="static")
+                self.static_lengths.append(len(static))
         return [
             bottleneck.decode(bottleneck.received(part, quality))
             for bottleneck, quality, part in zip(self.bottlenecks, self.qualities, symbols, strict=True)
@@ -283,6 +287,7 @@ class _Rate:
             "channels": [quality.channels for quality in self.qualities],
             "step": self.qualities[0].step,
             "bytes": sum(self.lengths) / len(self.lengths),
+            **({"static_bytes": sum(self.static_lengths) / len(self.lengths)} if self.static_lengths else {}),
             "ceiling_bytes": self.coder.max_bytes(1, self.index),
             "agreement": float(torch.cat(self.shares).mean()) if self.shares else self.comparison.agreement,
             "output_error": self.comparison.error,

@@ -22,7 +22,8 @@ class SplitReport:
         loss: Loss of every step.
         distilled_from: Step at which Eq. 11 was added, or None where it never was.
         curve: Each quality from the fewest bytes to the most: ``channels`` and ``step`` that it sends, mean ``bytes``
-            of a payload, ``ceiling_bytes`` that none exceeds, ``agreement``, ``output_error`` and ``encoder_macs``.
+            of a payload, ``static_bytes`` without context models where there are some, ``ceiling_bytes`` that none
+            exceeds, ``agreement``, ``output_error`` and ``encoder_macs``.
         quality: Index of the quality that the export sends by default; the figures below are its.
         aim_met: Whether that quality keeps to the `target_bytes` of the fit, give or take 2 %, or to its `max_drop`; if
             not, it is the nearest. None where the fit had neither.

@@ -39,7 +39,7 @@ GUARANTEE = (
 )
 """What a fit found at its default quality, the terms of the paper's guarantee among it."""
 
-MEASURED = ("bytes", "agreement", "output_error", "encoder_macs")
+MEASURED = ("bytes", "static_bytes", "agreement", "output_error", "encoder_macs")
 """What was measured of each quality."""
 
 MEASURED_ON = ("measured_on", "held_out")

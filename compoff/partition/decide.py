@@ -12,6 +12,8 @@ from compoff.errors import LocalProtocolError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from compoff.coding import Coding
+
 __all__ = ["Goal", "Place", "Plan", "decide"]
 
 Place: TypeAlias = Literal["edge", "local"]
@@ -73,6 +75,7 @@ class Plan(NamedTuple):
         place: ``"edge"``, or ``"local"`` for the whole model on the device.
         measured: Whether the device has run this head, and the server its tail, so that no time is missing: else what
             is missing counts as nothing, and of the whole model on the device as infinite.
+        coding: ``"static"`` where the payload does without context models that the export has; None for the shortest.
 
     Examples:
         >>> plan = Plan("layer2", 3, 0.95, 0.02, 600.0, 0.010, 0.015, 0.005)
@@ -92,6 +95,7 @@ class Plan(NamedTuple):
     server_seconds: float
     place: Place = "edge"
     measured: bool = True
+    coding: Coding | None = None
 
     @property
     def seconds(self) -> float:

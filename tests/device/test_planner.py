@@ -54,7 +54,7 @@ class Device:
         ]
         self.manifest = replace(manifest, report={"curve": curve, **report})
 
-    def __call__(self, x: Any, quality: int | None = None) -> Payload:
+    def __call__(self, x: Any, quality: int | None = None, coding: str = "range") -> Payload:
         time.sleep(self.seconds)
         quality = 2 if quality is None else quality
         return Payload(bytes(BYTES[quality]), self.artifact_id, quality, 1)
@@ -92,7 +92,7 @@ class Asked:
 
     def __init__(self, split: str, payload: Payload | None = None) -> None:
         self.head, self.payload = Device(split), payload
-        self.since_encoded, self.retried = 0.0, False
+        self.since_encoded, self.retried, self.coding = 0.0, False, None
 
 
 CLOCK = Clock()
@@ -151,6 +151,66 @@ def test_a_slow_link_gets_fewer_bytes_and_a_recovered_one_more() -> None:
     assert answered(chooser, {"layer": 0.01}, 0.01, 1e4, 20)[-1].quality == 1
     assert answered(chooser, {"layer": 0.01}, 0.01, 1e3, 20)[-1].quality == 0
     assert answered(chooser, {"layer": 0.01}, 0.01, 1e6, 30)[-1].quality == 2
+
+
+STATIC = [
+    {"bytes": size, "static_bytes": size * 5 / 4, "agreement": share, "output_error": 1 - share}
+    for size, share in zip(BYTES, KEPT, strict=True)
+]
+
+
+def coded(chooser: Planner, rate: float, calls: int) -> list[Plan]:
+    """So many calls of a head whose context models take 6 ms on the device and 4 ms on the edge."""
+    plans: list[Plan] = []
+    for _ in range(calls):
+        plan = chooser.next(0.01)
+        plans.append(plan)
+        static = plan.coding == "static"
+        size = BYTES[plan.quality or 0] * (5 if static else 4) // 4
+        head, server = (0.002, 0.001) if static else (0.008, 0.005)
+        found = report(plan, head, 0.01 + (size + 12 + 112) / rate, server, coding=plan.coding)
+        tell(chooser, replace(found, payload_bytes=size))
+        CLOCK.now += 0.1
+    return plans
+
+
+def test_a_fast_link_gets_the_quicker_coding_and_a_slow_one_the_shorter() -> None:
+    CLOCK.now += 10_000
+    for agreement, quality in ((0.8, 0), (0.97, 2)):
+        chooser = Planner(Heads([Device("layer", curve=STATIC)]), Goal(agreement=agreement), alone=False, clock=CLOCK)
+        assert {plan.coding for plan in coded(chooser, 1e6, 8)} == {None, "static"}
+        assert {(plan.coding, plan.quality) for plan in coded(chooser, 1e6, 10)} == {("static", quality)}
+        slow = 1e3 if quality == 0 else 1e4
+        coded(chooser, slow, 30)
+        last = coded(chooser, slow, 1)[0]
+        assert (last.quality, last.coding) == (quality, None)
+
+
+def test_every_coding_is_a_way_where_its_bytes_were_measured() -> None:
+    both = Planner(Heads([Device("layer", curve=STATIC)]), Goal(seconds=1), alone=False)
+    assert [(plan.quality, plan.coding, plan.payload_bytes) for plan in both.plans()] == [
+        *((quality, None, size) for quality, size in enumerate(BYTES)),
+        *((quality, "static", size * 5 / 4) for quality, size in enumerate(BYTES)),
+    ]
+    assert [(choice.quality, choice.coding) for choice in both.trials()] == [
+        (0, None),
+        (2, None),
+        (0, "static"),
+        (2, "static"),
+    ]
+    assert {plan.coding for plan in planner("layer", seconds=1).plans()} == {None}
+
+
+def test_a_coding_that_failed_is_left_out_and_the_other_is_not() -> None:
+    CLOCK.now += 10_000
+    chooser = Planner(Heads([Device("layer", curve=STATIC)]), Goal(agreement=0.8), alone=False, clock=CLOCK)
+    coded(chooser, 1e6, 12)
+    call = Asked("layer")
+    call.coding = "static"
+    chooser.failed(call, asked=True, late=False)  # type: ignore[arg-type]
+    assert chooser.next(0.01).coding is None
+    CLOCK.now += 2
+    assert chooser.next(0.01).coding == "static"
 
 
 def test_expectations_are_what_was_measured() -> None:
@@ -385,6 +445,7 @@ def test_bytes_that_are_no_number_are_refused_before_anything_is_chosen(given: A
         {"curve": [{"bytes": 1, "agreement": 1, "output_error": 0}]},
         {"curve": "none"},
         {"curve": [1, 2, 3]},
+        {"curve": [{"bytes": 9, "static_bytes": "9", "agreement": 0.5, "output_error": 0}] * 3},
         {"curve": [{"bytes": -1, "agreement": 0.5, "output_error": 0}] * 3},
         {"curve": [{"bytes": 9, "agreement": 1.5, "output_error": 0}] * 3},
         {"curve": [{"bytes": 9, "agreement": "0.9", "output_error": 0}] * 3},
