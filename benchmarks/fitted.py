@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from benchmarks.scoring import Scorer
     from benchmarks.tasks import Task
+    from compoff.coding import Coding
     from compoff.codec import Quality
 
 __all__ = ["Fitted"]
@@ -78,10 +79,10 @@ class Fitted:
                 scores.append(in_batches(self.model.base, batch))
         return torch.cat(scores)
 
-    def lengths(self, symbols: Tensor, index: int) -> list[int]:
+    def lengths(self, symbols: Tensor, index: int, coding: Coding = "range") -> list[int]:
         """Length of each image's payload at a quality."""
         sent = self.code.sent(symbols.numpy(), index)
-        return [len(self.coder.encode([sample[None]], quality=index)) for sample in sent]
+        return [len(self.coder.encode([sample[None]], quality=index, coding=coding)) for sample in sent]
 
     def check(self) -> None:
         """Send the first images through the exported head and tail; the answers must be the ones measured here."""

@@ -138,6 +138,7 @@ def fitted_rows(fitted: Fitted, codec: str, teacher: Tensor, cost: dict[str, Any
             "quality": quality.channels if codec == "deepcod" else index,
             "bytes": mean,
             "wire_bytes": mean + OVERHEAD_BYTES,
+            "static_bytes": float(np.mean(fitted.lengths(symbols, index, "static"))),
             **paired(teacher, fitted.answers(task.test, symbols, quality), task.labels),
             **macs,
             "encoder_macs": fitted.encoder_macs(quality),
