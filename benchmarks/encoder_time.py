@@ -11,6 +11,7 @@ on a device that did something else meanwhile, the others find them as they left
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import random
 import sys
@@ -51,6 +52,11 @@ def in_turns(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, tuple
                 (others if run else first)[name].append(time.perf_counter() - start)
     median = {name: [1000 * float(np.median(times[name])) for times in (first, others)] for name in ways}
     return {name: (*median[name], sizes[name]) for name in ways}
+
+
+def decoded_size(coder: PayloadFormat, payload: Payload) -> int:
+    """Decode a payload; the number of symbols in it."""
+    return coder.decode(payload).symbols[0].size
 
 
 def main() -> None:
@@ -114,9 +120,8 @@ def main() -> None:
         }
         for how, name in (("range", ""), ("static", ", static")):
             ways[f"coder alone, quality {index}{name}"] = lambda index=index, how=how: len(coded(index, how))
-            ways[f"decoder alone, on the edge, quality {index}{name}"] = lambda payload=coded(index, how): len(
-                coder.decode(payload).symbols
-            )
+            decoder = f"decoder alone, on the edge, quality {index}{name}"
+            ways[decoder] = functools.partial(decoded_size, coder, coded(index, how))
     ways |= {f"Pillow JPEG, quality {quality}": lambda quality=quality: jpeg(quality) for quality in _JPEG}
     with torch.inference_mode():
         found = in_turns(ways, options.rounds)

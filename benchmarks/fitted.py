@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from benchmarks.scoring import Scorer
     from benchmarks.tasks import Task
-    from compoff.coding import Coding
     from compoff.codec import Quality
+    from compoff.coding import Coding
 
 __all__ = ["Fitted"]
 
