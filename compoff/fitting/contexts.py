@@ -33,7 +33,8 @@ __all__ = ["SomeSamples", "fit_contexts"]
 
 _KEPT_BYTES = 1 << 25  # of symbols that are kept for a fit
 _SEEN_SYMBOLS = 1 << 22  # of a quality that its model is fitted to, at most; more would show the same
-_FEWEST = 32  # samples: of fewer, what is found would be about them
+# Samples, or symbols of a channel in fewer samples: of less, what is found would be about them alone.
+_FEWEST, _FEWEST_SYMBOLS = 32, 1 << 14
 _HELD_OUT = 4  # every fourth sample says whether the models are worth it
 _LEAST_GAIN = 0.01  # of the bits
 _NUM_TABLES = 24
@@ -69,7 +70,7 @@ class SomeSamples:
         first = -self._seen % self._every
         self._seen += len(symbols)
         self._kept += list(symbols[first :: self._every].cpu().numpy())
-        while len(self._kept) > 2 * _FEWEST and len(self._kept) * self._kept[0].nbytes > _KEPT_BYTES:
+        while len(self._kept) >= 2 * _HELD_OUT and len(self._kept) * self._kept[0].nbytes > _KEPT_BYTES:
             self._kept, self._every = self._kept[::2], 2 * self._every
 
     def symbols(self) -> NDArray[np.uint8]:
@@ -107,13 +108,15 @@ def fit_contexts(symbols: NDArray[np.uint8], code: Code) -> tuple[ContextModel, 
 
     Source: this project.
     """
-    if len(symbols) < _FEWEST or code.tables.num_symbols % 2 == 0:
+    samples = len(symbols)
+    few = samples < _FEWEST and (samples < _HELD_OUT or symbols[:, 0].size < _FEWEST_SYMBOLS)
+    if few or code.tables.num_symbols % 2 == 0:
         return ()
     models: list[ContextModel] = []
     bits = bits_before = 0.0
     for quality in range(len(code.qualities)):
-        most = max(_FEWEST, _SEEN_SYMBOLS // symbols[0, : code.qualities[quality]].size)
-        sent = code.sent(symbols[:: -(-len(symbols) // most)], quality)
+        most = max(_HELD_OUT, _SEEN_SYMBOLS // symbols[0, : code.qualities[quality]].size)
+        sent = code.sent(symbols[:: -(-samples // most)], quality)
         tables, zero = code.tables_at(quality), zero_symbol(code.tables.num_symbols, code.steps[quality])
         values = np.moveaxis(sent, 0, 1).astype(np.int32) - zero
         held_out = np.arange(len(sent)) % _HELD_OUT == _HELD_OUT - 1

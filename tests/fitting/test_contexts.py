@@ -51,6 +51,14 @@ def test_few_samples_say_nothing() -> None:
     assert fit_contexts(symbols, code_for(symbols)) == ()
 
 
+def test_few_samples_of_many_symbols_do() -> None:
+    generator = np.random.default_rng(0)
+    spread = np.exp(generator.normal(1, 1.5, (4, 1, 64, 64)))
+    symbols = (np.clip(np.rint(generator.laplace(0, spread, (4, 10, 64, 64))), -21, 21) + 21).astype(np.uint8)
+    assert len(fit_contexts(symbols, code_for(symbols))) == 3
+    assert fit_contexts(symbols[:3], code_for(symbols)) == ()
+
+
 def test_centers_that_are_no_numbers_have_no_model() -> None:
     symbols = symbols_of(64) // 6
     counts = [np.bincount(channel.ravel(), minlength=8) for channel in symbols.swapaxes(0, 1)]
