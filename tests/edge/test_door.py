@@ -41,7 +41,7 @@ def serve_tls(folder: Path, **options: float) -> Server:
 
 def dial(server: Server) -> socket.socket:
     host, port = server.address.rsplit(":", 1)
-    return socket.create_connection((host, int(port)), timeout=5)
+    return socket.create_connection((host, int(port)), timeout=30)
 
 
 def greeting(folder: Path) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO, bytes]:
@@ -56,7 +56,7 @@ def greeting(folder: Path) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO,
 
 def still_let_in(server: Server, folder: Path) -> None:
     with open_client(server.address, [ID], tls=TLS(ca=folder / "ca.pem").client_context()) as client:
-        assert client.request(b"good", timeout=5) == b"good"
+        assert client.request(b"good", timeout=30) == b"good"
 
 
 @pytest.mark.parametrize(
@@ -98,33 +98,40 @@ def test_a_greeting_in_pieces_is_waited_for(folder: Path) -> None:
 
 def test_a_handshake_and_the_hello_after_it_have_one_deadline(folder: Path) -> None:
     end, incoming, outgoing, hello = greeting(folder)
-    with serve_tls(folder, handshake_timeout=2.0) as server:
-        start = time.monotonic()  # before the server can know of the connection
-        with dial(server) as sock:
-            time.sleep(1.5)
-            sock.sendall(hello)
-            while True:
-                incoming.write(sock.recv(65536))
-                with contextlib.suppress(ssl.SSLWantReadError):
-                    end.do_handshake()
-                    break
-            sock.sendall(outgoing.read())
-            while sock.recv(65536):
-                pass
-            assert 1.9 < time.monotonic() - start < 3.4, "two deadlines would be 3.5 seconds"
+    with serve_tls(folder, handshake_timeout=60) as server, dial(server) as sock:
+        eventually(lambda: server._door is not None and len(server._door._outside) == 1)
+        waited = time.monotonic()
+        time.sleep(0.02)
+        sock.sendall(hello)
+        while True:
+            incoming.write(sock.recv(65536))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+                break
+        sock.sendall(outgoing.read())
+        eventually(lambda: bool(server._service.peers))
+        [connection] = server._service.peers
+        assert not connection.greeted
+        assert connection._since <= waited, "the seconds of the handshake count"
 
 
 def test_half_a_greeting_costs_a_socket_and_runs_out(folder: Path) -> None:
     hello = greeting(folder)[3]
-    with serve_tls(folder, handshake_timeout=1.0) as server, contextlib.ExitStack() as stack:
-        start = time.monotonic()
-        for said in (b"", hello[:3], hello[:200]) * 40:
+    halves = (b"", hello[:3], hello[:200])
+    with serve_tls(folder, handshake_timeout=60) as server, contextlib.ExitStack() as stack:
+        for said in halves * 40:
             stack.enter_context(sock := dial(server))
             sock.sendall(said)
         still_let_in(server, folder)
         assert server.stats().accepted == 1, "nobody else has become a connection"
-        eventually(lambda: server.stats().refused == 120)
-        assert 0.9 < time.monotonic() - start < 4
+        assert server.stats().refused == 0
+    with serve_tls(folder, handshake_timeout=0.1) as server, contextlib.ExitStack() as stack:
+        start = time.monotonic()
+        for said in halves:
+            stack.enter_context(sock := dial(server))
+            sock.sendall(said)
+        eventually(lambda: server.stats().refused == 3)
+        assert time.monotonic() - start >= 0.1
 
 
 def test_handshakes_that_stop_half_way_do_not_keep_others_out(folder: Path) -> None:
@@ -194,11 +201,11 @@ def test_silent_ones_make_room_when_there_are_no_descriptors_left(folder: Path, 
         host, port = address.split(":")
         with open_client(address, [ID], tls=context) as standing:
             for _ in range(100):
-                stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
+                stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
             with open_client(address, [ID], tls=context) as client:
-                assert client.request(b"good", timeout=5) == b"good"
-            assert standing.request(b"good", timeout=5) == b"good"
-        _, said = process.communicate("", timeout=20)
+                assert client.request(b"good", timeout=30) == b"good"
+            assert standing.request(b"good", timeout=30) == b"good"
+        _, said = process.communicate("", timeout=60)
     assert process.returncode == 0
     assert said.count("Too many open files") == 1, "and no traceback for each"
     assert said.count("\n") == 1
@@ -226,8 +233,8 @@ def test_silent_ones_make_room_when_no_more_sockets_can_be_watched(
         for _ in range(100):
             stack.enter_context(dial(server))
         with open_client(server.address, [ID], tls=context) as client:
-            assert client.request(b"good", timeout=5) == b"good"
-        assert standing.request(b"good", timeout=5) == b"good"
+            assert client.request(b"good", timeout=30) == b"good"
+        assert standing.request(b"good", timeout=30) == b"good"
 
 
 def test_the_oldest_handshake_makes_room_when_there_are_no_descriptors_left(

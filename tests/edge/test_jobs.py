@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+import compoff.edge.jobs
 import compoff.edge.workers
 from compoff.edge.batching import Job, Lane, Outcome
 from compoff.edge.jobs import answer_now, describe_error, run_jobs
@@ -101,7 +103,7 @@ def test_an_error_without_words_does_not_end_the_thread(base: type[Exception]) -
         one = job(do)
         workers.open(one.lane)
         workers.submit(one)
-    workers.stop(5)
+    workers.stop(30)
     [mute, right] = outcomes
     assert mute is not None
     assert "it has no words" in mute.text
@@ -122,8 +124,11 @@ def test_an_expired_job_is_not_even_decoded() -> None:
     assert called == []
 
 
-def test_an_answer_after_the_deadline_is_not_sent() -> None:
-    outcome = run_job(job(lambda payload: time.sleep(0.03) or b"late", deadline=time.monotonic() + 0.01))
+def test_an_answer_after_the_deadline_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[bytes] = []
+    monkeypatch.setattr(compoff.edge.jobs, "time", SimpleNamespace(monotonic=lambda: 50.0 * len(called)))
+    outcome = run_job(job(lambda payload: called.append(payload) or b"late", deadline=20.0))
+    assert called
     assert outcome is not None
     assert (outcome.code, outcome.body) == (ErrorCode.DEADLINE, b"")
 
@@ -161,9 +166,8 @@ class Together:
     max_batch = 8
     outputs = ()
 
-    def __init__(self, error: BaseException, seconds: float = 0.0) -> None:
+    def __init__(self, error: BaseException) -> None:
         self._error = error
-        self._seconds = seconds
         self.runs: list[int] = []
 
     def answer(self, payload: bytes) -> bytes:
@@ -174,7 +178,6 @@ class Together:
 
     def run(self, decoded: Sequence[bytes]) -> list[list[Any]]:
         self.runs.append(len(decoded))
-        time.sleep(self._seconds)
         raise self._error
 
 
@@ -185,10 +188,11 @@ def batch(tail: Together, deadlines: Sequence[float]) -> list[Job]:
     ]
 
 
-def test_after_a_batch_that_failed_each_is_tried_alone_while_anybody_waits() -> None:
-    tail = Together(ValueError("no"), seconds=0.05)
-    now = time.monotonic()
-    outcomes = run_jobs(batch(tail, [math.inf, now + 0.02, now + 0.03, math.inf]))
+def test_after_a_batch_that_failed_each_is_tried_alone_while_anybody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    tail = Together(ValueError("no"))
+    # A batch takes 50 s of this clock.
+    monkeypatch.setattr(compoff.edge.jobs, "time", SimpleNamespace(monotonic=lambda: 50.0 * len(tail.runs)))
+    outcomes = run_jobs(batch(tail, [math.inf, 20.0, 30.0, math.inf]))
     assert tail.runs == [4, 1, 1]
     codes = [outcome.code for outcome in outcomes if outcome is not None]
     assert codes == [ErrorCode.TAIL, ErrorCode.DEADLINE, ErrorCode.DEADLINE, ErrorCode.TAIL]
@@ -275,11 +279,11 @@ def test_a_tail_of_ones_own_that_is_not_what_it_says_does_not_end_the_thread(
     for number, right in enumerate((False, False, True)):
         tail.right = right
         workers.submit(Job(lane, b"x", FULL, time.monotonic() + 60, Client(), number, time.perf_counter()))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 30
         while len(outcomes) <= number:
             assert time.monotonic() < deadline
             time.sleep(0.001)
-    workers.stop(5)
+    workers.stop(30)
     codes = [outcome.code for outcome in outcomes if outcome is not None]
     assert codes == [ErrorCode.TAIL, ErrorCode.TAIL, None]
     assert all(outcome is not None and outcome.text.startswith(text) for outcome in outcomes[:2])
@@ -310,7 +314,7 @@ def test_an_error_of_the_servers_own_is_an_outcome_and_does_not_end_the_thread(
     for one in (job(bytes.upper), job(bytes.upper)):
         workers.open(one.lane)
         workers.submit(one)
-    workers.stop(5)
+    workers.stop(30)
     assert outcomes == [Outcome(b"", ErrorCode.TAIL, "RuntimeError: a mistake in <path>"), Outcome(b"PAYLOAD")]
     assert "a batch of requests failed" in caplog.text
 

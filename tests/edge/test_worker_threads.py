@@ -115,7 +115,7 @@ def test_a_place_is_given_up_by_who_has_two_more_waiting_than_who_asks() -> None
     class Held(One):
         def answer(self, payload: bytes) -> bytes:
             begun.set()
-            gate.wait(5)
+            gate.wait(30)
             return payload
 
     workers = Workers(1, 0, 0.0, lambda *_: None)
@@ -123,14 +123,14 @@ def test_a_place_is_given_up_by_who_has_two_more_waiting_than_who_asks() -> None
     workers.open(lane)
     for number in range(3):
         workers.submit(Job(lane, b"", FULL, math.inf, greedy, number, 0.0))
-        assert begun.wait(5), "the first runs, the others wait"
+        assert begun.wait(30), "the first runs, the others wait"
     assert workers.displace(greedy) is None
     displaced = workers.displace(modest)
     assert displaced is not None
     assert displaced.request_id == 2
     assert workers.displace(modest) is None
     gate.set()
-    workers.stop(5)
+    workers.stop(30)
 
 
 def test_of_two_lanes_that_wait_the_one_goes_whose_time_comes_first() -> None:
@@ -144,5 +144,5 @@ def test_of_two_lanes_that_wait_the_one_goes_whose_time_comes_first() -> None:
         lane.done(len(lane.take()), 2, seconds)
         workers.open(lane)
         workers.submit(jobs[2])
-    assert answered.wait(2)
-    workers.stop(5)
+    assert answered.wait(10)
+    workers.stop(30)
