@@ -67,7 +67,7 @@ class Door:
         self._loop = asyncio.get_running_loop()
         self._listeners = [one.dup() for one in bound]
         self._outside: dict[socket.socket, asyncio.TimerHandle] = {}  # in the order they came
-        self._shaking: dict[asyncio.Task[None], None] = {}
+        self._shaking: dict[asyncio.Task[None], socket.socket] = {}  # likewise
         self._warned = -math.inf
 
     def open(self) -> None:
@@ -89,7 +89,7 @@ class Door:
 
     def abandon(self) -> None:
         """Leave all of it to the parent, in a forked child."""
-        for sock in (*self._listeners, *self._outside):
+        for sock in (*self._listeners, *self._outside, *self._shaking.values()):
             give_up(sock.fileno())
 
     def _accept(self, listener: socket.socket) -> None:
@@ -189,7 +189,7 @@ class Door:
 
     def _hand_over(self, sock: socket.socket, rest: float | None) -> None:
         task = self._loop.create_task(self._shake_hands(sock, rest))
-        self._shaking[task] = None
+        self._shaking[task] = sock
         task.add_done_callback(lambda done: self._finish(done, sock))
 
     async def _shake_hands(self, sock: socket.socket, timeout: float | None) -> None:

@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import socket
+import ssl
 import time
 import warnings
 from typing import TYPE_CHECKING
@@ -19,11 +20,11 @@ from compoff.operations.certificates import Authority
 from compoff.wire.async_client import open_async_client
 from compoff.wire.client import open_client
 from compoff.wire.tls import TLS, client_context
+from tests.edge.peers import eventually
 from tests.wire.forking import in_child
 from tests.wire.test_client import ID, Reverse
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -32,25 +33,33 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 
+@pytest.fixture
+def tail() -> Reverse:
+    return Reverse()
+
+
 @pytest.fixture(params=["plain", "tls"])
-def edge(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Server, ssl.SSLContext | None]]:
+def edge(
+    request: pytest.FixtureRequest, tail: Reverse, tmp_path: Path
+) -> Iterator[tuple[Server, ssl.SSLContext | None]]:
     tls = None
     if request.param == "tls":
         Authority(tmp_path).issue_server("edge", ["127.0.0.1"])
         tls = TLS(certificate=tmp_path / "edge.pem", key=tmp_path / "edge.key")
-    with serve(Reverse(), tls=tls, drain_timeout=0.5) as server:  # a client that nobody reads for says no goodbye
+    # A client that nobody reads for says no goodbye.
+    with serve(tail, tls=tls, drain_timeout=0.5) as server:
         yield server, None if tls is None else client_context(TLS(ca=tmp_path / "ca.pem"))
 
 
-def test_a_client_is_its_process_s_own(edge: tuple[Server, ssl.SSLContext | None]) -> None:
+def test_a_client_is_its_process_s_own(edge: tuple[Server, ssl.SSLContext | None], tail: Reverse) -> None:
     server, tls = edge
     client = open_client(server.address, [ID], tls=tls)
-    pending = client.submit(b"300", timeout=5)
+    pending = client.submit(b"held", timeout=30)
     told = f"LocalProtocolError: this connection to {server.address} was made in another process; connect again after"
 
-    assert in_child(lambda: client.request(b"child", timeout=5)).startswith(told)
+    assert in_child(lambda: client.request(b"child", timeout=30)).startswith(told)
     assert in_child(pending.result).startswith(told)
-    assert in_child(lambda: client.ping(timeout=5)).startswith(told)
+    assert in_child(lambda: client.ping(timeout=30)).startswith(told)
     assert in_child(lambda: (pending.cancel(), client.look(), client.close(), client.closed)).endswith("True)")
 
     def forget() -> None:
@@ -59,8 +68,9 @@ def test_a_client_is_its_process_s_own(edge: tuple[Server, ssl.SSLContext | None
         gc.collect()
 
     assert in_child(forget) == "None"
-    assert pending.result() == b"003"
-    assert client.request(b"parent", timeout=5) == b"tnerap"
+    tail.gate.set()
+    assert pending.result() == b"dleh"
+    assert client.request(b"parent", timeout=30) == b"tnerap"
     client.close()
 
 
@@ -68,9 +78,9 @@ def test_the_child_says_it_whatever_lock_was_held(edge: tuple[Server, ssl.SSLCon
     with open_client(edge[0].address, [ID], tls=edge[1]) as client:
         exchange = client._exchange
         with exchange._lock, exchange._send_lock:
-            assert "another process" in in_child(lambda: client.request(b"child", timeout=5))
+            assert "another process" in in_child(lambda: client.request(b"child", timeout=30))
             assert in_child(client.close) == "None"
-        assert client.request(b"parent", timeout=5) == b"tnerap"
+        assert client.request(b"parent", timeout=30) == b"tnerap"
 
 
 def test_the_child_connects_anew(edge: tuple[Server, ssl.SSLContext | None]) -> None:
@@ -78,11 +88,11 @@ def test_the_child_connects_anew(edge: tuple[Server, ssl.SSLContext | None]) -> 
 
     def again() -> bytes:
         with open_client(server.address, [ID], tls=tls) as mine:
-            return mine.request(b"child", timeout=5)
+            return mine.request(b"child", timeout=30)
 
     with open_client(server.address, [ID], tls=tls) as client:
         assert in_child(again) == "b'dlihc'"
-        assert client.request(b"parent", timeout=5) == b"tnerap"
+        assert client.request(b"parent", timeout=30) == b"tnerap"
 
 
 @contextlib.contextmanager
@@ -106,9 +116,11 @@ def test_a_server_is_its_process_s_own(edge: tuple[Server, ssl.SSLContext | None
     with (
         open_client(server.address, [ID], tls=tls) as client,
         socket.create_connection((host, int(port))) as silent,
-        child_that_stays(),
+        contextlib.ExitStack() as at_last,
     ):
-        assert client.request(b"parent", timeout=5) == b"tnerap"
+        eventually(lambda: server._door is not None and len(server._service.peers) + len(server._door._outside) == 2)
+        at_last.enter_context(child_that_stays())
+        assert client.request(b"parent", timeout=30) == b"tnerap"
         for asked in (
             server.wait,
             server.readmit,
@@ -117,34 +129,55 @@ def test_a_server_is_its_process_s_own(edge: tuple[Server, ssl.SSLContext | None
         ):
             assert "this server was made in another process; serve after the fork" in in_child(asked)
         assert in_child(server.close) == "None"
-        assert client.request(b"parent", timeout=5) == b"tnerap"
+        assert client.request(b"parent", timeout=30) == b"tnerap"
         server.close()
-        silent.settimeout(5)
+        silent.settimeout(30)
         while silent.recv(100):  # a word of farewell, and then the end: nobody else holds it
             pass
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((host, int(port)), timeout=5)
+            socket.create_connection((host, int(port)), timeout=30)
         with serve(Reverse(), server.address) as again:
             assert again.address == server.address
 
 
-def test_an_async_client_is_its_process_s_own(edge: tuple[Server, ssl.SSLContext | None]) -> None:
+def test_a_handshake_under_way_at_a_fork_ends_with_the_server(tmp_path: Path) -> None:
+    Authority(tmp_path).issue_server("edge", ["127.0.0.1"])
+    tls = TLS(certificate=tmp_path / "edge.pem", key=tmp_path / "edge.key")
+    outgoing = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        client_context(TLS(ca=tmp_path / "ca.pem")).wrap_bio(
+            ssl.MemoryBIO(), outgoing, server_hostname="127.0.0.1"
+        ).do_handshake()
+    with serve(Reverse(), tls=tls) as server:
+        host, port = server.address.split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as shaking:
+            shaking.sendall(outgoing.read())
+            assert shaking.recv(1), "the server's part of the handshake"
+            with child_that_stays():
+                server.close()
+                with contextlib.suppress(ConnectionResetError):
+                    while shaking.recv(65536):
+                        pass
+
+
+def test_an_async_client_is_its_process_s_own(edge: tuple[Server, ssl.SSLContext | None], tail: Reverse) -> None:
     server, tls = edge
     loop = asyncio.new_event_loop()
     client = loop.run_until_complete(open_async_client(server.address, [ID], tls=tls))
     told = "LocalProtocolError: this connection"
     for _ in range(2):
-        assert in_child(lambda: loop.run_until_complete(client.request(b"child", timeout=5))).startswith(told)
+        assert in_child(lambda: loop.run_until_complete(client.request(b"child", timeout=30))).startswith(told)
         assert in_child(lambda: loop.run_until_complete(client.close())) == "None"
-        assert loop.run_until_complete(client.request(b"parent", timeout=5)) == b"tnerap"
+        assert loop.run_until_complete(client.request(b"parent", timeout=30)) == b"tnerap"
 
     async def forks_with_a_request_under_way() -> bytes:
-        asked = asyncio.ensure_future(client.request(b"100", timeout=5))
+        asked = asyncio.ensure_future(client.request(b"held", timeout=30))
         await asyncio.sleep(0.01)
         answer = next(iter(client._connection.waiting.values()))
         assert "another process" in in_child(lambda: str(answer.exception()))
+        tail.gate.set()
         return await asked
 
-    assert loop.run_until_complete(forks_with_a_request_under_way()) == b"001"
+    assert loop.run_until_complete(forks_with_a_request_under_way()) == b"dleh"
     loop.run_until_complete(client.close())
     loop.close()
