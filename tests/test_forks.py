@@ -68,7 +68,7 @@ def test_a_lock_is_free_in_a_childs_child_too() -> None:
 
     def fork_while_held(generations: int) -> str:
         def take() -> str:
-            taken = lock._lock.acquire(timeout=2)
+            taken = lock._lock.acquire(timeout=20)
             if not taken or generations == 1:
                 return str(taken)
             lock._lock.release()

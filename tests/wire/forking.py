@@ -24,7 +24,7 @@ def in_child(work: Callable[[], object]) -> str:
         child = os.fork()
     if child == 0:
         try:
-            faulthandler.dump_traceback_later(15)
+            faulthandler.dump_traceback_later(50)
             said = repr(work())
         except BaseException as error:
             said = f"{type(error).__name__}: {error}"
@@ -33,7 +33,7 @@ def in_child(work: Callable[[], object]) -> str:
     os.close(writer)
     try:
         # A hang has no end, and cores may be busy.
-        if not select.select([reader], [], [], 20)[0]:
+        if not select.select([reader], [], [], 60)[0]:
             return "nothing"
         return os.read(reader, 65536).decode()
     finally:

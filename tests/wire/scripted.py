@@ -24,7 +24,7 @@ def scripted_server(script: Script) -> Iterator[str]:
             except OSError:
                 return
             with connection, contextlib.suppress(OSError):
-                connection.settimeout(5)
+                connection.settimeout(30)
                 script(connection, FrameParser(lambda frame_type, route, length: None))
 
     thread = threading.Thread(target=run, daemon=True)
@@ -34,7 +34,7 @@ def scripted_server(script: Script) -> Iterator[str]:
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(6)
+        thread.join(31)
 
 
 def read_frame(connection: socket.socket, parser: FrameParser) -> Frame:

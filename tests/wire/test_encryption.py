@@ -31,7 +31,7 @@ def test_plain_tcp_works() -> None:
 
     with serve(Echo()) as server:
         with open_client(server.address, [ID]) as client:
-            assert client.request(b"threads", timeout=5) == b"threads"
+            assert client.request(b"threads", timeout=30) == b"threads"
         assert asyncio.run(ask(server.address)) == b"asyncio"
     with pytest.raises(ConnectionLost, match="start a server there"):
         open_client(server.address, [ID])

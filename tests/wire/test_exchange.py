@@ -29,8 +29,13 @@ _FILES = {exchange.__file__, sockets.__file__}
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with serve(Reverse(), workers=4) as server:
+def tail() -> Reverse:
+    return Reverse()
+
+
+@pytest.fixture
+def server(tail: Reverse) -> Iterator[Server]:
+    with serve(tail, workers=4) as server:
         yield server
 
 
@@ -66,10 +71,10 @@ def ends_soon(client: Client) -> None:
     """The answer comes, or the news that there will be none: not the deadline."""
     start = time.monotonic()
     try:
-        assert client.request(b"next", timeout=5) == b"txen"
+        assert client.request(b"next", timeout=30) == b"txen"
     except ConnectionLost:
         assert client.closed
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize("body", [b"word", b"0010"], ids=["an answer at once", "an answer to wait for"])
@@ -77,18 +82,18 @@ def test_an_interrupted_request_costs_the_next_no_more_than_the_connection(serve
     moment, going_on = 0, True
     while going_on:
         client = open_client(server.address, [ID])
-        going_on = interrupted(lambda client=client: client.request(body, timeout=5), moment)
+        going_on = interrupted(lambda client=client: client.request(body, timeout=30), moment)
         ends_soon(client)
         start = time.monotonic()
         client.close()
-        assert time.monotonic() - start < 1, moment
+        assert time.monotonic() - start < 10, moment
         moment += 1
     assert moment > 10
 
 
 @pytest.mark.parametrize(
     ("begun", "least"),
-    [(lambda client: client.submit(b"0030", timeout=5).cancel, 5), (lambda client: client.look, 3)],
+    [(lambda client: client.submit(b"0030", timeout=30).cancel, 5), (lambda client: client.look, 3)],
     ids=["a cancel", "a look"],
 )
 def test_an_interruption_costs_the_next_request_no_more_than_the_connection(
@@ -107,8 +112,8 @@ def test_a_thread_that_waits_beside_an_interrupted_one_is_woken(server: Server) 
     moment, going_on = 0, True
     while going_on:
         with open_client(server.address, [ID]) as client, ThreadPoolExecutor(1) as pool:
-            leads = client.submit(b"0040", timeout=5)
-            follows = client.submit(b"0060", timeout=5)
+            leads = client.submit(b"0040", timeout=30)
+            follows = client.submit(b"0060", timeout=30)
 
             def follow(client: Client = client, follows: PendingReply = follows) -> float:
                 time.sleep(0.01)
@@ -121,7 +126,7 @@ def test_a_thread_that_waits_beside_an_interrupted_one_is_woken(server: Server) 
 
             result = pool.submit(follow)
             going_on = interrupted(leads.result, moment)
-            assert result.result(6) < 1, moment
+            assert result.result(60) < 10, moment
             moment += 1
     assert moment > 5
 
@@ -131,17 +136,18 @@ def test_a_client_closes_at_once_where_a_thread_that_read_has_gone(server: Serve
     assert client._exchange._take(exchange._Lead()), "an interrupt took it away between two steps"
     start = time.monotonic()
     client.close()
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 10
 
 
-def test_the_descriptor_is_free_as_soon_as_no_thread_waits_on_it(server: Server) -> None:
+def test_the_descriptor_is_free_as_soon_as_no_thread_waits_on_it(server: Server, tail: Reverse) -> None:
     client = open_client(server.address, [ID])
-    pending = client.submit(b"0500", timeout=5)
-    reader = threading.Thread(target=lambda: pending.wait(5))
+    pending = client.submit(b"held", timeout=30)
+    reader = threading.Thread(target=lambda: pending.wait(30))
     reader.start()
-    time.sleep(0.05)
+    eventually(lambda: not client._exchange._lead.over)
     client.close()
-    reader.join(5)
+    reader.join(30)
+    tail.gate.set()
     assert client._exchange._stream._socket.fileno() == -1
 
 
@@ -153,31 +159,31 @@ def test_nothing_is_written_into_the_frame_of_another_thread(server: Server) -> 
         assert client._exchange._stream._sent == sent
         with pytest.raises(ReadTimeout):
             pending.result()
-        assert client.request(b"next", timeout=5) == b"txen"
+        assert client.request(b"next", timeout=30) == b"txen"
 
 
 def test_a_thread_that_came_during_a_look_reads_as_soon_as_it_is_over(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange, "_LOOK", 5.0)
+    monkeypatch.setattr(exchange, "_LOOK", 60.0)
     with open_client(server.address, [ID]) as client:
-        pending, stream = client.submit(b"word", timeout=5), client._exchange._stream
+        pending, stream = client.submit(b"word", timeout=30), client._exchange._stream
         looking, seen, wait = threading.Event(), threading.Event(), stream.wait
 
         def look(until: float, **ways: bool) -> bool:
             if until > 0.0:
                 return wait(until, **ways)
             looking.set()
-            seen.wait(5)
+            seen.wait(30)
             return False
 
         monkeypatch.setattr(stream, "wait", look)
         threads = [threading.Thread(target=action) for action in (client.look, pending.result)]
         threads[0].start()
-        assert looking.wait(5)
+        assert looking.wait(30)
         threads[1].start()
         eventually(lambda: pending._slot.event is not None)
         seen.set()
         for thread in threads:
-            thread.join(1)
+            thread.join(10)
         assert pending._slot.body == b"drow"
