@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -13,6 +14,7 @@ from compoff.wire.tensors import pack
 
 ID = bytes(range(32))
 ANSWER = pack([np.arange(3, dtype=np.float32)[None]])
+HELD = np.array([255], np.uint8)
 
 
 class StandIn:
@@ -36,13 +38,19 @@ class StandIn:
 
 
 class Tail:
-    """Answers after as many milliseconds as the payload's first byte says, times ten."""
+    """Answers after as many milliseconds as the payload's first byte says, times ten; `HELD` when the gate is open."""
 
     artifact_id = ID
     max_payload_bytes = 100
 
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+
     def answer(self, payload: bytes) -> bytes:
-        time.sleep(payload[0] / 100)
+        if payload[0] == HELD[0]:
+            self.gate.wait(30)
+        else:
+            time.sleep(payload[0] / 100)
         return ANSWER
 
 

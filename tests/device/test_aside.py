@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 def test_it_is_done_and_waited_for_so_long() -> None:
     over, began = threading.Event(), time.monotonic()
-    aside(lambda: over.wait(20) and None, 0.05)
-    assert time.monotonic() - began < 5
+    aside(lambda: over.wait(60) and None, 0.05)
+    assert time.monotonic() - began < 20
     over.set()
     done: list[str] = []
-    aside(lambda: done.append(threading.current_thread().name), 5.0)
+    aside(lambda: done.append(threading.current_thread().name), 30.0)
     assert done == ["compoff-close"]
 
 
@@ -60,7 +60,7 @@ def test_a_collection_that_interrupts_the_link_lets_go_of_the_remote() -> None:
         assert client is not None
         with client._exchange._lock, remote._link._changed:
             del remote
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 20
         eventually(lambda: not server.stats().connections)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from compoff.device import local_runs
 from compoff.device.connecting import connect, connect_async
 from compoff.edge.server import serve
 from tests.device.stand_in import StandIn, Tail, after
@@ -82,21 +83,27 @@ def test_statistics_are_the_parent_s() -> None:
         assert remote.stats.connections == 1
 
 
-def test_a_child_does_not_wait_for_a_local_run_of_its_parent() -> None:
-    over = threading.Event()
+def test_a_child_does_not_wait_for_a_local_run_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_runs, "_LONGEST_END", 60.0)
+    began, over = threading.Event(), threading.Event()
+
+    def whole(x: Any) -> bool:
+        began.set()
+        return over.wait(60)
+
     with serve(Tail()) as server:
-        remote = connect(StandIn(), server.address, on_failure="hedge", local=lambda x: over.wait(20))  # type: ignore[arg-type]
+        remote = connect(StandIn(), server.address, on_failure="hedge", local=whole)  # type: ignore[arg-type]
         server.close()
-        call = threading.Thread(target=lambda: remote(after(0), timeout=20))
+        call = threading.Thread(target=lambda: remote(after(0), timeout=60))
         call.start()
-        time.sleep(0.5)
+        assert began.wait(30)
 
         def end() -> float:
-            began = time.monotonic()
+            start = time.monotonic()
             weakref.finalize._exitfunc()  # type: ignore[attr-defined]
-            return time.monotonic() - began
+            return time.monotonic() - start
 
-        assert float(in_child(end)) < 3
+        assert float(in_child(end)) < 20
         over.set()
         call.join()
         remote.close()

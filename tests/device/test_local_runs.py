@@ -30,10 +30,10 @@ def test_one_after_another_and_what_a_model_raises_reaches_who_waits() -> None:
     seconds = Estimate()
     runs = LocalRuns([lambda number: 6 // number], seconds)
     answers = [runs.submit(call(number), hurry=False) for number in (1, 0, 3)]
-    assert answers[0].result(5) == 6
+    assert answers[0].result(30) == 6
     with pytest.raises(ZeroDivisionError):
-        answers[1].result(5)
-    assert answers[2].result(5) == 2
+        answers[1].result(30)
+    assert answers[2].result(30) == 2
     assert seconds.mean is not None
     runs.close()
     with pytest.raises(RuntimeError, match="closed"):
@@ -46,7 +46,7 @@ def test_a_model_that_raises_where_nobody_may_hear_of_it_is_told_once_until_it_a
     runs = LocalRuns([lambda number: 6 // number], Estimate())
     for numbers, hurry, count in (((0, 0), False, 0), ((0, 0, 0), True, 1), ((2, 0, 0), True, 2)):
         for run in [runs.submit(call(number), hurry=hurry) for number in numbers]:
-            run.exception(5)
+            run.exception(30)
         assert len(caplog.records) == count
     assert {(record.name, record.levelname) for record in caplog.records} == {("compoff.connect", "WARNING")}
     assert "the whole model on this device raises, and cannot stand in: ZeroDivisionError" in caplog.text
@@ -58,16 +58,16 @@ def test_closed_it_cancels_what_waits() -> None:
 
     def model() -> bool:
         began.set()
-        return freed.wait(5)
+        return freed.wait(30)
 
     runs = LocalRuns([model], Estimate())
     first, second = runs.submit(call(), hurry=False), runs.submit(call(), hurry=False)
-    assert began.wait(5)
+    assert began.wait(30)
     runs.close()
     with pytest.raises(CancelledError):
-        second.result(5)
+        second.result(30)
     freed.set()
-    assert first.result(5)
+    assert first.result(30)
 
 
 def test_behind_a_run_that_hangs_nothing_gathers_that_nobody_waits_for() -> None:
@@ -78,11 +78,11 @@ def test_behind_a_run_that_hangs_nothing_gathers_that_nobody_waits_for() -> None
 
     def model(given: Any) -> Any:
         began.set()
-        return given if freed.wait(10) else None
+        return given if freed.wait(30) else None
 
     runs = LocalRuns([model], Estimate())
     hanging = runs.submit(call(0), hurry=False)
-    assert began.wait(5)
+    assert began.wait(30)
     kept, waiting = list[Any](), [runs.submit(call(number), hurry=False) for number in (1, 2)]
     for _ in range(100):
         given = Big()
@@ -92,14 +92,14 @@ def test_behind_a_run_that_hangs_nothing_gathers_that_nobody_waits_for() -> None
     gc.collect()
     assert sum(one() is not None for one in kept) < 10
     freed.set()
-    assert [answer.result(5) for answer in (hanging, *waiting)] == [0, 1, 2]
+    assert [answer.result(30) for answer in (hanging, *waiting)] == [0, 1, 2]
     runs.close()
 
 
 def test_one_that_nobody_holds_takes_its_thread_with_it() -> None:
     before = set(threading.enumerate())
     runs = LocalRuns([lambda: 1], Estimate())
-    assert runs.submit(call(), hurry=False).result(5) == 1
+    assert runs.submit(call(), hurry=False).result(30) == 1
     (thread,) = set(threading.enumerate()) - before
     gone = weakref.ref(runs)
     del runs
@@ -115,21 +115,21 @@ def test_neither_inputs_nor_an_answer_are_kept() -> None:
     runs = LocalRuns([lambda given: Big()], Estimate())
     given = Big()
     answer = runs.submit(call(given), hurry=False)
-    kept = [weakref.ref(given), weakref.ref(answer.result(5))]
+    kept = [weakref.ref(given), weakref.ref(answer.result(30))]
     del given, answer
     eventually(lambda: gc.collect() >= 0 and not any(one() for one in kept))
     runs.close()
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(0.3, "began ended "), (30, "began ")])
-def test_a_process_that_ends_waits_a_moment_for_the_run_under_way(seconds: float, told: str) -> None:
+@pytest.mark.parametrize(("seconds", "longest", "told"), [(0.3, 30.0, "began ended "), (60, 0.5, "began ")])
+def test_a_process_that_ends_waits_a_moment_for_the_run_under_way(seconds: float, longest: float, told: str) -> None:
     script = f"""
 import time
 from compoff.device import local_runs
 from compoff.device.timing import Estimate
 from tests.device.test_local_runs import call
 
-local_runs._LONGEST_END = 1.0
+local_runs._LONGEST_END = {longest}
 
 def model():
     print("began", end=" ", flush=True)
@@ -143,6 +143,6 @@ while not several[0].running():
 """
     began = time.monotonic()
     root = Path(__file__).parent.parent.parent
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=25, cwd=root)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=90, cwd=root)
     assert (done.returncode, done.stdout) == (0, told), done.stderr
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 50
