@@ -310,14 +310,16 @@ class Exchange:
                 self._settle(event)
 
     def _settle(self, event: ClientEvent) -> None:
+        if not isinstance(event, (Answer, Refusal)):
+            return
+        slot = self._slots.get(event.request_id)
+        if slot is None:
+            return
         if isinstance(event, Answer):
-            slot = self._slots.pop(event.request_id, None)
-            if slot is not None:
-                slot.settle(event.body, server_seconds=event.server_seconds)
-        elif isinstance(event, Refusal):
-            slot = self._slots.pop(event.request_id, None)
-            if slot is not None:
-                slot.settle(error=relocate(event.error, self.address))
+            slot.settle(event.body, server_seconds=event.server_seconds)
+        else:
+            slot.settle(error=relocate(event.error, self.address))
+        del self._slots[event.request_id]  # only now: an interrupt before it must leave nobody without an outcome
 
     def _write(self, data: bytes, deadline: float) -> bool:
         """Hand data over; False where the deadline came before its first byte, so that the stream is as it was."""
@@ -361,7 +363,8 @@ class Exchange:
         """Give every unanswered request the error; the first error is the connection's."""
         with self._lock:
             self._failure = self._failure or error
-            slots, self._slots = self._slots, {}
-            for slot in slots.values():
-                slot.settle(error=type(error)(*error.args))
+            for slot in self._slots.values():
+                if not slot.done:
+                    slot.settle(error=type(error)(*error.args))
+            self._slots = {}  # only now, too
         self._stream.shutdown()

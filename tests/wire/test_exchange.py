@@ -14,12 +14,16 @@ from compoff.edge.server import serve
 from compoff.errors import ConnectionLost, ReadTimeout
 from compoff.wire import exchange, sockets
 from compoff.wire.client import Client, PendingReply, open_client
+from compoff.wire.frames import Frame, FrameParser, FrameType, serialize
+from compoff.wire.messages import Route, Welcome
 from tests.edge.peers import eventually
+from tests.wire.scripted import read_frame, scripted_server
 from tests.wire.test_client import ID, Reverse
 
 if TYPE_CHECKING:
+    import socket
+    import types
     from collections.abc import Callable, Iterator
-    from types import FrameType
 
     from compoff.edge.server import Server
 
@@ -46,7 +50,7 @@ def interrupted(action: Callable[[], object], moment: int) -> bool:
     """
     left = moment
 
-    def look(frame: FrameType, event: str, _: object) -> None:
+    def look(frame: types.FrameType, event: str, _: object) -> None:
         nonlocal left
         if event in ("call", "c_return") and frame.f_code.co_filename in _FILES:
             left -= 1
@@ -128,6 +132,30 @@ def test_a_thread_that_waits_beside_an_interrupted_one_is_woken(server: Server) 
             going_on = interrupted(leads.result, moment)
             assert result.result(60) < 10, moment
             moment += 1
+    assert moment > 5
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["both are answered", "the server hangs up"])
+def test_an_interruption_while_what_came_is_handed_out_keeps_no_other_waiting(answers: bool) -> None:
+    def script(connection: socket.socket, parser: FrameParser) -> None:
+        read_frame(connection, parser)
+        connection.sendall(serialize(Frame(FrameType.WELCOME, Welcome(4, (Route(0, 1000),)).encode())))
+        asked = [read_frame(connection, parser) for _ in range(2)]
+        if answers:
+            connection.sendall(b"".join(serialize(Frame(FrameType.REPLY, b"x", one.request_id)) for one in asked))
+            connection.recv(100)
+
+    moment, going_on = 0, True
+    with scripted_server(script) as address:
+        while going_on:
+            with open_client(address, [ID]) as client:
+                leads, follows = client.submit(b"leads", timeout=5), client.submit(b"follows", timeout=5)
+                going_on = interrupted(leads.result, moment)
+                try:
+                    assert follows.result() == b"x", moment
+                except ConnectionLost:
+                    assert client.closed
+                moment += 1
     assert moment > 5
 
 
