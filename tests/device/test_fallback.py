@@ -138,6 +138,13 @@ def kind(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+@pytest.fixture(autouse=True)
+def _time_to_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection is waited for, however late this machine is."""
+    for name in ("link.FIRST_ATTEMPT", "async_link.FIRST_ATTEMPT", "connecting._FIRST_WAIT"):
+        monkeypatch.setattr(f"compoff.device.{name}", 30.0)
+
+
 @pytest.fixture
 def tail() -> Tail:
     return Tail()
@@ -902,7 +909,10 @@ def test_certificates_that_are_missing_for_a_moment_fail_no_call(kind: Any, tmp_
         remote.close()
 
 
-def test_a_device_with_a_model_of_its_own_does_not_wait_long_for_its_first_connection(kind: Any) -> None:
+def test_a_device_with_a_model_of_its_own_does_not_wait_long_for_its_first_connection(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         remote = kind(f"127.0.0.1:{silent.getsockname()[1]}", on_failure="local", local=Whole(), timeout=120)
