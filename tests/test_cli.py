@@ -76,7 +76,7 @@ def address(folder: Path) -> Iterator[str]:
         yield process.stdout.readline().split()[-1]
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read() == "stopped\n"
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
 
 
 def test_call_gets_what_the_tail_answers(folder: Path, address: str, tmp_path: Path) -> None:

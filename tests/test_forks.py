@@ -39,7 +39,7 @@ def held_by_a_thread(lock: OwnLock) -> Iterator[None]:
 
     thread = threading.Thread(target=hold)
     thread.start()
-    held.wait(5)
+    held.wait(30)
     yield
     over.set()
     thread.join()

@@ -65,7 +65,7 @@ def test_serves_until_the_block_ends(task: Task, saved: tuple[Path, list[bytes]]
             client.request(b"no picture", route=2)
         assert client.idle_timeout > 86400, "the parent may compute for hours before its first picture"
     with pytest.raises((ConnectionLost, ConnectTimeout)):
-        open_client(address, ids, connect_timeout=2.0)
+        open_client(address, ids, connect_timeout=30.0)
 
 
 def test_an_error_in_the_block_ends_the_process(saved: tuple[Path, list[bytes]]) -> None:
@@ -73,7 +73,7 @@ def test_an_error_in_the_block_ends_the_process(saved: tuple[Path, list[bytes]])
     with pytest.raises(KeyboardInterrupt), edge_process([folder]) as address:
         raise KeyboardInterrupt
     with pytest.raises((ConnectionLost, ConnectTimeout)):
-        open_client(address, ids, connect_timeout=2.0)
+        open_client(address, ids, connect_timeout=30.0)
 
 
 PARENT = """
@@ -95,15 +95,15 @@ def test_dies_with_its_parent(saved: tuple[Path, list[bytes]]) -> None:
         open_client(address, ids).close()
     finally:
         parent.kill()  # no chance to tidy up
-        parent.communicate(timeout=10)
-    deadline = time.monotonic() + 20
+        parent.communicate(timeout=60)
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
-            open_client(address, ids, connect_timeout=1.0).close()
+            open_client(address, ids, connect_timeout=5.0).close()
         except (ConnectionLost, ConnectTimeout):
             return
         time.sleep(0.1)
-    pytest.fail("the second process still answers 20 s after its parent was killed")
+    pytest.fail("the second process still answers 60 s after its parent was killed")
 
 
 def test_says_why_it_cannot_start(tmp_path: Path) -> None:
@@ -119,4 +119,4 @@ def test_start_has_a_deadline(saved: tuple[Path, list[bytes]]) -> None:
     begin = time.monotonic()
     with pytest.raises(ConnectTimeout, match=r"within 0\.01 s"), edge_process([folder], timeout=0.01):
         pytest.fail("the block must not run")
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 60

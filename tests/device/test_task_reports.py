@@ -116,7 +116,7 @@ def test_outside_of_tasks_the_thread_counts() -> None:
         loop = asyncio.get_running_loop()
 
         def ask(size: int) -> int | None:
-            asyncio.run_coroutine_threadsafe(remote(word(size)), loop).result(10)
+            asyncio.run_coroutine_threadsafe(remote(word(size)), loop).result(60)
             return sent(remote)
 
         with ThreadPoolExecutor(3) as pool:

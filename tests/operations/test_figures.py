@@ -17,7 +17,7 @@ from tests.edge.peers import ID, Echo
 def measured(requests: int = 10) -> Figures:
     with serve(Echo()) as server, open_client(server.address, [ID]) as client:
         for _ in range(requests):
-            client.request(b"payload", timeout=5)
+            client.request(b"payload", timeout=30)
         return figures_of(server.stats(), {ID: {"model": "Net", "split": "layer2"}})
 
 

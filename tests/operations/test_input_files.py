@@ -70,7 +70,7 @@ def piped(data: bytes) -> Iterator[Path]:
         yield Path(f"/dev/fd/{reading}")
     finally:
         os.close(reading)
-        thread.join(10)
+        thread.join(60)
 
 
 @pytest.mark.skipif(not Path("/dev/fd").exists(), reason="this system names no open files")

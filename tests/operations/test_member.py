@@ -84,16 +84,16 @@ def front(tmp_path: Path) -> Iterator[Member]:
 def test_a_process_that_hangs_is_not_asked_again_and_again_and_started_anew(
     front: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert front.figures(front.question(), time.monotonic() + 20)["ready"]
+    assert front.figures(front.question(), time.monotonic() + 60)["ready"]
     # An answer that came too late is one all the same: the next question is asked, and nobody is killed.
     late = front.question()
-    within(20, lambda: front._pipe.poll(0))
+    within(60, lambda: front._pipe.poll(0))
     front.revive(front.settings)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     assert front.figures(late, deadline) is not None
     assert time.monotonic() < deadline, "it is there, and not waited for"
     assert front.question() == late + 1
-    assert front.figures(late + 1, time.monotonic() + 20) is not None
+    assert front.figures(late + 1, time.monotonic() + 60) is not None
     first = front._process.pid
     os.kill(first, signal.SIGSTOP)
     asked = {front.question() for _ in range(2000)}  # far more than its pipe holds
@@ -109,7 +109,7 @@ def test_a_process_that_hangs_is_not_asked_again_and_again_and_started_anew(
     assert "server process 0 has not answered for 0 s; killing it" in caplog.text
     monkeypatch.setattr(member, "_SILENT_SECONDS", 60.0)
     front.wait_until_ready()
-    assert front.figures(front.question(), time.monotonic() + 20) is not None
+    assert front.figures(front.question(), time.monotonic() + 60) is not None
     assert len(front.counted) == 2, "what the first one had counted stays in the sum"
 
 
@@ -142,7 +142,7 @@ def test_one_that_cannot_be_started_again_is_tried_later(
     front._not_before = 0.0
     front.revive(front.settings)
     front.wait_until_ready()
-    assert front.figures(front.question(), time.monotonic() + 20) is not None
+    assert front.figures(front.question(), time.monotonic() + 60) is not None
 
 
 def test_one_that_hangs_before_it_listens_is_started_anew(
@@ -216,7 +216,7 @@ def test_one_that_does_not_listen_yet_is_not_waited_for_at_the_end(
 def test_a_reload_says_whether_the_tails_were_read(front: Any, tmp_path: Path) -> None:
     def read(settings: Settings) -> bool:
         which = front.reload(settings)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (found := front.outcome(which)) is None and time.monotonic() < deadline:
             time.sleep(0.02)
         assert found is not None
@@ -234,7 +234,7 @@ def test_a_reload_says_whether_the_tails_were_read(front: Any, tmp_path: Path) -
     write_folder(tmp_path / "other", other, TABLES, {})
     which = front.reload(replace(front.settings, tails=(TailPlace(tmp_path / "other"),)))
     assert not front.settled, "what it serves is not known before it says so"
-    within(20, lambda: front.outcome(which))
+    within(60, lambda: front.outcome(which))
     assert (front.settled, front.exports) == (True, {"f" * 64})
     front._process.kill()
     front._process.join()

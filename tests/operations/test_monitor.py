@@ -41,13 +41,13 @@ def monitored(requests: int = 0) -> Iterator[Monitor]:
 
         with Monitor(figures, "127.0.0.1:0") as monitor, open_client(server.address, [ID]) as client:
             for _ in range(requests):
-                client.request(b"payload", timeout=5)
+                client.request(b"payload", timeout=30)
             yield monitor
 
 
 def get(monitor: Monitor, path: str, method: str = "GET") -> tuple[int, str, bytes]:
     host, port = monitor.address.split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=5)
+    connection = http.client.HTTPConnection(host, int(port), timeout=30)
     connection.request(method, path)
     response = connection.getresponse()
     body = response.read()
@@ -73,7 +73,7 @@ def test_who_asks_for_the_head_gets_the_same_without_the_body() -> None:
         for path in ("/", "/healthz", "/readyz", "/metrics", "/nowhere"):
             assert get(monitor, path, "HEAD") == (*get(monitor, path)[:2], b"")
         host, port = monitor.address.split(":")
-        with socket.create_connection((host, int(port)), timeout=5) as sock:
+        with socket.create_connection((host, int(port)), timeout=30) as sock:
             sock.sendall(b"HEAD /healthz HTTP/1.0\r\n\r\n")
             answer = b"".join(iter(lambda: sock.recv(4096), b""))
     assert b"Content-Length: 3\r\n" in answer
@@ -106,7 +106,7 @@ def test_no_more_than_32_are_answered_at_a_time_and_the_oldest_goes() -> None:
     with monitored() as monitor, ExitStack() as stack:
         host, port = monitor.address.split(":")
         before = threading.active_count()
-        silent = [stack.enter_context(socket.create_connection((host, int(port)), timeout=5)) for _ in range(60)]
+        silent = [stack.enter_context(socket.create_connection((host, int(port)), timeout=30)) for _ in range(60)]
         assert get(monitor, "/healthz")[0] == 200
         assert [sock.recv(1) for sock in silent[:20]] == [b""] * 20
         eventually(lambda: threading.active_count() <= before + 32)
@@ -127,16 +127,17 @@ def test_who_waits_for_figures_is_ended_like_everybody_and_shares_the_look(
     before = threading.active_count()
     with Monitor(figures, "127.0.0.1:0") as monitor, ExitStack() as stack:
         host, port = monitor.address.split(":")
-        asking = [stack.enter_context(socket.create_connection((host, int(port)), timeout=5)) for _ in range(100)]
+        asking = [stack.enter_context(socket.create_connection((host, int(port)), timeout=30)) for _ in range(100)]
         for sock in asking:
             sock.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
         began = time.monotonic()
         assert [sock.recv(1) for sock in asking[:50]] == [b""] * 50
         eventually(lambda: threading.active_count() <= before + 2 + 32)
         assert [sock.recv(1) for sock in asking] == [b""] * 100, "their time is over, though the look is not"
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 20
         eventually(lambda: threading.active_count() <= before + 2)
-        late = [stack.enter_context(socket.create_connection((host, int(port)), timeout=5)) for _ in range(20)]
+        monkeypatch.setattr("compoff.operations.monitor._REQUEST_SECONDS", 60.0)
+        late = [stack.enter_context(socket.create_connection((host, int(port)), timeout=30)) for _ in range(20)]
         for sock in late:
             sock.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
         time.sleep(0.3)
@@ -167,8 +168,8 @@ def test_a_request_in_drips_ends(monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     monkeypatch.setattr("compoff.operations.monitor._LOOK_SECONDS", 0.05)
     with monitored() as monitor:
         host, port = monitor.address.split(":")
-        with socket.create_connection((host, int(port)), timeout=5) as sock:
-            deadline = time.monotonic() + 3
+        with socket.create_connection((host, int(port)), timeout=30) as sock:
+            deadline = time.monotonic() + 30
             with suppress(OSError):
                 while time.monotonic() < deadline:
                     sock.sendall(b"G")
@@ -235,7 +236,7 @@ def answering(*parts: bytes, pause: float = 0.0) -> Iterator[str]:
         thread = threading.Thread(target=answer)
         thread.start()
         yield f"127.0.0.1:{listener.getsockname()[1]}"
-        thread.join(10)
+        thread.join(60)
 
 
 OK = b"HTTP/1.1 200 OK\r\n\r\n"
@@ -264,10 +265,10 @@ def test_top_refuses_what_is_no_figures(body: bytes, words: str) -> None:
 def test_top_waits_for_no_drip(monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
     monkeypatch.setattr("compoff.operations.top._SECONDS", 0.2)
     begin = time.monotonic()
-    drip = answering(start, *[b" "] * 200, pause=0.02)
+    drip = answering(start, *[b" "] * 200, pause=0.1)
     with drip as address, pytest.raises(WireError, match="no whole answer within"):
         fetch(address)
-    assert time.monotonic() - begin < 3, "200 drips take 4 s"
+    assert time.monotonic() - begin < 15, "200 drips take 20 s"
 
 
 def test_a_server_that_is_not_ready_stands_out() -> None:

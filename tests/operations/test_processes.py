@@ -300,26 +300,31 @@ def test_how_busy_a_tail_behind_fronts_is_the_process_with_the_tails_knows() -> 
     assert (tail["waiting"], tail["running"]) == (4, 3)
 
 
-def test_nobody_waits_for_a_look_at_the_figures_and_one_that_hangs_is_waited_for_once() -> None:
+def test_nobody_waits_for_a_look_at_the_figures_and_one_that_hangs_is_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "_ANSWER_SECONDS", 60.0)
     hanging = Counting(None, figures(3))
-    hanging.owes_since = time.monotonic()
+    hanging.owes_since = began = time.monotonic()
     server = group([hanging], [])
     found: list[Any] = []
     look = threading.Thread(target=lambda: found.append(server.figures()))
-    began = time.monotonic()
     look.start()
     for _ in range(20):
         server.watch()
         time.sleep(0.01)
     server.reload(server._settings)
-    assert time.monotonic() - began < 1.5, "they waited for the look"
-    look.join(10)
-    assert 1.5 < time.monotonic() - began < 5
+    assert time.monotonic() - began < 30, "they waited for the look"
+    assert look.is_alive()
+    monkeypatch.setattr(processes, "_ANSWER_SECONDS", 0.1)
+    look.join(30)
     assert (found[0]["ready"], found[0]["tails"][0]["requests"]) == (False, 3)
+    monkeypatch.setattr(processes, "_ANSWER_SECONDS", 60.0)
+    hanging.owes_since = time.monotonic() - 60.0
     began = time.monotonic()
     assert server.figures()["ready"] is False
-    assert time.monotonic() - began < 1, "it has had its time"
+    assert time.monotonic() - began < 30, "it has had its time"
     hanging.owes_since = time.monotonic()
     hanging.listening = False  # it has died meanwhile
     assert server.figures()["ready"] is False
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 50

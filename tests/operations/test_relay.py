@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -144,8 +145,9 @@ def test_a_connection_all_of_whose_places_are_lost_is_left_for_another(pair: Pai
 
     with scripted_server(script) as address:
         relay = closing(RelayTail(folder, address, timeout=0.1))
-        with pytest.raises(BackendError, match="no answer within"):
-            relay.answer(payload)
+        while len(answers) == 2:  # until the request has come so far, however busy this machine is
+            with pytest.raises(BackendError, match="no answer within"):
+                relay.answer(payload)
         relay._timeout = 30.0
         assert relay.answer(payload) == tail.answer(payload)
 
@@ -188,7 +190,7 @@ def test_where_one_of_several_fails_the_others_give_their_places_back(pair: Pair
 
 def test_the_process_with_the_tail_hears_how_long_each_device_waits(pair: Pair, folder: Path, closing: Any) -> None:
     head, tail = pair
-    ran = 0
+    ran, gate = 0, threading.Event()
 
     class Slow:
         artifact_id, max_payload_bytes = tail.artifact_id, tail.max_payload_bytes
@@ -196,7 +198,7 @@ def test_the_process_with_the_tail_hears_how_long_each_device_waits(pair: Pair, 
         def answer(self, payload: bytes) -> bytes:
             nonlocal ran
             ran += 1
-            time.sleep(0.4)
+            gate.wait(30)
             return tail.answer(payload)
 
     (payload,) = payloads(head, 1)
@@ -209,13 +211,18 @@ def test_the_process_with_the_tail_hears_how_long_each_device_waits(pair: Pair, 
         for one in asked:
             with pytest.raises(ReadTimeout):
                 one.result()
-        assert clients[0].request(payload, timeout=10) == tail.answer(payload)
+        gate.set()
+        assert clients[0].request(payload, timeout=60) == tail.answer(payload)
         assert ran <= 3, "what nobody waits for any more is not run"
-        one, two = relay.run_until([relay.decode(payload)] * 2, [time.monotonic() + 0.1, time.monotonic() + 10])
+        gate.clear()
+        opens = threading.Timer(0.3, gate.set)
+        opens.start()
+        one, two = relay.run_until([relay.decode(payload)] * 2, [time.monotonic() + 0.1, time.monotonic() + 25])
+        opens.join()
         assert one is None
         np.testing.assert_allclose((two or [])[0], tail(payload).numpy(), atol=1e-6)
         assert relay.run_until([relay.decode(payload)], [time.monotonic() - 1]) == [None]
         keeper.close()
         began = time.monotonic()
         assert relay.run_until([relay.decode(payload)], [began + 0.5]) == [None]
-        assert time.monotonic() - began < 2, "not the front's own 30 s"
+        assert time.monotonic() - began < 20, "not the front's own 30 s"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,6 +58,9 @@ class Serving:
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         assert self.process.stdout is not None
+        self.errors: list[str] = []
+        self._reading = threading.Thread(target=self._read)
+        self._reading.start()
         self.metrics = ""
         line = self.process.stdout.readline()
         if line.startswith("metrics on"):
@@ -66,11 +71,24 @@ class Serving:
     def hang_up(self) -> None:
         self.process.send_signal(signal.SIGHUP)
 
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as said:
+            self.errors.extend(said)
+
+    def says(self, words: str) -> None:
+        """Wait until it has said something in its log."""
+        within(60, lambda: any(words in line for line in self.errors))
+
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
         if self.process.poll() is None:
             self.process.send_signal(number)
-        out, errors = self.process.communicate(timeout=40)
-        return self.process.returncode, out, errors
+        assert self.process.stdout is not None
+        with self.process.stdout as said:
+            out = said.read()
+        code = self.process.wait(60)
+        self._reading.join()
+        return code, out, "".join(self.errors)
 
 
 @pytest.fixture
@@ -83,9 +101,9 @@ def serving() -> Iterator[Callable[..., Serving]]:
 
     yield start
     for one in started:
-        if one.process.poll() is None:
-            one.process.kill()
-        one.process.communicate()
+        one.process.kill()
+        if one.process.stdout is not None and not one.process.stdout.closed:
+            one.end()
 
 
 def written(folder: Path, **settings: Any) -> Path:
@@ -104,7 +122,7 @@ def within(seconds: float, condition: Callable[[], bool]) -> None:
 
 def answers(export: Path, address: str, name: str = "first", **options: Any) -> bool:
     head, tail = compoff.Head.load(export / name), compoff.Tail.load(export / name)
-    with head.connect(address, timeout=20, **options) as remote:
+    with head.connect(address, timeout=60, **options) as remote:
         return torch.allclose(remote(X), tail(head(X)), atol=1e-5)
 
 
@@ -129,7 +147,7 @@ def test_sighup_reads_tokens_certificates_tails_and_the_file_again(export: Path,
     server = serving("--config", written(tmp_path, tails=[str(export / "first")], **settings))
     ours = compoff.TLS(ca=tmp_path / "ca.pem", certificate=tmp_path / "camera.pem", key=tmp_path / "camera.key")
     head = compoff.Head.load(export / "first")
-    with head.connect(server.address, tls=ours, token="old", timeout=20) as before:
+    with compoff.connect(head, server.address, tls=ours, token="old", timeout=60, heartbeat=30) as before:
         before(X)
         (tmp_path / "tokens").write_text("new\n")
         authority.issue_server("edge", ["127.0.0.1"], renew=True)
@@ -151,9 +169,15 @@ def test_sighup_reads_tokens_certificates_tails_and_the_file_again(export: Path,
     )
     authority.revoke("camera")
     server.hang_up()
-    time.sleep(2)
-    with pytest.raises(compoff.WireError, match=r"certificate|hung up"):
-        answers(export, server.address, tls=ours, token="new")
+
+    def refused() -> bool:
+        try:
+            return not answers(export, server.address, tls=ours, token="new")
+        except compoff.WireError as error:
+            return re.search(r"certificate|hung up", str(error)) is not None
+
+    within(60, refused)
+    server.says("a change of log needs a restart")
     code, _, errors = server.end()
     assert code == 0
     for name in ("the files that tls names", "limits", "log"):
@@ -182,7 +206,7 @@ compoff.__main__.main()
         assert server.stderr is not None
         assert any("reloaded the tails" in line for line in server.stderr)
         server.terminate()
-        assert server.wait(40) == 0
+        assert server.wait(60) == 0
     finally:
         server.kill()
         server.communicate()
@@ -193,10 +217,10 @@ def test_a_mistake_at_sighup_leaves_everything_as_it_was(export: Path, tmp_path:
     server = serving("--config", path)
     path.write_text("tails: 7\n")
     server.hang_up()
-    time.sleep(0.5)
+    server.says("the settings stay as they were")
     path.write_text(json.dumps({"tails": [str(tmp_path / "nothing")]}))
     server.hang_up()
-    time.sleep(0.5)
+    server.says("the tails stay as they were")
     assert answers(export, server.address)
     code, _, errors = server.end()
     assert code == 0
@@ -229,7 +253,7 @@ def test_several_processes_share_a_port_and_one_that_dies_comes_back(
 ) -> None:
     server = serving("--config", written(tmp_path, tails=[str(export / "first")], processes=2))
     head = compoff.Head.load(export / "first")
-    remotes = [head.connect(server.address, timeout=20) for _ in range(12)]
+    remotes = [compoff.connect(head, server.address, timeout=60, heartbeat=30) for _ in range(12)]
     for remote in remotes:
         remote(X)
     figures = fetch(server.metrics)
@@ -280,7 +304,7 @@ def test_a_server_outlives_whoever_reads_what_it_says(export: Path, tmp_path: Pa
         assert "standard output is closed" in next(server.stderr)
         assert answers(export, listening.split()[-1])
         server.terminate()
-        _, errors = server.communicate(timeout=40)
+        _, errors = server.communicate(timeout=60)
         assert server.returncode == 0
         assert "Traceback" not in errors
         assert "BrokenPipe" not in errors
@@ -325,7 +349,7 @@ def test_fronts_share_one_process_with_the_tails_and_outlive_it(export: Path, tm
     server = serving("--config", written(tmp_path, tails=[str(export / "first")], fronts=2))
     (keeper,) = with_torch(server.process)
     head, tail = compoff.Head.load(export / "first"), compoff.Tail.load(export / "first")
-    with head.connect(server.address, timeout=40) as remote:
+    with compoff.connect(head, server.address, timeout=90, heartbeat=30) as remote:
         assert torch.allclose(remote(X), tail(head(X)), atol=1e-5)
         figures = fetch(server.metrics)
         assert (figures["processes"], figures["tails"][0]["replies"]) == (2, 1)
@@ -343,14 +367,14 @@ def test_fronts_take_new_tails_when_somebody_can_answer_with_them(export: Path, 
     shutil.copytree(export / "first", place)
     server = serving("--config", written(tmp_path, tails=[str(place)], fronts=1))
     first = compoff.Head.load(export / "first")
-    with first.connect(server.address, timeout=40) as remote:
+    with compoff.connect(first, server.address, timeout=90, heartbeat=30) as remote:
         remote(X)
         # Another export in the same folder that the process with the tails cannot run.
         shutil.rmtree(place)
         shutil.copytree(export / "second", place)
         written(tmp_path, tails=[{"folder": str(place), "device": "cuda:7"}], fronts=1)
         server.hang_up()
-        time.sleep(2)
+        server.says("the tails stay as they were")
         remote(X)
         # And one that it can: whoever is welcomed is answered, what was served goes on for a while behind the scenes.
         written(tmp_path, tails=[str(place)], fronts=1)
