@@ -672,7 +672,7 @@ def test_what_is_under_way_when_a_remote_is_closed_is_a_lost_connection(
             return super().__call__(word, quality)
 
     head = Held()
-    options: dict[str, Any] = {} if policy == "raise" else {"on_failure": policy, "local": Whole()}
+    options: dict[str, Any] = {} if policy == "raise" else {"on_failure": policy, "local": Whole(gate=gate)}
     options["heartbeat"] = 0.1 if moment == "without a connection" else 5.0
     remote = kind(server.address, head, **options)
     if moment == "without a connection":
