@@ -189,6 +189,8 @@ class Hedge(Fallback):
             try:
                 return asked.settle()
             except (WireError, PayloadError) as error:
+                if self.edge.link.closed:
+                    raise
                 return self._race(call, None, str(error))
         self._tally.hedged()
         self.edge.patience.missed()

@@ -124,8 +124,8 @@ def answered(way: str, address: str, numbers: int, word: Any, heartbeat: float) 
 @pytest.mark.parametrize("size", [160_000, 10], ids=["a long request", "a long answer"])
 def test_a_message_that_takes_many_heartbeats_arrives_over_the_one_connection(size: int, way: str) -> None:
     word, numbers = np.zeros(size, np.uint8), 3 if size > 1000 else 40_000
-    with serve(Large()) as server:
-        for slower in (1, 4, 12):  # where the machine stands still for a heartbeat, longer ones
+    with serve(Large(), message_timeout=60) as server:
+        for slower in (1, 1, 3, 3):  # where the machine stands still for a heartbeat, again, and then with longer ones
             relay = Relay(server.address, 150_000 / slower)
             try:
                 answer = answered(way, relay.address, numbers, word, 0.25 * slower)
