@@ -38,18 +38,19 @@ class Busy(Worker):
 def test_reloads_go_on_where_former_tails_cannot_be_let_go_of_and_those_are_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(child, "_AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr(child, "_AGAIN_SECONDS", 60.0)
     ours, theirs = multiprocessing.Pipe()
     worker = Busy(refusals=2)
     reader = _Reader(worker, theirs)
     reader.drop()
-    eventually(lambda: worker.refusals == 1)
+    eventually(lambda: "former tails are served for longer: the server is too busy" in caplog.text)
+    assert worker.refusals == 1
     assert worker._former == ["former"]
-    assert "former tails are served for longer: the server is too busy" in caplog.text
     reader.reload((7, None, True, False))  # type: ignore[arg-type]
-    assert ours.poll(5)
+    assert ours.poll(30)
     assert ours.recv() == ("exports", {"now"})
     assert ours.recv() == ("reloaded 7", True)
+    monkeypatch.setattr(child, "_AGAIN_SECONDS", 0.05)
     reader.drop()
     eventually(lambda: not worker._former)  # at the second try
     assert worker.refusals == 0
