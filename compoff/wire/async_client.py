@@ -280,8 +280,10 @@ async def _connect(connection: AsyncConnection, tls: ssl.SSLContext | None, time
         )
         await connection.welcome
 
+    attempt = asyncio.ensure_future(connect())
+    attempt.add_done_callback(_seen)
     try:
-        await asyncio.wait_for(connect(), timeout)
+        await asyncio.wait_for(attempt, timeout)
     except WireError:
         raise
     except asyncio.TimeoutError as error:
@@ -293,6 +295,12 @@ async def _connect(connection: AsyncConnection, tls: ssl.SSLContext | None, time
     except BaseException:
         connection.fail(ConnectionLost("connecting was cancelled"))
         raise
+
+
+def _seen(attempt: asyncio.Future[None]) -> None:
+    """Look at how an attempt ended that was given up in that moment, or asyncio logs a traceback."""
+    if not attempt.cancelled():
+        attempt.exception()
 
 
 async def _addresses(host: str, port: int) -> Addresses:

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -349,6 +350,31 @@ def test_a_connection_that_fails_unseen_leaves_nothing_in_the_log() -> None:
         del connection
         gc.collect()
 
+    asyncio.run(main())
+    assert logged == []
+
+
+def test_an_attempt_that_fails_as_it_is_given_up_leaves_nothing_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[dict[str, Any]] = []
+
+    async def dial(*_: Any) -> socket.socket:
+        with contextlib.suppress(asyncio.CancelledError):  # as Python 3.11 does where the attempt ends in that moment
+            await asyncio.sleep(30)
+        raise ConnectionRefusedError
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: logged.append(context))
+        attempt = asyncio.ensure_future(open_async_client("127.0.0.1:7878", [ID]))
+        while not dialed.called:
+            await asyncio.sleep(0.001)
+        attempt.cancel()
+        with contextlib.suppress(asyncio.CancelledError, ConnectionLost):
+            await attempt
+        del attempt
+        gc.collect()
+
+    dialed = Mock(side_effect=dial)
+    monkeypatch.setattr("compoff.wire.async_client._dial", dialed)
     asyncio.run(main())
     assert logged == []
 
