@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compoff.errors import ConnectionLost, ConnectTimeout, ReadTimeout, WireError
 from compoff.wire.async_connection import AsyncConnection, reject
@@ -332,7 +332,7 @@ async def _dial(addresses: Addresses, deadline: float) -> socket.socket:
         try:
             sock = socket.socket(family, socket.SOCK_STREAM)
             sock.setblocking(False)
-            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(sock, target), seconds)
+            await _connect_socket(sock, target, seconds)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         except BaseException as error:
             if sock is not None:
@@ -343,3 +343,18 @@ async def _dial(addresses: Addresses, deadline: float) -> socket.socket:
         else:
             return sock
     raise failure
+
+
+async def _connect_socket(sock: socket.socket, target: Any, seconds: float) -> None:
+    """Connect. Unlike ``asyncio.wait_for`` before Python 3.12, this loses no cancellation that comes as it succeeds."""
+    connecting = asyncio.ensure_future(asyncio.get_running_loop().sock_connect(sock, target))
+    connecting.add_done_callback(_seen)
+    try:
+        await asyncio.wait([connecting], timeout=max(0.0, seconds))
+    finally:
+        if not connecting.done():
+            connecting.cancel()
+            await asyncio.wait([connecting])  # or the loop would still look for a socket that is closed
+    if connecting.cancelled():
+        raise asyncio.TimeoutError
+    connecting.result()

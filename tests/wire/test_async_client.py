@@ -28,7 +28,7 @@ from compoff.errors import (
     RemoteProtocolError,
     ServerBusy,
 )
-from compoff.wire.async_client import AsyncClient, open_async_client
+from compoff.wire.async_client import AsyncClient, _dial, open_async_client
 from compoff.wire.async_connection import AsyncConnection
 from compoff.wire.client_protocol import ClientProtocol
 from compoff.wire.frames import Frame, FrameType, serialize
@@ -352,6 +352,19 @@ def test_a_connection_that_fails_unseen_leaves_nothing_in_the_log() -> None:
 
     asyncio.run(main())
     assert logged == []
+
+
+def test_an_attempt_that_is_given_up_as_it_succeeds_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async def succeed(*_: object) -> None:
+            attempt.cancel()
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", succeed)
+        attempt = asyncio.ensure_future(_dial([(socket.AF_INET, ("127.0.0.1", 1))], time.monotonic() + 30))
+        with pytest.raises(asyncio.CancelledError):
+            (await attempt).close()
+
+    asyncio.run(main())
 
 
 def test_an_attempt_that_fails_as_it_is_given_up_leaves_nothing_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
