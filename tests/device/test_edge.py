@@ -29,6 +29,13 @@ def kind(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+@pytest.fixture(autouse=True)
+def _time_to_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection is waited for, however late this machine is."""
+    for name in ("link.FIRST_ATTEMPT", "async_link.FIRST_ATTEMPT", "connecting._FIRST_WAIT"):
+        monkeypatch.setattr(f"compoff.device.{name}", 30.0)
+
+
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The edge is waited for, however late this machine is."""

@@ -55,6 +55,8 @@ class Relay:
 
     def cut(self) -> None:
         for sock in tuple(self._sockets):  # not those of a connection that comes meanwhile
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)  # without it, who reads from it keeps it open
             sock.close()
 
     def _accept(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,15 @@ if TYPE_CHECKING:
 
 
 class Backwards(Tail):
-    """Answers the longest payload first, and none that begins with 99."""
+    """Answers the longest payload first, none that begins with 99, and one that begins with 98 when it is let go."""
+
+    let_go = threading.Event()
 
     def answer(self, payload: bytes) -> bytes:
         if payload[0] == 99:
             raise ValueError("99")
+        if payload[0] == 98:
+            self.let_go.wait(30)
         return super().answer(bytes([2 * (8 - len(payload))]))
 
 
@@ -105,8 +110,9 @@ def test_a_call_without_an_answer_leaves_the_last_as_it_was() -> None:
             await remote(np.full(5, 99, np.uint8))
         assert sent(remote) == 3
         with pytest.raises((asyncio.TimeoutError, CompoffError)):
-            await asyncio.wait_for(remote(word(1)), 0.001)
+            await asyncio.wait_for(remote(np.full(1, 98, np.uint8)), 0.001)
         assert sent(remote) == 3
+        Backwards.let_go.set()
 
     run(main)
 
