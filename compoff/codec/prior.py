@@ -100,24 +100,23 @@ class Prior(nn.Module):
         Args:
             models: One a quality, or none.
         """
-        device = self.logits.device
-        made = {name: torch.zeros(shape, dtype=torch.int32) for name, shape in self._no_contexts().items()}
+        sizes = self._no_contexts()
         if models:
-            made = {
-                name: torch.zeros(len(models), *size, dtype=torch.int32)
-                for name, size in (
-                    ("context_weights", made["context_weights"].shape[1:]),
-                    ("context_bounds", models[0].bounds.shape),
-                    ("context_tables", (models[0].tables.num_channels, self.logits.shape[1])),
-                )
+            tables = models[0].tables
+            sizes = {
+                "context_weights": (len(models), *sizes["context_weights"][1:]),
+                "context_bounds": (len(models), tables.num_channels - 1),
+                "context_tables": (len(models), tables.num_channels, *sizes["context_tables"][2:]),
             }
+        # Whatever device the script has made its default.
+        made = {name: torch.zeros(size, dtype=torch.int32, device="cpu") for name, size in sizes.items()}
         for quality, model in enumerate(models):
             tables = torch.from_numpy(model.tables.weights.astype("int32"))
             made["context_weights"][quality, : model.num_channels] = torch.from_numpy(model.weights.astype("int32"))
             made["context_bounds"][quality] = torch.from_numpy(model.bounds.astype("int32"))
             made["context_tables"][quality, :, : model.tables.num_symbols] = tables
         for name, value in made.items():
-            setattr(self, name, value.to(device))
+            setattr(self, name, value.to(self.logits.device))
 
     def contexts(self, channels: Sequence[int]) -> tuple[ContextModel, ...]:
         """The context models of all qualities.
