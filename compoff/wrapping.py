@@ -209,8 +209,7 @@ def _require_sizes(planned: nn.ModuleDict, tensors: dict[str, Tensor]) -> None:
     """Refuse bottlenecks whose weights the file does not have, before there is memory for them."""
     for name, weight in planned.state_dict().items():
         found = tensors.get(name)
-        # A ladder may be of any length, and context models are as many as were fitted.
-        large = max(weight.numel(), 0 if found is None else found.numel()) > _SMALL and ".context_" not in name
+        large = max(weight.numel(), 0 if found is None else found.numel()) > _SMALL  # a ladder may be of any length
         if large and (found is None or found.shape != weight.shape):
             told = "none" if found is None else tuple(found.shape)
             raise FeatureError(f"'{name}' is to be {tuple(weight.shape)}, the file holds {told}")

@@ -102,13 +102,12 @@ def test_max_bytes_cuts_and_what_is_left_is_answered(folder: Path) -> None:
 
 def test_a_head_of_another_export_is_refused(model: compoff.Wrapped, folder: Path) -> None:
     """Context models are part of what an export is: without them it is another one."""
-    bottleneck = model.bottleneck("input")
-    kept = bottleneck.prior.contexts([quality.channels for quality in bottleneck.qualities()])
-    bottleneck.prior.keep_contexts(())
+    prior = model.bottleneck("input").prior
+    kept, prior.contexts = prior.contexts, ()
     try:
         plain, _ = compoff.export(model, "input")
     finally:
-        bottleneck.prior.keep_contexts(kept)
+        prior.contexts = kept
     head, tail = compoff.Head.load(folder), compoff.Tail.load(folder)
     assert plain.artifact_id != head.artifact_id
     with pytest.raises(PayloadError):

@@ -26,8 +26,11 @@ def code_of(bottleneck: Bottleneck) -> Code:
         >>> code_of(Bottleneck(Geometry((16, 8, 8)), channels=4)).latent_shape
         (4, 2, 2)
     """
-    qualities = bottleneck.qualities()
-    channels = [quality.channels for quality in qualities]
-    contexts = bottleneck.prior.contexts(channels)
-    tables = SymbolTables(bottleneck.prior.tables().weights, contexts)
-    return Code(tables, bottleneck.latent_shape, channels, [quality.step for quality in qualities], contexts)
+    qualities, contexts = bottleneck.qualities(), bottleneck.prior.contexts
+    channels, steps = ([getattr(quality, name) for quality in qualities] for name in ("channels", "step"))
+    plain = Code(bottleneck.prior.tables(), bottleneck.latent_shape, channels, steps)
+    sizes = [(sent, plain.tables_at(quality).num_symbols) for quality, sent in enumerate(channels)]
+    if [(model.num_channels, model.tables.num_symbols) for model in contexts] != sizes:
+        return plain  # there are none, or they are of other qualities: the symbols were counted anew by other means
+    tables = SymbolTables(plain.tables.weights, contexts)
+    return Code(tables, bottleneck.latent_shape, channels, steps, contexts)

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from compoff.coding.context_model import CONTEXTS, ContextModel
+from compoff.coding.context_model import ContextModel
 from compoff.coding.tables import SymbolTables
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
-__all__ = ["Prior"]
+__all__ = ["CONTEXTS_KEY", "Prior"]
+
+CONTEXTS_KEY = "contexts."
+"""How the names of context models begin in a prior's state."""
+
+_PARTS = ("weights", "bounds", "tables")  # of a context model
 
 
 class Prior(nn.Module):
@@ -39,19 +42,11 @@ class Prior(nn.Module):
     Source: this project (the paper codes with Huffman and has no rate term, Sec. 3.4.1).
     """
 
-    context_weights: Tensor
-    """Of each quality the weights of its context model, channels that it does not send after the others."""
-    context_bounds: Tensor
-    """Of each quality the bounds of its context model; empty where there are none."""
-    context_tables: Tensor
-    """Of each quality the tables of its context model, zeros after the symbols that it has."""
-
     def __init__(self, channels: int, num_centers: int) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(channels, num_centers))
-        for name, shape in self._no_contexts().items():
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.int32))
-        self.register_load_state_dict_pre_hook(_as_many_contexts)
+        # No buffers: their sizes are found by a fit, and what copies buffers between models needs them alike.
+        self.contexts: tuple[ContextModel, ...] = ()
 
     def probabilities(self) -> Tensor:
         """Probability of each symbol in each channel.
@@ -85,55 +80,6 @@ class Prior(nn.Module):
         bits = torch.log_softmax(self.logits, dim=-1) / -math.log(2)  # (channels, num_centers)
         shares = weights.flatten(2, -2).sum(2) if weights.dim() > 3 else weights  # (batch, channels, num_centers)
         return (shares * bits).sum((1, 2)).mean()
-
-    def _no_contexts(self) -> dict[str, tuple[int, ...]]:
-        channels, num_centers = self.logits.shape
-        return {
-            "context_weights": (0, channels, CONTEXTS),
-            "context_bounds": (0, 0),
-            "context_tables": (0, 0, num_centers),
-        }
-
-    def keep_contexts(self, models: Sequence[ContextModel]) -> None:
-        """Keep the context models of all qualities, or that there are none.
-
-        Args:
-            models: One a quality, or none.
-        """
-        sizes = self._no_contexts()
-        if models:
-            tables = models[0].tables
-            sizes = {
-                "context_weights": (len(models), *sizes["context_weights"][1:]),
-                "context_bounds": (len(models), tables.num_channels - 1),
-                "context_tables": (len(models), tables.num_channels, *sizes["context_tables"][2:]),
-            }
-        # Whatever device the script has made its default.
-        made = {name: torch.zeros(size, dtype=torch.int32, device="cpu") for name, size in sizes.items()}
-        for quality, model in enumerate(models):
-            tables = torch.from_numpy(model.tables.weights.astype("int32"))
-            made["context_weights"][quality, : model.num_channels] = torch.from_numpy(model.weights.astype("int32"))
-            made["context_bounds"][quality] = torch.from_numpy(model.bounds.astype("int32"))
-            made["context_tables"][quality, :, : model.tables.num_symbols] = tables
-        for name, value in made.items():
-            setattr(self, name, value.to(self.logits.device))
-
-    def contexts(self, channels: Sequence[int]) -> tuple[ContextModel, ...]:
-        """The context models of all qualities.
-
-        Args:
-            channels: How many channels each quality sends.
-
-        Returns:
-            One a quality; none where there are none, or where they were made for other qualities.
-        """
-        kept = [self.context_weights, self.context_bounds, self.context_tables]
-        if len(kept[0]) != len(channels):
-            return ()
-        models: list[ContextModel] = []
-        for sent, weights, bounds, tables in zip(channels, *(one.cpu().numpy() for one in kept), strict=True):
-            models.append(ContextModel(weights[:sent], bounds, SymbolTables(tables[:, tables.any(0)])))
-        return tuple(models)
 
     def tables(self) -> SymbolTables:
         """The probabilities as the integers that both sides of the wire code with.
@@ -172,22 +118,38 @@ class Prior(nn.Module):
         smoothed = counts.cpu().double() + (0.5 if expected is None else 2 * expected.cpu())
         self.logits.copy_((smoothed / smoothed.sum(1, keepdim=True)).log())
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for quality, model in enumerate(self.contexts):
+            parts = zip(_PARTS, (model.weights, model.bounds, model.tables.weights), strict=True)
+            for name, numbers in parts:
+                destination[f"{prefix}{CONTEXTS_KEY}{quality}.{name}"] = torch.from_numpy(numbers.astype("int32"))
 
-def _as_many_contexts(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Before weights are loaded: as many context models as were saved; none from before there were any."""
-    assert isinstance(module, Prior)
-    saved: list[Tensor] = []
-    for name in ("context_weights", "context_bounds", "context_tables"):
-        mine: Tensor = getattr(module, name)
-        saved.append(state.setdefault(f"{prefix}{name}", mine.new_zeros((0, *mine.shape[1:]))))
-        setattr(module, name, torch.empty_like(saved[-1], device=mine.device))
-    (channels, num_centers), (weights, bounds, tables) = module.logits.shape, (tuple(one.shape) for one in saved)
-    num_tables = tables[1] if len(tables) > 1 else 0
-    expected = (
-        (weights[0], channels, CONTEXTS),
-        (weights[0], max(num_tables - 1, 0)),
-        (weights[0], num_tables, num_centers),
-    )
-    if (weights, bounds, tables) != expected:
-        errors: list[str] = rest[-1]
-        errors.append(f"context models of shapes {weights}, {bounds} and {tables} do not go together")
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        told = (missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *told)
+        mine = {name for name in state_dict if name.startswith(prefix + CONTEXTS_KEY)}
+        unexpected_keys[:] = [name for name in unexpected_keys if name not in mine]
+        if f"{prefix}logits" not in state_dict:  # nothing of this prior: it stays as it is
+            return
+        try:
+            self.contexts = tuple(
+                _context_model(state_dict, f"{prefix}{CONTEXTS_KEY}{quality}.") for quality in range(len(mine) // 3)
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            error_msgs.append(f"the context models under {prefix}{CONTEXTS_KEY} are damaged ({error})")
+
+
+def _context_model(state: dict[str, Any], prefix: str) -> ContextModel:
+    """One context model out of a state."""
+    weights, bounds, tables = (state[prefix + name].detach().cpu().numpy() for name in _PARTS)
+    return ContextModel(weights, bounds, SymbolTables(tables))

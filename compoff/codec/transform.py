@@ -165,10 +165,8 @@ class TransformBottleneck(Bottleneck):
             FitError: Always.
         """
         del y
-        raise FitError(
-            "this bottleneck has no directions yet; compoff.fit finds them by itself, a loop of your own calls "
-            "compoff.calibrate(model, batches) first"
-        )
+        told = "this bottleneck has no directions yet; compoff.fit finds them by itself, a loop of your own calls "
+        raise FitError(f"{told}compoff.calibrate(model, batches) first")
 
     @full_precision
     @torch.no_grad()
@@ -391,7 +389,8 @@ def _served(ladder: tuple[int, ...]) -> list[int]:
 
 def _take_former(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
     """Before weights are loaded: the steps are those that they were saved with, and older ones have no choice."""
-    del rest
+    if rest and f"{prefix}calibrated" not in state:  # nothing of this bottleneck
+        return
     state.setdefault(f"{prefix}quality", torch.tensor(-1, device="cpu"))
     assert isinstance(module, TransformBottleneck)
     ladder: Tensor = state.setdefault(f"{prefix}ladder", torch.tensor(_FORMER_LADDER, device="cpu"))

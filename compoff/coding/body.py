@@ -15,6 +15,7 @@ import numpy as np
 
 from compoff.checks import check_sizes, check_whole
 from compoff.coding import context_coder, huffman, packing, range_coder
+from compoff.coding.context_model import ContextModel
 from compoff.coding.levels import coarse_tables, coarsen, num_coarse, refine, zero_symbol
 from compoff.coding.tables import SymbolTables
 from compoff.errors import ArtifactError, FeatureError, PayloadError
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-    from compoff.coding.context_model import ContextModel
 
 __all__ = ["CODINGS", "CUT", "Code", "Coding"]
 
@@ -323,6 +322,8 @@ def _check_steps(tables: SymbolTables, qualities: tuple[int, ...], steps: tuple[
 def _check_contexts(
     tables: SymbolTables, qualities: tuple[int, ...], steps: tuple[int, ...], contexts: Sequence[ContextModel]
 ) -> None:
+    if not (isinstance(contexts, (list, tuple)) and all(isinstance(model, ContextModel) for model in contexts)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArtifactError(f"contexts is {contexts!r:.80}; expected a list of ContextModel, one for each quality")
     if contexts and len(contexts) != len(qualities):
         raise ArtifactError(
             f"{len(contexts)} context models do not go with {len(qualities)} qualities; give one for each"

@@ -102,6 +102,8 @@ class ContextModel:
         # As floating-point numbers, which many are multiplied of at a time.
         self.weights = _whole("weights", weights, 2, _MOST).astype(np.float64)
         self.bounds = _whole("bounds", bounds, 1, _MOST_BOUND)
+        self.weights.setflags(write=False)
+        self.bounds.setflags(write=False)
         self.tables = tables
         if self.weights.shape[1] != CONTEXTS or not len(self.weights):
             raise ArtifactError(
@@ -111,8 +113,10 @@ class ContextModel:
             raise ArtifactError(f"{len(self.bounds)} bounds do not go with {tables.num_channels} tables, at most 256")
         if (np.diff(self.bounds, prepend=0) <= 0).any():
             raise ArtifactError("the bounds of a context model must rise from above zero")
-        last = int(self.bounds[-1]) if len(self.bounds) else 0
-        self._table_at = np.searchsorted(self.bounds, np.arange(last + 1), side="right").astype(np.uint8)
+        self._table_at: NDArray[np.uint8] | None = None  # made when it is used: it is large where bounds are
+
+    def __reduce__(self) -> tuple[type[ContextModel], tuple[NDArray[np.int64], NDArray[np.int64], SymbolTables]]:
+        return (ContextModel, (self.weights.astype(np.int64), self.bounds, self.tables))
 
     @property
     def num_channels(self) -> int:
@@ -128,8 +132,12 @@ class ContextModel:
         Returns:
             Indices, of the same shape.
         """
-        places = np.clip(magnitudes, 0, (len(self._table_at) - 1) * (ONE // BOUND)) * (BOUND / ONE)
-        return self._table_at[places.astype(np.int32)]
+        last = int(self.bounds[-1]) if len(self.bounds) else 0
+        table_at = self._table_at
+        if table_at is None:
+            table_at = np.searchsorted(self.bounds, np.arange(last + 1), side="right").astype(np.uint8)
+            self._table_at = table_at
+        return table_at[(np.clip(magnitudes, 0, last * (ONE // BOUND)) * (BOUND / ONE)).astype(np.int32)]
 
     def from_before(self, seen: NDArray[np.float64], channels: slice) -> NDArray[np.float64]:
         """Expected magnitudes, as far as the channels before a group tell.
@@ -348,7 +356,6 @@ def _whole(name: str, given: ArrayLike, ndim: int, most: int) -> NDArray[np.int6
         raise ArtifactError(
             f"{name} of a context model are {numbers.dtype} of shape {numbers.shape}; expected whole numbers"
         )
-    result = numbers.astype(np.int64)
-    if result.size and not -most <= int(result.min()) <= int(result.max()) <= most:
-        raise ArtifactError(f"{name} of a context model reach from {result.min()} to {result.max()}, beyond {most}")
-    return result
+    if numbers.size and not -most <= int(numbers.min()) <= int(numbers.max()) <= most:
+        raise ArtifactError(f"{name} of a context model reach from {numbers.min()} to {numbers.max()}, beyond {most}")
+    return numbers.astype(np.int64)

@@ -106,6 +106,7 @@ class Way:
     Args:
         head: The head.
         coding: How it codes; None for the shortest.
+        samples: How large its symbols are, against those of one sample; None to learn it anew.
 
     Raises:
         ArtifactError: Its figures are not such as a fit leaves, or it has none.
@@ -113,12 +114,13 @@ class Way:
     Source: this project.
     """
 
-    def __init__(self, head: Sender, coding: Coding | None = None) -> None:
+    def __init__(self, head: Sender, coding: Coding | None = None, samples: Estimate | None = None) -> None:
         self.split = head.split
         self.coding: Coding | None = coding
         self.qualities = _figures(head, "bytes" if coding is None else f"{coding}_bytes")
         self.trust = Trust()
-        self._samples = Estimate(gain=GAIN)  # bytes of symbols, against those of one sample when the codec was fitted
+        # Bytes of symbols, against those of one sample when the codec was fitted.
+        self._samples = samples or Estimate(gain=GAIN)
         # What is expected now; nothing before it is believed. The quality changes little of a head's time.
         self.head_seconds = self.server_seconds = 0.0
         self.measured = False
@@ -149,7 +151,8 @@ class Way:
         self._runs += 1
         self._head.add(report.head_seconds)
         self._server.add(report.server_seconds)
-        if not report.cut and report.quality is not None and report.quality < len(self.qualities):
+        known = report.quality is not None and report.quality < len(self.qualities)
+        if report.quality is not None and known and not report.cut and report.coding in (self.coding, "range"):
             of_one = self.qualities[report.quality].num_bytes - _AROUND
             self._samples.add(max(0.0, report.payload_bytes - _AROUND) / max(0.1, of_one))
         self.trust.learned(now)
@@ -196,7 +199,8 @@ def ways_of(head: Sender) -> list[Way]:
     curve = _curve(head)
     points: list[Any] = [*cast("Sequence[Any]", curve)] if isinstance(curve, (list, tuple)) else []
     known = bool(points) and all(isinstance(point, dict) and "static_bytes" in point for point in points)
-    return [Way(head), Way(head, "static")] if known else [Way(head)]
+    samples = Estimate(gain=GAIN)  # a call's, however it is coded
+    return [Way(head, None, samples), *([Way(head, "static", samples)] if known else [])]
 
 
 def _figures(head: Sender, key: str) -> list[Figures]:

@@ -69,9 +69,15 @@ class SomeSamples:
         """
         first = -self._seen % self._every
         self._seen += len(symbols)
-        self._kept += list(symbols[first :: self._every].cpu().numpy())
+        # Copies: a part of a batch would keep all of it.
+        self._kept += [one.copy() for one in symbols[first :: self._every].cpu().numpy()]
         while len(self._kept) >= 2 * _HELD_OUT and len(self._kept) * self._kept[0].nbytes > _KEPT_BYTES:
             self._kept, self._every = self._kept[::2], 2 * self._every
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples are kept."""
+        return len(self._kept)
 
     def symbols(self) -> NDArray[np.uint8]:
         """What was kept.

@@ -71,9 +71,9 @@ def count_symbols(wrapped: Wrapped, split: str, batches: Iterable[Batch]) -> Non
         transform = isinstance(bottleneck, TransformBottleneck)
         expected = bottleneck.density.probabilities(bottleneck.num_centers) if transform else None
         bottleneck.prior.count(count.view(bottleneck.prior.logits.shape), expected)
-        bottleneck.prior.keep_contexts(())
-        if transform:  # the paper's centers are no numbers, and its codec stays the paper's
-            bottleneck.prior.keep_contexts(fit_contexts(kept.symbols(), code_of(bottleneck)))
+        bottleneck.prior.contexts = ()
+        if transform and kept.num_samples:  # the paper's centers are no numbers, and its codec stays the paper's
+            bottleneck.prior.contexts = fit_contexts(kept.symbols(), code_of(bottleneck))
 
 
 def features_of(wrapped: Wrapped, split: str, batch: Batch) -> list[Tensor]:

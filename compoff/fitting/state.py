@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
+from compoff.codec.prior import CONTEXTS_KEY
 from compoff.errors import FitError
 from compoff.fingerprint import fingerprint
 from compoff.printable import first_line, told
@@ -32,9 +33,8 @@ _BOTTLENECKS, _ADAM = "bottlenecks.", "adam."
 _ROUND, _NOW = ("rng", "rng_device"), ("rng_now", "rng_now_device")
 _LOADER = "rng_loader."  # and a number: state of a generator that the loader has of its own
 _FORMAT = "compoff-fit-1"  # older files say nothing
-_CONTEXTS = ("prior.context_weights", "prior.context_bounds", "prior.context_tables")  # of any size, or not there yet
-# Of a bottleneck: what files of older versions lack, and loading fills in.
-_LATER = ("quality", "served", *_CONTEXTS)
+_LATER = ("quality", "served")  # of a bottleneck: what files of older versions lack, and loading fills in
+_CONTEXTS = f".prior.{CONTEXTS_KEY}"  # fitted after the last step, so that either side may have some
 
 
 @dataclass
@@ -237,6 +237,7 @@ def _compare_settings(path: Path, found: Mapping[str, Any], expected: Mapping[st
 
 def _compare(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, known: bool) -> None:
     """Refuse tensors that do not fit the ones they are to replace."""
+    found, expected = ({name: one for name, one in side.items() if _CONTEXTS not in name} for side in (found, expected))
     absent = [name for name in expected if name not in found and name.partition(".")[2] not in _LATER]
     if not known and (odd := [*absent, *(name for name in found if name not in expected)]):
         raise _of_another_version(path, f"or for other bottlenecks: one of the two has no {odd[0]}")
@@ -244,7 +245,7 @@ def _compare(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Ten
         if name not in found and name.partition(".")[2] in _LATER:
             continue
         shapes = [tuple(side[name].shape) if name in side else None for side in (found, expected)]
-        if shapes[0] != shapes[1] and name.partition(".")[2] not in _CONTEXTS:
+        if shapes[0] != shapes[1]:
             theirs, ours = ("none" if shape is None else f"shape {shape}" for shape in shapes)
             raise FitError(
                 f"'{path}' was written for other bottlenecks: it has {theirs} for {name}, and this fit has {ours}; "

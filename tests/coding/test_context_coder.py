@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -158,10 +160,12 @@ def test_models_that_do_not_fit_the_code_are_refused() -> None:
     first, last = code.contexts
     for models, words in (
         ([last], "1 context models do not go with 2 qualities"),
+        ([None, last], "expected a list of ContextModel"),
+        (5, "contexts is 5; expected a list"),
         ([last, first], "for 3 channels of 5 symbols; expected 2 of 3"),
     ):
         with pytest.raises(ArtifactError, match=words):
-            Code(code.tables, code.latent_shape, code.qualities, code.steps, models)
+            Code(code.tables, code.latent_shape, code.qualities, code.steps, cast("Any", models))
 
 
 def test_expected_values_wrap_around() -> None:

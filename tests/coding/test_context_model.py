@@ -123,6 +123,15 @@ def test_it_refuses_parts_that_do_not_fit(weights: Any, bounds: Any, words: str)
         ContextModel(weights, bounds, TABLES)
 
 
+def test_numbers_of_64_bits_do_not_wrap_and_models_do_not_change() -> None:
+    with pytest.raises(ArtifactError, match="beyond 16777216"):
+        ContextModel(np.full((2, CONTEXTS), 2**64 - 1, np.uint64), [1, 2], TABLES)
+    model = ContextModel(WEIGHTS, [1, 2], TABLES)
+    for array in (model.weights, model.bounds):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 7
+
+
 def test_models_are_equal_by_their_numbers() -> None:
     generator = np.random.default_rng(0)
     model = random_model(generator, 2)

@@ -17,7 +17,7 @@ from compoff.coding import Payload
 from compoff.device.answers import CallReport, Heads
 from compoff.device.connecting import connect, connect_async
 from compoff.device.planner import STAYS, Planner
-from compoff.device.ways import Trust
+from compoff.device.ways import Trust, ways_of
 from compoff.edge.server import serve
 from compoff.errors import ArtifactError, ArtifactMismatch, FeatureError, LocalProtocolError, ReadTimeout
 from compoff.manifest import CodeSpec, Manifest, TensorSpec
@@ -185,6 +185,16 @@ def test_a_fast_link_gets_the_quicker_coding_and_a_slow_one_the_shorter() -> Non
         coded(chooser, slow, 30)
         last = coded(chooser, slow, 1)[0]
         assert (last.quality, last.coding) == (quality, None)
+
+
+def test_how_many_samples_a_call_has_is_known_of_both_codings() -> None:
+    one, other = ways_of(Device("layer", curve=STATIC))
+    for _ in range(20):
+        one.learn(CallReport("layer", 1600, 12, 0.0, 0.0, 0.0, quality=0), 0.0)
+    assert one.payload_bytes(0) == pytest.approx(1600, rel=0.02)
+    assert other.payload_bytes(0) == pytest.approx(2000, rel=0.03)
+    one.learn(CallReport("layer", 999_999, 12, 0.0, 0.0, 0.0, quality=0, coding="raw"), 0.0)
+    assert one.payload_bytes(0) == pytest.approx(1600, rel=0.02), "a caller's own coding says nothing of it"
 
 
 def test_every_coding_is_a_way_where_its_bytes_were_measured() -> None:

@@ -89,6 +89,15 @@ def test_any_space_will_do(space: tuple[int, ...]) -> None:
     assert (model.weights[1:, 1:5] > ONE // 1000).any()
 
 
+def test_some_samples_keep_nothing_of_the_others_alive() -> None:
+    some, batch = SomeSamples(), torch.zeros(64, 2, 2, dtype=torch.uint8)
+    some.add(batch)
+    batch.fill_(7)
+    assert some.num_samples == 64
+    assert not some.symbols().any()
+    assert all(one.base is None for one in some._kept)
+
+
 def test_some_samples_are_every_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compoff.fitting.contexts._KEPT_BYTES", 80 * 4)
     some = SomeSamples()
