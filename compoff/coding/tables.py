@@ -40,8 +40,8 @@ class SymbolTables:
 
     Args:
         weights: whole numbers, at least 1 each, ``2**24`` in sum over each row.
-        contexts: of each quality of an export what its symbols are coded with instead, where that is shorter; these
-            tables only carry it.
+        contexts: of each quality of an export what its symbols are coded with instead, where a fit found that to be
+            shorter on average; these tables only carry it.
 
     Shapes:
         weights: ``(num_channels, num_symbols)``, 2 to 256 symbols.

@@ -105,8 +105,8 @@ class Head(Unpickled):
             max_bytes: Most bytes that the payload may have: the best quality up to `quality` that fits is sent, and of
                 the lowest quality only the channels that fit. A payload that is Huffman coded, or holds more than one
                 coded feature, cannot be cut: ``payload_format.max_bytes(batch, 0)`` bytes are enough for any input.
-            coding: ``"range"`` (the shortest), ``"static"`` (without contexts: quicker on both sides), ``"huffman"``
-                (the paper's) or ``"raw"``.
+            coding: ``"range"`` (the shortest, but for an odd payload), ``"static"`` (without contexts: quicker on both
+                sides), ``"huffman"`` (the paper's) or ``"raw"``.
             **keywords: What the model takes by name; a parameter called as one of the above is given by position.
 
         Returns:
