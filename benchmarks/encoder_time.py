@@ -34,7 +34,7 @@ from compoff.fitting.measure import count_symbols
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_QUALITIES = (0, 3, 6)
+_QUALITIES = (0, 5, 10)
 _RUNS = 4  # a turn
 _JPEG = (10, 25, 50, 75)
 
