@@ -36,7 +36,8 @@ _SEEN_SYMBOLS = 1 << 22  # of a quality that its model is fitted to, at most; mo
 # Samples, or symbols of a channel in fewer samples: of less, what is found would be about them alone.
 _FEWEST, _FEWEST_SYMBOLS = 32, 1 << 14
 _HELD_OUT = 4  # every fourth sample says whether the models are worth it
-_LEAST_GAIN = 0.01  # of the bits
+# Of the bits of all qualities, and bits of a sample at the last: less is not worth a millisecond.
+_LEAST_GAIN, _LEAST_BITS = 0.01, 64.0
 _NUM_TABLES = 24
 _ROUNDS = 3  # of least squares, each weighted by what the one before expects
 _LEAST, _SOFT = 0.005, 0.05  # magnitudes: the least expected, and what is added to it as the deviation it stands for
@@ -99,16 +100,17 @@ def fit_contexts(symbols: NDArray[np.uint8], code: Code) -> tuple[ContextModel, 
         code: The code, its tables counted.
 
     Returns:
-        One model a quality; none where they would save less than a hundredth, or there are too few samples to say.
+        One model a quality; none where they would save less than a hundredth, or than eight bytes of a sample at the
+        last quality, or there are too few samples to say.
 
     Shapes:
         symbols: ``(samples, *code.latent_shape)``.
 
     Examples:
         >>> from compoff.coding import Code
-        >>> values = np.random.default_rng(0).geometric(0.5, (256, 1, 8)).repeat(2, 1).astype(np.uint8) % 3
+        >>> values = np.random.default_rng(0).geometric(0.5, (256, 1, 128)).repeat(2, 1).astype(np.uint8) % 3
         >>> tables = SymbolTables.from_counts([np.bincount(values.ravel())] * 2)
-        >>> [model] = fit_contexts(values, Code(tables, (2, 8)))
+        >>> [model] = fit_contexts(values, Code(tables, (2, 128)))
         >>> model.num_channels
         2
 
@@ -119,7 +121,7 @@ def fit_contexts(symbols: NDArray[np.uint8], code: Code) -> tuple[ContextModel, 
     if few or code.tables.num_symbols % 2 == 0:
         return ()
     models: list[ContextModel] = []
-    bits = bits_before = 0.0
+    bits = bits_before = saved = 0.0
     for quality in range(len(code.qualities)):
         most = max(_HELD_OUT, _SEEN_SYMBOLS // symbols[0, : code.qualities[quality]].size)
         sent = code.sent(symbols[:: -(-samples // most)], quality)
@@ -128,10 +130,10 @@ def fit_contexts(symbols: NDArray[np.uint8], code: Code) -> tuple[ContextModel, 
         held_out = np.arange(len(sent)) % _HELD_OUT == _HELD_OUT - 1
         model = _fitted(values[:, ~held_out], tables.num_symbols, zero)
         test = values[:, held_out]
-        bits_before += tables.cross_entropy((test + zero).reshape(len(test), -1))
-        bits += _bits(test, model, zero)
+        before, after = tables.cross_entropy((test + zero).reshape(len(test), -1)), _bits(test, model, zero)
+        bits_before, bits, saved = bits_before + before, bits + after, (before - after) / test.shape[1]
         models.append(model)
-    return tuple(models) if bits < (1 - _LEAST_GAIN) * bits_before else ()
+    return tuple(models) if bits < (1 - _LEAST_GAIN) * bits_before and saved >= _LEAST_BITS else ()
 
 
 def _fitted(values: NDArray[np.int32], num_symbols: int, zero: int) -> ContextModel:

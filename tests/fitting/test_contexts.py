@@ -46,6 +46,13 @@ def test_what_has_no_context_gets_no_model() -> None:
     assert fit_contexts(symbols, code_for(symbols)) == ()
 
 
+def test_a_few_bytes_are_not_worth_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    symbols = np.ascontiguousarray(symbols_of(512)[:, :, :1, :2])
+    assert fit_contexts(symbols, code_for(symbols)) == ()
+    monkeypatch.setattr("compoff.fitting.contexts._LEAST_BITS", 0.0)
+    assert len(fit_contexts(symbols, code_for(symbols))) == 3
+
+
 def test_few_samples_say_nothing() -> None:
     symbols = symbols_of(31)
     assert fit_contexts(symbols, code_for(symbols)) == ()
@@ -79,7 +86,8 @@ def test_a_channel_that_is_always_zero_and_one_that_is_never() -> None:
 
 
 @pytest.mark.parametrize("space", [(), (5,), (1, 1)])
-def test_any_space_will_do(space: tuple[int, ...]) -> None:
+def test_any_space_will_do(space: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compoff.fitting.contexts._LEAST_BITS", 0.0)
     generator = np.random.default_rng(0)
     spread = np.exp(generator.normal(1, 1.5, (512, 1, *(1 for _ in space))))
     symbols = (np.clip(np.rint(generator.laplace(0, spread, (512, 12, *space))), -21, 21) + 21).astype(np.uint8)
