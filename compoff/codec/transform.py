@@ -389,7 +389,8 @@ def _served(ladder: tuple[int, ...]) -> list[int]:
 
 def _take_former(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
     """Before weights are loaded: the steps are those that they were saved with, and older ones have no choice."""
-    if rest and f"{prefix}calibrated" not in state:  # nothing of this bottleneck
+    del rest
+    if f"{prefix}calibrated" not in state:  # nothing of this bottleneck
         return
     state.setdefault(f"{prefix}quality", torch.tensor(-1, device="cpu"))
     assert isinstance(module, TransformBottleneck)

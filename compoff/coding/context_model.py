@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BOUND",
     "CONTEXTS",
+    "LARGEST",
     "ONE",
     "REACHES",
     "ContextModel",
@@ -29,6 +30,7 @@ __all__ = [
     "Sums",
     "around",
     "beside",
+    "expected_beside",
     "groups",
     "later",
 ]
@@ -46,7 +48,10 @@ ONE = 1 << 16
 BOUND = 1 << 10
 """A bound of one step."""
 
-_MOST, _MOST_BOUND = 1 << 24, 1 << 18  # of a weight, so that 53 bits hold any sum of them
+LARGEST = 1 << 24
+"""What no weight exceeds, so that 53 bits hold any sum of them."""
+
+_LARGEST_BOUND = 1 << 18
 _GROUP = 8
 _LATER = 1 + 2 * len(REACHES)
 
@@ -100,8 +105,8 @@ class ContextModel:
 
     def __init__(self, weights: ArrayLike, bounds: ArrayLike, tables: SymbolTables) -> None:
         # As floating-point numbers, which many are multiplied of at a time.
-        self.weights = _whole("weights", weights, 2, _MOST).astype(np.float64)
-        self.bounds = _whole("bounds", bounds, 1, _MOST_BOUND)
+        self.weights = _whole("weights", weights, 2, LARGEST).astype(np.float64)
+        self.bounds = _whole("bounds", bounds, 1, _LARGEST_BOUND)
         self.weights.setflags(write=False)
         self.bounds.setflags(write=False)
         self.tables = tables
@@ -171,9 +176,7 @@ class ContextModel:
         """
         columns = np.transpose(self.weights[channels, _LATER:])
         constant, magnitude, value = columns.reshape(3, -1, *(1,) * (values.ndim - 1))
-        # Division by a power of two is exact, too.
-        expected = np.floor((value * beside(values) + ONE // 2) / ONE).astype(np.int32)
-        return constant + magnitude * beside(np.abs(values)), expected
+        return constant + magnitude * beside(np.abs(values)), expected_beside(value, values)
 
     def expected(self, values: NDArray[np.int32]) -> Expected:
         """What is expected of all symbols; what an encoder sees at once.
@@ -306,6 +309,24 @@ def beside(values: NDArray[Any]) -> NDArray[Any]:
     for axis in range(2, values.ndim):
         _add_shifted(result, values, axis)
     return result
+
+
+def expected_beside(weights: NDArray[np.float64], values: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The values that the neighbors of each let expect.
+
+    Args:
+        weights: share of the sum beside, in units of ``1 / ONE``; broadcast over `values`.
+        values: the values of the symbols.
+
+    Shapes:
+        values and result: ``(channels, batch, *space)``.
+
+    Examples:
+        >>> expected_beside(np.array(ONE / 2), np.array([[[3, 0, 4]]], np.int32)).tolist()
+        [[[0, 4, 0]]]
+    """
+    # Division by a power of two is exact, too.
+    return np.floor((weights * beside(values) + ONE // 2) / ONE).astype(np.int32)
 
 
 def around(values: NDArray[Any]) -> NDArray[Any]:

@@ -142,6 +142,11 @@ class SymbolTables:
         """How many symbols each channel can take."""
         return self._weights.shape[1]
 
+    @property
+    def bits(self) -> NDArray[np.float64]:
+        """What an ideal coder spends on each symbol, in bits, of shape ``(num_channels, num_symbols)``."""
+        return self.derived("bits", _bits)
+
     def cross_entropy(self, symbols: ArrayLike) -> float:
         """Sum the bits that an ideal coder spends on these symbols under these tables.
 
@@ -164,8 +169,7 @@ class SymbolTables:
         Source: this project.
         """
         checked = self.checked(symbols)
-        bits = self.derived("bits", _bits)
-        return float(np.take_along_axis(bits[: len(checked)], checked.astype(np.int64), axis=1).sum())
+        return float(np.take_along_axis(self.bits[: len(checked)], checked.astype(np.int64), axis=1).sum())
 
     def checked(self, symbols: ArrayLike) -> NDArray[np.int32]:
         """Give the symbols in the one layout that all coders take, or say what is wrong with them.

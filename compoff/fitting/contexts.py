@@ -13,11 +13,13 @@ from compoff.coding import SymbolTables
 from compoff.coding.context_model import (
     BOUND,
     CONTEXTS,
+    LARGEST,
     ONE,
     REACHES,
     ContextModel,
     Sums,
     beside,
+    expected_beside,
     groups,
     later,
 )
@@ -42,7 +44,6 @@ _NUM_TABLES = 24
 _ROUNDS = 3  # of least squares, each weighted by what the one before expects
 _LEAST, _SOFT = 0.005, 0.05  # magnitudes: the least expected, and what is added to it as the deviation it stands for
 _RIDGE = 1e-4
-_MOST = 1 << 24  # of a weight, as the coder takes it
 _ROWS = 1 << 18  # that are looked at together
 _PRIOR = 2.0  # counts that are spread as a two-sided geometric distribution
 
@@ -141,7 +142,7 @@ def _fitted(values: NDArray[np.int32], num_symbols: int, zero: int) -> ContextMo
     channels, odd = len(values), np.broadcast_to(later(values.shape[2:]), values.shape[1:]).reshape(-1)
     value_weights = _value_weights(values, odd)
     shaped = value_weights.reshape(-1, *(1,) * (values.ndim - 1))
-    expected = ((shaped * beside(values) + ONE // 2) // ONE) * later(values.shape[2:])
+    expected = expected_beside(shaped, values) * later(values.shape[2:])
     sums, near = Sums(values.shape), beside(np.abs(values)) * later(values.shape[2:])
     sums.add(0, values)
     target = np.abs(values - expected).reshape(channels, -1)
@@ -157,28 +158,25 @@ def _fitted(values: NDArray[np.int32], num_symbols: int, zero: int) -> ContextMo
             rows = np.concatenate([np.repeat(shared[None], len(own), axis=0), own], axis=2)
             weights[part], magnitudes[part] = _least_squares(rows, target[part])
     bounds = _bounds(magnitudes)
-    whole = np.clip(np.rint(np.concatenate([weights * ONE, value_weights[:, None]], axis=1)), -_MOST, _MOST)
+    whole = np.clip(np.rint(np.concatenate([weights * ONE, value_weights[:, None]], axis=1)), -LARGEST, LARGEST)
     untabled = ContextModel(
         whole.astype(np.int64), bounds, SymbolTables.from_counts(np.ones((_NUM_TABLES, num_symbols)))
     )
     # Tables are counted under the whole numbers that the coder has, not under those they were rounded from.
-    found = untabled.expected(values)
-    coded = (values - found.values + zero) % num_symbols
-    counts = np.bincount(
-        (found.tables * np.int64(num_symbols) + coded).reshape(-1), minlength=_NUM_TABLES * num_symbols
-    )
+    tables, coded = _coded(values, untabled, zero)
+    counts = np.bincount((tables * np.int64(num_symbols) + coded).reshape(-1), minlength=_NUM_TABLES * num_symbols)
     counts = counts.reshape(_NUM_TABLES, num_symbols).astype(np.float64)
     return ContextModel(
         whole.astype(np.int64), bounds, SymbolTables.from_probabilities(_smoothed(counts, bounds, zero))
     )
 
 
-def _value_weights(values: NDArray[np.int32], odd: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _value_weights(values: NDArray[np.int32], odd: NDArray[np.bool_]) -> NDArray[np.float64]:
     """What share of the sum beside a value of the later half is expected to be in it."""
     if not odd.any():
-        return np.zeros(len(values), np.int64)
+        return np.zeros(len(values))
     y, x = (one.reshape(len(values), -1)[:, odd].astype(np.float64) for one in (values, beside(values)))
-    return np.rint(ONE * (x * y).sum(1) / (np.square(x).sum(1) + 1)).astype(np.int64)
+    return np.rint(ONE * (x * y).sum(1) / (np.square(x).sum(1) + 1))
 
 
 def _least_squares(
@@ -220,7 +218,10 @@ def _smoothed(counts: NDArray[np.float64], bounds: NDArray[np.int64], zero: int)
 
 def _bits(values: NDArray[np.int32], model: ContextModel, zero: int) -> float:
     """What the values cost under a model."""
-    found, num_symbols = model.expected(values), model.tables.num_symbols
-    coded = (values - found.values + zero) % num_symbols
-    bits = 24 - np.log2(model.tables.weights.astype(np.float64))
-    return float(bits[found.tables, coded].sum())
+    return float(model.tables.bits[_coded(values, model, zero)].sum())
+
+
+def _coded(values: NDArray[np.int32], model: ContextModel, zero: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """The table of each value, and the symbol that is coded with it."""
+    found = model.expected(values)
+    return found.tables, (values - found.values + zero) % model.tables.num_symbols

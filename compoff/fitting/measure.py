@@ -55,24 +55,27 @@ def count_symbols(wrapped: Wrapped, split: str, batches: Iterable[Batch]) -> Non
         >>> round(float(model.bottleneck("input").prior.tables().weights.max()) / 2**24, 2)  # (6 + ½) / (6 + 8 · ½)
         0.65
     """
-    priors = [bottleneck.prior for bottleneck in wrapped.bottlenecks_at(split)]
+    bottlenecks = wrapped.bottlenecks_at(split)
+    priors = [bottleneck.prior for bottleneck in bottlenecks]
     # One row a channel: symbol s of channel c is counted at c * num_centers + s.
     counts = [torch.zeros(prior.logits.numel(), dtype=torch.int64, device=prior.logits.device) for prior in priors]
-    some = [SomeSamples() for _ in priors]
+    # The paper's centers are no numbers, and its codec stays the paper's: no context models.
+    some = [SomeSamples() if isinstance(bottleneck, TransformBottleneck) else None for bottleneck in bottlenecks]
     for batch in batches:
         found = symbols_of(wrapped, split, batch)
         for symbols, prior, count, kept in zip(found, priors, counts, some, strict=True):
-            kept.add(symbols)
+            if kept is not None:
+                kept.add(symbols)
             channels, num_centers = prior.logits.shape
             rows = torch.arange(channels, device=count.device).mul(num_centers).view(-1, 1)
             places = symbols.reshape(len(symbols), channels, -1).long() + rows
             count += torch.bincount(places.flatten(), minlength=len(count))
-    for bottleneck, count, kept in zip(wrapped.bottlenecks_at(split), counts, some, strict=True):
+    for bottleneck, count, kept in zip(bottlenecks, counts, some, strict=True):
         transform = isinstance(bottleneck, TransformBottleneck)
         expected = bottleneck.density.probabilities(bottleneck.num_centers) if transform else None
         bottleneck.prior.count(count.view(bottleneck.prior.logits.shape), expected)
         bottleneck.prior.contexts = ()
-        if transform and kept.num_samples:  # the paper's centers are no numbers, and its codec stays the paper's
+        if kept is not None and kept.num_samples:
             bottleneck.prior.contexts = fit_contexts(kept.symbols(), code_of(bottleneck))
 
 
