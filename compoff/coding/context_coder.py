@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compoff.coding.context_model import Sums, groups, later
+from compoff.coding.context_model import Sums, groups
+from compoff.coding.grid import Grid
 from compoff.coding.range_coder import encode_runs, read_runs
 
 if TYPE_CHECKING:
@@ -54,18 +55,19 @@ def encode(symbols: NDArray[np.generic], model: ContextModel, zero: int, *, pyth
     """
     tables = model.tables
     checked = tables.checked(symbols.reshape(1, -1)).reshape(symbols.shape)
-    expected = model.expected(checked - zero)
-    coded = (checked - expected.values) % tables.num_symbols
-    # Groups in order, the halves of each in order, tables in order.
-    starts = np.repeat(np.arange(len(parts := groups(len(checked)))), [end - start for start, end in parts])
-    halves = 2 * starts.reshape(-1, *(1,) * (checked.ndim - 1)) + later(checked.shape[2:])
-    keys = (halves * tables.num_channels + expected.tables).reshape(-1)
-    # The smallest type there is for them: small ones are sorted in one pass a byte.
-    order = np.argsort(keys.astype(np.min_scalar_type(2 * len(parts) * tables.num_channels)), kind="stable")
-    counts = np.bincount(keys)
-    used = np.flatnonzero(counts)
-    runs = list(zip((used % tables.num_channels).tolist(), counts[used].tolist(), strict=True))
-    return encode_runs(coded.reshape(-1)[order], runs, tables, python=python)
+    found, parts, split = model.expected(checked, zero), groups(len(checked)), Grid(checked.shape[1:]).split
+    # Groups in order, the halves of each in order, tables in order; of the smallest type there is for them, which is
+    # sorted in one pass a byte.
+    kind, step = np.min_scalar_type(2 * len(parts) * tables.num_channels), 2 * tables.num_channels
+    starts = np.repeat(np.arange(0, step * len(parts), step), [end - start for start, end in parts])
+    keys = found.tables + starts.astype(kind)[:, None]
+    keys[:, split:] += kind.type(tables.num_channels)
+    order = np.argsort(keys, axis=None, kind="stable")
+    ordered = keys.reshape(-1)[order]
+    ends = np.flatnonzero(np.diff(ordered, append=ordered[-1:] + kind.type(1)))
+    counts = np.diff(ends, prepend=-1)
+    runs = list(zip((ordered[ends] % tables.num_channels).tolist(), counts.tolist(), strict=True))
+    return encode_runs(found.coded.reshape(-1)[order].astype(np.int32), runs, tables, python=python)
 
 
 def decode(
@@ -91,35 +93,41 @@ def decode(
         PayloadError: no message of this length decodes from these bytes.
     """
     reader = read_runs(data, model.tables, prefix=prefix, python=python)
-    num_symbols, odd = model.tables.num_symbols, np.broadcast_to(later(shape[2:]), shape[1:])
-    values = np.zeros(shape, np.int32)
-    sums = Sums(shape)
+    num_symbols, grid = model.tables.num_symbols, Grid(shape[1:])
+    rows, sums = np.zeros((shape[0], grid.size), np.int32), Sums(grid)
     for start, end in groups(shape[0]):
-        group, channels = values[start:end], slice(start, end)
+        group, channels = rows[start:end], slice(start, end)
         magnitudes = model.from_before(sums.features(start), channels)
-        symbols = _read(reader, model.tables_of(magnitudes[:, ~odd]))
+        symbols = _read(reader, model.tables_of(magnitudes.take(grid.earlier, axis=1)))
         if symbols is None:
-            return (values[:start] + zero).astype(np.uint8)
-        group[:, ~odd] = symbols - zero
-        more, expected = model.from_beside(group, channels)
-        symbols = _read(reader, model.tables_of(magnitudes[:, odd] + more[:, odd]))
+            return _symbols(grid, rows[:start], zero)
+        group[:, grid.earlier] = symbols - zero
+        near = grid.beside(np.concatenate([np.abs(group), group])).take(grid.later, axis=1)
+        more, expected = model.from_beside(near[: len(group)], near[len(group) :], channels)
+        more += magnitudes.take(grid.later, axis=1)
+        symbols = _read(reader, model.tables_of(more))
         if symbols is None:
-            return (values[:start] + zero).astype(np.uint8)
-        group[:, odd] = (symbols + expected[:, odd]) % num_symbols - zero
-        sums.add(start, group)
-    return (values + zero).astype(np.uint8)
+            return _symbols(grid, rows[:start], zero)
+        group[:, grid.later] = (symbols + expected) % num_symbols - zero
+        sums.add(group)
+    return _symbols(grid, rows, zero)
+
+
+def _symbols(grid: Grid, rows: NDArray[np.int32], zero: int) -> NDArray[np.uint8]:
+    return (grid.gathered(rows) + zero).astype(np.uint8)
 
 
 def _read(reader: RunReader, tables: NDArray[np.uint8]) -> NDArray[np.int32] | None:
     """The symbols of half a group, in the order of its positions; None where they are not certain."""
-    wanted, result = tables.reshape(-1), np.empty(tables.size, np.int32)
+    wanted = tables.reshape(-1)
     order, counts = np.argsort(wanted, kind="stable"), np.bincount(wanted)
-    begin = 0
-    for table, count in enumerate(counts.tolist()):
-        if count:
-            symbols = reader.read(table, count)
-            if symbols is None:
-                return None
-            result[order[begin : begin + count]] = symbols
-            begin += count
+    used = np.flatnonzero(counts)
+    found: list[NDArray[np.int32]] = []
+    for table, count in zip(used.tolist(), counts[used].tolist(), strict=True):
+        symbols = reader.read(table, count)
+        if symbols is None:
+            return None
+        found.append(symbols)
+    result = np.empty(tables.size, np.int32)
+    result[order] = np.concatenate([*found, result[:0]])  # there may be none
     return result.reshape(tables.shape)

@@ -1,17 +1,16 @@
 """How large a symbol is expected to be, from what is decoded already: the channels before it, and its neighbors.
 
-Whole numbers alone, so that device and edge expect the same on every platform. A latent that lies on no grid has no
-neighbors. Half of the positions of a channel, those of odd coordinates in sum, come after the other half and see it.
-Knows no bytes.
+Whole numbers alone, so that device and edge expect the same on every platform. Knows no bytes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from compoff.checks import check_array
+from compoff.coding.grid import Grid
 from compoff.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -28,11 +27,8 @@ __all__ = [
     "ContextModel",
     "Expected",
     "Sums",
-    "around",
-    "beside",
-    "expected_beside",
+    "expected_value",
     "groups",
-    "later",
 ]
 
 REACHES: tuple[int | None, ...] = (1, 4, 16, None)
@@ -54,21 +50,23 @@ LARGEST = 1 << 24
 _LARGEST_BOUND = 1 << 18
 _GROUP = 8
 _LATER = 1 + 2 * len(REACHES)
+_FARTHEST = max(reach or 0 for reach in REACHES)
+_AT_A_TIME = 1 << 15  # values that an encoder looks at; what it needs for more would not stay in the cache
 
 
 class Expected(NamedTuple):
-    """What is expected of symbols.
+    """What is expected of symbols, and what they are coded as.
 
     Args:
         tables: Index of the table of each.
-        values: The value that each is coded relative to, in steps.
+        coded: What each is off its expected value, modulo the number of symbols.
 
     Shapes:
-        Both like the symbols.
+        ``(channels, positions)``; the positions of the earlier half come first.
     """
 
     tables: NDArray[np.uint8]
-    values: NDArray[np.int32]
+    coded: NDArray[np.uint8]
 
 
 class ContextModel:
@@ -142,7 +140,7 @@ class ContextModel:
         if table_at is None:
             table_at = np.searchsorted(self.bounds, np.arange(last + 1), side="right").astype(np.uint8)
             self._table_at = table_at
-        return table_at[(np.clip(magnitudes, 0, last * (ONE // BOUND)) * (BOUND / ONE)).astype(np.int32)]
+        return table_at.take((magnitudes * (BOUND / ONE)).clip(0, last).astype(np.intp))
 
     def from_before(self, seen: NDArray[np.float64], channels: slice) -> NDArray[np.float64]:
         """Expected magnitudes, as far as the channels before a group tell.
@@ -155,56 +153,70 @@ class ContextModel:
             Magnitudes, whole numbers in units of ``1 / ONE``.
 
         Shapes:
-            seen: ``(1 + 2 * len(REACHES), batch, *space)``; result: ``(channels, batch, *space)``.
+            seen: ``(1 + 2 * len(REACHES), places)``; result: ``(channels, places)``.
         """
         # Whole numbers of less than 53 bits: exact in any order, so a library may sum them up as it likes.
-        flat = self.weights[channels, : len(seen)] @ seen.reshape(len(seen), -1)
-        return flat.reshape(-1, *seen.shape[1:])
+        return self.weights[channels, : len(seen)] @ seen
 
-    def from_beside(self, values: NDArray[np.int32], channels: slice) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    def from_beside(
+        self, magnitudes: NDArray[np.int32], values: NDArray[np.int32], channels: slice
+    ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
         """What the earlier half of some channels tells of their later half.
 
         Args:
-            values: the values of the symbols; those of the later half are not looked at from there.
+            magnitudes: sums of the magnitudes beside the positions of the later half.
+            values: sums of the values there.
             channels: which channels they are.
 
         Returns:
             Magnitudes to add, whole numbers in units of ``1 / ONE``, and expected values, in steps.
 
         Shapes:
-            values and results: ``(channels, batch, *space)``.
+            all: ``(channels, positions of the later half)``.
         """
-        columns = np.transpose(self.weights[channels, _LATER:])
-        constant, magnitude, value = columns.reshape(3, -1, *(1,) * (values.ndim - 1))
-        return constant + magnitude * beside(np.abs(values)), expected_beside(value, values)
+        constant, weight, share = np.transpose(self.weights[channels, _LATER:])[:, :, None]
+        return constant + weight * magnitudes, expected_value(share, values)
 
-    def expected(self, values: NDArray[np.int32]) -> Expected:
+    def expected(self, symbols: NDArray[np.int32], zero: int) -> Expected:
         """What is expected of all symbols; what an encoder sees at once.
 
         Args:
-            values: the values of the symbols, zero for the middle one.
+            symbols: whole numbers below the number of symbols of the tables.
+            zero: the symbol that stands for zero.
 
         Returns:
-            Tables and values, as a decoder expects them who knows what comes before each.
+            Tables, and what is coded, as a decoder expects them who knows what comes before each.
 
         Shapes:
-            values: ``(channels, batch, *space)``, at most ``num_channels`` channels.
+            symbols: ``(channels, batch, *space)``, at most ``num_channels`` channels.
 
         Examples:
             >>> from compoff.coding import SymbolTables
             >>> tables = SymbolTables.from_counts([[1, 9, 1], [1, 1, 1]])
             >>> nothing, channel_before = [0] * CONTEXTS, [0, ONE] + [0] * (CONTEXTS - 2)
             >>> model = ContextModel([nothing, channel_before], bounds=[BOUND // 2], tables=tables)
-            >>> model.expected(np.array([[[0, 1]], [[1, 1]]])).tables.tolist()  # a large one follows a large one
-            [[[0, 0]], [[0, 1]]]
+            >>> symbols = np.array([[[1, 2]], [[2, 2]]])
+            >>> model.expected(symbols, zero=1).tables.tolist()  # a large one follows a large one
+            [[0, 0], [0, 1]]
         """
-        sums, odd = Sums(values.shape), later(values.shape[2:])
-        sums.add(0, values)
-        magnitudes, expected = self.from_beside(values, slice(len(values)))
-        magnitudes *= odd
-        for start, end in groups(len(values)):
-            magnitudes[start:end] += self.from_before(sums.features(start), slice(start, end))
-        return Expected(self.tables_of(magnitudes), expected * odd)
+        grid = Grid(symbols.shape[1:])
+        sums, shape = Sums(grid), (len(symbols), len(grid.order))
+        tables, coded = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
+        for together in _parts(groups(len(symbols)), grid.size):
+            part = slice(together[0][0], together[-1][1])
+            rows = grid.spread(symbols[part] - zero)
+            magnitudes = np.empty((len(rows), shape[1]))
+            sums.add(rows)
+            for start, end in together:
+                seen = self.from_before(sums.features(start), slice(start, end))
+                magnitudes[start - part.start : end - part.start] = seen.take(grid.order, axis=1)
+            near = grid.beside(np.concatenate([np.abs(rows), rows])).take(grid.later, axis=1)
+            more, expected = self.from_beside(near[: len(rows)], near[len(rows) :], part)
+            magnitudes[:, grid.split :] += more
+            off = rows.take(grid.order, axis=1) + zero
+            off[:, grid.split :] = (off[:, grid.split :] - expected) % self.tables.num_symbols
+            tables[part], coded[part] = self.tables_of(magnitudes), off
+        return Expected(tables, coded)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -244,130 +256,88 @@ class Sums:
     """Magnitudes of the channels before each channel, summed up: at each position, and around it.
 
     Args:
-        shape: shape of the values: ``(channels, batch, *space)``.
+        grid: where the positions lie.
 
     Examples:
-        >>> sums = Sums((3, 1, 2))
-        >>> sums.add(0, np.array([[[1, -2]], [[3, 2]]], np.int32))
-        >>> sums.features(2)[:, 0].astype(int).tolist()  # of the last 1, 4, 16, of all; then around it
+        >>> grid = Grid((1, 2))
+        >>> sums = Sums(grid)
+        >>> sums.add(grid.spread(np.array([[[1, -2]], [[3, 2]]])))
+        >>> sums.features(2)[:, grid.order].astype(int).tolist()  # of the last 1, 4, 16, of all; then around it
         [[1, 1], [3, 2], [4, 4], [4, 4], [4, 4], [2, 3], [4, 4], [4, 4], [4, 4]]
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._totals = np.zeros((2, shape[0] + 1, *shape[1:]), np.int32)
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        # Of the first so many channels, from a first number on; at each position, and around it.
+        self._totals: list[NDArray[np.int32]] = [np.zeros((2, grid.size), np.int32)]
+        self._first = 0
+        self._features = np.ones((_LATER, grid.size))
 
-    def add(self, start: int, values: NDArray[np.int32]) -> None:
-        """Take in channels, all before which have been.
+    def add(self, rows: NDArray[np.int32]) -> None:
+        """Take in the next channels; only those and what reaches back from the first of them are kept.
 
         Args:
-            start: the first of them.
-            values: the values of their symbols.
+            rows: the values of their symbols, as the grid lays them out.
 
         Shapes:
-            values: ``(channels, batch, *space)``.
+            rows: ``(channels, grid.size)``.
         """
-        after = slice(start + 1, start + 1 + len(values))
-        totals, rings = self._totals[0, after], self._totals[1, after]
-        np.cumsum(np.abs(values), axis=0, out=totals)
-        totals += self._totals[0, start]
-        rings[:] = around(totals)
+        kept = self._totals[-1 - _FARTHEST :]
+        self._first += len(self._totals) - len(kept)
+        totals = np.empty((len(rows), 2, self._grid.size), np.int32)
+        last: NDArray[np.int32] = kept[-1][0]
+        for sizes, total in zip(np.abs(rows), totals[:, 0], strict=True):
+            last = np.add(last, sizes, out=total)
+        totals[:, 1] = self._grid.around(totals[:, 0])
+        self._totals = [*kept, *totals]
 
     def features(self, start: int) -> NDArray[np.float64]:
         """What a group of channels is expected from.
 
         Args:
-            start: first channel of the group.
+            start: first channel of the group; one of those taken in last, or the next.
 
         Returns:
-            One; of each of `REACHES` the magnitudes at the position, and around it.
+            One; of each of `REACHES` the magnitudes at the position, and around it. The next call overwrites it.
 
         Shapes:
-            result: ``(1 + 2 * len(REACHES), batch, *space)``.
+            result: ``(1 + 2 * len(REACHES), grid.size)``.
         """
-        result = np.empty((_LATER, *self._totals.shape[2:]))
-        result[0] = 1
+        totals = self._totals[start - self._first]
         for place, reach in enumerate(REACHES, 1):
             before = 0 if reach is None else max(start - reach, 0)
-            result[place :: len(REACHES)] = self._totals[:, start] - self._totals[:, before]
-        return result
+            seen: NDArray[np.int32] = totals - self._totals[before - self._first] if before else totals
+            self._features[place :: len(REACHES)] = seen
+        return self._features
 
 
-def beside(values: NDArray[Any]) -> NDArray[Any]:
-    """Sum up the neighbors along each axis of the space; zeros lie outside.
-
-    Args:
-        values: any values.
-
-    Shapes:
-        values and result: ``(channels, batch, *space)``.
-
-    Examples:
-        >>> beside(np.array([[[1, 2, 4]]])).tolist()
-        [[[2, 5, 2]]]
-    """
-    result = np.zeros_like(values)
-    for axis in range(2, values.ndim):
-        _add_shifted(result, values, axis)
+def _parts(parts: list[tuple[int, int]], places: int) -> list[list[tuple[int, int]]]:
+    """Groups, as many as are looked at at a time."""
+    result: list[list[tuple[int, int]]] = []
+    for start, end in parts:
+        if result and (end - result[-1][0][0]) * places <= _AT_A_TIME:
+            result[-1].append((start, end))
+        else:
+            result.append([(start, end)])
     return result
 
 
-def expected_beside(weights: NDArray[np.float64], values: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The values that the neighbors of each let expect.
+def expected_value(share: NDArray[np.float64], beside: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The values that the neighbors let expect.
 
     Args:
-        weights: share of the sum beside, in units of ``1 / ONE``; broadcast over `values`.
-        values: the values of the symbols.
+        share: share of the sum beside, in units of ``1 / ONE``; broadcast over `beside`.
+        beside: sums of the values beside each.
 
     Shapes:
-        values and result: ``(channels, batch, *space)``.
+        beside and result: any, the same.
 
     Examples:
-        >>> expected_beside(np.array(ONE / 2), np.array([[[3, 0, 4]]], np.int32)).tolist()
-        [[[0, 4, 0]]]
+        >>> expected_value(np.array(ONE / 2), np.array([3, 7, -7], np.int32)).tolist()
+        [2, 4, -3]
     """
     # Division by a power of two is exact, too.
-    return np.floor((weights * beside(values) + ONE // 2) / ONE).astype(np.int32)
-
-
-def around(values: NDArray[Any]) -> NDArray[Any]:
-    """Sum up all neighbors, those at corners, too; zeros lie outside.
-
-    Args:
-        values: any values.
-
-    Shapes:
-        values and result: ``(channels, batch, *space)``.
-
-    Examples:
-        >>> around(np.array([[[[1, 2], [4, 8]]]])).tolist()
-        [[[[14, 13], [11, 7]]]]
-    """
-    box = np.array(values)
-    for axis in range(2, values.ndim):
-        _add_shifted(box, np.array(box), axis)
-    return box - values
-
-
-def later(space: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Which positions come after the others: those of odd coordinates in sum.
-
-    Args:
-        space: extent of each axis.
-
-    Shapes:
-        result: `space`.
-
-    Examples:
-        >>> later((2, 3)).tolist()
-        [[False, True, False], [True, False, True]]
-    """
-    return np.indices(space).sum(0) % 2 == 1
-
-
-def _add_shifted(result: NDArray[Any], values: NDArray[Any], axis: int) -> None:
-    before = (slice(None),) * axis
-    result[(*before, slice(1, None))] += values[(*before, slice(None, -1))]
-    result[(*before, slice(None, -1))] += values[(*before, slice(1, None))]
+    return np.floor((share * beside + ONE // 2) / ONE).astype(np.int32)
 
 
 def _whole(name: str, given: ArrayLike, ndim: int, most: int) -> NDArray[np.int64]:

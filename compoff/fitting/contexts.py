@@ -15,14 +15,12 @@ from compoff.coding.context_model import (
     CONTEXTS,
     LARGEST,
     ONE,
-    REACHES,
     ContextModel,
     Sums,
-    beside,
-    expected_beside,
+    expected_value,
     groups,
-    later,
 )
+from compoff.coding.grid import Grid
 from compoff.coding.levels import zero_symbol
 
 if TYPE_CHECKING:
@@ -139,31 +137,33 @@ def fit_contexts(symbols: NDArray[np.uint8], code: Code) -> tuple[ContextModel, 
 
 def _fitted(values: NDArray[np.int32], num_symbols: int, zero: int) -> ContextModel:
     """The model of one quality."""
-    channels, odd = len(values), np.broadcast_to(later(values.shape[2:]), values.shape[1:]).reshape(-1)
-    value_weights = _value_weights(values, odd)
-    shaped = value_weights.reshape(-1, *(1,) * (values.ndim - 1))
-    expected = expected_beside(shaped, values) * later(values.shape[2:])
-    sums, near = Sums(values.shape), beside(np.abs(values)) * later(values.shape[2:])
-    sums.add(0, values)
-    target = np.abs(values - expected).reshape(channels, -1)
+    grid, channels = Grid(values.shape[1:]), len(values)
+    rows, odd = grid.spread(values), np.arange(len(grid.order)) >= grid.split
+    target, near = rows.take(grid.order, axis=1), np.zeros((channels, len(odd)), np.int32)
+    beside, near[:, odd] = (grid.beside(one).take(grid.later, axis=1) for one in (rows, np.abs(rows)))
+    value_weights = _value_weights(target[:, odd], beside)
+    target[:, odd] -= expected_value(value_weights[:, None], beside)
+    target = np.abs(target)
+    sums = Sums(grid)
+    sums.add(rows)
     weights = np.empty((channels, CONTEXTS - 1))
     magnitudes = np.empty(target.shape)
     for start, end in groups(channels):
-        before = sums.features(start).reshape(1 + 2 * len(REACHES), -1)
+        before = sums.features(start).take(grid.order, axis=1)
         shared: NDArray[np.float64] = np.transpose(np.concatenate([before, odd[None].astype(np.float64)]))
         step = max(1, _ROWS // len(shared))
         for first in range(start, end, step):
             part = slice(first, min(first + step, end))
-            own = near[part].reshape(-1, len(shared), 1).astype(np.float64)
-            rows = np.concatenate([np.repeat(shared[None], len(own), axis=0), own], axis=2)
-            weights[part], magnitudes[part] = _least_squares(rows, target[part])
+            own = near[part, :, None].astype(np.float64)
+            seen = np.concatenate([np.repeat(shared[None], len(own), axis=0), own], axis=2)
+            weights[part], magnitudes[part] = _least_squares(seen, target[part])
     bounds = _bounds(magnitudes)
     whole = np.clip(np.rint(np.concatenate([weights * ONE, value_weights[:, None]], axis=1)), -LARGEST, LARGEST)
     untabled = ContextModel(
         whole.astype(np.int64), bounds, SymbolTables.from_counts(np.ones((_NUM_TABLES, num_symbols)))
     )
     # Tables are counted under the whole numbers that the coder has, not under those they were rounded from.
-    tables, coded = _coded(values, untabled, zero)
+    tables, coded = untabled.expected(values + zero, zero)
     counts = np.bincount((tables * np.int64(num_symbols) + coded).reshape(-1), minlength=_NUM_TABLES * num_symbols)
     counts = counts.reshape(_NUM_TABLES, num_symbols).astype(np.float64)
     return ContextModel(
@@ -171,11 +171,9 @@ def _fitted(values: NDArray[np.int32], num_symbols: int, zero: int) -> ContextMo
     )
 
 
-def _value_weights(values: NDArray[np.int32], odd: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _value_weights(values: NDArray[np.int32], beside: NDArray[np.int32]) -> NDArray[np.float64]:
     """What share of the sum beside a value of the later half is expected to be in it."""
-    if not odd.any():
-        return np.zeros(len(values))
-    y, x = (one.reshape(len(values), -1)[:, odd].astype(np.float64) for one in (values, beside(values)))
+    y, x = values.astype(np.float64), beside.astype(np.float64)
     return np.rint(ONE * (x * y).sum(1) / (np.square(x).sum(1) + 1))
 
 
@@ -218,10 +216,4 @@ def _smoothed(counts: NDArray[np.float64], bounds: NDArray[np.int64], zero: int)
 
 def _bits(values: NDArray[np.int32], model: ContextModel, zero: int) -> float:
     """What the values cost under a model."""
-    return float(model.tables.bits[_coded(values, model, zero)].sum())
-
-
-def _coded(values: NDArray[np.int32], model: ContextModel, zero: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """The table of each value, and the symbol that is coded with it."""
-    found = model.expected(values)
-    return found.tables, (values - found.values + zero) % model.tables.num_symbols
+    return float(model.tables.bits[model.expected(values + zero, zero)].sum())

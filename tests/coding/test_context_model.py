@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compoff.coding import SymbolTables
-from compoff.coding.context_model import BOUND, CONTEXTS, ONE, REACHES, ContextModel, groups
+from compoff.coding.context_model import BOUND, CONTEXTS, ONE, REACHES, ContextModel, Sums, groups
+from compoff.coding.grid import Grid
 from compoff.errors import ArtifactError
 
 TABLES = SymbolTables.from_counts(np.arange(1, 16).reshape(3, 5))
@@ -67,9 +68,11 @@ def test_it_expects_what_its_words_say(seed: int, channels: int, batch: int, spa
     generator = np.random.default_rng(seed)
     values, model = generator.integers(-2, 3, (channels, batch, *space)), random_model(generator, channels)
     tables, expected = reference(values, model)
-    found = model.expected(values)
-    assert np.array_equal(found.tables, tables)
-    assert np.array_equal(found.values, expected)
+    found = model.expected(values + 2, zero=2)
+    odd = np.array([sum(place) % 2 for place in np.ndindex(*space)] * batch, bool)
+    order = np.argsort(odd, kind="stable")
+    assert np.array_equal(found.tables, tables.reshape(channels, -1)[:, order])
+    assert np.array_equal(found.coded, ((values + 2 - expected) % 5).reshape(channels, -1)[:, order])
 
 
 def test_sums_are_exact_at_their_largest() -> None:
@@ -83,15 +86,11 @@ def test_sums_are_exact_at_their_largest() -> None:
     magnitude = 2**24 - 1 + 2**24 * here * 9  # at the middle: eight around it; of the earlier half
     tables = SymbolTables.from_counts(np.ones((2, 255)))
     model = ContextModel(weights, [2**18], tables)
-    assert model.expected(values).tables[-1, 0, 1, 1] == 1
-    from_before = model.from_before(np.concatenate([[np.ones((1, 3, 3))], _sums(values, start)]), slice(63, 64))
-    assert int(from_before[0, 0, 1, 1]) == magnitude
-
-
-def _sums(values: np.ndarray, start: int) -> np.ndarray:
-    sizes = [values[0 if reach is None else max(0, start - reach) : start].sum(0) for reach in REACHES]
-    near = [np.full_like(one, one[0, 1, 1] * 8) for one in sizes]
-    return np.array([*sizes, *near], float)
+    assert model.expected(values, zero=0).tables[-1, 2] == 1
+    grid = Grid((1, 3, 3))
+    sums = Sums(grid)
+    sums.add(grid.spread(values[:start]))
+    assert int(model.from_before(sums.features(start), slice(63, 64))[0, grid.earlier[2]]) == magnitude
 
 
 @pytest.mark.parametrize("channels", [1, 8, 9, 71, 512])
@@ -143,3 +142,20 @@ def test_models_are_equal_by_their_numbers() -> None:
     assert model != ContextModel(model.weights.astype(int), model.bounds.astype(int) + 1, TABLES)
     assert SymbolTables(TABLES.weights, [model]) != TABLES
     assert SymbolTables(TABLES.weights, [model]) == SymbolTables(TABLES.weights, [same])
+
+
+@pytest.mark.parametrize("taken", [1, 2, 7, 40])
+def test_sums_reach_back_however_many_channels_come_at_a_time(taken: int) -> None:
+    grid, values = Grid((2, 5)), np.random.default_rng(0).integers(-9, 10, (40, 2, 5))
+    sums = Sums(grid)
+    for first in range(0, 40, taken):
+        assert np.array_equal(sums.features(first)[1 : 1 + len(REACHES)][:, grid.order], _before(values, first, grid))
+        sums.add(grid.spread(values[first : first + taken]))
+        for start in range(first, min(first + taken, 40)):
+            found = sums.features(start)[1 : 1 + len(REACHES)][:, grid.order]
+            assert np.array_equal(found, _before(values, start, grid))
+
+
+def _before(values: np.ndarray, start: int, grid: Grid) -> np.ndarray:
+    sizes = np.abs(grid.spread(values))[:, grid.order]
+    return np.array([sizes[0 if reach is None else max(0, start - reach) : start].sum(0) for reach in REACHES])

@@ -1,0 +1,128 @@
+"""The positions of a latent in one row, zeros between and after, so that neighbors lie at fixed distances.
+
+Half of the positions, those of odd coordinates in sum, come after the other half, which they see. A latent without
+space has no neighbors. Knows no symbols.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Grid"]
+
+
+class Grid:
+    """Where the positions of all samples of a channel lie in a row, and their neighbors.
+
+    Each axis of the space is longer by one, which is zero: what lies before the first position of a line is the zero
+    behind the line before.
+
+    Args:
+        shape: shape of a channel: ``(batch, *space)``.
+
+    Examples:
+        >>> grid = Grid((1, 2, 2))
+        >>> row = grid.spread(np.array([[[[1, 2], [4, 8]]]]))
+        >>> row.tolist()
+        [[1, 2, 0, 4, 8, 0, 0, 0, 0]]
+        >>> grid.earlier.tolist(), grid.later.tolist()
+        ([0, 4], [1, 3])
+        >>> grid.beside(row)[0, grid.order].tolist(), grid.around(row)[0, grid.order].tolist()
+        ([6, 6, 9, 9], [14, 7, 13, 11])
+    """
+
+    __slots__ = ("_inside", "_padded", "_steps", "later", "order", "size", "split")
+
+    size: int
+    order: NDArray[np.intp]
+    later: NDArray[np.intp]
+    split: int
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        batch, *space = shape
+        self._padded = (batch, *(extent + 1 for extent in space))
+        self._inside = (slice(None), slice(None), *(slice(extent) for extent in space))
+        self._steps = [math.prod(self._padded[axis + 1 :]) for axis in range(1, len(self._padded))]
+        self.size = math.prod(self._padded)
+        places = np.arange(self.size).reshape(1, *self._padded)[self._inside].reshape(-1)
+        odd = np.broadcast_to(np.indices(space).sum(0) % 2 == 1, shape).reshape(-1)
+        self.order = np.concatenate([places[~odd], places[odd]])
+        self.split = len(places) - int(np.count_nonzero(odd))
+        self.later = self.order[self.split :]
+
+    @property
+    def earlier(self) -> NDArray[np.intp]:
+        """Where the positions of the earlier half lie, those of the first sample first."""
+        return self.order[: self.split]
+
+    def spread(self, values: NDArray[np.integer]) -> NDArray[np.int32]:
+        """Lay out values in rows.
+
+        Args:
+            values: the values of some channels.
+
+        Shapes:
+            values: ``(channels, batch, *space)``; result: ``(channels, size)``.
+        """
+        rows = np.zeros((len(values), self.size), np.int32)
+        rows.reshape(-1, *self._padded)[self._inside] = values
+        return rows
+
+    def gathered(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Undo `spread`; a view.
+
+        Shapes:
+            rows: ``(channels, size)``; result: ``(channels, batch, *space)``.
+
+        Examples:
+            >>> grid, values = Grid((2, 3)), np.arange(12).reshape(2, 2, 3)
+            >>> np.array_equal(grid.gathered(grid.spread(values)), values)
+            True
+        """
+        return rows.reshape(-1, *self._padded)[self._inside]
+
+    def beside(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Sum up the two neighbors along each axis.
+
+        Args:
+            rows: as `spread` lays them out.
+
+        Returns:
+            The sums; between the positions, anything.
+
+        Shapes:
+            rows and result: ``(channels, size)``.
+        """
+        result = np.zeros_like(rows)
+        for step in self._steps:
+            _add_neighbors(result, rows, step)
+        return result
+
+    def around(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Sum up all neighbors, those at corners, too.
+
+        Args:
+            rows: as `spread` lays them out.
+
+        Returns:
+            The sums; between the positions, anything.
+
+        Shapes:
+            rows and result: ``(channels, size)``.
+        """
+        # Axis by axis from the last: what then stands behind its lines stays there, as the others add along their own.
+        box = np.array(rows)
+        for step in reversed(self._steps):
+            _add_neighbors(box, np.array(box), step)
+        return np.subtract(box, rows, out=box)
+
+
+def _add_neighbors(result: NDArray[np.int32], rows: NDArray[np.int32], step: int) -> None:
+    result[:, step:] += rows[:, :-step]
+    result[:, :-step] += rows[:, step:]
