@@ -175,7 +175,7 @@ class Manifest:
                 f"{[code.num_centers for code in self.codes]}"
             )
         codes = [
-            Code(table, code.latent_shape, code.qualities, code.steps or None, table.contexts)
+            Code(table, code.latent_shape, code.qualities, code.steps or None)
             for table, code in zip(tables, self.codes, strict=True)
         ]
         if self.quality >= len(self.codes[0].qualities):

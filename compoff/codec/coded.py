@@ -33,4 +33,4 @@ def code_of(bottleneck: Bottleneck) -> Code:
     if [(model.num_channels, model.tables.num_symbols) for model in contexts] != sizes:
         return plain  # there are none, or they are of other qualities: the symbols were counted anew by other means
     tables = SymbolTables(plain.tables.weights, contexts)
-    return Code(tables, bottleneck.latent_shape, channels, steps, contexts)
+    return Code(tables, bottleneck.latent_shape, channels, steps)

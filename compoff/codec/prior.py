@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from compoff.coding.context_model import ContextModel
+from compoff.coding.stored import MODEL_PARTS, model_arrays, model_of
 from compoff.coding.tables import SymbolTables
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from compoff.coding.context_model import ContextModel
+
 __all__ = ["CONTEXTS_KEY", "Prior"]
 
 CONTEXTS_KEY = "contexts."
 """How the names of context models begin in a prior's state."""
-
-_PARTS = ("weights", "bounds", "tables")  # of a context model
 
 
 class Prior(nn.Module):
@@ -121,9 +121,8 @@ class Prior(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for quality, model in enumerate(self.contexts):
-            parts = zip(_PARTS, (model.weights, model.bounds, model.tables.weights), strict=True)
-            for name, numbers in parts:
-                destination[f"{prefix}{CONTEXTS_KEY}{quality}.{name}"] = torch.from_numpy(numbers.astype("int32"))
+            for name, array in model_arrays(model).items():
+                destination[f"{prefix}{CONTEXTS_KEY}{quality}.{name}"] = torch.from_numpy(array)
 
     def _load_from_state_dict(
         self,
@@ -141,15 +140,13 @@ class Prior(nn.Module):
         unexpected_keys[:] = [name for name in unexpected_keys if name not in mine]
         if f"{prefix}logits" not in state_dict:  # nothing of this prior: it stays as it is
             return
+        whole = {f"{prefix}{CONTEXTS_KEY}{place // len(MODEL_PARTS)}." for place in range(len(mine))}
         try:
+            if mine != {name + part for name in whole for part in MODEL_PARTS}:
+                raise KeyError("some of their arrays are missing")
             self.contexts = tuple(
-                _context_model(state_dict, f"{prefix}{CONTEXTS_KEY}{quality}.") for quality in range(len(mine) // 3)
+                model_of({part: state_dict[name + part].detach().cpu().numpy() for part in MODEL_PARTS})
+                for name in (f"{prefix}{CONTEXTS_KEY}{quality}." for quality in range(len(whole)))
             )
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             error_msgs.append(f"the context models under {prefix}{CONTEXTS_KEY} are damaged ({error})")
-
-
-def _context_model(state: dict[str, Any], prefix: str) -> ContextModel:
-    """One context model out of a state."""
-    weights, bounds, tables = (state[prefix + name].detach().cpu().numpy() for name in _PARTS)
-    return ContextModel(weights, bounds, SymbolTables(tables))

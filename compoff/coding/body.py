@@ -54,7 +54,7 @@ class Code:
         latent_shape: channels, then the extent of each spatial axis, without the batch.
         qualities: how many channels each quality sends, never falling; all channels as the only quality by default.
         steps: the step of each quality's symbols (`compoff.coding.levels`), never rising; the finest, 1, by default.
-        contexts: the context model of each quality; none by default.
+        contexts: the context model of each quality; those that the tables carry by default.
 
     Raises:
         ArtifactError: the parts do not fit together.
@@ -80,7 +80,7 @@ class Code:
         latent_shape: Sequence[int],
         qualities: Sequence[int] | None = None,
         steps: Sequence[int] | None = None,
-        contexts: Sequence[ContextModel] = (),
+        contexts: Sequence[ContextModel] | None = None,
     ) -> None:
         if not isinstance(tables, SymbolTables):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ArtifactError(f"tables is a {type(tables).__name__}; expected SymbolTables")
@@ -90,12 +90,13 @@ class Code:
         coarseness = (1,) * len(channels) if steps is None else check_sizes("steps", steps, ArtifactError)
         _check_parts(tables, shape, channels)
         _check_steps(tables, channels, coarseness)
-        _check_contexts(tables, channels, coarseness, contexts)
+        models = tables.contexts if contexts is None else contexts
+        _check_contexts(tables, shape, (channels, coarseness), models)
         object.__setattr__(self, "tables", tables)
         object.__setattr__(self, "latent_shape", shape)
         object.__setattr__(self, "qualities", channels)
         object.__setattr__(self, "steps", coarseness)
-        object.__setattr__(self, "contexts", tuple(contexts))
+        object.__setattr__(self, "contexts", tuple(models))
 
     def tables_at(self, quality: int) -> SymbolTables:
         """Give the tables of a quality's symbols.
@@ -320,8 +321,12 @@ def _check_steps(tables: SymbolTables, qualities: tuple[int, ...], steps: tuple[
 
 
 def _check_contexts(
-    tables: SymbolTables, qualities: tuple[int, ...], steps: tuple[int, ...], contexts: Sequence[ContextModel]
+    tables: SymbolTables,
+    latent_shape: tuple[int, ...],
+    ladder: tuple[tuple[int, ...], tuple[int, ...]],
+    contexts: Sequence[ContextModel],
 ) -> None:
+    qualities, steps = ladder
     if not (isinstance(contexts, (list, tuple)) and all(isinstance(model, ContextModel) for model in contexts)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ArtifactError(f"contexts is {contexts!r:.80}; expected a list of ContextModel, one for each quality")
     if contexts and len(contexts) != len(qualities):
@@ -334,6 +339,10 @@ def _check_contexts(
             raise ArtifactError(
                 f"a context model is for {model.num_channels} channels of {model.tables.num_symbols} symbols; expected "
                 f"{channels} of {num_symbols}"
+            )
+        if len(model.leading) and model.num_axes != len(latent_shape) - 1:
+            raise ArtifactError(
+                f"channels lead in a space of {model.num_axes} axes; expected {len(latent_shape) - 1} as in the latent"
             )
 
 

@@ -1,7 +1,8 @@
 """Symbols under a context model to bytes and back: group by group of channels, each in two halves.
 
-Within half a group the symbols are sorted by their tables, which a decoder knows before it reads them, so that a run of
-them is coded at a time. Knows what a context model expects, not from what.
+Before them come the channels that lead, one by one, each in five passes. Within half a group, or a pass, the symbols
+are sorted by their tables, which a decoder knows before it reads them, so that a run of them is coded at a time. Knows
+what a context model expects, not from what.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compoff.coding.context_model import Sums, groups
 from compoff.coding.grid import Grid
+from compoff.coding.leading import Values
+from compoff.coding.passes import NUM_PASSES
 from compoff.coding.range_coder import encode_runs, read_runs
+from compoff.coding.sums import Sums, groups
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,13 +58,19 @@ def encode(symbols: NDArray[np.generic], model: ContextModel, zero: int, *, pyth
     """
     tables = model.tables
     checked = tables.checked(symbols.reshape(1, -1)).reshape(symbols.shape)
-    found, parts, split = model.expected(checked, zero), groups(len(checked)), Grid(checked.shape[1:]).split
-    # Groups in order, the halves of each in order, tables in order; of the smallest type there is for them, which is
-    # sorted in one pass a byte.
-    kind, step = np.min_scalar_type(2 * len(parts) * tables.num_channels), 2 * tables.num_channels
-    starts = np.repeat(np.arange(0, step * len(parts), step), [end - start for start, end in parts])
-    keys = found.tables + starts.astype(kind)[:, None]
-    keys[:, split:] += kind.type(tables.num_channels)
+    found, grid = model.expected(checked, zero), Grid(checked.shape[1:])
+    first = min(len(model.leading), len(checked))
+    parts = groups(len(checked))[first:]
+    # Leading channels pass by pass, then groups in order, the halves of each in order; within that, tables in order. Of
+    # the smallest type there is for them, which is sorted in one pass a byte.
+    num_steps = NUM_PASSES * first + 2 * len(parts)
+    kind, step = np.min_scalar_type(num_steps * tables.num_channels), tables.num_channels
+    starts = [NUM_PASSES * step * channel for channel in range(first)]
+    starts += [step * (NUM_PASSES * first + 2 * place) for place, (a, b) in enumerate(parts) for _ in range(a, b)]
+    keys = found.tables + np.array(starts, kind)[:, None]
+    keys[first:, grid.split :] += kind.type(step)
+    for number, at in enumerate(grid.spans):
+        keys[:first, at] += kind.type(number * step)
     order = np.argsort(keys, axis=None, kind="stable")
     ordered = keys.reshape(-1)[order]
     ends = np.flatnonzero(np.diff(ordered, append=ordered[-1:] + kind.type(1)))
@@ -95,7 +104,11 @@ def decode(
     reader = read_runs(data, model.tables, prefix=prefix, python=python)
     num_symbols, grid = model.tables.num_symbols, Grid(shape[1:])
     rows, sums = np.zeros((shape[0], grid.size), np.int32), Sums(grid)
-    for start, end in groups(shape[0]):
+    first = min(len(model.leading), shape[0])
+    whole = _decode_leading(reader, model, rows[:first], zero, (grid, sums))
+    if whole < first:
+        return _symbols(grid, rows[:whole], zero)
+    for start, end in groups(shape[0])[first:]:
         group, channels = rows[start:end], slice(start, end)
         magnitudes = model.from_before(sums.features(start), channels)
         symbols = _read(reader, model.tables_of(magnitudes.take(grid.earlier, axis=1)))
@@ -111,6 +124,32 @@ def decode(
         group[:, grid.later] = (symbols + expected) % num_symbols - zero
         sums.add(group)
     return _symbols(grid, rows, zero)
+
+
+def _decode_leading(
+    reader: RunReader, model: ContextModel, rows: NDArray[np.int32], zero: int, seen: tuple[Grid, Sums]
+) -> int:
+    """Decode the channels that lead into their rows; how many of them are certain as a whole."""
+    grid, sums = seen
+    if not len(rows):
+        return 0
+    values, neighbors = Values(model.leading, grid), grid.neighbors
+    for channel, row in enumerate(rows):
+        magnitudes = model.from_before(sums.features(channel), slice(channel, channel + 1))[0]
+        others, own = values.expected(channel), model.own(channel)
+        for number, span in enumerate(grid.spans):
+            at = grid.order[span]
+            here = slice(number, number + 1)
+            led = model.from_values(
+                channel, magnitudes.take(at), others.take(at), row.take(neighbors[span]), own[:, here]
+            )
+            symbols = _read(reader, led.tables)
+            if symbols is None:
+                return channel
+            row[at] = (led.values + led.signs * (symbols - zero) + zero) % model.tables.num_symbols - zero
+        sums.add(row[None])
+        values.add(channel, row)
+    return len(rows)
 
 
 def _symbols(grid: Grid, rows: NDArray[np.int32], zero: int) -> NDArray[np.uint8]:

@@ -11,6 +11,9 @@ import numpy as np
 
 from compoff.checks import check_array
 from compoff.coding.grid import Grid
+from compoff.coding.leading import NUM_OWN, Values, check_leading, num_axes
+from compoff.coding.passes import NUM_PASSES
+from compoff.coding.sums import NUM_SUMS, REACHES, Sums, groups
 from compoff.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -23,16 +26,11 @@ __all__ = [
     "CONTEXTS",
     "LARGEST",
     "ONE",
-    "REACHES",
     "ContextModel",
     "Expected",
-    "Sums",
+    "Led",
     "expected_value",
-    "groups",
 ]
-
-REACHES: tuple[int | None, ...] = (1, 4, 16, None)
-"""Of how many channels before its own magnitudes are summed up; None for all."""
 
 CONTEXTS = 2 * len(REACHES) + 4
 """Weights of a channel: a constant; of the sums at its position, and around it; a constant of the later half, and of
@@ -48,10 +46,26 @@ LARGEST = 1 << 24
 """What no weight exceeds, so that 53 bits hold any sum of them."""
 
 _LARGEST_BOUND = 1 << 18
-_GROUP = 8
-_LATER = 1 + 2 * len(REACHES)
-_FARTHEST = max(reach or 0 for reach in REACHES)
+_SKEWED = 8  # times as far as the value is off a whole number, the magnitude is smaller
+_LATER = NUM_SUMS
 _AT_A_TIME = 1 << 15  # values that an encoder looks at; what it needs for more would not stay in the cache
+
+
+class Led(NamedTuple):
+    """What is expected of symbols of a leading channel.
+
+    Args:
+        tables: Index of the table of each.
+        values: The value that each is expected to be, in steps.
+        signs: Whether the symbol coded is what the value is above that, 1, or below it, -1.
+
+    Shapes:
+        All alike.
+    """
+
+    tables: NDArray[np.uint8]
+    values: NDArray[np.int32]
+    signs: NDArray[np.int32]
 
 
 class Expected(NamedTuple):
@@ -62,7 +76,7 @@ class Expected(NamedTuple):
         coded: What each is off its expected value, modulo the number of symbols.
 
     Shapes:
-        ``(channels, positions)``; the positions of the earlier half come first.
+        ``(channels, positions)``; positions in the order of the grid.
     """
 
     tables: NDArray[np.uint8]
@@ -76,10 +90,13 @@ class ContextModel:
         weights: for each channel that is sent, what its magnitudes are expected from (`CONTEXTS`), in units of
             ``1 / ONE``.
         bounds: expected magnitudes between which a table is used, rising, in units of ``1 / BOUND``.
-        tables: one table for each range of magnitudes, of the difference from the expected value.
+        tables: one table for each range of magnitudes, of the difference from the expected value; where channels lead,
+            as many again, for those of their symbols whose expected value lies well off a whole number.
+        leading: for each channel that leads, what else it is expected from (`compoff.coding.leading`).
 
     Shapes:
-        weights: ``(channels, CONTEXTS)``; bounds: ``(tables - 1,)``; tables: ``(tables, symbols)``.
+        weights: ``(channels, CONTEXTS)``; bounds: ``(tables - 1,)``; tables: ``(tables, symbols)``; leading:
+        ``(leading, NUM_OWN + leading * (1 + 2 * axes))``, no rows where none leads.
 
     Raises:
         ArtifactError: the parts do not fit together.
@@ -95,36 +112,51 @@ class ContextModel:
     "Checkerboard Context Model" (CVPR 2021).
     """
 
-    __slots__ = ("_table_at", "bounds", "tables", "weights")
+    __slots__ = ("_table_at", "bounds", "leading", "tables", "weights")
 
     weights: NDArray[np.float64]
     bounds: NDArray[np.int64]
     tables: SymbolTables
+    leading: NDArray[np.float64]
 
-    def __init__(self, weights: ArrayLike, bounds: ArrayLike, tables: SymbolTables) -> None:
+    def __init__(
+        self, weights: ArrayLike, bounds: ArrayLike, tables: SymbolTables, leading: ArrayLike | None = None
+    ) -> None:
         # As floating-point numbers, which many are multiplied of at a time.
         self.weights = _whole("weights", weights, 2, LARGEST).astype(np.float64)
         self.bounds = _whole("bounds", bounds, 1, _LARGEST_BOUND)
-        self.weights.setflags(write=False)
-        self.bounds.setflags(write=False)
+        first = _whole("weights of leading channels", np.zeros((0, 0)) if leading is None else leading, 2, LARGEST)
+        check_leading(first, len(self.weights))
+        self.leading = first.astype(np.float64)
+        for array in (self.weights, self.bounds, self.leading):
+            array.setflags(write=False)
         self.tables = tables
         if self.weights.shape[1] != CONTEXTS or not len(self.weights):
             raise ArtifactError(
                 f"weights of shape {self.weights.shape} cannot be used: expected (channels, {CONTEXTS})"
             )
-        if len(self.bounds) != tables.num_channels - 1 or tables.num_channels > 256:
-            raise ArtifactError(f"{len(self.bounds)} bounds do not go with {tables.num_channels} tables, at most 256")
+        wanted = (len(self.bounds) + 1) * (2 if len(first) else 1)
+        if wanted != tables.num_channels or wanted > 256:
+            raise ArtifactError(
+                f"{len(self.bounds)} bounds do not go with {tables.num_channels} tables; expected {wanted}, at most 256"
+            )
         if (np.diff(self.bounds, prepend=0) <= 0).any():
             raise ArtifactError("the bounds of a context model must rise from above zero")
         self._table_at: NDArray[np.uint8] | None = None  # made when it is used: it is large where bounds are
 
-    def __reduce__(self) -> tuple[type[ContextModel], tuple[NDArray[np.int64], NDArray[np.int64], SymbolTables]]:
-        return (ContextModel, (self.weights.astype(np.int64), self.bounds, self.tables))
+    def __reduce__(self) -> tuple[type[ContextModel], tuple[NDArray[np.int64] | SymbolTables, ...]]:
+        leading = self.leading.astype(np.int64)
+        return (ContextModel, (self.weights.astype(np.int64), self.bounds, self.tables, leading))
 
     @property
     def num_channels(self) -> int:
         """How many channels it is for."""
         return len(self.weights)
+
+    @property
+    def num_axes(self) -> int:
+        """Axes of the space that its leading channels are for; meaningless where none leads."""
+        return num_axes(self.leading)
 
     def tables_of(self, magnitudes: NDArray[np.float64]) -> NDArray[np.uint8]:
         """Which table goes with expected magnitudes.
@@ -153,7 +185,7 @@ class ContextModel:
             Magnitudes, whole numbers in units of ``1 / ONE``.
 
         Shapes:
-            seen: ``(1 + 2 * len(REACHES), places)``; result: ``(channels, places)``.
+            seen: ``(NUM_SUMS, places)``; result: ``(channels, places)``.
         """
         # Whole numbers of less than 53 bits: exact in any order, so a library may sum them up as it likes.
         return self.weights[channels, : len(seen)] @ seen
@@ -201,8 +233,10 @@ class ContextModel:
         """
         grid = Grid(symbols.shape[1:])
         sums, shape = Sums(grid), (len(symbols), len(grid.order))
-        tables, coded = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
-        for together in _parts(groups(len(symbols)), grid.size):
+        found = Expected(np.empty(shape, np.uint8), np.empty(shape, np.uint8))
+        first = min(len(self.leading), len(symbols))
+        self._expect_leading(grid.spread(symbols[:first] - zero), zero, grid, sums, found)
+        for together in _parts(groups(len(symbols))[first:], grid.size):
             part = slice(together[0][0], together[-1][1])
             rows = grid.spread(symbols[part] - zero)
             magnitudes = np.empty((len(rows), shape[1]))
@@ -215,8 +249,79 @@ class ContextModel:
             magnitudes[:, grid.split :] += more
             off = rows.take(grid.order, axis=1) + zero
             off[:, grid.split :] = (off[:, grid.split :] - expected) % self.tables.num_symbols
-            tables[part], coded[part] = self.tables_of(magnitudes), off
-        return Expected(tables, coded)
+            found.tables[part], found.coded[part] = self.tables_of(magnitudes), off
+        return found
+
+    def _expect_leading(self, rows: NDArray[np.int32], zero: int, grid: Grid, sums: Sums, found: Expected) -> None:
+        """What `expected` finds of the channels that lead."""
+        if not len(rows):
+            return
+        values, neighbors, counts = (
+            Values(self.leading, grid),
+            grid.neighbors,
+            [len(grid.order[at]) for at in grid.spans],
+        )
+        for channel, row in enumerate(rows):
+            magnitudes = self.from_before(sums.features(channel), slice(channel, channel + 1))[0]
+            own = np.repeat(self.own(channel), counts, axis=1)
+            led = self.from_values(
+                channel,
+                magnitudes.take(grid.order),
+                values.expected(channel).take(grid.order),
+                row.take(neighbors),
+                own,
+            )
+            off = (row.take(grid.order) - led.values) * led.signs
+            found.tables[channel], found.coded[channel] = led.tables, (off + zero) % self.tables.num_symbols
+            sums.add(row[None])
+            values.add(channel, row)
+
+    def own(self, channel: int) -> NDArray[np.float64]:
+        """What a leading channel's neighbors count in each pass.
+
+        Args:
+            channel: which one.
+
+        Returns:
+            Constant, weight of their magnitudes, share of their values; none of it in the first pass.
+
+        Shapes:
+            ``(3, NUM_PASSES)``
+        """
+        result = np.zeros((3, NUM_PASSES))
+        result[:, 1:-1] = self.leading[channel, 1:NUM_OWN].reshape(-1, 3).T
+        result[:, -1] = self.weights[channel, _LATER:]
+        return result
+
+    def from_values(
+        self,
+        channel: int,
+        magnitudes: NDArray[np.float64],
+        values: NDArray[np.float64],
+        near: NDArray[np.int32],
+        own: NDArray[np.float64],
+    ) -> Led:
+        """What positions of a leading channel are expected to be.
+
+        Args:
+            channel: which one.
+            magnitudes: what `from_before` gives there.
+            values: what other channels' values let expect there, in units of ``1 / ONE``.
+            near: values of the neighbors in passes before.
+            own: what they count (`own`), for each position or for all.
+
+        Shapes:
+            magnitudes, values: ``(positions,)``; near: ``(positions, neighbors)``; own: ``(3, positions)``, ``(3, 1)``.
+        """
+        constant, weight, share = own
+        values = values + share * near.sum(1)
+        whole = np.floor((values + ONE // 2) / ONE)
+        off = values - whole * ONE
+        sure = np.floor(self.leading[channel, 0] * np.minimum(np.abs(values), LARGEST) / ONE)
+        magnitudes = magnitudes + constant + weight * np.abs(near).sum(1) + sure
+        skewed = _SKEWED * np.abs(off) > magnitudes
+        tables = self.tables_of(magnitudes) + skewed * np.uint8(len(self.bounds) + 1)
+        return Led(tables, whole.astype(np.int32), np.where(off < 0, np.int32(-1), np.int32(1)))
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -224,91 +329,11 @@ class ContextModel:
             and np.array_equal(self.weights, other.weights)
             and np.array_equal(self.bounds, other.bounds)
             and self.tables == other.tables
+            and np.array_equal(self.leading, other.leading)
         )
 
     def __hash__(self) -> int:
-        return hash((self.weights.tobytes(), self.bounds.tobytes(), self.tables))
-
-
-def groups(num_channels: int) -> list[tuple[int, int]]:
-    """Channels that are coded together, and do not see each other: an eighth of what came before them.
-
-    Args:
-        num_channels: how many channels there are.
-
-    Returns:
-        Start and end of each group.
-
-    Examples:
-        >>> groups(20)[:3], groups(20)[-3:]
-        ([(0, 1), (1, 2), (2, 3)], [(15, 16), (16, 18), (18, 20)])
-    """
-    result: list[tuple[int, int]] = []
-    start = 0
-    while start < num_channels:
-        end = min(num_channels, start + max(1, start // _GROUP))
-        result.append((start, end))
-        start = end
-    return result
-
-
-class Sums:
-    """Magnitudes of the channels before each channel, summed up: at each position, and around it.
-
-    Args:
-        grid: where the positions lie.
-
-    Examples:
-        >>> grid = Grid((1, 2))
-        >>> sums = Sums(grid)
-        >>> sums.add(grid.spread(np.array([[[1, -2]], [[3, 2]]])))
-        >>> sums.features(2)[:, grid.order].astype(int).tolist()  # of the last 1, 4, 16, of all; then around it
-        [[1, 1], [3, 2], [4, 4], [4, 4], [4, 4], [2, 3], [4, 4], [4, 4], [4, 4]]
-    """
-
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
-        # Of the first so many channels, from a first number on; at each position, and around it.
-        self._totals: list[NDArray[np.int32]] = [np.zeros((2, grid.size), np.int32)]
-        self._first = 0
-        self._features = np.ones((_LATER, grid.size))
-
-    def add(self, rows: NDArray[np.int32]) -> None:
-        """Take in the next channels; only those and what reaches back from the first of them are kept.
-
-        Args:
-            rows: the values of their symbols, as the grid lays them out.
-
-        Shapes:
-            rows: ``(channels, grid.size)``.
-        """
-        kept = self._totals[-1 - _FARTHEST :]
-        self._first += len(self._totals) - len(kept)
-        totals = np.empty((len(rows), 2, self._grid.size), np.int32)
-        last: NDArray[np.int32] = kept[-1][0]
-        for sizes, total in zip(np.abs(rows), totals[:, 0], strict=True):
-            last = np.add(last, sizes, out=total)
-        totals[:, 1] = self._grid.around(totals[:, 0])
-        self._totals = [*kept, *totals]
-
-    def features(self, start: int) -> NDArray[np.float64]:
-        """What a group of channels is expected from.
-
-        Args:
-            start: first channel of the group; one of those taken in last, or the next.
-
-        Returns:
-            One; of each of `REACHES` the magnitudes at the position, and around it. The next call overwrites it.
-
-        Shapes:
-            result: ``(1 + 2 * len(REACHES), grid.size)``.
-        """
-        totals = self._totals[start - self._first]
-        for place, reach in enumerate(REACHES, 1):
-            before = 0 if reach is None else max(start - reach, 0)
-            seen: NDArray[np.int32] = totals - self._totals[before - self._first] if before else totals
-            self._features[place :: len(REACHES)] = seen
-        return self._features
+        return hash((self.weights.tobytes(), self.bounds.tobytes(), self.tables, self.leading.tobytes()))
 
 
 def _parts(parts: list[tuple[int, int]], places: int) -> list[list[tuple[int, int]]]:

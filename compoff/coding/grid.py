@@ -1,15 +1,17 @@
 """The positions of a latent in one row, zeros between and after, so that neighbors lie at fixed distances.
 
-Half of the positions, those of odd coordinates in sum, come after the other half, which they see. A latent without
-space has no neighbors. Knows no symbols.
+A latent without space has no neighbors. Knows no symbols.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from compoff.coding.passes import passes_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,29 +39,47 @@ class Grid:
         ([6, 6, 9, 9], [14, 7, 13, 11])
     """
 
-    __slots__ = ("_inside", "_padded", "_steps", "later", "order", "size", "split")
+    __slots__ = ("_inside", "_padded", "_passes", "_places", "_starts", "_steps", "later", "order", "size", "spans")
 
     size: int
     order: NDArray[np.intp]
+    spans: list[slice]
     later: NDArray[np.intp]
-    split: int
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         batch, *space = shape
         self._padded = (batch, *(extent + 1 for extent in space))
         self._inside = (slice(None), slice(None), *(slice(extent) for extent in space))
         self._steps = [math.prod(self._padded[axis + 1 :]) for axis in range(1, len(self._padded))]
-        self.size = math.prod(self._padded)
-        places = np.arange(self.size).reshape(1, *self._padded)[self._inside].reshape(-1)
-        odd = np.broadcast_to(np.indices(space).sum(0) % 2 == 1, shape).reshape(-1)
-        self.order = np.concatenate([places[~odd], places[odd]])
-        self.split = len(places) - int(np.count_nonzero(odd))
+        self.size, self._passes = math.prod(self._padded), passes_of(tuple(space))
+        cells = math.prod(self._padded[1:])
+        self._starts: NDArray[np.intp] = np.arange(batch) * cells  # of the samples
+        self._places = np.arange(cells).reshape(1, 1, *self._padded[1:])[self._inside].reshape(-1)
+        self.order = (self._places[self._passes.order, None] + self._starts).reshape(-1)
+        ends = itertools.accumulate(count * batch for count in self._passes.counts)
+        self.spans = [slice(start, end) for start, end in itertools.pairwise([0, *ends])]
         self.later = self.order[self.split :]
 
     @property
+    def split(self) -> int:
+        """How many positions the earlier half has: those of all passes but the last."""
+        return self.spans[-1].start
+
+    @property
     def earlier(self) -> NDArray[np.intp]:
-        """Where the positions of the earlier half lie, those of the first sample first."""
+        """Where the positions of the earlier half lie, pass by pass; of each position all samples."""
         return self.order[: self.split]
+
+    @property
+    def neighbors(self) -> NDArray[np.intp]:
+        """Where the neighbors of each position lie that are in passes before its own; a zero where there is none.
+
+        Shapes:
+            ``(positions, most neighbors)``, in order.
+        """
+        zero = math.prod(self._padded[1:]) - 1  # behind the last line
+        near = np.append(self._places, zero)[self._passes.neighbors]
+        return (near[:, None] + self._starts[:, None]).reshape(len(self.order), near.shape[1])
 
     def spread(self, values: NDArray[np.integer]) -> NDArray[np.int32]:
         """Lay out values in rows.
@@ -86,6 +106,30 @@ class Grid:
             True
         """
         return rows.reshape(-1, *self._padded)[self._inside]
+
+    def shifted(self, row: NDArray[np.int32]) -> NDArray[np.int32]:
+        """A row as each position sees it at its own place and at its two neighbors along each axis.
+
+        Args:
+            row: as `spread` lays one out.
+
+        Returns:
+            The row, then for each axis what lies before and what lies after; between the positions, anything.
+
+        Shapes:
+            row: ``(size,)``; result: ``(1 + 2 * axes, size)``.
+
+        Examples:
+            >>> grid = Grid((1, 3))
+            >>> grid.shifted(grid.spread(np.array([[[1, 2, 4]]]))[0])[:, grid.order].tolist()  # middle last
+            [[1, 4, 2], [0, 2, 1], [2, 0, 4]]
+        """
+        result = np.zeros((1 + 2 * len(self._steps), self.size), np.int32)
+        result[0] = row
+        for place, step in enumerate(self._steps):
+            result[1 + 2 * place, step:] = row[:-step]
+            result[2 + 2 * place, :-step] = row[step:]
+        return result
 
     def beside(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
         """Sum up the two neighbors along each axis.

@@ -11,11 +11,47 @@ from compoff.coding.tables import SymbolTables
 from compoff.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["arrays_of", "tables_of"]
+__all__ = ["MODEL_PARTS", "arrays_of", "model_arrays", "model_of", "tables_of"]
+
+MODEL_PARTS = ("weights", "bounds", "tables", "leading")
+"""Names of the arrays of a context model."""
+
+
+def model_arrays(model: ContextModel) -> dict[str, NDArray[Any]]:
+    """Give the arrays of a context model their names.
+
+    Args:
+        model: the model.
+
+    Returns:
+        One array for each of `MODEL_PARTS`.
+
+    Source: this project.
+    """
+    parts = (model.weights, model.bounds, model.tables.weights, model.leading)
+    return {name: np.ascontiguousarray(part.astype(np.int32)) for name, part in zip(MODEL_PARTS, parts, strict=True)}
+
+
+def model_of(arrays: Mapping[str, NDArray[Any]]) -> ContextModel:
+    """Undo `model_arrays`.
+
+    Args:
+        arrays: the arrays by their names.
+
+    Returns:
+        The model.
+
+    Raises:
+        ArtifactError: they hold no context model.
+
+    Source: this project.
+    """
+    weights, bounds, tables, leading = (arrays[name] for name in MODEL_PARTS)
+    return ContextModel(weights, bounds, SymbolTables(tables), leading)
 
 
 def arrays_of(tables: Sequence[SymbolTables]) -> dict[str, NDArray[Any]]:
@@ -37,10 +73,7 @@ def arrays_of(tables: Sequence[SymbolTables]) -> dict[str, NDArray[Any]]:
     for index, table in enumerate(tables):
         arrays[f"weights.{index}"] = np.ascontiguousarray(table.weights)
         for quality, model in enumerate(table.contexts):
-            name = f"contexts.{index}.{quality}"
-            arrays[f"{name}.weights"] = np.ascontiguousarray(model.weights.astype(np.int32))
-            arrays[f"{name}.bounds"] = model.bounds.astype(np.int32)
-            arrays[f"{name}.tables"] = np.ascontiguousarray(model.tables.weights)
+            arrays |= {f"contexts.{index}.{quality}.{name}": array for name, array in model_arrays(model).items()}
     return arrays
 
 
@@ -78,8 +111,7 @@ def tables_of(arrays: dict[str, NDArray[Any]], qualities: Sequence[int]) -> tupl
         if any(name.startswith(f"contexts.{index}.") for name in left):
             for quality in range(count):
                 name = f"contexts.{index}.{quality}"
-                weights, bounds = taken(f"{name}.weights"), taken(f"{name}.bounds")
-                models.append(ContextModel(weights, bounds, SymbolTables(taken(f"{name}.tables"))))
+                models.append(model_of({part: taken(f"{name}.{part}") for part in MODEL_PARTS}))
         result.append(SymbolTables(taken(f"weights.{index}"), models))
     if left:
         raise ArtifactError(f"it holds {', '.join(left)[:80]}, which no code has")

@@ -5,23 +5,17 @@ Least squares says what a magnitude is expected from; what then remains is count
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from compoff.coding import SymbolTables
-from compoff.coding.context_model import (
-    BOUND,
-    CONTEXTS,
-    LARGEST,
-    ONE,
-    ContextModel,
-    Sums,
-    expected_value,
-    groups,
-)
+from compoff.coding.context_model import BOUND, CONTEXTS, ONE, ContextModel, expected_value
 from compoff.coding.grid import Grid
 from compoff.coding.levels import zero_symbol
+from compoff.coding.sums import Sums, groups
+from compoff.fitting.leading import fit_leading, in_units
+from compoff.fitting.least_squares import LEAST, magnitude_weights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,16 +26,16 @@ if TYPE_CHECKING:
 __all__ = ["SomeSamples", "fit_contexts"]
 
 _KEPT_BYTES = 1 << 25  # of symbols that are kept for a fit
-_SEEN_SYMBOLS = 1 << 22  # of a quality that its model is fitted to, at most; more would show the same
+# Of a quality, that its model is fitted to, at most; more would show the same.
+_SEEN_SYMBOLS, _SEEN_POSITIONS = 1 << 22, 1 << 19
 # Samples, or symbols of a channel in fewer samples: of less, what is found would be about them alone.
 _FEWEST, _FEWEST_SYMBOLS = 32, 1 << 14
 _HELD_OUT = 4  # every fourth sample says whether the models are worth it
-# Of the bits of all qualities, and bits of a sample at the last: less is not worth a millisecond.
+# Of the bits of all qualities, and bits of a sample at the last: less is not worth a millisecond. Also of the bits that
+# leading channels save; and no quality may take so much more.
 _LEAST_GAIN, _LEAST_BITS = 0.01, 64.0
-_NUM_TABLES = 24
-_ROUNDS = 3  # of least squares, each weighted by what the one before expects
-_LEAST, _SOFT = 0.005, 0.05  # magnitudes: the least expected, and what is added to it as the deviation it stands for
-_RIDGE = 1e-4
+_NUM_TABLES = 16
+_LEADING, _LED_POSITIONS = 8, 1 << 17  # channels that lead; positions of them that are looked at, of all samples
 _ROWS = 1 << 18  # that are looked at together
 _PRIOR = 2.0  # counts that are spread as a two-sided geometric distribution
 
@@ -100,7 +94,7 @@ def fit_contexts(symbols: NDArray[np.uint8], code: Code) -> tuple[ContextModel, 
 
     Returns:
         One model a quality; none where they would save less than a hundredth, or than eight bytes of a sample at the
-        last quality, or there are too few samples to say.
+        last quality, or make one quality longer by a hundredth, or there are too few samples to say.
 
     Shapes:
         symbols: ``(samples, *code.latent_shape)``.
@@ -119,24 +113,57 @@ def fit_contexts(symbols: NDArray[np.uint8], code: Code) -> tuple[ContextModel, 
     few = samples < _FEWEST and (samples < _HELD_OUT or symbols[:, 0].size < _FEWEST_SYMBOLS)
     if few or code.tables.num_symbols % 2 == 0:
         return ()
-    models: list[ContextModel] = []
-    bits = bits_before = saved = 0.0
-    for quality in range(len(code.qualities)):
-        most = max(_HELD_OUT, _SEEN_SYMBOLS // symbols[0, : code.qualities[quality]].size)
-        sent = code.sent(symbols[:: -(-samples // most)], quality)
+    found: list[_Found] = []
+    for quality, sent in enumerate(code.qualities):
+        per_channel = symbols[0, 0].size
+        most = min(_SEEN_SYMBOLS // (per_channel * sent), _SEEN_POSITIONS // per_channel, samples)
+        some = np.linspace(0, samples - 1, max(most, _HELD_OUT)).astype(int)
         tables, zero = code.tables_at(quality), zero_symbol(code.tables.num_symbols, code.steps[quality])
-        values = np.moveaxis(sent, 0, 1).astype(np.int32) - zero
-        held_out = np.arange(len(sent)) % _HELD_OUT == _HELD_OUT - 1
-        model = _fitted(values[:, ~held_out], tables.num_symbols, zero)
-        test = values[:, held_out]
-        before, after = tables.cross_entropy((test + zero).reshape(len(test), -1)), _bits(test, model, zero)
-        bits_before, bits, saved = bits_before + before, bits + after, (before - after) / test.shape[1]
-        models.append(model)
-    return tuple(models) if bits < (1 - _LEAST_GAIN) * bits_before and saved >= _LEAST_BITS else ()
+        values = np.moveaxis(code.sent(symbols[some], quality), 0, 1).astype(np.int32) - zero
+        found.append(_best(values, tables, zero))
+    before, after = (sum(bits) for bits in zip(*(one.bits for one in found), strict=True))
+    longer = any(ours > (1 + _LEAST_GAIN) * tables for tables, ours in (one.bits for one in found))
+    last_before, last_after = found[-1].bits
+    if longer or after >= (1 - _LEAST_GAIN) * before or last_before - last_after < _LEAST_BITS:
+        return ()
+    return tuple(one.model for one in found)
 
 
-def _fitted(values: NDArray[np.int32], num_symbols: int, zero: int) -> ContextModel:
-    """The model of one quality."""
+class _Found(NamedTuple):
+    model: ContextModel
+    bits: tuple[float, float]  # of a sample that was held out: under the code's tables, under the model
+
+
+def _best(values: NDArray[np.int32], tables: SymbolTables, zero: int) -> _Found:
+    """The model of one quality; one with leading channels where it saves enough to be worth their passes."""
+    held_out = np.array([place % _HELD_OUT == _HELD_OUT - 1 for place in range(values.shape[1])])
+    seen, test = values[:, ~held_out], values[:, held_out]
+    before = tables.cross_entropy((test + zero).reshape(len(test), -1)) / test.shape[1]
+    weights, magnitudes = _plain_weights(seen)
+    model = _tabled(seen, _Weights(weights, magnitudes.reshape(-1)), tables.num_symbols, zero)
+    bits = _bits(test, model, zero)
+    if values.ndim > 2:  # else there are no neighbors
+        led = fit_leading(seen[:_LEADING, :: -(-seen.shape[1] * seen[0, 0].size // _LED_POSITIONS)])
+        ours = _Weights(
+            np.concatenate([led.weights, weights[_LEADING:]]),
+            np.concatenate([led.magnitudes, magnitudes[_LEADING:].reshape(-1)]),
+            led.leading,
+        )
+        leading = _tabled(seen, ours, tables.num_symbols, zero)
+        fewer = _bits(test, leading, zero)
+        if fewer < (1 - _LEAST_GAIN) * bits:
+            return _Found(leading, (before, fewer))
+    return _Found(model, (before, bits))
+
+
+class _Weights(NamedTuple):
+    weights: NDArray[np.int64]
+    magnitudes: NDArray[np.float64]  # that they expect, of all channels
+    leading: NDArray[np.int64] | None = None
+
+
+def _plain_weights(values: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Weights of all channels, none of which leads, and the magnitudes that they expect."""
     grid, channels = Grid(values.shape[1:]), len(values)
     rows, odd = grid.spread(values), np.arange(len(grid.order)) >= grid.split
     target, near = rows.take(grid.order, axis=1), np.zeros((channels, len(odd)), np.int32)
@@ -146,29 +173,31 @@ def _fitted(values: NDArray[np.int32], num_symbols: int, zero: int) -> ContextMo
     target = np.abs(target)
     sums = Sums(grid)
     sums.add(rows)
-    weights = np.empty((channels, CONTEXTS - 1))
+    every = -(-len(odd) // _ROWS)  # positions: of more, the weights would be the same
+    weights, target, near = np.empty((channels, CONTEXTS - 1)), target[:, ::every], near[:, ::every]
     magnitudes = np.empty(target.shape)
     for start, end in groups(channels):
-        before = sums.features(start).take(grid.order, axis=1)
-        shared: NDArray[np.float64] = np.transpose(np.concatenate([before, odd[None].astype(np.float64)]))
+        before = sums.features(start).take(grid.order[::every], axis=1)
+        shared: NDArray[np.float64] = np.transpose(np.concatenate([before, odd[None, ::every].astype(np.float64)]))
         step = max(1, _ROWS // len(shared))
         for first in range(start, end, step):
             part = slice(first, min(first + step, end))
             own = near[part, :, None].astype(np.float64)
-            seen = np.concatenate([np.repeat(shared[None], len(own), axis=0), own], axis=2)
-            weights[part], magnitudes[part] = _least_squares(seen, target[part])
-    bounds = _bounds(magnitudes)
-    whole = np.clip(np.rint(np.concatenate([weights * ONE, value_weights[:, None]], axis=1)), -LARGEST, LARGEST)
-    untabled = ContextModel(
-        whole.astype(np.int64), bounds, SymbolTables.from_counts(np.ones((_NUM_TABLES, num_symbols)))
-    )
-    # Tables are counted under the whole numbers that the coder has, not under those they were rounded from.
-    tables, coded = untabled.expected(values + zero, zero)
-    counts = np.bincount((tables * np.int64(num_symbols) + coded).reshape(-1), minlength=_NUM_TABLES * num_symbols)
-    counts = counts.reshape(_NUM_TABLES, num_symbols).astype(np.float64)
-    return ContextModel(
-        whole.astype(np.int64), bounds, SymbolTables.from_probabilities(_smoothed(counts, bounds, zero))
-    )
+            rows_seen = np.concatenate([np.repeat(shared[None], len(own), axis=0), own], axis=2)
+            weights[part], magnitudes[part] = magnitude_weights(rows_seen, target[part])
+    return in_units(np.concatenate([weights, value_weights[:, None] / ONE], axis=1)), magnitudes
+
+
+def _tabled(values: NDArray[np.int32], found: _Weights, num_symbols: int, zero: int) -> ContextModel:
+    """The model of these weights; tables are counted under the whole numbers, as the coder does."""
+    bounds, led = _bounds(found.magnitudes), found.leading is not None
+    num_tables = _NUM_TABLES * (1 + led)
+    even = SymbolTables.from_counts(np.ones((num_tables, num_symbols)))
+    tables, coded = ContextModel(found.weights, bounds, even, found.leading).expected(values + zero, zero)
+    counts = np.bincount((tables * np.int64(num_symbols) + coded).reshape(-1), minlength=num_tables * num_symbols)
+    counts = counts.reshape(-1, _NUM_TABLES, num_symbols).astype(np.float64)
+    shares = np.concatenate([_smoothed(one, bounds, zero) for one in counts])
+    return ContextModel(found.weights, bounds, SymbolTables.from_probabilities(shares), found.leading)
 
 
 def _value_weights(values: NDArray[np.int32], beside: NDArray[np.int32]) -> NDArray[np.float64]:
@@ -177,28 +206,10 @@ def _value_weights(values: NDArray[np.int32], beside: NDArray[np.int32]) -> NDAr
     return np.rint(ONE * (x * y).sum(1) / (np.square(x).sum(1) + 1))
 
 
-def _least_squares(
-    rows: NDArray[np.float64], target: NDArray[np.int32]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights for each channel, and the magnitudes that they expect; the deviation of one counts as its own size."""
-    scale: NDArray[np.float64] = np.sqrt(np.square(rows).mean(1, keepdims=True)) + 1e-12
-    scaled, deviation = rows / scale, np.ones(target.shape)
-    weights, magnitudes = np.zeros((len(rows), rows.shape[2], 1)), deviation
-    for _ in range(_ROUNDS):
-        weighted = scaled / np.square(deviation)[:, :, None]
-        square: NDArray[np.float64] = np.moveaxis(scaled, 1, 2) @ weighted
-        mean: NDArray[np.float64] = np.trace(square, axis1=1, axis2=2)[:, None, None] / square.shape[1]
-        square += (_RIDGE * mean + 1e-12) * np.eye(square.shape[1])
-        weights = np.linalg.solve(square, np.moveaxis(weighted, 1, 2) @ target[:, :, None].astype(np.float64))
-        magnitudes = np.maximum((scaled @ weights)[:, :, 0], _LEAST)
-        deviation = magnitudes + _SOFT
-    return weights[:, :, 0] / scale[:, 0], magnitudes
-
-
 def _bounds(magnitudes: NDArray[np.float64]) -> NDArray[np.int64]:
     """Bounds at equal ratios over the magnitudes that are expected."""
     low, high = (float(one) for one in np.quantile(magnitudes, (0.001, 0.999)))
-    low = max(low, _LEAST)
+    low = max(low, LEAST)
     bounds = np.rint(BOUND * np.geomspace(low, max(high, 2 * low), _NUM_TABLES - 1)).astype(np.int64)
     # The least are so near to each other that they would be the same.
     steps = np.arange(len(bounds))
@@ -215,5 +226,5 @@ def _smoothed(counts: NDArray[np.float64], bounds: NDArray[np.int64], zero: int)
 
 
 def _bits(values: NDArray[np.int32], model: ContextModel, zero: int) -> float:
-    """What the values cost under a model."""
-    return float(model.tables.bits[model.expected(values + zero, zero)].sum())
+    """What a sample costs under a model."""
+    return float(model.tables.bits[model.expected(values + zero, zero)].sum()) / values.shape[1]

@@ -61,6 +61,7 @@ def test_weights_from_before_there_were_models_have_none() -> None:
     "change",
     [
         lambda state: state.pop("prior.contexts.3.bounds"),
+        lambda state: [state.pop(name) for name in list(state) if ".contexts.2." in name],
         lambda state: state.update({"prior.contexts.3.bounds": torch.tensor([3, 2, 1])}),
         lambda state: state.update({"prior.contexts.3.weights": torch.tensor(3)}),
         lambda state: state.update({"prior.contexts.3.weights": torch.zeros(2, CONTEXTS)}),

@@ -11,16 +11,22 @@ from hypothesis import strategies as st
 
 from compoff.coding import Code, PayloadFormat, SymbolTables
 from compoff.coding.context_coder import decode, encode
-from compoff.coding.context_model import BOUND, CONTEXTS, ONE, ContextModel, groups
+from compoff.coding.context_model import BOUND, CONTEXTS, ONE, ContextModel
+from compoff.coding.leading import NUM_OWN
 from compoff.coding.levels import coarse_tables
+from compoff.coding.sums import groups
 from compoff.errors import ArtifactError, FeatureError, PayloadError
-from tests.coding.test_context_model import random_model
+from tests.coding.test_context_model import pass_of, random_model
 from tests.coding.test_context_model import reference as expectations
 from tests.coding.test_range_coder import reference as shortest
 
 ID = bytes(range(32))
-SPACES = [(), (6,), (3, 4)]
-GOLDEN_PAYLOADS = ["150002e7d02e606a1967b19f", "15010215d86c046637d5f5751768187c4a9480ac"]
+SPACES = [(), (6,), (5, 4), (2, 3, 2)]
+GOLDEN_PAYLOADS = [
+    "150002b40eedf3a6fb08b575",
+    "15010221f06b7c8ba4613310a85a047d",
+    "1502025830ebf1bc7ad2abfd97973aec0216eea4",
+]
 
 
 def random_tables(generator: np.random.Generator, num_tables: int, num_symbols: int) -> SymbolTables:
@@ -32,7 +38,8 @@ def random_tables(generator: np.random.Generator, num_tables: int, num_symbols: 
 def test_there_and_back(seed: int, channels: int, batch: int, space: tuple[int, ...], num_symbols: int) -> None:
     generator = np.random.default_rng(seed)
     tables = random_tables(generator, int(generator.integers(1, 9)), num_symbols)
-    model, zero = random_model(generator, channels, tables), num_symbols // 2
+    axes = len(space) * int(generator.integers(0, 2))
+    model, zero = random_model(generator, channels, tables, axes), num_symbols // 2
     symbols = generator.integers(0, num_symbols, (channels, batch, *space))
     message = encode(symbols, model, zero)
     assert message == encode(symbols, model, zero, python=True)
@@ -41,17 +48,22 @@ def test_there_and_back(seed: int, channels: int, batch: int, space: tuple[int, 
 
 
 @settings(max_examples=30)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 18), st.sampled_from(SPACES))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 18), st.sampled_from(SPACES), st.booleans())
 def test_it_is_the_range_coder_in_the_order_that_is_written_down(
-    seed: int, channels: int, space: tuple[int, ...]
+    seed: int, channels: int, space: tuple[int, ...], leads: bool
 ) -> None:
     generator = np.random.default_rng(seed)
-    model = random_model(generator, channels, random_tables(generator, 4, 7))
+    model = random_model(generator, channels, random_tables(generator, 4, 7), len(space) * leads)
     symbols = generator.integers(0, 7, (channels, 2, *space))
-    tables, expected = expectations(symbols - 3, model)
+    tables, expected, signs = expectations(symbols - 3, model)
     group = {channel: start for start, end in groups(channels) for channel in range(start, end)}
-    places = sorted(np.ndindex(symbols.shape), key=lambda at: (group[at[0]], sum(at[2:]) % 2, tables[at]))
-    coded = np.array([[(symbols[at] - expected[at]) % 7] for at in places])
+
+    def order(at: tuple[int, ...]) -> tuple[Any, ...]:
+        step = pass_of(at[2:]) if at[0] < len(model.leading) else sum(at[2:]) % 2
+        return (group[at[0]], step, tables[at], at[0], pass_of(at[2:]), at[2:], at[1])
+
+    places = sorted(np.ndindex(symbols.shape), key=order)
+    coded = np.array([[((symbols[at] - 3 - expected[at]) * signs[at] + 3) % 7] for at in places])
     message = shortest(coded, SymbolTables(model.tables.weights[[tables[at] for at in places]]))
     assert encode(symbols, model, 3) == message
 
@@ -61,14 +73,14 @@ def test_it_is_the_range_coder_in_the_order_that_is_written_down(
 def test_a_prefix_gives_whole_groups_and_nothing_else(seed: int, space: tuple[int, ...], share: float) -> None:
     generator = np.random.default_rng(seed)
     channels = 24
-    model = random_model(generator, channels, random_tables(generator, 4, 9))
+    model = random_model(generator, channels, random_tables(generator, 4, 9), len(space) * int(seed % 2))
     symbols = generator.integers(0, 9, (channels, 2, *space))
     message = encode(symbols, model, 4)
     prefix = message[: int(share * len(message))]
     found, same = (decode(prefix, model, symbols.shape, 4, prefix=True, python=python) for python in (False, True))
     assert np.array_equal(found, symbols[: len(found)])
     assert np.array_equal(found, same)
-    assert len(found) in [0, *(end for _, end in groups(channels))]
+    assert len(found) in [0, *(end for _, end in groups(channels))]  # leading channels are groups of one
 
 
 def test_a_prefix_leaves_out_little() -> None:
@@ -82,25 +94,28 @@ def test_a_prefix_leaves_out_little() -> None:
 
 
 def golden() -> tuple[Code, np.ndarray]:
-    """A code of three channels and two qualities, whole numbers throughout."""
+    """A code of three channels and three qualities, whole numbers throughout; at the last, two channels lead."""
     tables = SymbolTables.from_counts([[1, 2, 9, 2, 1], [1, 3, 5, 3, 1], [1, 1, 20, 1, 1]])
     weights = [[ONE // 2] + [0] * 11, [0, ONE, 0, 0, 0, 0, 0, 0, ONE // 8, 0, 0, 0], [0, 0, 0, 0, ONE // 2] + [0] * 7]
     weights[1][9:] = [ONE // 4, ONE // 4, ONE // 3]
     fine = SymbolTables.from_counts([[0, 1, 40, 1, 0], [1, 4, 9, 4, 1], [3, 3, 3, 3, 3]])
     bounds = [BOUND // 2 + 1, 3 * BOUND // 2]
+    own = [ONE // 4, ONE // 8, ONE // 8, ONE // 3, -ONE // 8, ONE // 4, ONE // 2, 0, ONE // 4, ONE // 3]
+    leading = [[*own, *[0] * 10], [*own, ONE // 2, ONE // 4, ONE // 8, -ONE // 4, 0, *[0] * 5]]
     models = [
         ContextModel(weights[:2], bounds, coarse_tables(fine, 2)),
-        ContextModel(weights, bounds, fine),
+        ContextModel(weights[:2], bounds, fine),
+        ContextModel(weights, bounds, SymbolTables(np.concatenate([fine.weights, fine.weights[::-1]])), leading),
     ]
     symbols = np.array([2, 2, 2, 1, 2, 2, 3, 2, 4])[np.arange(3 * 2 * 3 * 3) * 7 % 11 % 9].reshape(2, 3, 3, 3)
     symbols = symbols.astype(np.uint8)
-    return Code(tables, (3, 3, 3), (2, 3), (2, 1), models), symbols
+    return Code(tables, (3, 3, 3), (2, 2, 3), (2, 1, 1), models), symbols
 
 
 def test_bytes_are_golden() -> None:
     code, symbols = golden()
     payloads = PayloadFormat(ID, [code])
-    found = [payloads.encode([code.sent(symbols, quality)], quality=quality).data.hex() for quality in (0, 1)]
+    found = [payloads.encode([code.sent(symbols, quality)], quality=quality).data.hex() for quality in (0, 1, 2)]
     assert found == GOLDEN_PAYLOADS
     for quality, text in enumerate(GOLDEN_PAYLOADS):
         decoded = payloads.decode(bytes.fromhex(text))
@@ -157,12 +172,14 @@ def test_symbols_that_no_table_has_are_refused() -> None:
 
 def test_models_that_do_not_fit_the_code_are_refused() -> None:
     code, _ = golden()
-    first, last = code.contexts
+    first, middle, last = code.contexts
+    other = ContextModel(last.weights.astype(int), last.bounds, last.tables, np.zeros((2, NUM_OWN + 2 * 3), int))
     for models, words in (
-        ([last], "1 context models do not go with 2 qualities"),
-        ([None, last], "expected a list of ContextModel"),
+        ([last], "1 context models do not go with 3 qualities"),
+        ([None, middle, last], "expected a list of ContextModel"),
         (5, "contexts is 5; expected a list"),
-        ([last, first], "for 3 channels of 5 symbols; expected 2 of 3"),
+        ([last, middle, first], "for 3 channels of 5 symbols; expected 2 of 3"),
+        ([first, middle, other], "channels lead in a space of 1 axes; expected 2"),
     ):
         with pytest.raises(ArtifactError, match=words):
             Code(code.tables, code.latent_shape, code.qualities, code.steps, cast("Any", models))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -11,22 +12,72 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compoff.coding import SymbolTables
-from compoff.coding.context_model import BOUND, CONTEXTS, ONE, REACHES, ContextModel, Sums, groups
+from compoff.coding.context_model import BOUND, CONTEXTS, ONE, ContextModel
 from compoff.coding.grid import Grid
+from compoff.coding.leading import NUM_OWN
+from compoff.coding.sums import REACHES, Sums, groups
 from compoff.errors import ArtifactError
 
 TABLES = SymbolTables.from_counts(np.arange(1, 16).reshape(3, 5))
 
 
-def random_model(generator: np.random.Generator, channels: int, tables: SymbolTables = TABLES) -> ContextModel:
-    weights = generator.integers(-ONE, ONE, (channels, CONTEXTS))
-    return ContextModel(weights, [BOUND // 4 + BOUND * index for index in range(tables.num_channels - 1)], tables)
+def random_model(
+    generator: np.random.Generator, channels: int, tables: SymbolTables = TABLES, axes: int = 0
+) -> ContextModel:
+    """A model of any weights; one whose first channels lead, of a space of so many axes."""
+    weights, leading = generator.integers(-ONE, ONE, (channels, CONTEXTS)), None
+    bounds = [BOUND // 4 + BOUND * index for index in range(tables.num_channels - 1)]
+    if axes:
+        first = int(generator.integers(1, min(channels, 8) + 1))
+        leading = generator.integers(-ONE, ONE, (first, NUM_OWN + first * (1 + 2 * axes)))
+        tables = SymbolTables(np.concatenate([tables.weights, tables.weights[::-1]]))
+    return ContextModel(weights, bounds, tables, leading)
 
 
-def reference(values: np.ndarray, model: ContextModel) -> tuple[np.ndarray, np.ndarray]:
-    """Table and expected value of every symbol, one by one."""
+def pass_of(place: tuple[int, ...]) -> int:
+    """In which pass a position is coded."""
+    if sum(place) % 2:
+        return 4
+    if any(one % 2 for one in place):
+        return 3
+    if sum(one // 2 for one in place) % 2:
+        return 2
+    return 1 if any(one % 4 for one in place) else 0
+
+
+def led(channel: int, place: tuple[int, ...], magnitude: int, model: ContextModel, at: Any) -> tuple[int, int, int]:
+    """Table, expected value and sign of a symbol of a leading channel."""
+    weights, own = model.leading[channel].astype(int).tolist(), model.weights[channel].astype(int).tolist()
+    number, axes, value = pass_of(place), len(place), 0
+    shifts = [
+        (0,) * axes,
+        *(tuple(step * (axis == one) for one in range(axes)) for axis in range(axes) for step in (-1, 1)),
+    ]
+    for before in range(channel):
+        for which, shift in enumerate(shifts):
+            share = weights[NUM_OWN + before * len(shifts) + which]
+            value += share * at(before, tuple(one + other for one, other in zip(place, shift, strict=True)))
+    width, moved = (2 if number in (1, 2) else 1), (2 if number in (1, 3) else 1)
+    near = [
+        at(channel, tuple(one + width * other for one, other in zip(place, shift, strict=True)))
+        for shift in itertools.product((-1, 0, 1), repeat=axes)
+        if sum(map(abs, shift)) == moved
+        and number
+        and pass_of(tuple(one + width * other for one, other in zip(place, shift, strict=True))) < number
+    ]
+    constant, weight, share = [0, 0, 0] if number == 0 else own[9:] if number == 4 else weights[3 * number - 2 :][:3]
+    value += share * sum(near)
+    whole = (value + ONE // 2) // ONE
+    magnitude += constant + weight * sum(map(abs, near)) + weights[0] * min(abs(value), 2**24) // ONE
+    off = value - whole * ONE
+    table = sum(int(bound) <= magnitude // (ONE // BOUND) for bound in model.bounds)
+    return table + (len(model.bounds) + 1) * (8 * abs(off) > magnitude), whole, -1 if off < 0 else 1
+
+
+def reference(values: np.ndarray, model: ContextModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Table, expected value and sign of every symbol, one by one."""
     channels, batch, *space = values.shape
-    tables, expected = np.zeros(values.shape, int), np.zeros(values.shape, int)
+    tables, expected, signs = np.zeros(values.shape, int), np.zeros(values.shape, int), np.ones(values.shape, int)
     weights = model.weights.astype(int).tolist()
     bounds = model.bounds.astype(int).tolist()
 
@@ -45,6 +96,11 @@ def reference(values: np.ndarray, model: ContextModel) -> tuple[np.ndarray, np.n
                         if any(shift):
                             near = tuple(one + other for one, other in zip(place, shift, strict=True))
                             magnitude += weights[channel][which + len(REACHES)] * abs(at(before, sample, near))
+            if channel < len(model.leading):
+                here = (channel, sample, *place)
+                known = functools.partial(lambda sample, before, near: at(before, sample, near), sample)
+                tables[here], expected[here], signs[here] = led(channel, place, magnitude, model, known)
+                continue
             if sum(place) % 2:
                 beside = [
                     at(channel, sample, (*place[:axis], place[axis] + step, *place[axis + 1 :]))
@@ -54,7 +110,7 @@ def reference(values: np.ndarray, model: ContextModel) -> tuple[np.ndarray, np.n
                 magnitude += weights[channel][-3] + weights[channel][-2] * sum(map(abs, beside))
                 expected[(channel, sample, *place)] = (weights[channel][-1] * sum(beside) + ONE // 2) // ONE
             tables[(channel, sample, *place)] = sum(bound <= magnitude // (ONE // BOUND) for bound in bounds)
-    return tables, expected
+    return tables, expected, signs
 
 
 @settings(max_examples=30)
@@ -62,17 +118,22 @@ def reference(values: np.ndarray, model: ContextModel) -> tuple[np.ndarray, np.n
     st.integers(0, 2**32 - 1),
     st.integers(1, 20),
     st.integers(1, 2),
-    st.sampled_from([(), (1,), (5,), (2, 3), (1, 4), (4, 4)]),
+    st.sampled_from([(), (1,), (5,), (2, 3), (1, 4), (5, 6), (3, 2, 5)]),
+    st.booleans(),
 )
-def test_it_expects_what_its_words_say(seed: int, channels: int, batch: int, space: tuple[int, ...]) -> None:
+def test_it_expects_what_its_words_say(
+    seed: int, channels: int, batch: int, space: tuple[int, ...], leads: bool
+) -> None:
     generator = np.random.default_rng(seed)
-    values, model = generator.integers(-2, 3, (channels, batch, *space)), random_model(generator, channels)
-    tables, expected = reference(values, model)
+    values = generator.integers(-2, 3, (channels, batch, *space))
+    model = random_model(generator, channels, axes=len(space) * leads)
+    tables, expected, signs = reference(values, model)
     found = model.expected(values + 2, zero=2)
-    odd = np.array([sum(place) % 2 for place in np.ndindex(*space)] * batch, bool)
-    order = np.argsort(odd, kind="stable")
-    assert np.array_equal(found.tables, tables.reshape(channels, -1)[:, order])
-    assert np.array_equal(found.coded, ((values + 2 - expected) % 5).reshape(channels, -1)[:, order])
+    # Positions pass by pass, of each position all samples.
+    order = sorted(np.ndindex(batch, *space), key=lambda at: (pass_of(at[1:]), at[1:], at[0]))
+    coded = ((values - expected) * signs + 2) % 5
+    assert found.tables.tolist() == [[int(tables[(channel, *at)]) for at in order] for channel in range(channels)]
+    assert found.coded.tolist() == [[int(coded[(channel, *at)]) for at in order] for channel in range(channels)]
 
 
 def test_sums_are_exact_at_their_largest() -> None:
@@ -86,11 +147,11 @@ def test_sums_are_exact_at_their_largest() -> None:
     magnitude = 2**24 - 1 + 2**24 * here * 9  # at the middle: eight around it; of the earlier half
     tables = SymbolTables.from_counts(np.ones((2, 255)))
     model = ContextModel(weights, [2**18], tables)
-    assert model.expected(values, zero=0).tables[-1, 2] == 1
+    assert model.expected(values, zero=0).tables[-1, 4] == 1
     grid = Grid((1, 3, 3))
     sums = Sums(grid)
     sums.add(grid.spread(values[:start]))
-    assert int(model.from_before(sums.features(start), slice(63, 64))[0, grid.earlier[2]]) == magnitude
+    assert int(model.from_before(sums.features(start), slice(63, 64))[0, grid.earlier[4]]) == magnitude
 
 
 @pytest.mark.parametrize("channels", [1, 8, 9, 71, 512])

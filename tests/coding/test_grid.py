@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compoff.coding.grid import Grid
+from tests.coding.test_context_model import pass_of
 
 SPACES = [(), (1,), (2,), (7,), (1, 1), (1, 5), (3, 4), (2, 3, 2), (1, 2, 1, 3)]
 
@@ -40,10 +41,26 @@ def test_neighbors_are_those_of_the_space(seed: int, channels: int, batch: int, 
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_halves_are_the_positions_in_order(space: tuple[int, ...]) -> None:
-    grid, places = Grid((2, *space)), list(np.ndindex(2, *space))
-    numbers = np.arange(len(places)).reshape(1, 2, *space)
-    numbered = grid.spread(numbers)[0]
-    halves = [[at for at, place in enumerate(places) if sum(place[1:]) % 2 == half] for half in (0, 1)]
-    assert [numbered[grid.earlier].tolist(), numbered[grid.later].tolist()] == halves
-    assert numbered[grid.order].tolist() == halves[0] + halves[1]
+def test_positions_come_pass_by_pass(space: tuple[int, ...]) -> None:
+    grid, batch = Grid((2, *space)), 2
+    places = sorted(np.ndindex(*space), key=lambda place: (pass_of(place), place))
+    numbers = {place: number for number, place in enumerate(np.ndindex(batch, *space))}
+    numbered = grid.spread(np.arange(len(numbers)).reshape(1, batch, *space))[0]
+    assert numbered[grid.order].tolist() == [numbers[(sample, *place)] for place in places for sample in range(batch)]
+    of = [pass_of(place) for place in places for _ in range(batch)]
+    assert [of[span] for span in grid.spans] == [[number] * of.count(number) for number in range(5)]
+    assert numbered[grid.earlier].tolist() + numbered[grid.later].tolist() == numbered[grid.order].tolist()
+    assert grid.split == len(of) - of.count(4)
+
+
+def test_neighbors_lie_in_passes_before() -> None:
+    """At the corner, and in the middle, of every pass; what they are is read position by position with the models."""
+    values = np.arange(1, 26).reshape(1, 1, 5, 5)
+    grid = Grid((1, 5, 5))
+    near = grid.spread(values)[0][grid.neighbors]
+    found = dict(zip(grid.spread(values)[0][grid.order].tolist(), map(sorted, near.tolist()), strict=True))
+    assert found[1] == [0, 0, 0, 0]
+    assert found[13] == [1, 5, 21, 25], "two steps along both axes"
+    assert found[3] == [0, 1, 5, 13], "two steps along one"
+    assert found[7] == [1, 3, 11, 13], "one step along both"
+    assert found[2] == [0, 1, 3, 7], "one step along one"

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from compoff.coding import Code, PayloadFormat, SymbolTables
-from compoff.coding.context_model import ONE
+from compoff.coding.context_coder import encode
+from compoff.coding.context_model import ONE, ContextModel
+from compoff.coding.leading import NUM_OWN
 from compoff.fitting.contexts import SomeSamples, fit_contexts
 
 STEPS = (5, 3, 1)
@@ -64,6 +66,42 @@ def test_few_samples_of_many_symbols_do() -> None:
     symbols = (np.clip(np.rint(generator.laplace(0, spread, (4, 10, 64, 64))), -21, 21) + 21).astype(np.uint8)
     assert len(fit_contexts(symbols, code_for(symbols))) == 3
     assert fit_contexts(symbols[:3], code_for(symbols)) == ()
+
+
+@pytest.mark.parametrize("samples", range(4, 13))
+def test_any_number_of_large_samples_will_do(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compoff.fitting.contexts._SEEN_SYMBOLS", 4000)
+    monkeypatch.setattr("compoff.fitting.contexts._FEWEST_SYMBOLS", 0)
+    symbols = symbols_of(samples)  # of 360 symbols
+    assert len(fit_contexts(symbols, code_for(symbols))) in (0, 3)
+
+
+def test_no_quality_is_made_longer() -> None:
+    """A channel that is alike at all places, with a shape of its own, which one bank of tables cannot have."""
+    symbols = symbols_of(256)
+    symbols[:, 0] = np.random.default_rng(1).choice([21, 23], symbols[:, 0].shape, p=[0.5, 0.5])
+    counts = [np.bincount(channel.ravel(), minlength=43) for channel in symbols.swapaxes(0, 1)]
+    tables = SymbolTables.from_counts(counts)
+    assert fit_contexts(symbols, Code(tables, symbols.shape[1:], (1, 10), (1, 1))) == ()
+    assert len(fit_contexts(symbols, Code(tables, symbols.shape[1:], (9, 10), (1, 1)))) == 2
+
+
+def test_channels_lead_where_their_values_follow_from_each_other() -> None:
+    """A smooth picture and its slope: values that say much of each other, and of their neighbors' values."""
+    generator = np.random.default_rng(0)
+    walk = generator.normal(0, 1, (96, 16, 17)).cumsum(1).cumsum(2)[:, :, 1:] / 2
+    picture = np.stack([walk, np.gradient(walk, axis=2)], axis=1) + generator.normal(0, 0.2, (96, 2, 16, 16))
+    symbols = (np.clip(np.rint(picture), -40, 40) + 40).astype(np.uint8)
+    counts = [np.bincount(channel.ravel(), minlength=81) for channel in symbols.swapaxes(0, 1)]
+    code = Code(SymbolTables.from_counts(counts), (2, 16, 16))
+    [model] = fit_contexts(symbols, code)
+    assert model.leading.shape == (2, NUM_OWN + 2 * 5)
+    plain = ContextModel(model.weights.astype(int), model.bounds, SymbolTables(model.tables.weights[:16]))
+    lengths = [sum(len(encode(np.moveaxis(one[None], 0, 1), use, 40)) for one in symbols[:8]) for use in (model, plain)]
+    assert lengths[0] < 0.9 * lengths[1]
+    flat = Code(code.tables, (2, 256))
+    [line] = fit_contexts(symbols.reshape(96, 2, 256), flat)
+    assert line.num_axes == 1
 
 
 def test_centers_that_are_no_numbers_have_no_model() -> None:
