@@ -141,7 +141,7 @@ def _decode_leading(
             at = grid.order[span]
             here = slice(number, number + 1)
             led = model.from_values(
-                channel, magnitudes.take(at), others.take(at), row.take(neighbors[span]), own[:, here]
+                channel, magnitudes.take(at), others.take(at), row.take(neighbors[:, span]), own[:, here]
             )
             symbols = _read(reader, led.tables)
             if symbols is None:

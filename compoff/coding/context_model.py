@@ -311,14 +311,14 @@ class ContextModel:
             own: what they count (`own`), for each position or for all.
 
         Shapes:
-            magnitudes, values: ``(positions,)``; near: ``(positions, neighbors)``; own: ``(3, positions)``, ``(3, 1)``.
+            magnitudes, values: ``(positions,)``; near: ``(neighbors, positions)``; own: ``(3, positions)``, ``(3, 1)``.
         """
         constant, weight, share = own
-        values = values + share * near.sum(1)
+        values = values + share * near.sum(0)
         whole = np.floor((values + ONE // 2) / ONE)
         off = values - whole * ONE
         sure = np.floor(self.leading[channel, 0] * np.minimum(np.abs(values), LARGEST) / ONE)
-        magnitudes = magnitudes + constant + weight * np.abs(near).sum(1) + sure
+        magnitudes = magnitudes + constant + weight * np.abs(near).sum(0) + sure
         skewed = _SKEWED * np.abs(off) > magnitudes
         tables = self.tables_of(magnitudes) + skewed * np.uint8(len(self.bounds) + 1)
         return Led(tables, whole.astype(np.int32), np.where(off < 0, np.int32(-1), np.int32(1)))

@@ -75,11 +75,11 @@ class Grid:
         """Where the neighbors of each position lie that are in passes before its own; a zero where there is none.
 
         Shapes:
-            ``(positions, most neighbors)``, in order.
+            ``(most neighbors, positions)``, in order.
         """
         zero = math.prod(self._padded[1:]) - 1  # behind the last line
         near = np.append(self._places, zero)[self._passes.neighbors]
-        return (near[:, None] + self._starts[:, None]).reshape(len(self.order), near.shape[1])
+        return (near[:, :, None] + self._starts).reshape(len(near), len(self.order))
 
     def spread(self, values: NDArray[np.integer]) -> NDArray[np.int32]:
         """Lay out values in rows.

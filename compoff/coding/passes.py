@@ -64,14 +64,14 @@ class Passes:
         there is none, the number of positions stands.
 
         Shapes:
-            ``(positions, most neighbors)``
+            ``(most neighbors, positions)``
 
         Examples:
-            >>> Passes((3, 3)).neighbors[4:6].tolist()  # of the middle, and of the position right of the first
+            >>> Passes((3, 3)).neighbors.T[4:6].tolist()  # of the middle, and of the position right of the first
             [[0, 2, 6, 8], [9, 4, 0, 2]]
         """
         if self._neighbors is None:
-            self._neighbors = np.concatenate([self._of_pass(number) for number in range(NUM_PASSES)])
+            self._neighbors = np.concatenate([self._of_pass(number) for number in range(NUM_PASSES)], axis=1)
         return self._neighbors
 
     def _of_pass(self, number: int) -> NDArray[np.intp]:
@@ -81,13 +81,13 @@ class Passes:
         pairs = itertools.combinations(units, 2)
         crossed = [one * first + other * second for first, second in pairs for one in (-1, 1) for other in (-1, 1)]
         width = max(len(straight), len(crossed))
-        result = np.full((self.counts[number], width), none, np.intp)
+        result = np.full((width, self.counts[number]), none, np.intp)
         own: NDArray[np.intp] = self._coordinates[:, self._of == number]
         for column, shift in enumerate((crossed if number in _DIAGONAL else straight) if number else []):
             near = own + shift[:, None]
             inside = np.logical_and.reduce([(x >= 0) & (x < size) for x, size in zip(near, self.space, strict=True)])
             places = np.ravel_multi_index(tuple(near[:, inside]), self.space)
-            result[inside, column] = np.where(self._of[places] < number, places, none)
+            result[column, inside] = np.where(self._of[places] < number, places, none)
         return result
 
 

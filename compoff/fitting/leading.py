@@ -68,15 +68,15 @@ def fit_leading(values: NDArray[np.int32]) -> Led:
         passes[number, span] = 1
     for channel, row in enumerate(rows):
         target, near = row.take(grid.order), row.take(neighbors)
-        columns = [seen.before(channel).take(grid.order, axis=1), passes[1:] * near.sum(1)]
+        columns = [seen.before(channel).take(grid.order, axis=1), passes[1:] * near.sum(0)]
         found = in_units(value_weights(np.concatenate(columns), target))
         *shares, last = found[-NUM_PASSES + 1 :]
         leading[channel, 3:NUM_OWN:3], weights[channel, -1] = shares, last
         others = found[: -NUM_PASSES + 1]
         leading[channel, NUM_OWN : NUM_OWN + len(others)] = others
-        value = seen.expected(channel).take(grid.order) + np.array([0, *shares, last]) @ passes * near.sum(1)
+        value = seen.expected(channel).take(grid.order) + np.array([0, *shares, last]) @ passes * near.sum(0)
         target = np.abs(target - np.floor((value + ONE // 2) / ONE).astype(np.int32))
-        columns = [sums.features(channel).take(grid.order, axis=1), passes[1:], passes[1:] * np.abs(near).sum(1)]
+        columns = [sums.features(channel).take(grid.order, axis=1), passes[1:], passes[1:] * np.abs(near).sum(0)]
         columns.append(np.minimum(np.abs(value), LARGEST)[None] / ONE)
         shown: NDArray[np.float64] = np.transpose(np.concatenate(columns))
         [own], [magnitudes[channel]] = magnitude_weights(shown[None], target[None])

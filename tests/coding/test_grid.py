@@ -58,7 +58,7 @@ def test_neighbors_lie_in_passes_before() -> None:
     values = np.arange(1, 26).reshape(1, 1, 5, 5)
     grid = Grid((1, 5, 5))
     near = grid.spread(values)[0][grid.neighbors]
-    found = dict(zip(grid.spread(values)[0][grid.order].tolist(), map(sorted, near.tolist()), strict=True))
+    found = dict(zip(grid.spread(values)[0][grid.order].tolist(), map(sorted, near.T.tolist()), strict=True))
     assert found[1] == [0, 0, 0, 0]
     assert found[13] == [1, 5, 21, 25], "two steps along both axes"
     assert found[3] == [0, 1, 5, 13], "two steps along one"
