@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_LEADING", "NUM_OWN", "Values", "check_leading", "num_axes"]
 
-MOST_LEADING = 16
-"""How many channels are taken one by one, at least (`context_model.groups`)."""
+MOST_LEADING = 8
+"""How many channels are taken one by one, at least (`sums.groups`)."""
 
 NUM_OWN = 1 + 3 * (NUM_PASSES - 2)
 """Weights of a leading channel before those of other channels' values: of how large its expected value is, and for each

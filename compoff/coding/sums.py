@@ -20,11 +20,11 @@ NUM_SUMS = 1 + 2 * len(REACHES)
 """What a channel is expected from: one, sums at its position, and around it."""
 
 _FARTHEST = max(reach or 0 for reach in REACHES)
-_GROUP = 8
+_GROUP = 4
 
 
 def groups(num_channels: int) -> list[tuple[int, int]]:
-    """Channels that are coded together, and do not see each other: an eighth of what came before them.
+    """Channels that are coded together, and do not see each other: a quarter of what came before them.
 
     Args:
         num_channels: how many channels there are.
@@ -34,7 +34,7 @@ def groups(num_channels: int) -> list[tuple[int, int]]:
 
     Examples:
         >>> groups(20)[:3], groups(20)[-3:]
-        ([(0, 1), (1, 2), (2, 3)], [(15, 16), (16, 18), (18, 20)])
+        ([(0, 1), (1, 2), (2, 3)], [(12, 15), (15, 18), (18, 20)])
     """
     result: list[tuple[int, int]] = []
     start = 0

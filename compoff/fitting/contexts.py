@@ -31,9 +31,10 @@ _SEEN_SYMBOLS, _SEEN_POSITIONS = 1 << 22, 1 << 19
 # Samples, or symbols of a channel in fewer samples: of less, what is found would be about them alone.
 _FEWEST, _FEWEST_SYMBOLS = 32, 1 << 14
 _HELD_OUT = 4  # every fourth sample says whether the models are worth it
-# Of the bits of all qualities, and bits of a sample at the last: less is not worth a millisecond. Also of the bits that
-# leading channels save; and no quality may take so much more.
+# Of the bits of all qualities, and bits of a sample at the last: less is not worth a millisecond. Nor may a quality take
+# so much more.
 _LEAST_GAIN, _LEAST_BITS = 0.01, 64.0
+_LEAST_LED = 0.01  # of the bits, that leading channels save
 _NUM_TABLES = 16
 _LEADING, _LED_POSITIONS = 8, 1 << 17  # channels that lead; positions of them that are looked at, of all samples
 _ROWS = 1 << 18  # that are looked at together
@@ -151,7 +152,7 @@ def _best(values: NDArray[np.int32], tables: SymbolTables, zero: int) -> _Found:
         )
         leading = _tabled(seen, ours, tables.num_symbols, zero)
         fewer = _bits(test, leading, zero)
-        if fewer < (1 - _LEAST_GAIN) * bits:
+        if fewer < (1 - _LEAST_LED) * bits:
             return _Found(leading, (before, fewer))
     return _Found(model, (before, bits))
 

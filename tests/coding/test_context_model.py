@@ -158,7 +158,7 @@ def test_sums_are_exact_at_their_largest() -> None:
 def test_groups_are_all_channels_in_order(channels: int) -> None:
     found = groups(channels)
     assert [place for start, end in found for place in range(start, end)] == list(range(channels))
-    assert all(end - start <= max(1, start // 8) for start, end in found)
+    assert all(end - start <= max(1, start // 4) for start, end in found)
 
 
 WEIGHTS = np.zeros((2, CONTEXTS), int)
