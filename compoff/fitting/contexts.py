@@ -31,8 +31,8 @@ _SEEN_SYMBOLS, _SEEN_POSITIONS = 1 << 22, 1 << 19
 # Samples, or symbols of a channel in fewer samples: of less, what is found would be about them alone.
 _FEWEST, _FEWEST_SYMBOLS = 32, 1 << 14
 _HELD_OUT = 4  # every fourth sample says whether the models are worth it
-# Of the bits of all qualities, and bits of a sample at the last: less is not worth a millisecond. Nor may a quality take
-# so much more.
+# Of the bits of all qualities, and bits of a sample at the last: less is not worth a millisecond. Nor may a quality
+# take so much more.
 _LEAST_GAIN, _LEAST_BITS = 0.01, 64.0
 _LEAST_LED = 0.01  # of the bits, that leading channels save
 _NUM_TABLES = 16
