@@ -148,10 +148,33 @@ def encoder_table() -> str:
     )
 
 
+def contexts_table(name: str) -> str:
+    """What context models and their parts save at each quality, and what coding takes at the middle one."""
+    rows = result(name)["rows"]
+    qualities = sorted({row["quality"] for row in rows})
+    timed = qualities[len(qualities) // 2]
+    ways = {
+        row["variation"]: {other["quality"]: other for other in rows if other["variation"] == row["variation"]}
+        for row in rows
+    }
+    head = ["coding", *(f"bytes, quality {quality}" for quality in qualities)]
+    cells = [
+        [
+            way,
+            *(whole(found[quality]["bytes"]) for quality in qualities),
+            *(f"{found[timed][key]:.2f}" for key in ("encode_ms", "decode_ms")),
+        ]
+        for way, found in ways.items()
+    ]
+    return f"{table([*head, f'encode, ms, quality {timed}', 'decode, ms'], cells)}\n\n{source(name)}"
+
+
 RATE_TABLES: dict[str, Callable[[], str]] = {
     "ablations-layer3": partial(ablation_table, "ablations.cifar10-resnet56.layer3"),
     "ablations-rates": partial(ablation_table, "ablations.cifar10-resnet56.layer3.rates"),
     "adapted-tails": partial(tail_table, "layer2", "layer3"),
+    "contexts-input": partial(contexts_table, "contexts.resnet18.input"),
+    "contexts-layer1": partial(contexts_table, "contexts.resnet18.layer1"),
     "encoder-time": encoder_table,
     **{
         f"{model}-{split}": partial(imagenet_table, f"rate_accuracy.{model}.{split}.cpu")
