@@ -133,16 +133,14 @@ def _decode_leading(
     grid, sums = seen
     if not len(rows):
         return 0
-    values, neighbors = Values(model.leading, grid), grid.neighbors
+    values, neighbors, own = Values(model.leading, grid), grid.neighbors, model.own()
     for channel, row in enumerate(rows):
-        magnitudes = model.from_before(sums.features(channel), slice(channel, channel + 1))[0]
-        others, own = values.expected(channel), model.own(channel)
+        here = slice(channel, channel + 1)
+        [magnitudes], [others] = model.from_before(sums.features(channel), here), values.expected(here)
         for number, span in enumerate(grid.spans):
             at = grid.order[span]
-            here = slice(number, number + 1)
-            led = model.from_values(
-                channel, magnitudes.take(at), others.take(at), row.take(neighbors[:, span]), own[:, here]
-            )
+            near = row.take(neighbors[:, span])
+            led = model.from_values(magnitudes.take(at), others.take(at), near, own[:, channel, number, None])
             symbols = _read(reader, led.tables)
             if symbols is None:
                 return channel

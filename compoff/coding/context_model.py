@@ -256,69 +256,60 @@ class ContextModel:
         """What `expected` finds of the channels that lead."""
         if not len(rows):
             return
-        values, neighbors, counts = (
-            Values(self.leading, grid),
-            grid.neighbors,
-            [len(grid.order[at]) for at in grid.spans],
-        )
+        values, counts = Values(self.leading, grid), [len(grid.order[at]) for at in grid.spans]
+        sums.add(rows)
+        before = np.empty((len(rows), len(grid.order)))
         for channel, row in enumerate(rows):
-            magnitudes = self.from_before(sums.features(channel), slice(channel, channel + 1))[0]
-            own = np.repeat(self.own(channel), counts, axis=1)
-            led = self.from_values(
-                channel,
-                magnitudes.take(grid.order),
-                values.expected(channel).take(grid.order),
-                row.take(neighbors),
-                own,
-            )
-            off = (row.take(grid.order) - led.values) * led.signs
-            found.tables[channel], found.coded[channel] = led.tables, (off + zero) % self.tables.num_symbols
-            sums.add(row[None])
             values.add(channel, row)
+            [seen] = self.from_before(sums.features(channel), slice(channel, channel + 1))
+            before[channel] = seen.take(grid.order)
+        others = values.expected(slice(len(rows))).take(grid.order, axis=1)
+        own = np.repeat(self.own()[:, : len(rows)], counts, axis=2)
+        led = self.from_values(before, others, rows.take(grid.neighbors, axis=1), own)
+        off = (rows.take(grid.order, axis=1) - led.values) * led.signs
+        found.tables[: len(rows)], found.coded[: len(rows)] = led.tables, (off + zero) % self.tables.num_symbols
 
-    def own(self, channel: int) -> NDArray[np.float64]:
-        """What a leading channel's neighbors count in each pass.
-
-        Args:
-            channel: which one.
+    def own(self) -> NDArray[np.float64]:
+        """What counts in each pass of a leading channel: its neighbors, and how large its expected value is.
 
         Returns:
-            Constant, weight of their magnitudes, share of their values; none of it in the first pass.
+            Constant, weight of the neighbors' magnitudes and share of their values, none of it in the first pass; weight
+            of the expected value.
 
         Shapes:
-            ``(3, NUM_PASSES)``
+            ``(4, leading, NUM_PASSES)``
         """
-        result = np.zeros((3, NUM_PASSES))
-        result[:, 1:-1] = self.leading[channel, 1:NUM_OWN].reshape(-1, 3).T
-        result[:, -1] = self.weights[channel, _LATER:]
+        result = np.zeros((4, len(self.leading), NUM_PASSES))
+        result[:3, :, 1:-1] = np.moveaxis(self.leading[:, 1:NUM_OWN].reshape(-1, NUM_PASSES - 2, 3), 2, 0)
+        result[:3, :, -1] = np.transpose(self.weights[: len(self.leading), _LATER:])
+        result[3] = self.leading[:, :1]
         return result
 
     def from_values(
         self,
-        channel: int,
         magnitudes: NDArray[np.float64],
         values: NDArray[np.float64],
         near: NDArray[np.int32],
         own: NDArray[np.float64],
     ) -> Led:
-        """What positions of a leading channel are expected to be.
+        """What positions of leading channels are expected to be.
 
         Args:
-            channel: which one.
             magnitudes: what `from_before` gives there.
             values: what other channels' values let expect there, in units of ``1 / ONE``.
             near: values of the neighbors in passes before.
-            own: what they count (`own`), for each position or for all.
+            own: what counts there (`own`).
 
         Shapes:
-            magnitudes, values: ``(positions,)``; near: ``(neighbors, positions)``; own: ``(3, positions)``, ``(3, 1)``.
+            magnitudes, values: ``(..., positions)``; near: ``(..., neighbors, positions)``; own, or what is broadcast to
+            it: ``(4, ..., positions)``.
         """
-        constant, weight, share = own
-        values = values + share * near.sum(0)
+        constant, weight, share, sure = own
+        values = values + share * near.sum(-2)
         whole = np.floor((values + ONE // 2) / ONE)
         off = values - whole * ONE
-        sure = np.floor(self.leading[channel, 0] * np.minimum(np.abs(values), LARGEST) / ONE)
-        magnitudes = magnitudes + constant + weight * np.abs(near).sum(0) + sure
+        magnitudes = magnitudes + constant + weight * np.abs(near).sum(-2)
+        magnitudes += np.floor(sure * np.minimum(np.abs(values), LARGEST) / ONE)
         skewed = _SKEWED * np.abs(off) > magnitudes
         tables = self.tables_of(magnitudes) + skewed * np.uint8(len(self.bounds) + 1)
         return Led(tables, whole.astype(np.int32), np.where(off < 0, np.int32(-1), np.int32(1)))

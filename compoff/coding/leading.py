@@ -76,13 +76,14 @@ class Values:
         >>> weights[1, NUM_OWN : NUM_OWN + 3] = 4, 0, 1  # of the first channel's value, and of that behind
         >>> values = Values(weights, grid)
         >>> values.add(0, grid.spread(np.array([[[1, 2, 5]]]))[0])
-        >>> values.expected(1)[grid.order].tolist()
-        [6.0, 20.0, 13.0]
+        >>> values.expected(slice(1, 2))[:, grid.order].tolist()
+        [[6.0, 20.0, 13.0]]
     """
 
     def __init__(self, weights: NDArray[np.float64], grid: Grid) -> None:
-        self._grid, self._shares = grid, weights[:, NUM_OWN:]
-        self._places = 1 + 2 * num_axes(weights)
+        self._grid, self._places = grid, 1 + 2 * num_axes(weights)
+        # Of the channels before each alone.
+        self._shares = np.tril(np.ones((len(weights),) * 2), -1).repeat(self._places, 1) * weights[:, NUM_OWN:]
         self._seen = np.zeros((self._shares.shape[1], grid.size))
 
     def add(self, channel: int, row: NDArray[np.int32]) -> None:
@@ -105,18 +106,17 @@ class Values:
         """
         return self._seen[: channel * self._places]
 
-    def expected(self, channel: int) -> NDArray[np.float64]:
+    def expected(self, channels: slice) -> NDArray[np.float64]:
         """What the channels before let expect.
 
         Args:
-            channel: of which channel; all before it have been taken in.
+            channels: of which channels; all before each have been taken in.
 
         Returns:
             Expected values, whole numbers in the unit of the weights.
 
         Shapes:
-            ``(grid.size,)``
+            ``(channels, grid.size)``
         """
         # Whole numbers of less than 53 bits: exact in any order.
-        before = self.before(channel)
-        return self._shares[channel, : len(before)] @ before
+        return self._shares[channels] @ self._seen

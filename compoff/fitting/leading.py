@@ -62,7 +62,7 @@ def fit_leading(values: NDArray[np.int32]) -> Led:
     rows, neighbors = grid.spread(values), grid.neighbors
     leading = np.zeros((len(rows), NUM_OWN + len(rows) * (2 * values.ndim - 3)))
     weights, magnitudes = np.zeros((len(rows), CONTEXTS)), np.empty((len(rows), len(grid.order)))
-    sums, seen = Sums(grid), Values(leading, grid)  # which sees what is written into the weights
+    sums, seen = Sums(grid), Values(leading, grid)
     passes = np.zeros((NUM_PASSES, len(grid.order)))
     for number, span in enumerate(grid.spans):
         passes[number, span] = 1
@@ -74,7 +74,7 @@ def fit_leading(values: NDArray[np.int32]) -> Led:
         leading[channel, 3:NUM_OWN:3], weights[channel, -1] = shares, last
         others = found[: -NUM_PASSES + 1]
         leading[channel, NUM_OWN : NUM_OWN + len(others)] = others
-        value = seen.expected(channel).take(grid.order) + np.array([0, *shares, last]) @ passes * near.sum(0)
+        value = others @ columns[0] + np.array([0, *shares, last]) @ passes * near.sum(0)
         target = np.abs(target - np.floor((value + ONE // 2) / ONE).astype(np.int32))
         columns = [sums.features(channel).take(grid.order, axis=1), passes[1:], passes[1:] * np.abs(near).sum(0)]
         columns.append(np.minimum(np.abs(value), LARGEST)[None] / ONE)
