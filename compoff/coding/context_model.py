@@ -273,8 +273,8 @@ class ContextModel:
         """What counts in each pass of a leading channel: its neighbors, and how large its expected value is.
 
         Returns:
-            Constant, weight of the neighbors' magnitudes and share of their values, none of it in the first pass; weight
-            of the expected value.
+            Constant, weight of the neighbors' magnitudes and share of their values, none of it in the first pass; and
+            weight of the expected value.
 
         Shapes:
             ``(4, leading, NUM_PASSES)``
@@ -301,8 +301,8 @@ class ContextModel:
             own: what counts there (`own`).
 
         Shapes:
-            magnitudes, values: ``(..., positions)``; near: ``(..., neighbors, positions)``; own, or what is broadcast to
-            it: ``(4, ..., positions)``.
+            magnitudes, values: ``(..., positions)``; near: ``(..., neighbors, positions)``; own: ``(4, ..., positions)``
+            or broadcast to it.
         """
         constant, weight, share, sure = own
         values = values + share * near.sum(-2)
