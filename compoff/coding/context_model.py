@@ -301,8 +301,7 @@ class ContextModel:
             own: what counts there (`own`).
 
         Shapes:
-            magnitudes, values: ``(..., positions)``; near: ``(..., neighbors, positions)``; own: ``(4, ..., positions)``
-            or broadcast to it.
+            magnitudes, values: ``(..., positions)``; near: ``(..., neighbors, positions)``; own: as `own`, or broadcast.
         """
         constant, weight, share, sure = own
         values = values + share * near.sum(-2)
