@@ -301,7 +301,7 @@ class ContextModel:
             own: what counts there (`own`).
 
         Shapes:
-            magnitudes, values: ``(..., positions)``; near: ``(..., neighbors, positions)``; own: as `own`, or broadcast.
+            magnitudes, values: ``(..., positions)``; near: ``(..., neighbors, positions)``; own: as `own`.
         """
         constant, weight, share, sure = own
         values = values + share * near.sum(-2)
