@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import compoff
+from compoff.device.planner import Choice, Planner
 from compoff.errors import PayloadError
 from compoff.operations.inspecting import describe, show
 
@@ -88,6 +90,41 @@ def test_a_remote_with_a_goal_has_both_codings(folder: Path) -> None:
             assert torch.equal(answer, tail([head(picture, quality=0)])[0])
             assert report.coding == coding
             assert report.payload_bytes == len(head(picture, quality=0, coding=coding or "range"))
+
+
+def test_a_limit_takes_context_models_before_a_lower_quality_where_a_goal_left_them_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, tail = compoff.Head.load(folder), compoff.Tail.load(folder)
+    picture, quality = smooth(1, 95), head.payload_format.num_qualities - 2
+    static, shortest = (len(head(picture, quality=quality, coding=coding)) for coding in ("static", "range"))
+    assert shortest < static
+    monkeypatch.setattr(Planner, "choose", lambda *_: Choice(None, quality, coding="static"))
+    goal = compoff.Goal(agreement=0)
+
+    def sent(report: compoff.CallReport | None) -> tuple[int | None, str | None, int]:
+        assert report is not None
+        return report.quality, report.coding, report.payload_bytes
+
+    async def limited(limit: int) -> tuple[int | None, str | None, int]:
+        async with await compoff.connect_async(head, server.address, goal=goal) as remote:
+            await remote(picture, max_bytes=limit)
+            return sent(remote.last)
+
+    with (
+        compoff.serve(tail, "127.0.0.1:0") as server,
+        compoff.connect(head, server.address, goal=goal) as remote,
+    ):
+        answer = remote(picture, max_bytes=static)
+        assert sent(remote.last) == (quality, "static", static)
+        assert torch.equal(remote(picture, max_bytes=static - 1), answer)
+        assert sent(remote.last) == (quality, None, shortest)
+        assert asyncio.run(limited(static - 1)) == (quality, None, shortest)
+        for limit, options in ((shortest - 1, {}), (static - 1, {"coding": "static"})):
+            remote(picture, max_bytes=limit, **options)
+            expected = head(picture, quality=quality, max_bytes=limit, **options)
+            assert expected.quality < quality
+            assert sent(remote.last) == (expected.quality, options.get("coding"), len(expected))
 
 
 def test_max_bytes_cuts_and_what_is_left_is_answered(folder: Path) -> None:

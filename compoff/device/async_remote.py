@@ -272,11 +272,10 @@ class AsyncRemote(Caller["AsyncLink"]):
     async def _encode(self, call: Call, until: float) -> bytes:
         seconds = call.left(until)
         try:
-            payload = await asyncio.wait_for(asyncio.to_thread(call.run_head), seconds)
+            made = await asyncio.wait_for(asyncio.to_thread(call.run_head), seconds)
         except asyncio.TimeoutError:
             raise call.late() from None
-        call.take(payload)
-        return bytes(payload)
+        return call.take(*made)
 
     async def _from_edge(self, call: Call, encoded: Awaitable[bytes], until: float) -> tuple[Any, CallReport]:
         body = await encoded

@@ -120,8 +120,9 @@ class Caller(Unpickled, Generic[LinkT]):
             made = planner.choose(choice.split, choice.quality, link.last_round_trip, link.opened, max_bytes)
             choice = made._replace(coding=choice.coding or made.coding)
         route, head = self._heads.choose(choice.split)
-        coding = choice.coding if coding is None else coding
-        call = Call(head, route, inputs, keywords, choice.quality, max_bytes, coding, seconds, self._heads.form)
+        free = coding is None and max_bytes is not None  # what a goal chose gives way before the quality does
+        coding, quality, form = choice.coding if coding is None else coding, choice.quality, self._heads.form
+        call = Call(head, route, inputs, keywords, quality, max_bytes, coding, seconds, form, or_shortest=free)
         return call, choice.stays
 
     def _trials(

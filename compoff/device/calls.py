@@ -31,6 +31,7 @@ class Call:
         coding: How the payload is coded; None for the head's default.
         timeout: Seconds that the caller gave it.
         form: The form in which its answer comes.
+        or_shortest: Whether the payload takes the shortest coding before `max_bytes` lowers its quality.
     """
 
     __slots__ = (
@@ -44,6 +45,7 @@ class Call:
         "inputs",
         "keywords",
         "max_bytes",
+        "or_shortest",
         "payload",
         "quality",
         "reason",
@@ -63,6 +65,8 @@ class Call:
         coding: Coding | None,
         timeout: float,
         form: ReplyForm,
+        *,
+        or_shortest: bool = False,
     ) -> None:
         """Start the clock."""
         self.begin = time.perf_counter()  # times are told by this clock: that of deadlines may move in steps of 16 ms
@@ -75,6 +79,7 @@ class Call:
         self.coding: Coding | None = coding
         self.timeout = timeout
         self.form = form
+        self.or_shortest = or_shortest
         self.deadline = time.monotonic() + timeout
         self.payload: Payload | None = None
         self._head_began = self._encoded = self.begin
@@ -90,18 +95,20 @@ class Call:
         Raises:
             FeatureError: The head cannot take the inputs.
         """
-        payload = self.run_head()
-        self.take(payload)
-        return bytes(payload)
+        return self.take(*self.run_head())
 
-    def run_head(self) -> Payload:
-        """What the head makes of the inputs.
+    def run_head(self) -> tuple[Payload, Coding | None]:
+        """What the head makes of the inputs, and how that is coded.
 
         Raises:
             FeatureError: The head cannot take the inputs.
         """
         self._head_began = time.perf_counter()  # perhaps long after an asyncio call: a thread has to be free
-        return self.head(*self.inputs, **self._options, **self.keywords)
+        if self.coding is None or not self.or_shortest:
+            return self.head(*self.inputs, **self._options, **self.keywords), self.coding
+        codings: tuple[Coding, Coding] = (self.coding, "range")
+        payload, taken = self.head.coded(self.inputs, self.keywords, self.quality, self.max_bytes, codings)
+        return payload, None if taken == "range" else taken
 
     def run_whole(self, models: Sequence[Callable[..., Any]]) -> Any:
         """What the whole model makes of the inputs.
@@ -125,10 +132,11 @@ class Call:
         given = {"max_bytes": self.max_bytes, "coding": self.coding}
         return {"quality": self.quality, **{name: value for name, value in given.items() if value is not None}}
 
-    def take(self, payload: Payload) -> None:
-        """Note what the head made, and when."""
-        self.payload = payload
+    def take(self, payload: Payload, coding: Coding | None) -> bytes:
+        """Note what the head made, and when; return what travels."""
+        self.payload, self.coding = payload, coding
         self._encoded = time.perf_counter()
+        return bytes(payload)
 
     @property
     def since_encoded(self) -> float:

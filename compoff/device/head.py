@@ -5,6 +5,7 @@ Checks what it is given, runs the program of its runtime, codes the symbols. Kno
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from compoff.artifact import read_folder, write_folder
 from compoff.checks import check_whole
 from compoff.device.c_header import c_header
 from compoff.device.inputs import Inputs
+from compoff.device.limits import best_within
 from compoff.device.runners.choice import load_runner
 from compoff.device.samples import first_samples
 from compoff.errors import BackendError, FeatureError
@@ -118,23 +120,33 @@ class Head(Unpickled):
                 into `max_bytes`, or, where a payload cannot be cut, not even the lowest quality does, or
                 one of the two is no whole number.
         """
-        arrays, best = self._checked(inputs, keywords, quality, max_bytes, coding)
+        return self.coded(inputs, keywords, quality, max_bytes, (coding,))[0]
+
+    def coded(
+        self, inputs: tuple[Any, ...], keywords: dict[str, Any], quality: Any, max_bytes: Any, codings: Sequence[Coding]
+    ) -> tuple[Payload, Coding]:
+        """A call, and how its payload is coded; what a remote asks where its goal chose the coding.
+
+        Args:
+            inputs: What is given by position.
+            keywords: What is given by name.
+            quality: As for a call.
+            max_bytes: As for a call.
+            codings: The coding; or two, of which the second takes the first's place before `max_bytes` lowers the
+                quality.
+
+        Returns:
+            The payload, and its coding.
+
+        Raises:
+            FeatureError: As for a call.
+        """
+        arrays, best = self._checked(inputs, keywords, quality, max_bytes, codings[0])
         parts = self._run(arrays, best)  # lower qualities send no other channels
+        encode = partial(self._payload, parts)
         if max_bytes is None:
-            return self._payload(parts, best, coding)
-        max_bytes, payload = int(max_bytes), self._payload(parts, best, coding)
-        for lower in range(best - 1, -1, -1):
-            if len(payload) <= max_bytes:
-                break
-            payload = self._payload(parts, lower, coding)
-        shorter = self.payload_format.shortened(payload, max_bytes)
-        if shorter is not payload and not self.payload_format.decode(shorter).symbols[0].shape[1]:
-            many = shorter.batch_size
-            raise FeatureError(
-                f"max_bytes is {max_bytes}, in which not one channel of the {many} sample{'s'[: many != 1]} would be "
-                "whole, so that every answer would be the same; allow more, or send fewer samples at a time"
-            )
-        return shorter
+            return encode(best, codings[0]), codings[0]
+        return best_within(self.payload_format, encode, best, int(max_bytes), codings)
 
     def check(
         self,

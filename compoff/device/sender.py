@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from compoff.coding import Payload
+    from collections.abc import Sequence
+
+    from compoff.coding import Coding, Payload
     from compoff.device.runners.runner import Runner
     from compoff.manifest import Manifest
 
@@ -40,6 +42,12 @@ class Sender(Protocol):
 
     def __call__(self, *inputs: Any, quality: int | None = None, **keywords: Any) -> Payload:
         """Turn inputs into the bytes to send."""
+        ...
+
+    def coded(
+        self, inputs: tuple[Any, ...], keywords: dict[str, Any], quality: Any, max_bytes: Any, codings: Sequence[Coding]
+    ) -> tuple[Payload, Coding]:
+        """Turn inputs into the bytes to send, by another coding before a lower quality; with the coding taken."""
         ...
 
     def check(self, *inputs: Any, quality: int | None = None, **keywords: Any) -> None:
