@@ -171,7 +171,11 @@ class Planner:
         with self._lock:
             way = self._way(report.split, report.coding)
             if report.source == "edge":
-                way.learn(report, now)
+                # Context models take many times what other coders do; without them the coding changes little of a time.
+                if report.coding in (way.coding, "range") or (way.split, "static") not in self._ways:
+                    way.learn(report, now)
+                else:
+                    way.trust.release()
                 self._reply_bytes.add(report.reply_bytes)
                 if not report.retried:  # else the time of what was lost is in it
                     on_link = max(0.0, report.remote_seconds - report.server_seconds)

@@ -197,6 +197,36 @@ def test_how_many_samples_a_call_has_is_known_of_both_codings() -> None:
     assert one.payload_bytes(0) == pytest.approx(1600, rel=0.02), "a caller's own coding says nothing of it"
 
 
+@pytest.mark.parametrize("coding", ["raw", "huffman"])
+def test_times_of_a_callers_own_coding_are_no_ways_where_there_are_two(coding: Any) -> None:
+    CLOCK.now += 10_000
+    chooser = Planner(Heads([Device("layer", curve=STATIC)]), Goal(agreement=0.8), alone=False, clock=CLOCK)
+    own = CallReport("layer", 5000, 12, 0.5, 0.6, 1.1, server_seconds=0.5, quality=0, coding=coding)
+    for _ in range(3):
+        tell(chooser, own)
+    assert not any(plan.measured for plan in chooser.plans())
+    coded(chooser, 1e6, 8)
+    before = {(plan.head_seconds, plan.server_seconds, plan.coding) for plan in chooser.plans()}
+    assert len(before) == 2
+    tell(chooser, own)
+    assert {(plan.head_seconds, plan.server_seconds, plan.coding) for plan in chooser.plans()} == before
+    single = planner("layer", agreement=0.8)
+    for _ in range(2):
+        tell(single, own)
+    assert single.plan().measured, "without context models all codings take about as long"
+
+
+def test_a_callers_own_coding_shows_that_a_way_answers_again() -> None:
+    CLOCK.now += 10_000
+    chooser = Planner(Heads([Device("layer", curve=STATIC)]), Goal(agreement=0.8), alone=False, clock=CLOCK)
+    coded(chooser, 1e3, 12)
+    assert chooser.next(0.01).coding is None
+    chooser.failed(Asked("layer"), asked=True, late=False)  # type: ignore[arg-type]
+    assert chooser.next(0.01).coding == "static"
+    tell(chooser, CallReport("layer", 5000, 12, 0.5, 5.6, 6.1, server_seconds=0.5, quality=0, coding="raw"))
+    assert chooser.next(0.01).coding is None
+
+
 def test_every_coding_is_a_way_where_its_bytes_were_measured() -> None:
     both = Planner(Heads([Device("layer", curve=STATIC)]), Goal(seconds=1), alone=False)
     assert [(plan.quality, plan.coding, plan.payload_bytes) for plan in both.plans()] == [
