@@ -50,9 +50,10 @@ class Choice(NamedTuple):
 class Planner:
     """The ways of a remote's heads, what each takes now, and the one that a goal prefers. Threads share it.
 
-    A head that has not run twice counts as taking no time, so that it is tried; the whole model on the device is only
-    chosen once its time is known. A way that fails is left out for a while. One that has not run for half a minute is
-    taken once if it would be better, should it take as little as it ever did, or a quarter of what it took last.
+    A head that has not run twice counts as taking no time, with context models and without them, so that it is tried;
+    the whole model on the device is only chosen once its time is known. A way that fails is left out for a while. One
+    that has not run for half a minute is taken once if it would be better, should it take as little as it ever did, or
+    a quarter of what it took last.
 
     Args:
         heads: The heads.

@@ -82,7 +82,8 @@ class Remote(Caller["Link"]):
     def profile(self, *inputs: Any, timeout: float | None = None, **keywords: Any) -> tuple[Plan, ...]:
         """Measure every way on these inputs: each head at its lowest and highest quality, each tail, the whole model.
 
-        Without it a remote with a goal learns the same in its first calls, but for the time of the whole model.
+        A head that has context models runs with them and without. Without a profile a remote with a goal learns the
+        same in its first calls, but for the time of the whole model.
 
         Args:
             *inputs: What the model takes, as for a call.
