@@ -105,8 +105,9 @@ class Head(Unpickled):
                 take none for another of its parameters.
             quality: Index of the quality, from 0, the fewest bytes; None for the default that the fit chose.
             max_bytes: Most bytes that the payload may have: the best quality up to `quality` that fits is sent, and of
-                the lowest quality only the channels that fit. A payload that is Huffman coded, or holds more than one
-                coded feature, cannot be cut: ``payload_format.max_bytes(batch, 0)`` bytes are enough for any input.
+                the lowest only what fits, whole channels or, under context models, whole groups of them. A payload that
+                is Huffman coded, or holds more than one coded feature, cannot be cut:
+                ``payload_format.max_bytes(batch, 0)`` bytes are enough for any input.
             coding: ``"range"`` (the shortest, but for an odd payload), ``"static"`` (without contexts: quicker on both
                 sides), ``"huffman"`` (the paper's) or ``"raw"``.
             **keywords: What the model takes by name; a parameter called as one of the above is given by position.
@@ -132,8 +133,7 @@ class Head(Unpickled):
             keywords: What is given by name.
             quality: As for a call.
             max_bytes: As for a call.
-            codings: The coding; or two, of which the second takes the first's place before `max_bytes` lowers the
-                quality.
+            codings: The coding; or two, of which the second takes the first's place before `quality` is lowered.
 
         Returns:
             The payload, and its coding.
