@@ -151,8 +151,13 @@ def test_a_head_of_another_export_is_refused(model: compoff.Wrapped, folder: Pat
         tail([bytes(plain(smooth(1, 0)))])
 
 
-def test_bottlenecks_that_are_saved_keep_them(model: compoff.Wrapped, folder: Path, tmp_path: Path) -> None:
+def test_bottlenecks_that_are_saved_keep_them_and_inspect_says_so(
+    model: compoff.Wrapped, folder: Path, tmp_path: Path
+) -> None:
     model.save(tmp_path / "bottlenecks.safetensors")
+    shown = inspected(tmp_path / "bottlenecks.safetensors")
+    assert "under context models" in shown
+    check_static(shown, model)
     base = model.unwrap()
     again = compoff.load(tmp_path / "bottlenecks.safetensors", base)
     try:
@@ -161,9 +166,25 @@ def test_bottlenecks_that_are_saved_keep_them(model: compoff.Wrapped, folder: Pa
         again.unwrap()
 
 
-def test_inspect_says_so(folder: Path) -> None:
-    [head, _] = parts = describe(folder)
-    assert head["codes"][0]["contexts"] is True
+def inspected(path: Path) -> str:
     console = Console(file=io.StringIO(), width=200)
-    show(parts, console)
-    assert "255 × [24, 4, 4], under context models" in console.file.getvalue()  # type: ignore[attr-defined]
+    show(describe(path), console)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def check_static(shown: str, model: compoff.Wrapped) -> None:
+    """What each quality takes without context models stands beside what it takes."""
+    rows = [line.split("│")[1:-1] for line in shown.replace("┃", "│").splitlines() if "│" in line.replace("┃", "│")]
+    [heads] = [[cell.strip() for cell in row] for row in rows if "static" in "".join(row)]
+    place = heads.index("bytes")
+    assert heads[place + 1] == "static"
+    found = [(row[place].strip(), row[place + 1].strip()) for row in rows if len(row) == len(heads)]
+    curve = model.reports["input"]["curve"]
+    assert found[1:] == [(f"{point['bytes']:.1f}", f"{point['static_bytes']:.1f}") for point in curve]
+
+
+def test_inspect_says_so(model: compoff.Wrapped, folder: Path) -> None:
+    assert describe(folder)[0]["codes"][0]["contexts"] is True
+    shown = inspected(folder / "head")
+    assert "255 × [24, 4, 4], under context models" in shown
+    check_static(shown, model)

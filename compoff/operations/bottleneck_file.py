@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from compoff.checkpoint import read_checkpoint
 from compoff.operations.fit_figures import (
-    COLUMNS,
     GUARANTEE,
     MEASURED,
     MEASURED_ON,
@@ -16,7 +15,7 @@ from compoff.operations.fit_figures import (
     count,
     facts_of,
     is_figure,
-    quality_row,
+    quality_table,
     shape,
     table,
 )
@@ -118,6 +117,8 @@ def tables_of(part: Mapping[str, Any]) -> list[Table]:
     """
     facts = {name.replace("_", " "): str(part[name]) for name in _PLAIN if part[name] is not None}
     facts["features"] = ", ".join(map(shape, part["features"]))
+    if any(row["static_bytes"] is not None for row in part["qualities"]):
+        facts["symbols"] = "under context models"
     facts |= facts_of(part["guarantee"], part["measured"])
     if not part["qualities"]:
         facts["qualities"] = "not measured; compoff.fit does it, or compoff.finish after a loop of your own"
@@ -125,9 +126,5 @@ def tables_of(part: Mapping[str, Any]) -> list[Table]:
     tables = [table(f"bottlenecks · {part['path']} · {part['split']}", None, [list(row) for row in facts.items()])]
     if part["qualities"]:
         # What a quality takes at most is for an export to say.
-        kept = [index for index, name in enumerate(COLUMNS) if name != "at most"]
-        rows = [quality_row(row) for row in part["qualities"]]
-        tables.append(
-            table("qualities", [COLUMNS[index] for index in kept], [[row[index] for index in kept] for row in rows])
-        )
+        tables.append(quality_table(part["qualities"], without=["at most"]))
     return tables

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
-    "COLUMNS",
     "GUARANTEE",
     "MEASURED",
     "MEASURED_ON",
@@ -24,7 +23,7 @@ __all__ = [
     "facts_of",
     "is_figure",
     "number",
-    "quality_row",
+    "quality_table",
     "shape",
     "table",
 ]
@@ -45,9 +44,7 @@ MEASURED = ("bytes", "static_bytes", "agreement", "output_error", "encoder_macs"
 MEASURED_ON = ("measured_on", "held_out")
 """What all of it was measured on."""
 
-COLUMNS = ("quality", "channels", "step", "bytes", "at most", "agreement", "output error")
-"""Heads of what `quality_row` makes."""
-
+_COLUMNS = ("quality", "channels", "step", "bytes", "static", "at most", "agreement", "output error")
 _FLAGS = ("aim_met", "held_out")
 _FIGURES = (
     "raw_bytes",
@@ -133,21 +130,30 @@ def facts_of(guarantee: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[
     return facts
 
 
-def quality_row(row: Mapping[str, Any]) -> list[str]:
-    """One quality as cells of a table.
+def quality_table(rows: Sequence[Mapping[str, Any]], without: Sequence[str] = ()) -> Table:
+    """The qualities as a table; what they take without context models only where there are some.
 
     Args:
-        row: What it sends and was measured to cost.
+        rows: What each sends and was measured to cost.
+        without: Heads of columns that are left out.
 
     Returns:
-        A cell for each of `COLUMNS`.
+        The table.
     """
-    mark = " (default)" if row["default"] else ""
+    left_out = {*without, *([] if any(row["static_bytes"] is not None for row in rows) else ["static"])}
+    kept = [index for index, name in enumerate(_COLUMNS) if name not in left_out]
+    cells = [_cells(row) for row in rows]
+    return table("qualities", [_COLUMNS[index] for index in kept], [[row[index] for index in kept] for row in cells])
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    """A cell for each column."""
+    mark = ", default" if row["default"] else ""
     channels = ", ".join(map(str, row["channels"]))
     agreement = "–" if row["agreement"] is None else f"{100 * row['agreement']:.1f} %"
-    measured = "–" if row["bytes"] is None else f"{row['bytes']:.1f}"
+    measured = ["–" if row[name] is None else f"{row[name]:.1f}" for name in ("bytes", "static_bytes")]
     sent = [f"{row['quality']}{mark}", channels, str(row["step"])]
-    return [*sent, measured, number(row["ceiling_bytes"]), agreement, number(row["output_error"])]
+    return [*sent, *measured, number(row["ceiling_bytes"]), agreement, number(row["output_error"])]
 
 
 def table(title: str, columns: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> Table:

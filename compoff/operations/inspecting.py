@@ -15,7 +15,6 @@ from compoff.checks import check_path, reaching
 from compoff.errors import ArtifactError, BackendError
 from compoff.manifest import sha256
 from compoff.operations.fit_figures import (
-    COLUMNS,
     GUARANTEE,
     MEASURED,
     MEASURED_ON,
@@ -25,7 +24,7 @@ from compoff.operations.fit_figures import (
     facts_of,
     is_figure,
     number,
-    quality_row,
+    quality_table,
     shape,
     table,
 )
@@ -233,7 +232,7 @@ def _tables(part: dict[str, Any]) -> list[Table]:
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in part["versions"].items())
     title = f"{part['kind']} · {part['path']}"
     tables = [table(title, None, [[name, _plain(value)] for name, value in facts.items()])]
-    tables.append(table("qualities", COLUMNS, [quality_row(row) for row in part["qualities"]]))
+    tables.append(quality_table(part["qualities"]))
     files = [{"file": name, "state": "whole", **entry} for name, entry in part["files"].items()] + part["engines"]
     rows = [[row["file"], count(row["bytes"]), (row["sha256"] or "–")[:16], row["state"]] for row in files]
     tables.append(table("files", ("file", "bytes", "SHA-256", "state"), rows))

@@ -72,6 +72,7 @@ def test_what_the_figures_were_measured_on(export: Path, tmp_path: Path) -> None
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "16 training samples" in shown
     assert "5 held-out samples" in shown
+    assert "static" not in shown, "there are no context models"
 
 
 def test_files_with_their_lengths_and_hashes(export: Path) -> None:
