@@ -15,7 +15,7 @@ from compoff.coding.grid import Grid
 from compoff.coding.levels import zero_symbol
 from compoff.coding.sums import Sums, groups
 from compoff.fitting.leading import fit_leading, in_units
-from compoff.fitting.least_squares import LEAST, magnitude_weights
+from compoff.fitting.least_squares import magnitude_weights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,7 +118,8 @@ def fit_contexts(symbols: NDArray[np.uint8], code: Code) -> tuple[ContextModel, 
     for quality, sent in enumerate(code.qualities):
         per_channel = symbols[0, 0].size
         most = min(_SEEN_SYMBOLS // (per_channel * sent), _SEEN_POSITIONS // per_channel, samples)
-        some = np.linspace(0, samples - 1, max(most, _HELD_OUT)).astype(int)
+        count = max(most, _HELD_OUT)
+        some = np.arange(count) * samples // count
         tables, zero = code.tables_at(quality), zero_symbol(code.tables.num_symbols, code.steps[quality])
         values = np.moveaxis(code.sent(symbols[some], quality), 0, 1).astype(np.int32) - zero
         found.append(_best(values, tables, zero))
@@ -210,8 +211,7 @@ def _value_weights(values: NDArray[np.int32], beside: NDArray[np.int32]) -> NDAr
 def _bounds(magnitudes: NDArray[np.float64]) -> NDArray[np.int64]:
     """Bounds at equal ratios over the magnitudes that are expected."""
     low, high = (float(one) for one in np.quantile(magnitudes, (0.001, 0.999)))
-    low = max(low, LEAST)
-    bounds = np.rint(BOUND * np.geomspace(low, max(high, 2 * low), _NUM_TABLES - 1)).astype(np.int64)
+    bounds = np.rint(BOUND * np.geomspace(low, high, _NUM_TABLES - 1)).astype(np.int64)
     # The least are so near to each other that they would be the same.
     steps = np.arange(len(bounds))
     return np.maximum.accumulate(bounds - steps) + steps

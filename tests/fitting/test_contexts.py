@@ -8,9 +8,10 @@ import torch
 
 from compoff.coding import Code, PayloadFormat, SymbolTables
 from compoff.coding.context_coder import encode
-from compoff.coding.context_model import ONE, ContextModel
+from compoff.coding.context_model import BOUND, ONE, ContextModel
 from compoff.coding.leading import NUM_OWN
-from compoff.fitting.contexts import SomeSamples, fit_contexts
+from compoff.fitting.contexts import SomeSamples, _bounds, _smoothed, fit_contexts
+from compoff.fitting.least_squares import magnitude_weights
 
 STEPS = (5, 3, 1)
 
@@ -29,7 +30,7 @@ def code_for(symbols: np.ndarray) -> Code:
 
 def test_what_is_large_beside_the_large_takes_fewer_bytes() -> None:
     symbols = symbols_of(96)
-    code = code_for(symbols)
+    code = Code(code_for(symbols).tables, (10, 6, 6), (10, 10, 10), STEPS)
     models = fit_contexts(symbols, code)
     assert [(model.num_channels, model.tables.num_symbols) for model in models] == [(8, 9), (10, 15), (10, 43)]
     payloads = PayloadFormat(bytes(32), [Code(code.tables, code.latent_shape, code.qualities, code.steps, models)])
@@ -41,6 +42,70 @@ def test_what_is_large_beside_the_large_takes_fewer_bytes() -> None:
             for coding in ("range", "static")
         }
         assert lengths["range"] < 0.92 * lengths["static"]
+
+
+def smooth(samples: int, seed: int) -> np.ndarray:
+    """Values that their neighbors tell something of, sign and all."""
+    noise = np.random.default_rng(seed).normal(0, 2, (samples, 10, 8, 8))
+    boxes = sum(noise[:, :, row : row + 6, column : column + 6] for row in range(3) for column in range(3))
+    return (np.clip(np.rint(boxes), -21, 21) + 21).astype(np.uint8)
+
+
+def test_what_is_like_its_neighbors_takes_fewer_bytes() -> None:
+    symbols = smooth(48, 0)
+    code = code_for(symbols)
+    models = fit_contexts(symbols, code)
+    payloads = PayloadFormat(bytes(32), [Code(code.tables, code.latent_shape, code.qualities, code.steps, models)])
+    # From there on up it is lost that half of the positions do not see their neighbors.
+    for quality, most in enumerate((0.865, 0.873, 0.911)):
+        sent = code.sent(smooth(12, 1), quality)
+        lengths = {
+            coding: sum(len(payloads.encode([one[None]], quality=quality, coding=coding)) for one in sent)
+            for coding in ("range", "static")
+        }
+        assert lengths["range"] < most * lengths["static"]
+
+
+def test_those_that_are_looked_at_are_spread_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compoff.fitting.contexts._SEEN_SYMBOLS", 48 * 10 * 6 * 6)
+    symbols = symbols_of(96)
+    code = Code(code_for(symbols).tables, (10, 6, 6), (10, 10, 10), STEPS)
+    models = fit_contexts(symbols, code)
+    assert len(models) == 3
+    assert models == fit_contexts(symbols[::2], code)
+
+
+def test_weights_are_those_of_least_squares() -> None:
+    """Against the definition: each row divided by what the round before expects as its deviation."""
+    generator = np.random.default_rng(0)
+    rows = np.concatenate([np.ones((2, 300, 1)), generator.exponential((1.0, 40.0), (2, 300, 2))], axis=2)
+    target = np.maximum(rows @ [-0.7, 0.3, 0.02] + generator.normal(0, 0.1, (2, 300)), 0)
+    weights, magnitudes = magnitude_weights(rows, target)  # type: ignore[arg-type]
+    assert magnitudes.min() > 0, "what is expected is a size"
+    for channel in range(2):
+        expected = np.ones(300)
+        for deviation in (0.0, 0.05, 0.05):
+            by = (expected + deviation)[:, None]
+            [found, *_] = np.linalg.lstsq(rows[channel] / by, target[channel] / by[:, 0])
+            expected = np.maximum(rows[channel] @ found, 0.005)
+        assert weights[channel] == pytest.approx(found, rel=0.02, abs=0.002)
+
+
+@pytest.mark.parametrize("largest", [0.005, 0.01, 0.04, 0.3, 90.0])
+def test_bounds_rise_however_near_to_each_other_magnitudes_are(largest: float) -> None:
+    bounds = _bounds(np.linspace(0.005, largest, 5000))
+    assert len(bounds) == 15
+    assert bounds[0] > 0
+    assert (np.diff(bounds) > 0).all()
+    assert bounds[-1] / BOUND == pytest.approx(largest, rel=0.01, abs=23 / BOUND)
+
+
+def test_what_was_never_seen_is_spread_as_wide_as_its_table_lets_expect() -> None:
+    bounds = np.rint(BOUND * np.geomspace(0.5, 8, 23)).astype(np.int64)
+    [*shares] = _smoothed(np.zeros((24, 255)), bounds, 127)
+    sizes = [float(share @ np.abs(np.arange(255) - 127) / share.sum()) for share in shares]
+    assert sizes == pytest.approx([bounds[0] / BOUND, *bounds / BOUND], rel=0.05)
+    assert [float(share.sum()) for share in shares] == pytest.approx([2.0] * 24)
 
 
 def test_what_has_no_context_gets_no_model() -> None:
@@ -60,12 +125,14 @@ def test_few_samples_say_nothing() -> None:
     assert fit_contexts(symbols, code_for(symbols)) == ()
 
 
-def test_few_samples_of_many_symbols_do() -> None:
+def test_few_samples_of_many_symbols_do(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     spread = np.exp(generator.normal(1, 1.5, (4, 1, 64, 64)))
     symbols = (np.clip(np.rint(generator.laplace(0, spread, (4, 10, 64, 64))), -21, 21) + 21).astype(np.uint8)
     assert len(fit_contexts(symbols, code_for(symbols))) == 3
     assert fit_contexts(symbols[:3], code_for(symbols)) == ()
+    monkeypatch.setattr("compoff.fitting.contexts._SEEN_SYMBOLS", 1)  # each has more than are looked at
+    assert len(fit_contexts(symbols, code_for(symbols))) == 3
 
 
 @pytest.mark.parametrize("samples", range(4, 13))
@@ -79,10 +146,10 @@ def test_any_number_of_large_samples_will_do(samples: int, monkeypatch: pytest.M
 def test_no_quality_is_made_longer() -> None:
     """A channel that is alike at all places, with a shape of its own, which one bank of tables cannot have."""
     symbols = symbols_of(256)
-    symbols[:, 0] = np.random.default_rng(1).choice([21, 23], symbols[:, 0].shape, p=[0.5, 0.5])
+    symbols[:, 0] = np.random.default_rng(1).choice([21, 23], symbols[:, 0].shape)
     counts = [np.bincount(channel.ravel(), minlength=43) for channel in symbols.swapaxes(0, 1)]
     tables = SymbolTables.from_counts(counts)
-    assert fit_contexts(symbols, Code(tables, symbols.shape[1:], (1, 10), (1, 1))) == ()
+    assert fit_contexts(symbols, Code(tables, symbols.shape[1:], (2, 10), (1, 1))) == ()
     assert len(fit_contexts(symbols, Code(tables, symbols.shape[1:], (9, 10), (1, 1)))) == 2
 
 
@@ -142,6 +209,15 @@ def test_some_samples_keep_nothing_of_the_others_alive() -> None:
     assert some.num_samples == 64
     assert not some.symbols().any()
     assert all(one.base is None for one in some._kept)
+
+
+def test_of_samples_that_are_too_large_a_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compoff.fitting.contexts._KEPT_BYTES", 1)
+    some = SomeSamples()
+    for _ in range(40):
+        some.add(torch.zeros(1, 2, 2, dtype=torch.uint8))
+        assert some.num_samples < 8
+    assert some.num_samples >= 4
 
 
 def test_some_samples_are_every_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
