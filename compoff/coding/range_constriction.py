@@ -297,9 +297,9 @@ class PrefixRuns:
     """
 
     def __init__(self, data: bytes, tables: SymbolTables, library: Library) -> None:
-        last, filled = tables.num_symbols - 1, data + b"\xff" * (-len(data) % 4)
+        last = tables.num_symbols - 1
         # Two whole words of which nothing is known decide nothing any more.
-        self._least, self._most = _Reader(data, last, library), _Reader(filled + b"\xff" * 16, last, library)
+        self._least, self._most = _Reader(data, last, library), _Reader(data + b"\xff" * 16, last, library)
         self._models = _models(tables, library).channels
 
     def read(self, table: int, count: int) -> NDArray[np.int32] | None:

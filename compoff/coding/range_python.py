@@ -156,7 +156,7 @@ class PrefixReader:
         for _ in range(count):
             scale = self._span >> PRECISION
             symbol = bisect_right(starts, self._low // scale) - 1
-            if bisect_right(starts, min(self._high, self._span - 1) // scale) - 1 != symbol:
+            if bisect_right(starts, self._high // scale) - 1 != symbol:
                 return None
             self._low, self._high = self._low - scale * starts[symbol], self._high - scale * starts[symbol]
             self._span = scale * weights[symbol]

@@ -38,6 +38,7 @@ def test_a_code_has_the_models_that_were_kept() -> None:
     assert code.steps == tuple(quality.step for quality in bottleneck.qualities())
     bottleneck.prior.contexts = ()
     assert code_of(bottleneck).contexts == ()
+    assert code_of(bottleneck).steps == code.steps
 
 
 def test_models_are_saved_with_the_weights() -> None:

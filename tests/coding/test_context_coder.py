@@ -39,7 +39,7 @@ def random_tables(generator: np.random.Generator, num_tables: int, num_symbols: 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 3), st.sampled_from(SPACES), st.integers(2, 40))
 def test_there_and_back(seed: int, channels: int, batch: int, space: tuple[int, ...], num_symbols: int) -> None:
     generator = np.random.default_rng(seed)
-    tables = random_tables(generator, int(generator.integers(1, 9)), num_symbols)
+    tables = random_tables(generator, int(generator.integers(1, 40)), num_symbols)
     axes = len(space) * int(generator.integers(0, 2))
     model, zero = random_model(generator, channels, tables, axes), num_symbols // 2
     symbols = generator.integers(0, num_symbols, (channels, batch, *space))

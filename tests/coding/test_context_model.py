@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from typing import Any
@@ -174,6 +175,7 @@ WEIGHTS = np.zeros((2, CONTEXTS), int)
         (WEIGHTS, [1], "1 bounds do not go with 3 tables"),
         (WEIGHTS, [2, 2], "must rise"),
         (WEIGHTS + 2**24 + 1, [1, 2], "beyond 16777216"),
+        (WEIGHTS - 2**24 - 1, [1, 2], "weights of a context model reach from -16777217"),
         (WEIGHTS, [1, 2**18 + 1], "bounds of a context model reach from 1 to 262145, beyond 262144"),
         (WEIGHTS, [0, 1], "must rise from above zero"),
     ],
@@ -181,6 +183,13 @@ WEIGHTS = np.zeros((2, CONTEXTS), int)
 def test_it_refuses_parts_that_do_not_fit(weights: Any, bounds: Any, words: str) -> None:
     with pytest.raises(ArtifactError, match=words):
         ContextModel(weights, bounds, TABLES)
+
+
+def test_an_index_of_a_table_is_a_byte() -> None:
+    model = ContextModel(WEIGHTS, np.arange(1, 256), SymbolTables(np.broadcast_to(TABLES.weights[:1], (256, 5))))
+    assert model.tables_of(np.array([2.0**62])).tolist() == [255]
+    with pytest.raises(ArtifactError, match="256 bounds do not go with 257 tables, at most 256"):
+        ContextModel(WEIGHTS, np.arange(1, 257), SymbolTables(np.broadcast_to(TABLES.weights[:1], (257, 5))))
 
 
 def test_numbers_of_64_bits_do_not_wrap_and_models_do_not_change() -> None:
@@ -198,6 +207,7 @@ def test_models_are_equal_by_their_numbers() -> None:
     same = ContextModel(model.weights.astype(int), model.bounds.astype(int), TABLES)
     assert model == same
     assert hash(model) == hash(same)
+    assert copy.deepcopy(model) == model
     other = ContextModel(model.weights.astype(int) + 1, model.bounds.astype(int), TABLES)
     assert model != other
     assert model != ContextModel(model.weights.astype(int), model.bounds.astype(int) + 1, TABLES)
