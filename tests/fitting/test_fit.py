@@ -98,6 +98,7 @@ def test_the_learning_rate_rises_before_it_falls() -> None:
     assert seen[10] == pytest.approx(0.976, abs=0.01)
     assert seen[:10] == sorted(seen[:10])
     assert seen[10:] == sorted(seen[10:], reverse=True)
+    assert seen[-1] == pytest.approx(0.02, abs=0.005)
 
 
 def test_a_fit_learns() -> None:
