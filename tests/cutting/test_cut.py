@@ -182,15 +182,19 @@ def test_a_mask_crosses_in_place_of_what_follows_from_it() -> None:
 
 
 def test_what_only_has_the_shape_of_a_tensor_of_the_device_is_made_on_the_edge() -> None:
-    def function(x: Tensor, w: Tensor) -> Tensor:
+    def function(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         y = x * w
         ones, sevens = torch.ones_like(y), y.new_full((y.shape[0], 32), 7.0)
-        return marker(y) + ones + sevens + torch.zeros_like(x) + torch.full_like(x, 2.0)
+        made = ones + sevens + torch.zeros_like(x) + torch.full_like(x, 2.0) + y.new_ones(y.shape) + y.new_zeros(32)
+        return marker(y) + made, torch.ones_like(y, dtype=torch.int64)
 
     halves = cut_at(graph_of(function, width=32), TARGET, "here")
     for batch in (1, 3):
         x = torch.randn(batch, 32)
-        torch.testing.assert_close(halves.tail(*halves.head(x))[0], x * 3.0 + 10.0)
+        answer, whole = halves.tail(*halves.head(x))
+        torch.testing.assert_close(answer, x * 3.0 + 11.0)
+        assert torch.equal(whole, torch.ones(batch, 32, dtype=torch.int64))
+        assert whole.dtype is torch.int64
 
 
 def test_a_tensor_that_is_overwritten_whole_does_not_cross() -> None:

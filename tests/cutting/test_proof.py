@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import compoff
+from compoff.cutting.proof import _alike, _mixes, check_sizes
 from compoff.errors import SplitError
 from tests.small_networks import Plain
 
@@ -63,6 +65,39 @@ BRANCHES = {
 def test_code_that_looks_at_the_size_of_the_batch_is_refused(branch: Callable[[Tensor], Tensor], place: str) -> None:
     with pytest.raises(SplitError, match=r"answer a batch of .* otherwise than it does as a whole"):
         exported(Net(**{place: branch}))
+
+
+class Fourth(nn.Module):
+    """Does something else with every fourth size of a batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 3 if x.shape[0] % 4 == 0 else x
+
+
+def test_the_largest_batch_is_among_the_sizes() -> None:
+    free = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(Fourth(), (torch.zeros(2, 3),), dynamic_shapes=free, strict=False)
+    check_sizes(program, 3, "b")
+    with pytest.raises(SplitError, match="would answer a batch of 4 otherwise"):
+        check_sizes(program, 4, "b")
+
+
+def test_what_is_not_finite_in_one_only_is_not_alike() -> None:
+    numbers, spoilt = torch.tensor([0.0, 1.0]), torch.tensor([math.nan, 1.0])
+    assert _alike([numbers], [numbers], None, 0.0)
+    assert _alike([spoilt], [spoilt], None, 0.0)
+    assert not _alike([spoilt], [numbers], None, 0.0)
+    assert not _alike([numbers], [spoilt], None, 0.0)
+
+
+def test_a_tail_that_answers_otherwise_every_time_is_not_said_to_mix() -> None:
+    symbols = [torch.arange(24.0).reshape(3, 8)]
+    for tail, mixes in (
+        (lambda z: [z - z.mean(0)], True),
+        (lambda z: [z + torch.randn_like(z) * 9], False),
+        (lambda z: [z], False),
+    ):
+        assert _mixes(tail, symbols, 1, tail(*symbols)) is mixes
 
 
 def test_a_branch_beyond_the_largest_batch_does_no_harm() -> None:
