@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import compoff
 from compoff.errors import FitError, SplitError
-from compoff.fitting.finishing import up_to
-from tests.fitting.test_fit import batches, signals, trained_net
+from compoff.fitting.finishing import held_out, up_to
+from tests.fitting.test_fit import Shuffled, batches, signals, trained_net
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,12 +64,41 @@ def test_the_quality_that_was_chosen_is_kept_where_the_weights_are() -> None:
     assert other.bottleneck("body").chosen == len(model.bottleneck("body").qualities()) - 1
 
 
+def test_norms_are_exact_whenever_training_stopped() -> None:
+    model = compoff.wrap(trained_net(), "body", example_input=signals(2), stride=2, codec="deepcod").eval()
+    compoff.calibrate(model, batches(1))
+    layers = model.bottleneck("body").spectral_layers()
+    assert layers
+    for layer in layers:
+        nn.init.normal_(layer.weight)
+    compoff.finish(model, batches(1))
+    for layer in layers:
+        norm = torch.linalg.matrix_norm(layer._matrix(), ord=2)
+        torch.testing.assert_close(layer.normalized_weight() * norm, layer.weight.detach(), rtol=1e-3, atol=1e-5)
+
+
 def test_what_fit_measured_stays_when_it_is_measured_again() -> None:
     torch.manual_seed(3)
     model = compoff.wrap(trained_net(), "body", example_input=signals(2), stride=4)
     first = compoff.fit(model, batches(), steps=4, max_drop=0.05).splits["body"]
     second = compoff.finish(model, batches(), max_drop=0.05).splits["body"]
     assert (first.curve, first.quality) == (second.curve, second.quality)
+
+
+def test_a_first_look_at_what_is_held_out_draws_nothing() -> None:
+    """The fit goes as it would without it."""
+    model, state = started(), torch.get_rng_state()
+    assert held_out(Shuffled(), model, None) is not None
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_loader_that_shuffles_is_measured_alike_every_time() -> None:
+    model = started()
+    curves: list[object] = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        curves.append(compoff.finish(model, Shuffled()).splits["body"].curve)
+    assert curves[0] == curves[1]
 
 
 def test_inputs_that_were_held_out() -> None:
@@ -153,6 +182,8 @@ def test_refusals() -> None:
         compoff.finish(model, [])
     with pytest.raises(FitError, match="give one of them"):
         compoff.finish(model, batches(), target_bytes=30, max_drop=0.1)
+    with pytest.raises(FitError, match="target_bytes names 'nothing', which is no split point"):
+        compoff.finish(model, batches(), target_bytes={"nothing": 30})
     numbers = compoff.wrap(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 1)), "1", example_input=torch.zeros(2, 16))
     for call in (compoff.fit, compoff.finish):
         compoff.calibrate(numbers, [torch.randn(64, 16)])
