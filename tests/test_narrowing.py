@@ -18,6 +18,15 @@ def test_the_weights_of_a_narrow_program_are_not_copied() -> None:
     assert weight.data_ptr() == whole.get_parameter("layer.weight").data_ptr()
 
 
+def test_the_whole_program_stays_as_it_was() -> None:
+    x = torch.randn(1, 2, 4)
+    whole = torch.export.export(_Rounding(), (x,)).module(check_guards=False)
+    parts = narrowed(whole, [3]), narrowed(whole, [5])
+    for part, count in zip(parts, (3, 5), strict=True):
+        assert part is not None
+        assert torch.equal(part(x), whole(x)[:, :count])
+
+
 class _Rounding(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -35,6 +44,14 @@ class _Shared(_Rounding):
         return (z.round().clamp(-3, 3) + 3).to(torch.uint8), z.mean((1, 2))
 
 
+class _Computed(_Rounding):
+    """The weights of its layer follow from others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = nn.functional.conv1d(x, self.layer.weight * 2, self.layer.bias)
+        return (z.round().clamp(-3, 3) + 3).to(torch.uint8)
+
+
 class _Nearest(_Rounding):
     """As the paper's codec: what comes behind the layer is no rounding."""
 
@@ -42,7 +59,7 @@ class _Nearest(_Rounding):
         return (self.layer(x).unsqueeze(-1) - torch.arange(3.0)).abs().argmin(-1).to(torch.uint8)
 
 
-@pytest.mark.parametrize("model", [_Shared(), _Nearest()])
+@pytest.mark.parametrize("model", [_Shared(), _Computed(), _Nearest()])
 def test_what_cannot_be_narrowed_stays_whole(model: nn.Module) -> None:
     program = torch.export.export(model, (torch.zeros(1, 2, 4),)).module(check_guards=False)
     assert narrowed(program, [3]) is None

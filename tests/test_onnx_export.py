@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compoff.errors import BackendError
-from compoff.onnx_export import agreement, to_onnx
+from compoff.onnx_export import Agreement, agreement, every_other, to_onnx
 from compoff.onnx_session import OnnxSession, OnnxTensor
 from compoff.programs import TorchProgram
 
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class Awkward(nn.Module):
-    """Outputs that an exporter may stumble over: an input given back, one value twice, a constant; an unused input."""
+    """Outputs that an exporter may stumble over: an input given back, one value twice, a constant, two rows a sample.
+
+    One input is not used.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +36,7 @@ class Awkward(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, unused: Tensor) -> Any:
         y = self.layer(x)
-        return y.argmax(-1).to(torch.uint8), mask, y, y.clone(), self.table + 0
+        return y.argmax(-1).to(torch.uint8), mask, y, y.clone(), self.table + 0, torch.cat([y, -y])
 
 
 def program(model: nn.Module, *example: Tensor) -> TorchProgram:
@@ -78,7 +81,9 @@ def test_the_file_says_what_it_takes_and_whose_it_is(data: bytes) -> None:
     assert session.outputs[4] == OnnxTensor((5,), "int64")
     assert session.metadata == {"owner": "this test"}
     assert b"/" not in data, "no names of files of the machine that made it"
-    assert onnx.load_from_string(data).graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    graph = onnx.load_from_string(data).graph
+    ends = [graph.input[0], graph.output[2], graph.output[5]]
+    assert [end.type.tensor_type.shape.dim[0].dim_param for end in ends] == ["batch", "batch", "2*batch"]
 
 
 def test_the_same_program_gives_the_same_bytes(awkward: TorchProgram, data: bytes) -> None:
@@ -98,6 +103,13 @@ def test_a_type_that_the_runtime_lacks_an_operator_for_is_not_called_damage() ->
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     with pytest.raises(BackendError, match=r"lacks an operator for numbers of this type; use a model in float32"):
         OnnxSession(model.SerializeToString(), "double.onnx")
+
+
+def test_as_many_threads_work_as_were_asked_for(data: bytes) -> None:
+    session = OnnxSession(data, "awkward.onnx", threads=1)
+    assert session._session.get_session_options().intra_op_num_threads == 1
+    with pytest.raises(BackendError, match="threads is 1025; expected at most 1024"):
+        OnnxSession(data, "awkward.onnx", threads=1025)
 
 
 def test_other_inputs_are_refused(data: bytes) -> None:
@@ -132,6 +144,14 @@ def test_what_has_no_translation_is_refused() -> None:
 def test_programs_that_do_not_agree_are_refused(awkward: TorchProgram) -> None:
     with pytest.raises(BackendError, match="does not agree with PyTorch"):
         to_onnx(awkward, "awkward", [inputs(4)], most_deviation=-1.0)
+
+
+def test_every_batch_and_every_output_counts() -> None:
+    far, near, same = ([np.array([2.0]), np.array([value])] for value in (2.5, 2.1, 2.0))
+    assert agreement([(same, far), (same, near)]).deviation == pytest.approx(0.25)
+    nothing = [np.array([np.nan, 1.0])]
+    assert agreement([(nothing, nothing)]) == Agreement(symbols=1.0, deviation=0.0)
+    assert every_other(()).tolist() is True
 
 
 def test_agreement_counts_symbols_and_measures_the_rest() -> None:

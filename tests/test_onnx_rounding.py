@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compoff.onnx_export import to_onnx
-from compoff.onnx_rounding import _slices, nearest_outputs, round_weights
+from compoff.onnx_rounding import _layers, _slices, nearest_outputs, round_weights
 from compoff.onnx_session import OnnxSession
 from compoff.programs import TorchProgram
 
@@ -84,6 +84,45 @@ def test_outputs_change_less(make: Callable[[], nn.Module], inputs: np.ndarray[A
         for one in (data, model.SerializeToString(), nearest.SerializeToString())
     )
     assert np.square(ours - expected).mean() < 0.8 * np.square(theirs - expected).mean()
+
+
+def graph_of(nodes: list[Any], weights: dict[str, np.ndarray[Any, Any]]) -> Any:
+    helper = onnx.helper
+    ends = [helper.make_tensor_value_info(name, 1, ["batch", 4]) for name in ("x", nodes[-1].output[0])]
+    held = [onnx.numpy_helper.from_array(weight.astype(np.float32), name) for name, weight in weights.items()]
+    graph = helper.make_graph(nodes, "graph", ends[:1], ends[1:], held)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def test_layers_are_those_whose_weights_are_their_own_and_lie_as_is_known() -> None:
+    node = onnx.helper.make_node
+    nodes = [
+        node("Gemm", ["x", "columns"], ["a"]),
+        node("Gemm", ["x", "rows"], ["b"], transB=1),
+        node("Gemm", ["x", "upright"], ["c"], transA=1),
+        node("MatMul", ["x", "shared"], ["d"]),
+        node("MatMul", ["d", "shared"], ["e"]),
+        node("MatMul", ["x", "batched"], ["f"]),
+        node("Conv", ["x", "padded"], ["g"], auto_pad="SAME_UPPER"),
+        node("Conv", ["x", "kernel"], ["h"]),
+        node("MatMul", ["x", "product"], ["i"]),
+        node("MatMul", ["x", "wide"], ["j"]),
+        node("Relu", ["x"], ["k"]),
+    ]
+    shapes = {"padded": (4, 4, 3), "kernel": (4, 4, 3), "batched": (2, 4, 4), "wide": (8193, 1)}
+    weights = {one.input[1]: np.ones(shapes.get(one.input[1], (4, 4)), np.float32) for one in nodes[:-1]}
+    found = {layer.node.input[1]: layer.axis for layer in _layers(graph_of(nodes, weights).graph, weights)}
+    assert found == {"columns": 1, "rows": 0, "kernel": 0, "product": 1}
+
+
+def test_an_output_of_zeros_and_inputs_of_zeros_stay_zeros() -> None:
+    weight = np.array([[0.9, 0, 0.1, 0.3], [0.2, 0, 0.5, 0.7], [0.4, 0, 0.8, 0.6], [0.1, 0, 0.2, 0.3]])
+    model = graph_of([onnx.helper.make_node("Gemm", ["x", "w"], ["y"])], {"w": weight})
+    [[scale, *_]] = round_weights(model, [[np.zeros((8, 4), np.float32)]], 7, "int8").values()
+    assert 0 < scale["scale"] < 1
+    rounded = onnx.numpy_helper.to_array(stored(model, "w"))
+    steps = np.abs(weight).max(0) / 7
+    assert rounded == pytest.approx(np.rint(weight / np.maximum(steps, 1e-9)) * steps, abs=1e-6)
 
 
 def stored(model: Any, name: str) -> Any:

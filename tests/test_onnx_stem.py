@@ -48,8 +48,9 @@ def test_the_sums_are_the_same(kernel: tuple[int, int], pads: list[int]) -> None
         convolution((7, 7), [3, 3, 3, 3], strides=[1, 1]),
         convolution((5, 5), [4, 4, 4, 4], dilations=[2, 2]),
         convolution((7, 7), [0, 0, 0, 0], auto_pad="SAME_UPPER"),
+        convolution((7, 7), [3, 3, 3, 3], group=2),
     ],
-    ids=["small", "odd size", "many channels", "stride 1", "dilated", "pads of its own"],
+    ids=["small", "odd size", "many channels", "stride 1", "dilated", "pads of its own", "groups"],
 )
 def test_other_convolutions_stay(model: onnx.ModelProto) -> None:
     before = model.SerializeToString(deterministic=True)
