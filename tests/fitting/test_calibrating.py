@@ -146,6 +146,14 @@ def test_a_loop_of_ones_own_calibrates_first() -> None:
     model.distillation_loss(signals(8)).backward()
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_left_as_it_was(training: bool) -> None:
+    x = torch.randn(16, 32)
+    model = compoff.wrap(nn.Linear(32, 4), "input", example_input=x).train(training)
+    compoff.calibrate(model, [x])
+    assert {module.training for module in model.bottlenecks.modules()} == {training}
+
+
 def test_a_second_calibration_changes_nothing_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     model = transform("body")
     compoff.calibrate(model, batches())
