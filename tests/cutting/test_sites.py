@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import compoff
 from compoff.codec.layout import Layout
 from compoff.cutting.complaints import nearest_clean
 from compoff.cutting.points import list_split_points
@@ -415,3 +416,25 @@ def test_the_nearest_places_are_those_of_the_right_call() -> None:
     trace = watch(Twice(), (x,))
     call = next(one for one in trace.modules if one.path == "r")
     assert nearest_clean(trace, call) == "'q' or 'p#1', which one tensor enters"
+
+
+class Returns(nn.Module):
+    """Gives back what enters its block, which shares the input's memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = x.flatten(1)
+        return self.block(z), z
+
+
+def test_what_the_model_returns_too_is_the_decoded_one() -> None:
+    x = torch.randn(4, 8, 4)
+    model = compoff.wrap(Returns().eval(), "block", example_input=x)
+    compoff.calibrate(model, [x])
+    with model.at("block"), torch.no_grad():
+        score, feature = model(x)
+    assert not torch.equal(feature, x.flatten(1))
+    assert torch.equal(model.base.get_submodule("block")(feature), score)
