@@ -285,11 +285,11 @@ class Reusing:
             yield memory.copy_(x)
 
 
-@pytest.mark.parametrize("once", [False, True])
-def test_a_loader_that_fills_the_same_memory_again_gives_the_same_fit(once: bool) -> None:
+@pytest.mark.parametrize(("once", "codec"), [(False, "transform"), (True, "transform"), (True, "deepcod")])
+def test_a_loader_that_fills_the_same_memory_again_gives_the_same_fit(once: bool, codec: str) -> None:
     found: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
     for given in (batches(), Reusing(batches())):
-        model = wrapped(codec="transform")
+        model = wrapped(codec=codec)
         validation = batches(2) if isinstance(given, list) else Reusing(batches(2))
         report = compoff.fit(model, iter(given) if once else given, steps=4, validation=validation)
         found.append((report.splits["body"].figures(), bottlenecks(model)))
