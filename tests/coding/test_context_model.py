@@ -188,7 +188,7 @@ def test_it_refuses_parts_that_do_not_fit(weights: Any, bounds: Any, words: str)
 def test_an_index_of_a_table_is_a_byte() -> None:
     model = ContextModel(WEIGHTS, np.arange(1, 256), SymbolTables(np.broadcast_to(TABLES.weights[:1], (256, 5))))
     assert model.tables_of(np.array([2.0**62])).tolist() == [255]
-    with pytest.raises(ArtifactError, match="256 bounds do not go with 257 tables, at most 256"):
+    with pytest.raises(ArtifactError, match="256 bounds do not go with 257 tables; expected 257, at most 256"):
         ContextModel(WEIGHTS, np.arange(1, 257), SymbolTables(np.broadcast_to(TABLES.weights[:1], (257, 5))))
 
 

@@ -30,7 +30,7 @@ def code_for(symbols: np.ndarray) -> Code:
 
 def test_what_is_large_beside_the_large_takes_fewer_bytes() -> None:
     symbols = symbols_of(96)
-    code = Code(code_for(symbols).tables, (10, 6, 6), (10, 10, 10), STEPS)
+    code = code_for(symbols)
     models = fit_contexts(symbols, code)
     assert [(model.num_channels, model.tables.num_symbols) for model in models] == [(8, 9), (10, 15), (10, 43)]
     payloads = PayloadFormat(bytes(32), [Code(code.tables, code.latent_shape, code.qualities, code.steps, models)])
