@@ -119,7 +119,7 @@ def fit_contexts(symbols: NDArray[np.uint8], code: Code) -> tuple[ContextModel, 
         per_channel = symbols[0, 0].size
         most = min(_SEEN_SYMBOLS // (per_channel * sent), _SEEN_POSITIONS // per_channel, samples)
         count = max(most, _HELD_OUT)
-        some = np.arange(count) * samples // count
+        some = [place * samples // count for place in range(count)]
         tables, zero = code.tables_at(quality), zero_symbol(code.tables.num_symbols, code.steps[quality])
         values = np.moveaxis(code.sent(symbols[some], quality), 0, 1).astype(np.int32) - zero
         found.append(_best(values, tables, zero))
