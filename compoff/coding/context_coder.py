@@ -69,7 +69,7 @@ def encode(symbols: NDArray[np.generic], model: ContextModel, zero: int, *, pyth
     starts += [step * (NUM_PASSES * first + 2 * place) for place, (a, b) in enumerate(parts) for _ in range(a, b)]
     keys = found.tables + np.array(starts, kind)[:, None]
     keys[first:, grid.split :] += kind.type(step)
-    for number, at in enumerate(grid.spans):
+    for number, at in enumerate(grid.spans if first else ()):
         keys[:first, at] += kind.type(number * step)
     order = np.argsort(keys, axis=None, kind="stable")
     ordered = keys.reshape(-1)[order]
@@ -155,7 +155,7 @@ def _symbols(grid: Grid, rows: NDArray[np.int32], zero: int) -> NDArray[np.uint8
 
 
 def _read(reader: RunReader, tables: NDArray[np.uint8]) -> NDArray[np.int32] | None:
-    """The symbols of half a group, in the order of its positions; None where they are not certain."""
+    """The symbols of half a group or of a pass, in the order of its positions; None where they are not certain."""
     wanted = tables.reshape(-1)
     order, counts = np.argsort(wanted, kind="stable"), np.bincount(wanted)
     used = np.flatnonzero(counts)

@@ -73,7 +73,7 @@ class Expected(NamedTuple):
 
     Args:
         tables: Index of the table of each.
-        coded: What each is off its expected value, modulo the number of symbols.
+        coded: How far each is above its expected value, modulo the number of symbols; or below (`Led.signs`).
 
     Shapes:
         ``(channels, positions)``; positions in the order of the grid.
@@ -127,7 +127,7 @@ class ContextModel:
         self.bounds = _whole("bounds", bounds, 1, _LARGEST_BOUND)
         first = _whole("weights of leading channels", np.zeros((0, 0)) if leading is None else leading, 2, LARGEST)
         check_leading(first, len(self.weights))
-        self.leading = first.astype(np.float64)
+        self.leading = (first if len(first) else np.zeros((0, 0))).astype(np.float64)
         for array in (self.weights, self.bounds, self.leading):
             array.setflags(write=False)
         self.tables = tables
@@ -256,18 +256,20 @@ class ContextModel:
         """What `expected` finds of the channels that lead."""
         if not len(rows):
             return
-        values, counts = Values(self.leading, grid), [len(grid.order[at]) for at in grid.spans]
+        values, neighbors = Values(self.leading, grid), grid.neighbors
+        counts = [len(grid.order[at]) for at in grid.spans]
         sums.add(rows)
-        before = np.empty((len(rows), len(grid.order)))
         for channel, row in enumerate(rows):
             values.add(channel, row)
-            [seen] = self.from_before(sums.features(channel), slice(channel, channel + 1))
-            before[channel] = seen.take(grid.order)
-        others = values.expected(slice(len(rows))).take(grid.order, axis=1)
-        own = np.repeat(self.own()[:, : len(rows)], counts, axis=2)
-        led = self.from_values(before, others, rows.take(grid.neighbors, axis=1), own)
-        off = (rows.take(grid.order, axis=1) - led.values) * led.signs
-        found.tables[: len(rows)], found.coded[: len(rows)] = led.tables, (off + zero) % self.tables.num_symbols
+        step = max(1, _AT_A_TIME // max(grid.size, 1))
+        for part in (slice(start, min(start + step, len(rows))) for start in range(0, len(rows), step)):
+            channels = range(part.start, part.stop)
+            before = [self.from_before(sums.features(channel), slice(channel, channel + 1))[0] for channel in channels]
+            seen, others = (np.take(one, grid.order, axis=1) for one in (before, values.expected(part)))
+            own = np.repeat(self.own()[:, part], counts, axis=2)
+            led = self.from_values(seen, others, rows[part].take(neighbors, axis=1), own)
+            off = (rows[part].take(grid.order, axis=1) - led.values) * led.signs
+            found.tables[part], found.coded[part] = led.tables, (off + zero) % self.tables.num_symbols
 
     def own(self) -> NDArray[np.float64]:
         """What counts in each pass of a leading channel: its neighbors, and how large its expected value is.

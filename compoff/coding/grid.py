@@ -91,7 +91,7 @@ class Grid:
             values: ``(channels, batch, *space)``; result: ``(channels, size)``.
         """
         rows = np.zeros((len(values), self.size), np.int32)
-        rows.reshape(-1, *self._padded)[self._inside] = values
+        rows.reshape(len(rows), *self._padded)[self._inside] = values
         return rows
 
     def gathered(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -105,7 +105,12 @@ class Grid:
             >>> np.array_equal(grid.gathered(grid.spread(values)), values)
             True
         """
-        return rows.reshape(-1, *self._padded)[self._inside]
+        return rows.reshape(len(rows), *self._padded)[self._inside]
+
+    @property
+    def num_axes(self) -> int:
+        """Axes of the space."""
+        return len(self._steps)
 
     def shifted(self, row: NDArray[np.int32]) -> NDArray[np.int32]:
         """A row as each position sees it at its own place and at its two neighbors along each axis.

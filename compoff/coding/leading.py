@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compoff.coding.passes import NUM_PASSES
-from compoff.errors import ArtifactError
+from compoff.errors import ArtifactError, FeatureError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,6 +70,9 @@ class Values:
         weights: of the leading channels, as a context model has them.
         grid: where the positions lie.
 
+    Raises:
+        FeatureError: the weights are for another number of axes.
+
     Examples:
         >>> from compoff.coding.grid import Grid
         >>> grid, weights = Grid((1, 3)), np.zeros((2, NUM_OWN + 2 * 3))
@@ -81,7 +84,12 @@ class Values:
     """
 
     def __init__(self, weights: NDArray[np.float64], grid: Grid) -> None:
-        self._grid, self._places = grid, 1 + 2 * num_axes(weights)
+        axes = num_axes(weights)
+        if axes != grid.num_axes:
+            raise FeatureError(
+                f"channels that lead in a space of {axes} axes cannot be used where there are {grid.num_axes}"
+            )
+        self._grid, self._places = grid, 1 + 2 * axes
         # Of the channels before each alone.
         self._shares = np.tril(np.ones((len(weights),) * 2), -1).repeat(self._places, 1) * weights[:, NUM_OWN:]
         self._seen = np.zeros((self._shares.shape[1], grid.size))

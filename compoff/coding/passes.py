@@ -37,7 +37,7 @@ class Passes:
         ([1, 1, 2, 1, 4], [0, 8, 2, 6, 4, 1, 3, 5, 7])
     """
 
-    __slots__ = ("_coordinates", "_neighbors", "_of", "counts", "order", "space")
+    __slots__ = ("_neighbors", "counts", "order", "space")
 
     space: tuple[int, ...]
     counts: list[int]
@@ -53,7 +53,6 @@ class Passes:
         of[coordinates.sum(0) % 2 == 1] = 4
         self.order = np.argsort(of, kind="stable")
         self.counts = np.bincount(of, minlength=NUM_PASSES).tolist()
-        self._of, self._coordinates = of, coordinates
         self._neighbors: NDArray[np.intp] | None = None
 
     @property
@@ -71,27 +70,32 @@ class Passes:
             [[0, 2, 6, 8], [9, 4, 0, 2]]
         """
         if self._neighbors is None:
-            self._neighbors = np.concatenate([self._of_pass(number) for number in range(NUM_PASSES)], axis=1)
+            # Large spaces are kept for as long as this is: of them no more than is needed again.
+            of = np.empty(len(self.order), np.uint8)
+            of[self.order] = np.repeat(np.arange(NUM_PASSES, dtype=np.uint8), self.counts)
+            pieces = np.split(self.order, np.cumsum(self.counts)[:-1])
+            found = [self._before(number, places, of) for number, places in enumerate(pieces)]
+            self._neighbors = np.concatenate(found, axis=1)
         return self._neighbors
 
-    def _of_pass(self, number: int) -> NDArray[np.intp]:
+    def _before(self, number: int, places: NDArray[np.intp], of: NDArray[np.uint8]) -> NDArray[np.intp]:
+        """The neighbors of the positions of a pass, by the passes that all positions are in."""
         axes, none = len(self.space), len(self.order)
         units: list[NDArray[Any]] = list(np.eye(axes, dtype=np.intp) * (2 if number in _WIDE else 1))
         straight = [sign * unit for unit in units for sign in (-1, 1)]
         pairs = itertools.combinations(units, 2)
         crossed = [one * first + other * second for first, second in pairs for one in (-1, 1) for other in (-1, 1)]
-        width = max(len(straight), len(crossed))
-        result = np.full((width, self.counts[number]), none, np.intp)
-        own: NDArray[np.intp] = self._coordinates[:, self._of == number]
+        result = np.full((max(len(straight), len(crossed)), len(places)), none, np.intp)
+        own = np.array(np.unravel_index(places, self.space)).reshape(axes, len(places))
         for column, shift in enumerate((crossed if number in _DIAGONAL else straight) if number else []):
             near = own + shift[:, None]
             inside = np.logical_and.reduce([(x >= 0) & (x < size) for x, size in zip(near, self.space, strict=True)])
-            places = np.ravel_multi_index(tuple(near[:, inside]), self.space)
-            result[column, inside] = np.where(self._of[places] < number, places, none)
+            at = np.ravel_multi_index(tuple(near[:, inside]), self.space)
+            result[column, inside] = np.where(of[at] < number, at, none)
         return result
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=8)
 def passes_of(space: tuple[int, ...]) -> Passes:
     """The passes of a space, which are found once.
 

@@ -12,12 +12,15 @@ import numpy as np
 from compoff.coding import SymbolTables
 from compoff.coding.context_model import BOUND, CONTEXTS, ONE, ContextModel, expected_value
 from compoff.coding.grid import Grid
+from compoff.coding.leading import MOST_LEADING
 from compoff.coding.levels import zero_symbol
 from compoff.coding.sums import Sums, groups
 from compoff.fitting.leading import fit_leading, in_units
 from compoff.fitting.least_squares import magnitude_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -36,7 +39,10 @@ _HELD_OUT = 4  # every fourth sample says whether the models are worth it
 _LEAST_GAIN, _LEAST_BITS = 0.01, 64.0
 _LEAST_LED = 0.01  # of the bits, that leading channels save
 _NUM_TABLES = 16
-_LEADING, _LED_POSITIONS = 8, 1 << 17  # channels that lead; positions of them that are looked at, of all samples
+_LEADING, _LED_POSITIONS = (
+    MOST_LEADING,
+    1 << 17,
+)  # channels that lead; positions of them that are looked at, of all samples
 _ROWS = 1 << 18  # that are looked at together
 _PRIOR = 2.0  # counts that are spread as a two-sided geometric distribution
 
@@ -195,9 +201,11 @@ def _tabled(values: NDArray[np.int32], found: _Weights, num_symbols: int, zero: 
     bounds, led = _bounds(found.magnitudes), found.leading is not None
     num_tables = _NUM_TABLES * (1 + led)
     even = SymbolTables.from_counts(np.ones((num_tables, num_symbols)))
-    tables, coded = ContextModel(found.weights, bounds, even, found.leading).expected(values + zero, zero)
-    counts = np.bincount((tables * np.int64(num_symbols) + coded).reshape(-1), minlength=num_tables * num_symbols)
-    counts = counts.reshape(-1, _NUM_TABLES, num_symbols).astype(np.float64)
+    model, counts = ContextModel(found.weights, bounds, even, found.leading), np.zeros(num_tables * num_symbols)
+    for piece in _pieces(values):
+        tables, coded = model.expected(piece + zero, zero)
+        counts += np.bincount((tables * np.int64(num_symbols) + coded).reshape(-1), minlength=len(counts))
+    counts = counts.reshape(-1, _NUM_TABLES, num_symbols)
     shares = np.concatenate([_smoothed(one, bounds, zero) for one in counts])
     return ContextModel(found.weights, bounds, SymbolTables.from_probabilities(shares), found.leading)
 
@@ -228,4 +236,12 @@ def _smoothed(counts: NDArray[np.float64], bounds: NDArray[np.int64], zero: int)
 
 def _bits(values: NDArray[np.int32], model: ContextModel, zero: int) -> float:
     """What a sample costs under a model."""
-    return float(model.tables.bits[model.expected(values + zero, zero)].sum()) / values.shape[1]
+    bits = [float(model.tables.bits[model.expected(piece + zero, zero)].sum()) for piece in _pieces(values)]
+    return sum(bits) / values.shape[1]
+
+
+def _pieces(values: NDArray[np.int32]) -> Iterator[NDArray[np.int32]]:
+    """Some samples at a time."""
+    step = max(1, _ROWS // max(values[:, 0].size, 1))
+    for start in range(0, values.shape[1], step):
+        yield values[:, start : start + step]

@@ -16,10 +16,10 @@ from compoff.fitting.least_squares import magnitude_weights, value_weights
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Led", "fit_leading", "in_units"]
+__all__ = ["FittedLeading", "fit_leading", "in_units"]
 
 
-class Led(NamedTuple):
+class FittedLeading(NamedTuple):
     """What was found of channels that lead.
 
     Args:
@@ -46,7 +46,7 @@ def in_units(weights: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.clip(np.rint(weights * ONE), -LARGEST, LARGEST).astype(np.int64)
 
 
-def fit_leading(values: NDArray[np.int32]) -> Led:
+def fit_leading(values: NDArray[np.int32]) -> FittedLeading:
     """Fit the channels that lead.
 
     Args:
@@ -86,4 +86,4 @@ def fit_leading(values: NDArray[np.int32]) -> Led:
         leading[channel, 0], weights[channel, : NUM_SUMS + 2] = whole[-1], [*whole[:NUM_SUMS], constants[-1], sizes[-1]]
         sums.add(row[None])
         seen.add(channel, row)
-    return Led(leading.astype(np.int64), weights.astype(np.int64), magnitudes.reshape(-1))
+    return FittedLeading(leading.astype(np.int64), weights.astype(np.int64), magnitudes.reshape(-1))

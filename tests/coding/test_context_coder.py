@@ -186,6 +186,41 @@ def test_symbols_that_no_table_has_are_refused() -> None:
         encode(np.array([[[0, 5]]]), model, 2)
 
 
+@pytest.mark.parametrize("num_tables", [63, 64, 127, 256])
+def test_one_channel_has_as_many_tables_as_it_likes(num_tables: int) -> None:
+    tables = SymbolTables.from_counts(np.ones((num_tables, 3)))
+    model = ContextModel(np.zeros((1, CONTEXTS), int), np.arange(1, num_tables), tables)
+    symbols = np.ones((1, 1, 4, 4), int)
+    assert np.array_equal(decode(encode(symbols, model, 1), model, symbols.shape, 1), symbols)
+
+
+def test_no_leading_channels_are_none_of_any_width() -> None:
+    model = random_model(np.random.default_rng(0), 2)
+    other = ContextModel(model.weights.astype(int), model.bounds, model.tables, np.zeros((0, 3), int))
+    assert (other, hash(other)) == (model, hash(model))
+
+
+def test_no_samples_are_no_bytes() -> None:
+    code, symbols = golden()
+    for quality in range(3):
+        none = code.sent(symbols[:0], quality)
+        assert code.decode(code.encode(none, quality, 5)[1], 0, quality, 5).shape == none.shape
+
+
+def test_leading_channels_of_another_space_are_refused() -> None:
+    model = random_model(np.random.default_rng(0), 4, axes=2)
+    for shape in ((4, 1), (4, 1, 3), (4, 1, 3, 3, 3)):
+        with pytest.raises(FeatureError, match="lead in a space of 2 axes cannot be used where there are"):
+            encode(np.ones(shape, int), model, 2)
+
+
+def test_large_spaces_are_looked_at_channel_by_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, symbols = random_model(np.random.default_rng(0), 12, axes=2), np.arange(12 * 2 * 25).reshape(12, 2, 5, 5) % 5
+    message = encode(symbols, model, 2)
+    monkeypatch.setattr("compoff.coding.context_model._AT_A_TIME", 1)
+    assert encode(symbols, model, 2) == message
+
+
 def test_models_that_do_not_fit_the_code_are_refused() -> None:
     code, _ = golden()
     first, middle, last = code.contexts
