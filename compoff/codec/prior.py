@@ -140,13 +140,13 @@ class Prior(nn.Module):
         unexpected_keys[:] = [name for name in unexpected_keys if name not in mine]
         if f"{prefix}logits" not in state_dict:  # nothing of this prior: it stays as it is
             return
-        whole = {f"{prefix}{CONTEXTS_KEY}{place // len(MODEL_PARTS)}." for place in range(len(mine))}
+        names = [f"{prefix}{CONTEXTS_KEY}{quality}." for quality in range(len(mine) // len(MODEL_PARTS))]
         try:
-            if mine != {name + part for name in whole for part in MODEL_PARTS}:
+            if mine != {name + part for name in names for part in MODEL_PARTS}:
                 raise KeyError("some of their arrays are missing")
             self.contexts = tuple(
                 model_of({part: state_dict[name + part].detach().cpu().numpy() for part in MODEL_PARTS})
-                for name in (f"{prefix}{CONTEXTS_KEY}{quality}." for quality in range(len(whole)))
+                for name in names
             )
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             error_msgs.append(f"the context models under {prefix}{CONTEXTS_KEY} are damaged ({error})")

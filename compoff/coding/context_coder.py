@@ -15,7 +15,7 @@ from compoff.coding.grid import Grid
 from compoff.coding.leading import Values
 from compoff.coding.passes import NUM_PASSES
 from compoff.coding.range_coder import encode_runs, read_runs
-from compoff.coding.sums import Sums, groups
+from compoff.coding.sums import Sums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,9 +58,7 @@ def encode(symbols: NDArray[np.generic], model: ContextModel, zero: int, *, pyth
     """
     tables = model.tables
     checked = tables.checked(symbols.reshape(1, -1)).reshape(symbols.shape)
-    found, grid = model.expected(checked, zero), Grid(checked.shape[1:])
-    first = min(len(model.leading), len(checked))
-    parts = groups(len(checked))[first:]
+    found, (first, parts) = model.expected(checked, zero), model.parted(len(checked))
     # Leading channels pass by pass, then groups in order, the halves of each in order; within that, tables in order. Of
     # the smallest type there is for them, which is sorted in one pass a byte.
     num_steps = NUM_PASSES * first + 2 * len(parts)
@@ -68,8 +66,8 @@ def encode(symbols: NDArray[np.generic], model: ContextModel, zero: int, *, pyth
     starts = [NUM_PASSES * step * channel for channel in range(first)]
     starts += [step * (NUM_PASSES * first + 2 * place) for place, (a, b) in enumerate(parts) for _ in range(a, b)]
     keys = found.tables + np.array(starts, kind)[:, None]
-    keys[first:, grid.split :] += kind.type(step)
-    for number, at in enumerate(grid.spans if first else ()):
+    keys[first:, found.grid.split :] += kind.type(step)
+    for number, at in enumerate(found.grid.spans if first else ()):
         keys[:first, at] += kind.type(number * step)
     order = np.argsort(keys, axis=None, kind="stable")
     ordered = keys.reshape(-1)[order]
@@ -104,19 +102,18 @@ def decode(
     reader = read_runs(data, model.tables, prefix=prefix, python=python)
     num_symbols, grid = model.tables.num_symbols, Grid(shape[1:])
     rows, sums = np.zeros((shape[0], grid.size), np.int32), Sums(grid)
-    first = min(len(model.leading), shape[0])
+    first, parts = model.parted(shape[0])
     whole = _decode_leading(reader, model, rows[:first], zero, (grid, sums))
     if whole < first:
         return _symbols(grid, rows[:whole], zero)
-    for start, end in groups(shape[0])[first:]:
+    for start, end in parts:
         group, channels = rows[start:end], slice(start, end)
         magnitudes = model.from_before(sums.features(start), channels)
         symbols = _read(reader, model.tables_of(magnitudes.take(grid.earlier, axis=1)))
         if symbols is None:
             return _symbols(grid, rows[:start], zero)
         group[:, grid.earlier] = symbols - zero
-        near = grid.beside(np.concatenate([np.abs(group), group])).take(grid.later, axis=1)
-        more, expected = model.from_beside(near[: len(group)], near[len(group) :], channels)
+        more, expected = model.from_beside(group, grid, channels)
         more += magnitudes.take(grid.later, axis=1)
         symbols = _read(reader, model.tables_of(more))
         if symbols is None:

@@ -75,12 +75,15 @@ class Expected(NamedTuple):
         tables: Index of the table of each.
         coded: How far each is above its expected value, modulo the number of symbols; or below (`Led.signs`).
 
+        grid: Where the positions lie.
+
     Shapes:
-        ``(channels, positions)``; positions in the order of the grid.
+        tables, coded: ``(channels, positions)``; positions in the order of the grid.
     """
 
     tables: NDArray[np.uint8]
     coded: NDArray[np.uint8]
+    grid: Grid
 
 
 class ContextModel:
@@ -191,23 +194,36 @@ class ContextModel:
         return self.weights[channels, : len(seen)] @ seen
 
     def from_beside(
-        self, magnitudes: NDArray[np.int32], values: NDArray[np.int32], channels: slice
+        self, rows: NDArray[np.int32], grid: Grid, channels: slice
     ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
         """What the earlier half of some channels tells of their later half.
 
         Args:
-            magnitudes: sums of the magnitudes beside the positions of the later half.
-            values: sums of the values there.
+            rows: their values, as the grid lays them out; those of the later half count for nothing.
+            grid: where the positions lie.
             channels: which channels they are.
 
         Returns:
             Magnitudes to add, whole numbers in units of ``1 / ONE``, and expected values, in steps.
 
         Shapes:
-            all: ``(channels, positions of the later half)``.
+            rows: ``(channels, grid.size)``; results: ``(channels, positions of the later half)``.
         """
+        near = grid.beside(np.concatenate([np.abs(rows), rows])).take(grid.later, axis=1)
         constant, weight, share = np.transpose(self.weights[channels, _LATER:])[:, :, None]
-        return constant + weight * magnitudes, expected_value(share, values)
+        return constant + weight * near[: len(rows)], expected_value(share, near[len(rows) :])
+
+    def parted(self, num_channels: int) -> tuple[int, list[tuple[int, int]]]:
+        """How many of the first channels lead, and the groups of the others.
+
+        Args:
+            num_channels: how many channels there are.
+
+        Returns:
+            The number; start and end of each group.
+        """
+        first = min(len(self.leading), num_channels)
+        return first, groups(num_channels)[first:]
 
     def expected(self, symbols: NDArray[np.int32], zero: int) -> Expected:
         """What is expected of all symbols; what an encoder sees at once.
@@ -233,10 +249,10 @@ class ContextModel:
         """
         grid = Grid(symbols.shape[1:])
         sums, shape = Sums(grid), (len(symbols), len(grid.order))
-        found = Expected(np.empty(shape, np.uint8), np.empty(shape, np.uint8))
-        first = min(len(self.leading), len(symbols))
-        self._expect_leading(grid.spread(symbols[:first] - zero), zero, grid, sums, found)
-        for together in _parts(groups(len(symbols))[first:], grid.size):
+        found = Expected(np.empty(shape, np.uint8), np.empty(shape, np.uint8), grid)
+        first, parts = self.parted(len(symbols))
+        self._expect_leading(grid.spread(symbols[:first] - zero), zero, sums, found)
+        for together in _parts(parts, grid.size):
             part = slice(together[0][0], together[-1][1])
             rows = grid.spread(symbols[part] - zero)
             magnitudes = np.empty((len(rows), shape[1]))
@@ -244,18 +260,18 @@ class ContextModel:
             for start, end in together:
                 seen = self.from_before(sums.features(start), slice(start, end))
                 magnitudes[start - part.start : end - part.start] = seen.take(grid.order, axis=1)
-            near = grid.beside(np.concatenate([np.abs(rows), rows])).take(grid.later, axis=1)
-            more, expected = self.from_beside(near[: len(rows)], near[len(rows) :], part)
+            more, expected = self.from_beside(rows, grid, part)
             magnitudes[:, grid.split :] += more
             off = rows.take(grid.order, axis=1) + zero
             off[:, grid.split :] = (off[:, grid.split :] - expected) % self.tables.num_symbols
             found.tables[part], found.coded[part] = self.tables_of(magnitudes), off
         return found
 
-    def _expect_leading(self, rows: NDArray[np.int32], zero: int, grid: Grid, sums: Sums, found: Expected) -> None:
+    def _expect_leading(self, rows: NDArray[np.int32], zero: int, sums: Sums, found: Expected) -> None:
         """What `expected` finds of the channels that lead."""
         if not len(rows):
             return
+        grid = found.grid
         values, neighbors = Values(self.leading, grid), grid.neighbors
         counts = [len(grid.order[at]) for at in grid.spans]
         sums.add(rows)

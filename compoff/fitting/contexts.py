@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from compoff.coding import SymbolTables
-from compoff.coding.context_model import BOUND, CONTEXTS, ONE, ContextModel, expected_value
+from compoff.coding.context_model import BOUND, CONTEXTS, ContextModel, expected_value
 from compoff.coding.grid import Grid
 from compoff.coding.leading import MOST_LEADING
 from compoff.coding.levels import zero_symbol
@@ -39,10 +39,8 @@ _HELD_OUT = 4  # every fourth sample says whether the models are worth it
 _LEAST_GAIN, _LEAST_BITS = 0.01, 64.0
 _LEAST_LED = 0.01  # of the bits, that leading channels save
 _NUM_TABLES = 16
-_LEADING, _LED_POSITIONS = (
-    MOST_LEADING,
-    1 << 17,
-)  # channels that lead; positions of them that are looked at, of all samples
+_LEADING = MOST_LEADING  # channels
+_LED_POSITIONS = 1 << 17  # that are looked at of channels that lead, in all samples
 _ROWS = 1 << 18  # that are looked at together
 _PRIOR = 2.0  # counts that are spread as a two-sided geometric distribution
 
@@ -177,7 +175,7 @@ def _plain_weights(values: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArra
     target, near = rows.take(grid.order, axis=1), np.zeros((channels, len(odd)), np.int32)
     beside, near[:, odd] = (grid.beside(one).take(grid.later, axis=1) for one in (rows, np.abs(rows)))
     value_weights = _value_weights(target[:, odd], beside)
-    target[:, odd] -= expected_value(value_weights[:, None], beside)
+    target[:, odd] -= expected_value(value_weights[:, None].astype(np.float64), beside)
     target = np.abs(target)
     sums = Sums(grid)
     sums.add(rows)
@@ -193,7 +191,7 @@ def _plain_weights(values: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArra
             own = near[part, :, None].astype(np.float64)
             rows_seen = np.concatenate([np.repeat(shared[None], len(own), axis=0), own], axis=2)
             weights[part], magnitudes[part] = magnitude_weights(rows_seen, target[part])
-    return in_units(np.concatenate([weights, value_weights[:, None] / ONE], axis=1)), magnitudes
+    return np.concatenate([in_units(weights), value_weights[:, None]], axis=1), magnitudes
 
 
 def _tabled(values: NDArray[np.int32], found: _Weights, num_symbols: int, zero: int) -> ContextModel:
@@ -203,17 +201,17 @@ def _tabled(values: NDArray[np.int32], found: _Weights, num_symbols: int, zero: 
     even = SymbolTables.from_counts(np.ones((num_tables, num_symbols)))
     model, counts = ContextModel(found.weights, bounds, even, found.leading), np.zeros(num_tables * num_symbols)
     for piece in _pieces(values):
-        tables, coded = model.expected(piece + zero, zero)
-        counts += np.bincount((tables * np.int64(num_symbols) + coded).reshape(-1), minlength=len(counts))
+        seen = model.expected(piece + zero, zero)
+        counts += np.bincount((seen.tables * np.int64(num_symbols) + seen.coded).reshape(-1), minlength=len(counts))
     counts = counts.reshape(-1, _NUM_TABLES, num_symbols)
     shares = np.concatenate([_smoothed(one, bounds, zero) for one in counts])
     return ContextModel(found.weights, bounds, SymbolTables.from_probabilities(shares), found.leading)
 
 
-def _value_weights(values: NDArray[np.int32], beside: NDArray[np.int32]) -> NDArray[np.float64]:
+def _value_weights(values: NDArray[np.int32], beside: NDArray[np.int32]) -> NDArray[np.int64]:
     """What share of the sum beside a value of the later half is expected to be in it."""
     y, x = values.astype(np.float64), beside.astype(np.float64)
-    return np.rint(ONE * (x * y).sum(1) / (np.square(x).sum(1) + 1))
+    return in_units((x * y).sum(1) / (np.square(x).sum(1) + 1))
 
 
 def _bounds(magnitudes: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -236,8 +234,8 @@ def _smoothed(counts: NDArray[np.float64], bounds: NDArray[np.int64], zero: int)
 
 def _bits(values: NDArray[np.int32], model: ContextModel, zero: int) -> float:
     """What a sample costs under a model."""
-    bits = [float(model.tables.bits[model.expected(piece + zero, zero)].sum()) for piece in _pieces(values)]
-    return sum(bits) / values.shape[1]
+    seen = (model.expected(piece + zero, zero) for piece in _pieces(values))
+    return sum(float(model.tables.bits[one.tables, one.coded].sum()) for one in seen) / values.shape[1]
 
 
 def _pieces(values: NDArray[np.int32]) -> Iterator[NDArray[np.int32]]:
