@@ -26,7 +26,7 @@ from benchmarks.networks import data_folder
 from benchmarks.plain_codecs import in_batches
 from benchmarks.rate_accuracy import Fitted
 from benchmarks.record import record
-from benchmarks.tasks import Shuffled, Task, load_task, paired
+from benchmarks.tasks import Photos, Shuffled, Task, load_task, paired
 from benchmarks.variations import BASELINE, SEEDS, VARIATIONS, Variation, context_bytes
 from compoff.recipe import recipe_named
 
@@ -52,22 +52,24 @@ class Kept:
         self.split = split
         self.options = options
         self._kinds: dict[str, Tensor] = {}
-        features = features_at(task.net, split, iter(task.test.split(100)), len(task.test)).float()
-        net = Behind(task.net, split).eval()
-        self.behind = Task(task.name, net, task.train, features, task.labels, task.mean, task.std)
+        features = features_at(task.net, split, iter(task.test.split(50)), len(task.test)).float()
+        self.behind_net = Behind(task.net, split).eval()
+        self.behind = Task(task.name, self.behind_net, task.train, features, task.labels, task.mean, task.std)
 
     def batches(self, augmentation: str) -> KeptFeatures:
         """Features to fit on, of images that were augmented in one way."""
         if augmentation not in self._kinds:
             torch.manual_seed(0)
-            assert isinstance(self.task.train, Shuffled)
             images = _augmented(self.task.train, augmentation)
             self._kinds = {augmentation: features_at(self.task.net, self.split, images, self.options.kept)}
         return KeptFeatures(self._kinds[augmentation], self.options.batch)
 
 
-def _augmented(train: Shuffled, augmentation: str) -> Iterator[Tensor]:
+def _augmented(train: Shuffled | Photos, augmentation: str) -> Iterator[Tensor]:
     """Round after round: as they are, mirrored at random, or mirrored and moved by up to four pixels."""
+    if isinstance(train, Photos):  # seen from nearer or farther, and mirrored, each time
+        while True:
+            yield from train
     while True:
         for batch in Shuffled(train.images, train.batch) if augmentation != "none" else train.images.split(train.batch):
             if augmentation != "moved":
@@ -88,6 +90,7 @@ def measured(kept: Kept, variation: Variation, options: argparse.Namespace) -> l
     with contextlib.ExitStack() as stack:
         for name, value in variation.patches.items():
             stack.enter_context(mock.patch(name, value))
+        kept.behind_net.reduced = options.bf16
         model = compoff.wrap(task.net, "input", example_input=task.test[:2], **wrapping)
         if variation.prepare is not None:
             variation.prepare(model, batches, target)
@@ -100,6 +103,7 @@ def measured(kept: Kept, variation: Variation, options: argparse.Namespace) -> l
             validation=list(_first(batches, 2)),
             seed=variation.seed,
         )
+        kept.behind_net.reduced = False  # measured in full
         counted = batches.features[:6000].float() if variation is BASELINE else None
         rows = _rows(Fitted(task, model, "input"), report.seconds, counted)
         model.unwrap()
@@ -146,6 +150,8 @@ def main() -> None:
     parser.add_argument("--target-bytes", type=float, default=100.0, help="what every variation is aimed at")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--kept", type=int, default=20000, help="images whose features are fitted on")
+    parser.add_argument("--bf16", action="store_true", help="fit with bfloat16 where autocast takes it")
+    parser.add_argument("--measure", type=int, default=None, help="images to measure on; all without it")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--limit", type=int, default=None, help="only the first images, for a trial")
@@ -158,6 +164,7 @@ def main() -> None:
     task = load_task(
         options.model, data_folder(options.data), batch=options.batch, device=options.device, limit=options.limit
     )
+    task = replace(task, test=task.test[: options.measure], labels=task.labels[: options.measure])
     task.net.to(options.device)
     command = f"python -m benchmarks.ablations {shlex.join(sys.argv[1:]).replace(str(options.data), 'DATA')}"
     name = ".".join(filter(None, ["ablations", options.model, options.split, options.name]))
@@ -167,6 +174,9 @@ def main() -> None:
     kept = Kept(task, options.split, options)
     for change, variation in {**VARIATIONS, **SEEDS}.items():
         if any(row["change"] == change for row in rows) or variation.group not in (options.only or [variation.group]):
+            continue
+        if isinstance(task.train, Photos) and variation.augmentation != BASELINE.augmentation:
+            print(f"{change}: left out, photos are always sampled anew")
             continue
         named = {"group": variation.group, "change": change, "model": task.name, "split": options.split}
         rows += [{**named, "steps": options.steps, **row} for row in measured(kept, variation, options)]

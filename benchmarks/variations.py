@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from benchmarks.behind import KeptFeatures
     from benchmarks.rate_accuracy import Fitted
     from compoff.codec import Quality
+    from compoff.coding import Code
+    from compoff.coding.context_model import ContextModel
 
 __all__ = ["BASELINE", "SEEDS", "VARIATIONS", "Variation", "context_bytes"]
 
@@ -112,6 +114,11 @@ def _learned_points(self: Any, channels: int, num_centers: int) -> _LearnedPoint
     return _LearnedPoints(channels, num_centers)
 
 
+def _no_contexts(symbols: NDArray[np.uint8], code: Code) -> tuple[ContextModel, ...]:
+    del symbols, code
+    return ()
+
+
 def _stay_linear(model: compoff.Wrapped, batches: KeptFeatures, target: float) -> None:
     compoff.calibrate(model, batches, target_bytes=target)
     decoder = model.bottleneck("input").decoder
@@ -183,6 +190,7 @@ VARIATIONS = {
     "quantizer: learned centers, 100 B alone": Variation(
         "quantizer", patches={**_ONE_RATE, _QUANTIZER: _learned_points}
     ),
+    "coder: no context models": Variation("coder", patches={"compoff.fitting.measure.fit_contexts": _no_contexts}),
     "decoder: linear": Variation("decoder", prepare=_stay_linear),
     "decoder: half as wide": Variation("decoder", patches=_decoder(24, 1)),
     "decoder: twice as wide, 3 blocks": Variation("decoder", patches=_decoder(96, 3)),
