@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.markdown import exists, matching, result, source, system, table, whole
+from benchmarks.markdown import exists, matching, result, sources, system, table, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,14 +113,14 @@ def at_drop_table() -> str:
             for limit in (1, 2, 5)
         ]
     head = ["split point", "drop, points", "transform, bytes", "deepcod, bytes", "best without a learned codec, bytes"]
-    made = [source(name) for split in reversed(_SPLITS) for name in (one_fit(split), f"rate_accuracy.{_CIFAR}.{split}")]
-    return f"{table(head, cells)}\n\nCIFAR-10, ResNet-56; {'; '.join(made)}"
+    made = [name for split in _SPLITS for name in (one_fit(split), f"rate_accuracy.{_CIFAR}.{split}")]
+    return f"{table(head, cells)}\n\nCIFAR-10, ResNet-56.\n\n{sources(made)}"
 
 
 def imagenet_table() -> str:
     """ResNet-50's fewest bytes within 1 and 2 points of top-5, at each split point: the longest fit there."""
     cells: list[list[str]] = []
-    sources: list[str] = []
+    made: list[str] = []
     for split, suffix in _LONGEST.items():
         name = f"rate_accuracy.resnet50.{split}.{suffix}"
         content, beside = result(name), f"rate_accuracy.resnet50.{split}.cpu.deepcod"
@@ -138,9 +138,9 @@ def imagenet_table() -> str:
                     fewest_bytes(content["rows"], (), limit, "drop_top5"),
                 ]
             )
-        sources += [source(name)] + ([source(beside)] if theirs else [])
+        made += [name, *([beside] if theirs else [])]
     head = ["split point", "top-5 drop, points", "transform, bytes", "top-1 drop there", "encoder, MMAC"]
-    return f"{table([*head, 'deepcod, bytes', 'without a learned codec, bytes'], cells)}\n\n{'; '.join(sources)}"
+    return f"{table([*head, 'deepcod, bytes', 'without a learned codec, bytes'], cells)}\n\n{sources(made)}"
 
 
 def aims_table() -> str:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["exists", "matching", "result", "source", "system", "table", "whole"]
+__all__ = ["exists", "matching", "result", "source", "sources", "system", "table", "whole"]
 
 _RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -41,6 +41,13 @@ def source(name: str) -> str:
         f"`{content['command']}` · {machine['gpu'] or machine['cpu']}, {machine['cores']} cores · torch "
         f"{content['versions']['torch']} · commit {content['commit'][:8]}{changed} · {content['date']}"
     )
+
+
+def sources(names: list[str]) -> str:
+    """Where a table of several results comes from, folded up: the commands are long, and nobody reads all of them."""
+    lines = "\n".join(f"- {source(name)}" for name in names)
+    told = f"<summary>{len(names)} commands make these figures again</summary>"
+    return f"<details markdown>\n{told}\n\n{lines}\n\n</details>"
 
 
 def whole(value: float | None) -> str:

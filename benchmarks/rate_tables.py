@@ -6,7 +6,7 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.markdown import result, source, system, table, whole
+from benchmarks.markdown import result, source, sources, system, table, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +94,7 @@ def tail_table(*splits: str) -> str:
         rows = [row for row in result(name)["rows"] if row["group"] in ("as it is", "tail")]
         kinds = {group: [row for row in rows if row["group"] == group] for group in ("as it is", "tail")}
         curves = {group: _by_seed(of_group) for group, of_group in kinds.items()}
-        made.append(source(name))
+        made.append(name)
         more = Curve(curves["as it is"]).more_bytes(kinds["tail"])
         assert more is not None
         for quality in range(len(curves["tail"][0])):
@@ -106,7 +106,7 @@ def tail_table(*splits: str) -> str:
         told = f"{split}, {rows[0]['steps']} steps, seeds: {len(curves['tail'])}"
         cells.append([told, "equal error", "", "", "", f"{100 * more:+.1f} %", "", ""])
     head = ["split point", "quality", "strict: bytes", "drop", "error", "adapted: bytes", "drop", "error"]
-    return f"{table(head, cells)}\n\n" + "; ".join(made)
+    return f"{table(head, cells)}\n\n{sources(made)}"
 
 
 def _by_seed(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
