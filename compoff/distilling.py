@@ -187,11 +187,12 @@ def _over_blocks(
 ) -> tuple[list[Tensor], list[Tensor], int]:
     """What Eq. 11 compares: later blocks, then outputs, and how many of these; a block's tensor that is one is no more.
 
-    Where the last block's tensor is the output, it counts once.
+    Where the last block's tensor is the output, it counts once. Where no output can be compared, the last block's
+    tensor stands for it (`compoff.answering.answers`).
     """
     outputs = comparable(record.output, result)
     pairs = [pair for path in site.later for pair in comparable(record.blocks.get(path, []), blocks.get(path, []))]
     pairs = [pair for pair in pairs if not any(pair[0] is teacher for teacher, _ in outputs)] + outputs
     if not pairs:
         raise incomparable(site.path)
-    return [teacher for teacher, _ in pairs], [student for _, student in pairs], len(outputs)
+    return [teacher for teacher, _ in pairs], [student for _, student in pairs], len(outputs) or 1

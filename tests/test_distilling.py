@@ -252,3 +252,35 @@ def test_what_the_model_refuses_is_named(x: Tensor) -> None:
         passes(model, "body", x, distill=False)
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert model.gate("body").replace is None
+
+
+class Finder(nn.Module):
+    """As many numbers as it finds in what the block before gives, whose columns have means of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [one[one > 0] for one in self.second(self.first(x)) + torch.tensor([0.0, 0.0, 1e-3])]
+
+
+def test_the_last_block_stands_for_an_answer_whose_shape_changes() -> None:
+    torch.manual_seed(0)
+    net, x = Finder(), torch.randn(16, 32)
+    with torch.no_grad():
+        net.second.bias.copy_(torch.tensor([0.0, 10, -20]))
+    model = wrapped_at(net, "first", x=x)
+    ends: dict[str, list[Tensor]] = {"first": [], "second": []}
+    for name, seen in ends.items():
+        net.get_submodule(name).register_forward_hook(
+            lambda module, args, output, seen=seen: seen.append(output.detach())
+        )
+    _, terms = passes(model, "first", x)
+    expected = 0.0
+    for name, seen in ends.items():
+        teacher, student = (one.numpy() for one in (seen[0], seen[-1]))
+        unit = np.var(teacher) if name == "first" else max(np.var(teacher, 0, ddof=1).mean(), 0.01 * np.var(teacher))
+        expected += np.mean((teacher - student) ** 2) / unit
+    assert terms.distillation is not None
+    assert terms.distillation.item() == pytest.approx(expected, rel=1e-4)

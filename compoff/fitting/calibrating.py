@@ -128,6 +128,11 @@ def start(wrapped: Wrapped, batches: Iterable[Any], aim: Aim, seed: int, *, prog
     taken = up_to(batches, wrapped, device_of(wrapped.base), SAMPLES)
     if not taken:
         raise FitError("the batches are empty, so there is nothing to start from; give at least one")
+    if len(taken) > 1 and all(batch.size == 1 for batch in taken):
+        _log.warning(
+            "every batch holds one sample, and does not tell what samples differ by, which a step of a fit counts "
+            "errors in; give batches of several, such as DataLoader(..., batch_size=16)"
+        )
     if not wrapped.built:
         with refusals_named(taken[0]):
             wrapped.build(*taken[0].args, **taken[0].kwargs)

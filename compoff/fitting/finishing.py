@@ -155,17 +155,32 @@ def conclude(
             wrapped.bottleneck(split).choose(report.quality)
             if report.aim_met is False:
                 _log.warning("no quality at '%s' keeps to %s; the default is the nearest", split, aim.asked(split))
-            if report.answer_lost:
-                _log.warning(
-                    "what comes out behind '%s' has nothing to do with the model's answer (output error %.3g); train "
-                    'longer, with a lower lr, or, with codec="deepcod", with features whose mean is near zero in units '
-                    "of their deviation",
-                    split,
-                    report.output_error,
-                )
+            _tell_of_what_is_lost(split, report, wrapped.options.codec)
     finally:
         wrapped.train(was_training)
     return samples
+
+
+def _tell_of_what_is_lost(split: str, report: SplitReport, codec: str) -> None:
+    """Say where the answer does not come through, or nothing is sent of which it could be made."""
+    more = "aim at more bytes with target_bytes, in a model wrapped anew"
+    if report.answer_lost:
+        deepcod = "with features whose mean is near zero in units of their deviation"
+        _log.warning(
+            "what comes out behind '%s' has nothing to do with the model's answer (output error %.3g); train longer, "
+            "with a lower lr, or %s",
+            split,
+            report.output_error,
+            deepcod if codec == "deepcod" else more,
+        )
+    elif len(report.curve) > 1 and report.curve[0]["bytes"] == report.curve[-1]["bytes"]:
+        _log.warning(
+            "every quality at '%s' takes %.0f bytes, so nothing is told of the feature (output error %.3g); %s",
+            split,
+            report.bytes,
+            report.output_error,
+            more,
+        )
 
 
 def held_out(validation: Iterable[Any] | None, wrapped: Wrapped, device: torch.device | None) -> Iterable[Batch] | None:

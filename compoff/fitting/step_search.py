@@ -13,7 +13,7 @@ from torch import Tensor
 from compoff.answering import answers, student_output, telling
 from compoff.codec import RefiningDecoder
 from compoff.codec.precision import own_defaults
-from compoff.losses import relative_error
+from compoff.fitting.comparison import Comparison
 from compoff.teaching import float_tensors, teacher_pass
 
 if TYPE_CHECKING:
@@ -124,14 +124,13 @@ def step_for_error(
     def error(step: float) -> float:
         for bottleneck, one, y in zip(bottlenecks, directions, together, strict=True):
             bottleneck.start(one, step / bottleneck.reference_step, y)
-        errors: list[float] = []
+        compared = Comparison()  # over all batches: one of a single sample does not tell what samples differ by
         for batch, ys, expected in zip(batches, features, teacher, strict=True):
             restored = [one.decode_at(y, one.reference_step) for one, y in zip(bottlenecks, ys, strict=True)]
             output = float_tensors(student_output(wrapped.base, gate, batch, restored))
             place = wrapped.sites[split]
-            path, ours, theirs = answers(wrapped.base, gate, place, batch, restored, output, expected, which)
-            errors.append(float(relative_error(ours, theirs, between_samples=None if path else 0.0)))
-        return sum(errors) / len(errors)
+            compared.add(*answers(wrapped.base, gate, place, batch, restored, output, expected, which))
+        return compared.error
 
     deviation = _largest_deviation(directions)
     try:

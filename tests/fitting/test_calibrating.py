@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import compoff
 from compoff.codec import Geometry, RefiningDecoder, TileMoments, TransformBottleneck
@@ -17,7 +17,7 @@ from compoff.errors import FeatureError, FitError, SplitError
 from compoff.fitting import calibrating
 from compoff.fitting.step_search import step_for_bytes
 from compoff.recipe import Recipe
-from tests.fitting.test_fit import assert_same, batches, bottlenecks, signals, trained_net, wrapped
+from tests.fitting.test_fit import Net, assert_same, batches, bottlenecks, signals, trained_net, wrapped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,6 +80,57 @@ def test_more_bytes_are_a_finer_step() -> None:
         report = compoff.fit(model, batches(), steps=1, target_bytes=target)
         sizes.append(report.splits["body"].curve[5]["bytes"])  # of the reference step
     assert sizes == pytest.approx([12, 30], rel=0.25)
+
+
+def trained(net: nn.Module) -> nn.Module:
+    net.load_state_dict(trained_net().state_dict(), strict=False)
+    return net.eval()
+
+
+class Offset(Net):
+    """Its scores differ by much more within a sample than between samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.tensor([0.0, 100.0, -300.0, 50.0])
+
+
+class Found(Net):
+    """Returns as many numbers of a sample as it finds, so what stands for its answer is the block before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shifted = nn.Conv1d(6, 6, 1)
+        with torch.no_grad():
+            self.shifted.weight.copy_(torch.eye(6)[..., None])
+            self.shifted.bias = nn.Parameter(torch.tensor([0.0, 100.0, -300.0, 50.0, 0.0, 0.0]))
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.shifted(self.body(self.stem(x)))
+        return [one[0, one[0] > 0.3] for one in y]
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_step_does_not_depend_on_how_many_samples_a_batch_holds(size: int) -> None:
+    bits: list[float] = []
+    for batch in (32, size):
+        model = wrapped("body", net=trained(Offset()), codec="transform", stride=4)
+        compoff.calibrate(model, signals(64).split(batch))
+        bits.append(float(model.bottleneck("body").reference_bits))
+    assert bits[1] == pytest.approx(bits[0], rel=0.25)  # each batch draws projections of its own
+
+
+def test_a_block_that_stands_for_the_answer_counts_in_what_samples_differ_by() -> None:
+    model = wrapped("body", net=trained(Found()), codec="transform", stride=4)
+    report = compoff.fit(model, batches(), steps=20).splits["body"]
+    assert report.curve[0]["bytes"] < report.curve[-1]["bytes"]
+    assert report.output_error < 0.1
+
+
+def test_batches_of_one_sample_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    compoff.calibrate(transform("body"), signals(4).split(2))
+    assert not caplog.records
+    compoff.calibrate(transform("body"), signals(4).split(1))
+    assert "every batch holds one sample, and does not tell what samples differ by" in caplog.text
 
 
 def test_the_step_is_where_the_symbols_have_so_many_bytes() -> None:

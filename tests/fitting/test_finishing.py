@@ -146,6 +146,16 @@ def test_an_answer_that_is_lost_is_said(caplog: pytest.LogCaptureFixture) -> Non
     assert not caplog.records
 
 
+def test_a_ladder_that_sends_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = started()
+    with torch.no_grad():
+        model.bottleneck("body").quantizer.log_gain.sub_(20)  # every value rounds to zero
+    report = compoff.finish(model, batches()).splits["body"]
+    assert not report.answer_lost or "nothing to do with" in caplog.text
+    assert len({point["bytes"] for point in report.curve}) == 1
+    assert "target_bytes, in a model wrapped anew" in caplog.text
+
+
 class Streamed:
     """Makes its batches one by one, and notes how many are alive."""
 
