@@ -11,7 +11,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-import numpy as np
 import typer
 from rich.console import Console
 
@@ -19,6 +18,7 @@ from compoff import __version__
 from compoff.drafts import write_whole
 from compoff.errors import CompoffError, FeatureError, LocalProtocolError
 from compoff.operations.answer_files import check_output, save_answer
+from compoff.operations.answer_text import answer_text
 from compoff.operations.input_files import read_input
 from compoff.operations.settings import TOKEN_VARIABLE, Settings, TailPlace, read_tokens, token_of_environment
 from compoff.operations.system_errors import told
@@ -147,6 +147,20 @@ def inspect(
         typer.echo(json.dumps(parts, indent=2, default=str))
     else:
         show(parts, Console())
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
+    """Say what works on this machine; status 1 where a package is broken, or of a version that will not do."""
+    from compoff.operations import doctor as examining  # packaging is an extra
+
+    found = examining.examine()
+    if as_json:
+        typer.echo(json.dumps(examining.as_json(found), indent=2))
+    else:
+        examining.show(found, Console())
+    if any(one.state == "wrong" for one in found):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -378,21 +392,6 @@ def _give_answer(answer: Any, report: CallReport | None, output: Path | None) ->
             save_answer(output, answer)
         except Exception:
             with contextlib.suppress(OSError):  # what is to be told is why there is no file
-                _print_answer(answer, report)
+                _say(answer_text(answer, report))
             raise
-    _print_answer(answer, report)
-
-
-def _print_answer(answer: Any, report: CallReport | None) -> None:
-    """The answer, briefly, and where bytes and time went."""
-    if isinstance(answer, np.ndarray) and answer.ndim == 2:
-        for row in answer:
-            best = np.argsort(row)[::-1][:5]
-            _say("top 5: " + ", ".join(f"{index} ({row[index]:.3f})" for index in best))
-    else:
-        _say(str(answer))  # pyright: ignore[reportUnknownArgumentType]
-    if report is not None:
-        _say(
-            f"split {report.split}: {report.payload_bytes} B sent, {report.reply_bytes} B received; head "
-            f"{1000 * report.head_seconds:.1f} ms, link and tail {1000 * report.remote_seconds:.1f} ms"
-        )
+    _say(answer_text(answer, report))

@@ -203,7 +203,7 @@ def test_the_version_and_the_help_of_every_command(here: Here) -> None:
     whole = here("-h")
     assert whole.returncode == 0
     assert "across a weak device" in whole.stdout
-    for name in ("demo", "inspect", "serve", "compile", "export-triton", "top", "call", "export-c", "certs"):
+    for name in ("demo", "inspect", "doctor", "serve", "compile", "export-triton", "top", "call", "export-c", "certs"):
         assert name in whole.stdout
         told = here(name, "-h")
         assert (told.returncode, told.stdout) == (0, here(name, "--help").stdout)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from compoff.manifest import Manifest
     from compoff.weights import WeightPool
 
-__all__ = ["BackendName", "Choice", "check_backend", "check_device", "compile_backend", "load_backend"]
+__all__ = ["BackendName", "Choice", "check_backend", "check_device", "compile_backend", "load_backend", "missing_of"]
 
 _log = logging.getLogger("compoff.engine")
 
@@ -208,6 +208,19 @@ def _best(manifest: Manifest, source: bytes, device: str) -> tuple[Backend, Choi
     reason = "; ".join(["nothing faster works here", *passed_over])
     _log.warning("compoff: the tail at '%s' runs in PyTorch: %s", manifest.split, reason)
     return _eager(source, device), Choice("eager", reason, device)
+
+
+def missing_of() -> dict[str, str]:
+    """What each compiled backend lacks here.
+
+    Returns:
+        What is not installed of what it needs, by name of the backend; empty where nothing is missing.
+
+    Examples:
+        >>> missing_of()["inductor"]
+        ''
+    """
+    return {name: kind.missing() for name, kind in _COMPILED.items()}
 
 
 def _installed(name: str) -> _Compiled:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,11 +63,9 @@ class OnnxBackend:
     @staticmethod
     def missing() -> str:
         """What is not installed of what this needs; empty where nothing is missing."""
-        for package in ("onnxruntime", "onnx", "onnxscript"):
-            try:
-                importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                return f'{package} is not installed: pip install "compoff[onnx]"'
+        for name in ("onnxruntime", "onnx", "onnxscript"):  # by module: onnxruntime comes in several packages
+            if importlib.util.find_spec(name) is None:
+                return f'{name} is not installed: pip install "compoff[onnx]"'
         return ""
 
     @staticmethod
