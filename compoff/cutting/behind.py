@@ -24,6 +24,14 @@ _NORMALIZATIONS = (
     nn.LayerNorm,
     nn.RMSNorm,
 )
+_CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ def _layer(path: str, module: nn.Module) -> Layer | None:
     weight = held.get("weight")
     if not path or (weight is None and not is_parametrized(module, "weight")):
         return None
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)):
+    if isinstance(module, _CONVOLUTIONS):
         return Layer(path, module.out_channels, 1)
     if isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
         return Layer(path, module.num_features if weight is None else len(weight), 1)
