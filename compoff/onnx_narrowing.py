@@ -164,9 +164,7 @@ class _Branches:
         for node in reversed(self._choice([(start, wanted[start]) for start in starts], self.results)):
             self.graph.node.insert(place, node)
         self._tidy()
-        size = self.output.type.tensor_type.shape.dim[1]
-        size.Clear()
-        size.dim_param = f"{self.output.name}_channels"
+        self.output.type.tensor_type.shape.dim[1].dim_param = f"{self.output.name}_channels"  # in the number's place
 
     def _tidy(self) -> None:
         """Leave out what stood before the layer and is in the branches now."""
