@@ -127,7 +127,7 @@ def _tap_of_main(trace: Trace, call: ModuleCall, main: int) -> tuple[Tap, int]:
         for operator in trace.flow.operators
         if operator.index in live
     )
-    at_function = find_tap(trace, main, call.begin) if elsewhere or call.entered.count(main) > 1 else None
+    at_function = find_tap(trace, main, call.begin) if elsewhere else None
     return at_function or (tap_of(trace, call, "entry", call.entered.index(main)), call.begin)
 
 

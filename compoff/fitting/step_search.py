@@ -118,8 +118,6 @@ def step_for_error(
     gate = wrapped.gate(split)
     teacher = [teacher_pass(wrapped.base, {split: gate}, wrapped.sites, batch, blocks=True).output for batch in batches]
     which = telling(wrapped.base, gate, batches[0], features[0], teacher[0])
-    for bottleneck in bottlenecks:
-        bottleneck.eval()
 
     def error(step: float) -> float:
         for bottleneck, one, y in zip(bottlenecks, directions, together, strict=True):
@@ -133,18 +131,14 @@ def step_for_error(
         return compared.error
 
     deviation = _largest_deviation(directions)
-    try:
-        with _linear_decoders(bottlenecks):
-            left_out = error(_FINEST * deviation) if deviation > 0 else 0.0
-            aim = max(_START_ERROR, min(2 * left_out, (1 + left_out) / 2))
+    with _linear_decoders(bottlenecks):
+        left_out = error(_FINEST * deviation) if deviation > 0 else 0.0
+        aim = max(_START_ERROR, min(2 * left_out, (1 + left_out) / 2))
 
-            def too_fine(step: float) -> bool:
-                return error(step) < aim
+        def too_fine(step: float) -> bool:
+            return error(step) < aim
 
-            return _bisect(too_fine, deviation)
-    finally:
-        for bottleneck in bottlenecks:
-            bottleneck.train(wrapped.training)
+        return _bisect(too_fine, deviation)
 
 
 def _bisect(too_fine: Any, deviation: float) -> float:

@@ -282,6 +282,14 @@ def test_a_prefix_gives_the_first_channels_whatever_came_after() -> None:
     assert whole > 200
 
 
+def test_a_prefix_of_more_symbols_than_are_read_at_a_time() -> None:
+    tables = SymbolTables.from_probabilities([[0.98, 0.02]] * 2)
+    symbols = (np.random.default_rng(9).random((2, 5000)) < 0.02).astype(np.uint8)
+    message = range_coder.encode(symbols, tables)
+    found = range_coder.decode_prefix(message[: len(message) * 3 // 4], tables, 5000, 2)
+    assert found.tolist() == symbols[:1].tolist()
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_prefix_is_read_the_same_with_and_without_the_library(data: st.DataObject) -> None:

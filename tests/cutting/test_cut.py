@@ -113,6 +113,15 @@ def test_outputs_are_told_apart_by_their_batch() -> None:
     assert [tuple(value.shape) for value in halves.tail(torch.ones(5, 4))] == [(5, 4), (4,), (2,)]
 
 
+def test_a_number_that_is_read_from_a_tensor_cannot_cross() -> None:
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        mean = x.mean().item()
+        return marker(x * w) * mean
+
+    with pytest.raises(SplitError, match=r"would cross the cut at 'here': item \(SymFloat\)"):
+        cut_at(graph_of(function, width=64), TARGET, "here")
+
+
 def skip(x: Tensor, w: Tensor) -> Tensor:
     y = x * w
     return marker(y) + y

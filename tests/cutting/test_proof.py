@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import compoff
-from compoff.cutting.proof import _alike, _mixes, check_sizes
+from compoff.cutting.inputs import ExampleInputs
+from compoff.cutting.proof import _alike, _mixes, check_sizes, prove
 from compoff.errors import SplitError
 from tests.small_networks import Plain
 
@@ -98,6 +100,26 @@ def test_a_tail_that_answers_otherwise_every_time_is_not_said_to_mix() -> None:
         (lambda z: [z], False),
     ):
         assert _mixes(tail, symbols, 1, tail(*symbols)) is mixes
+
+
+def test_what_a_tail_reads_in_another_order_than_it_arrives_in_is_refused() -> None:
+    def tail(symbols: Tensor, side: Tensor) -> list[Tensor]:
+        return [symbols + side.as_strided((len(side), 8), (8, 1))]  # as it lies in memory
+
+    nothing = torch.fx.symbolic_trace(nn.Identity())
+    for swap in (True, False):
+
+        def head(x: Tensor, swap: bool = swap) -> list[Tensor]:
+            side = x.unflatten(1, (2, 4))
+            return [x, side.transpose(1, 2) if swap else side]
+
+        def run(given: ExampleInputs, head: Callable[..., list[Tensor]] = head) -> tuple[list[Tensor], list[Tensor]]:
+            parts = head(*given.tensors)
+            return parts[:1], tail(*parts)
+
+        example = ExampleInputs((torch.randn(2, 8),), batched=(True,))
+        with pytest.raises(SplitError, match="otherwise than it does as a whole") if swap else contextlib.nullcontext():
+            prove("b", example, run, head, tail, source=nothing, most=4, crossing=[True], leaves=[True])
 
 
 def test_a_branch_beyond_the_largest_batch_does_no_harm() -> None:

@@ -438,3 +438,47 @@ def test_what_the_model_returns_too_is_the_decoded_one() -> None:
         score, feature = model(x)
     assert not torch.equal(feature, x.flatten(1))
     assert torch.equal(model.base.get_submodule("block")(feature), score)
+
+
+def test_what_enters_a_block_twice_is_decoded_in_both_places() -> None:
+    class Pair(nn.Module):
+        def forward(self, x: Tensor, *, y: Tensor) -> Tensor:
+            seen.append((x, y))
+            return x + y
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Pair()
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = x.flatten(1)
+            return self.block(z, y=z)
+
+    x, seen = torch.randn(4, 8, 4), list[tuple[Tensor, Tensor]]()
+    model = compoff.wrap(Net().eval(), "block", example_input=x, codec="deepcod")
+    with model.at("block"), torch.no_grad():
+        model(x)
+    first, second = seen[-1]
+    assert torch.equal(first, second)
+    assert not torch.equal(first, x.flatten(1))
+
+
+def test_a_view_of_a_view_that_crosses_is_decoded_for_itself() -> None:
+    """What is decoded in place of a view is another tensor: who looks at the view's memory would see the old one."""
+
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.block, self.rest = nn.Linear(8, 96), nn.Linear(8, 8), nn.Linear(8, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            wide = self.first(x)[:, :64]
+            part = wide[:, :32]
+            return self.rest(self.block(x)) * part + wide[:, 32:]
+
+    assert crossing(Views(), "rest", torch.randn(2, 8))[0] == [
+        "output of block",
+        "__getitem__() in the model",
+        "__getitem__() in the model",
+    ]
