@@ -36,7 +36,6 @@ from compoff.manifest import DTYPES, FORMAT, CodeSpec, Manifest, TensorSpec
 from compoff.mounting import require_wrapped
 from compoff.outer_hooks import require_onlookers
 from compoff.programs import TorchProgram
-from compoff.spare import spare_attributes
 from compoff.structure import flatten
 
 if TYPE_CHECKING:
@@ -115,13 +114,12 @@ def export(
         require_picture(pixels, example)
     _refuse_loose(wrapped.base, example)
     require_onlookers(wrapped, SplitError)
-    if split not in wrapped.reports and (missing := _missing(split, bottlenecks)):
+    if missing := _missing(split, bottlenecks):
         _log.warning("%s", missing)
     tables = [code_of(bottleneck).tables for bottleneck in bottlenecks]
-    with spare_attributes(wrapped.base):
-        with wrapped.at(split, bypass=True):
-            require_memoryless(wrapped.base, example)
-        made = _make(wrapped, split, example, tail_factory, max_batch)
+    with wrapped.at(split, bypass=True):
+        require_memoryless(wrapped.base, example)
+    made = _make(wrapped, split, example, tail_factory, max_batch)
     if pixels is not None:
         made = replace(made, head=from_pixels(made.head, pixels, example, split))
     shared: dict[str, Any] = {
@@ -131,7 +129,7 @@ def export(
         "outputs": _specs(made.leaves, "returns"),
         "structure": made.structure,
         "codes": tuple(_code(bottleneck) for bottleneck in bottlenecks),
-        "quality": _default_quality(bottlenecks[0]),
+        "quality": bottlenecks[0].chosen,
         "sides": _specs(made.sides, "computes"),
         "max_batch": max_batch,
         "call": _call(wrapped.base, example),
@@ -181,7 +179,7 @@ def _report(wrapped: Wrapped, split: str, base: str) -> dict[str, Any]:
 
 
 def _missing(split: str, bottlenecks: Sequence[Bottleneck]) -> str:
-    """What was left out at a split point that has no report; nothing where all was done some other way."""
+    """What was left out at a split point; nothing where all was done, by a fit or some other way."""
     if not all(bottleneck.calibrated for bottleneck in bottlenecks):
         return f"the codec at '{split}' has not been fitted, so its answers are not the model's; call compoff.fit first"
     if all(bool(bottleneck.prior.logits.any()) for bottleneck in bottlenecks):  # zeros until they learn or are counted
@@ -204,11 +202,6 @@ def _call(model: nn.Module, example: ExampleInputs) -> dict[str, Any]:
             names = [name for name, parameter in signature.parameters.items() if parameter.kind in by_position]
             return {"parameters": names, "call": call}
     return {}
-
-
-def _default_quality(bottleneck: Bottleneck) -> int:
-    """The quality that the fit chose, or -1 for the last."""
-    return bottleneck.chosen if bottleneck.chosen < len(bottleneck.qualities()) - 1 else -1
 
 
 def _code(bottleneck: Bottleneck) -> CodeSpec:

@@ -143,6 +143,8 @@ CASES: list[Case] = [
     (lambda: c.export(wrap(), "1", pixels={"mean": 0.5}), {}, FeatureError, "pixels is {'mean': 0.5}; "),
     (lambda: c.export(wrap(), "1", tail_factory=3), {}, ArtifactError, "tail_factory is 3"),
     (lambda: c.export(wrap(), "1", tail_factory="a.b.c"), {}, ArtifactError, "tail_factory is 'a.b.c'; expected the t"),
+    (lambda: c.export(wrap(), "1", tail_factory="a.b:c()"), {}, ArtifactError, "tail_factory is 'a.b:c()'; expected"),
+    (lambda: c.export(wrap(), "1", tail_factory=""), {}, ArtifactError, "tail_factory is ''; expected the text"),
     (lambda: wrap().parameter_groups(lr="a"), {}, FitError, "lr is 'a'; expected a learning rate of 0 or more"),
     (lambda: wrap().parameter_groups(lr=-1), {}, FitError, "lr is -1"),
     (lambda: wrap(codec="deepcod").parameter_groups(lr=NAN), {}, FitError, "lr is nan"),

@@ -14,7 +14,11 @@ from torch import Tensor, nn
 import compoff
 from benchmarks.networks import load_cifar_resnet, load_pqf, read_cifar10, read_imagenet_val
 from compoff.cutting.capture import capture
-from compoff.errors import ArtifactError, SplitError
+from compoff.cutting.inputs import ExampleInputs
+from compoff.device.binding import CallForm
+from compoff.errors import ArtifactError, FeatureError, SplitError
+from compoff.exporting import _call, _missing
+from compoff.manifest import TensorSpec
 from tests.small_networks import (
     BatchInside,
     DataDependent,
@@ -328,6 +332,41 @@ def test_a_codec_that_was_not_fitted_is_told(caplog: pytest.LogCaptureFixture) -
     assert "the codec at 'block2' has not been fitted, so its answers are not the model's" in caplog.text
 
 
+def test_what_was_left_out_at_one_of_several_bottlenecks_is_told() -> None:
+    bottlenecks = tiny(Skip(), "block2").bottlenecks_at("block2")
+    assert len(bottlenecks) == 2
+    bottlenecks[0].calibrated.fill_(True)
+    assert _missing("block2", bottlenecks).startswith("the codec at 'block2' has not been fitted")
+    bottlenecks[1].calibrated.fill_(True)
+    for one in bottlenecks:
+        assert "have not been counted, so its payloads are as long as they can be" in _missing("block2", bottlenecks)
+        one.prior.count(torch.tensor([[3, *[1] * (one.num_centers - 1)]] * one.latent_shape[0]))
+    assert _missing("block2", bottlenecks) == ""
+
+
+class Gained(nn.Module):
+    def forward(self, x: Tensor, gain: float = 2.0, *, shift: Any = 1.0) -> Tensor:
+        return x * gain + shift
+
+
+class OfAnObject(nn.Module):
+    def forward(self, x: Tensor, gain: Any = torch) -> Tensor:
+        return gain.relu(x)
+
+
+def test_a_head_knows_the_defaults_of_what_was_left_out_where_they_can_be_written_down() -> None:
+    x = images()
+    example, given = ExampleInputs((x,), batched=(True,)), [TensorSpec((3, 8, 8), "float32")]
+    form = CallForm(_call(Gained(), example), given)
+    assert form.bind((x, 2.0), {"shift": 1.0}) == form.bind((), {"gain": 2.0, "x": x}) == [x]
+    with pytest.raises(FeatureError, match=r"'gain' is 3\.0 and became the constant 2\.0 at the export"):
+        form.bind((x,), {"gain": 3.0})
+    plain = CallForm(_call(OfAnObject(), example), given)
+    assert plain.bind((), {"x": x}) == [x]
+    with pytest.raises(FeatureError, match="there is no 'gain'"):
+        plain.bind((x,), {"gain": torch})
+
+
 def test_a_model_that_is_not_wrapped_says_so() -> None:
     with pytest.raises(SplitError, match=r"Plain is no wrapped model; give what compoff\.wrap"):
         compoff.export(Plain(), "block2")  # type: ignore[arg-type]
@@ -456,8 +495,10 @@ def test_a_keyword_that_no_parameter_names_is_named() -> None:
         def forward(self, x: Tensor, **options: Any) -> Tensor:
             return super().forward(x) * options.get("gain", 1.0)
 
-    wrapped = tiny(Loose().eval(), "block1", example={"x": images(), "gain": 2.0})
-    with pytest.raises(SplitError, match=r"'gain' reaches Loose\.forward by its \*\*options, and torch.export takes"):
-        compoff.export(wrapped, "block1")
+    for name in ("gain", "options"):
+        wrapped = tiny(Loose().eval(), "block1", example={"x": images(), name: 2.0})
+        words = rf"'{name}' reaches Loose\.forward by its \*\*options, and torch.export takes"
+        with pytest.raises(SplitError, match=words):
+            compoff.export(wrapped, "block1")
     head, tail = compoff.export(tiny(Loose().eval(), "block1", example={"x": images()}), "block1")
     assert tail(head(images(3))).shape[0] == 3
