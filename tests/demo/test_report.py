@@ -166,6 +166,20 @@ def test_staying_on_the_device_is_named_where_it_wins() -> None:
     assert "LTE: stay on device (2.0 ms), then of those that send: compoff layer2 (30 ms)." in notes(results)[-1]
 
 
+def test_a_way_at_the_limit_is_within_it_and_what_is_not_sent_has_no_reply() -> None:
+    results = {**RESULTS, "rows": [row("local", "stay on device", 0.0, 0.0, 50.0), row("jpeg", "all", 80.0, 2.0, 40.0)]}
+    assert "Fewest bytes within 2 points of drop: all (80)." in notes(results)
+    assert any("a reply takes 61." in note for note in notes(results))
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [(0.0099, "<0.01"), (0.01, "0.01"), (0.994, "0.99"), (1.0, "1.0"), (9.94, "9.9"), (10.0, "10")],
+)
+def test_two_digits_of_a_time_are_shown(milliseconds: float, text: str) -> None:
+    assert cells({**RESULTS["rows"][0], "device_ms": milliseconds})[4] == text
+
+
 def test_no_way_within_the_limit_is_said() -> None:
     results = copy.deepcopy(RESULTS)
     results["rows"] = [given for given in results["rows"] if given["system"] in ("local", "jpeg")]

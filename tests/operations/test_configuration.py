@@ -77,6 +77,10 @@ log: {format: json, level: warning}
         ("tails: [x]\nlimits:\n  idle_timeout: .nan\n", 3, "idle_timeout"),
         ("tails: [x]\nlimits:\n  window: 70000\n", 3, "limits.window is 70000"),
         ("tails: [x]\nlimits:\n  max_wait: -1\n", 3, "limits.max_wait is -1"),
+        ("tails: [x]\nlimits:\n  window: 65536\n", 3, "limits.window is 65536"),
+        ("tails: [x]\nlimits:\n  idle_timeout: 0\n", 3, "limits.idle_timeout is 0"),
+        ("tails: [x]\naddress:\n  nowhere\n", 2, "address is 'nowhere'"),
+        ("tails: [x]\nprocesses: -0x" + "f" * 5000, 2, "processes is '-0xfff"),
         ("tails:\n  - x\n  - folder: y\n    devise: cuda\n", 4, "no setting tails.1.devise"),
         ("tails:\n  - x\n  - 7\n", 3, "tails.1 is 7"),
         ("tails: [x]\nlog: {format: xml}\n", 2, "log.format is 'xml'"),
@@ -138,6 +142,9 @@ def test_of_very_many_mistakes_the_first_are_named(tmp_path: Path) -> None:
         read_configuration(written(tmp_path, "tails: [x]\n" + "".join(f"k{index}: 1\n" for index in range(100))))
     lines = str(caught.value).splitlines()
     assert (len(lines), lines[-1]) == (21, "and 80 more")
+    with pytest.raises(ConfigError) as caught:
+        read_configuration(written(tmp_path, "tails: [x]\n" + "".join(f"k{index}: 1\n" for index in range(20))))
+    assert len(str(caught.value).splitlines()) == 20
 
 
 def test_a_zero_byte_is_no_yaml(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from compoff.edge.server import serve
-from compoff.operations.figures import Figures, add_live, figures_of, merge
+from compoff.operations.figures import Figures, add_live, behind, counted_only, figures_of, merge, only
 from compoff.operations.metrics import exposition
 from compoff.wire.client import open_client
 from tests.edge.peers import ID, Echo
@@ -82,10 +82,60 @@ def test_a_process_that_started_anew_is_no_negative_rate() -> None:
     assert min(live.values()) == 0.0
 
 
+def test_what_was_slow_before_a_new_start_says_nothing_of_now() -> None:
+    before, now = measured(1), measured(1)
+    buckets = len(now["tails"][0]["latency_counts"])
+    now["tails"][0]["latency_counts"] = [0, 0, 5, *[0] * (buckets - 3)]
+    before["tails"][0]["latency_counts"] = [*[0] * (buckets - 3), 9, 0, 0]
+    alone, after = (add_live(now, one, 1.0)["tails"][0]["live"] for one in ({**before, "tails": []}, before))
+    assert alone is not None
+    assert after is not None
+    assert [alone[name] for name in ("p50", "p90", "p99")] == [after[name] for name in ("p50", "p90", "p99")]
+
+
+def loaded(requests: int, **changes: Any) -> Figures:
+    """As `measured`, while some wait and others run."""
+    figures = measured(requests)
+    figures["tails"][0].update({"waiting": 3, "running": 2, "busy_seconds": 5.0, "batch_sizes": {"2": 9}})
+    return {**figures, "connections": 4, "pending": 5, "held_bytes": 6, "unread_bytes": 7, **changes}
+
+
+def test_a_process_that_ended_keeps_what_it_counted_and_holds_nothing() -> None:
+    figures = loaded(2, uptime=8.0)
+    left = counted_only(figures)
+    held = ("uptime", "connections", "pending", "held_bytes", "unread_bytes")
+    assert left == {**figures, **dict.fromkeys(held, 0), "tails": [{**figures["tails"][0], "waiting": 0, "running": 0}]}
+    artifact = figures["tails"][0]["artifact"]
+    assert (len(only(figures, {artifact})["tails"]), only(figures, {"another"})["tails"]) == (1, [])
+
+
+def test_fronts_count_requests_and_the_keeper_knows_how_busy_a_tail_is() -> None:
+    fronts, keeper = loaded(4), measured(7)
+    keeper["tails"][0].update({"waiting": 10, "running": 1, "busy_seconds": 9.0, "batch_sizes": {"4": 1}})
+    (tail,) = behind(fronts, keeper)["tails"]
+    assert (tail["requests"], tail["waiting"], tail["running"], tail["busy_seconds"]) == (4, 13, 1, 9.0)
+    assert tail["batch_sizes"] == {"4": 1}
+    (alone,) = behind(fronts, {**keeper, "tails": []})["tails"]
+    assert (alone["requests"], alone["waiting"], alone["running"], alone["busy_seconds"]) == (4, 3, 0, 0.0)
+
+
+def test_a_server_is_as_old_as_its_oldest_process_and_ready_when_all_are() -> None:
+    one, other = loaded(1, uptime=8.0), loaded(1, uptime=3.0, ready=False)
+    figures = merge([one, other], processes=2)
+    assert (figures["uptime"], figures["ready"], figures["pending"]) == (8.0, False, 10)
+
+
+def test_a_tail_without_a_name_is_told_all_the_same() -> None:
+    with serve(Echo()) as server:
+        (tail,) = figures_of(server.stats(), {})["tails"]
+    assert (tail["artifact"], tail["model"], tail["split"]) == (ID.hex()[:8], "", "")
+
+
 def test_prometheus_reads_the_same_numbers() -> None:
     figures = measured(10)
     figures["tails"][0]["errors"] = {"busy": 3}
-    figures["tails"][0]["batch_sizes"] = {"1": 4, "3": 2}
+    figures["tails"][0]["batch_sizes"] = {"1": 4, "3": 2, "200": 1}
+    figures["tails"][0].update({"bytes_out": 90, "busy_seconds": 1.5, "latency_seconds": 2.5, "waiting": 8})
     found = samples(exposition(figures))
     expected: dict[str, Any] = {
         "compoff_ready": 1,
@@ -98,8 +148,14 @@ def test_prometheus_reads_the_same_numbers() -> None:
         "compoff_batch_requests_bucket 1": 4,
         "compoff_batch_requests_bucket 2": 4,
         "compoff_batch_requests_bucket 4": 6,
-        "compoff_batch_requests_count": 6,
-        "compoff_batch_requests_sum": 10,
+        "compoff_batch_requests_bucket 128": 6,
+        "compoff_batch_requests_bucket +Inf": 7,
+        "compoff_batch_requests_count": 7,
+        "compoff_batch_requests_sum": 210,
+        "compoff_sent_bytes_total": 90,
+        "compoff_tail_busy_seconds_total": 1.5,
+        "compoff_latency_seconds_sum": 2.5,
+        "compoff_waiting_requests": 8,
     }
     assert {name: found[name] for name in expected} == expected
 
