@@ -147,6 +147,13 @@ def test_of_very_many_mistakes_the_first_are_named(tmp_path: Path) -> None:
     assert len(str(caught.value).splitlines()) == 20
 
 
+def test_a_token_file_that_holds_none_is_named_with_the_line_it_is_written_in(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("\n")
+    settings, _ = read_configuration(written(tmp_path, "tails: [x]\n\ntoken_file: tokens\n"))
+    with pytest.raises(ConfigError, match=r"serve\.yaml, line 3: '.*tokens' holds no token"):
+        _ = settings.tokens
+
+
 def test_a_zero_byte_is_no_yaml(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not YAML in UTF-8: unacceptable character"):
         read_configuration(written(tmp_path, "tails: [x]\n\0\n"))
