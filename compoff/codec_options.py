@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import nn
@@ -20,7 +20,30 @@ from compoff.codec.precision import own_defaults
 from compoff.codec.transform import check_levels
 from compoff.errors import FeatureError, SplitError
 
-__all__ = ["CodecOptions"]
+__all__ = ["CodecOptions", "Sizes"]
+
+
+class Sizes(NamedTuple):
+    """What decides the shapes of a bottleneck's weights, beside the channels of the feature.
+
+    Args:
+        channels: Channels of the latent.
+        num_centers: Number of quantization levels.
+        stride: Side of the encoder's tile, in elements.
+
+    Examples:
+        >>> Sizes.of(CodecOptions().build((32, 16, 16)))
+        Sizes(channels=192, num_centers=255, stride=8)
+    """
+
+    channels: int
+    num_centers: int
+    stride: int
+
+    @classmethod
+    def of(cls, bottleneck: Bottleneck) -> Sizes:
+        """Those of a bottleneck."""
+        return cls(bottleneck.latent_shape[0], bottleneck.num_centers, bottleneck.geometry.stride)
 
 
 @dataclass

@@ -6,7 +6,7 @@ Knows neither what the gates hold nor who switches them (`wrapped`).
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,12 +20,12 @@ from compoff.gates import Gate
 from compoff.hooks import Adapting, catchers, hang
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch.utils.hooks import RemovableHandle
 
     from compoff.codec import Bottleneck
-    from compoff.codec_options import CodecOptions
+    from compoff.codec_options import CodecOptions, Sizes
     from compoff.cutting.sites import Site
 
 __all__ = [
@@ -113,7 +113,10 @@ def attach(model: nn.Module, site: Site, gate: Gate) -> list[RemovableHandle]:
 
 
 def build_bottlenecks(
-    options: CodecOptions, sites: Mapping[str, Site], device: str = "cpu"
+    options: CodecOptions,
+    sites: Mapping[str, Site],
+    device: str = "cpu",
+    sizes: Mapping[str, Sequence[Sizes]] | None = None,
 ) -> dict[str, list[Bottleneck]]:
     """Make the bottlenecks of several split points.
 
@@ -121,6 +124,7 @@ def build_bottlenecks(
         options: How they are made.
         sites: The split points, by name.
         device: Where to make them; ``"meta"`` where only their sizes are of interest.
+        sizes: Of each split point one for each feature, in place of what `options` choose for it.
 
     Returns:
         The bottlenecks of each, one a feature that crosses there, freshly initialized.
@@ -129,9 +133,13 @@ def build_bottlenecks(
         FeatureError: A size is out of range, or a factory's module gives another shape than was asked of it.
         SplitError: An adapter is asked for, and no layer behind a split point can have one.
     """
-    made = {
-        path: [options.build(feature.packed_shape, device) for feature in site.features] for path, site in sites.items()
-    }
+    made: dict[str, list[Bottleneck]] = {}
+    for path, site in sites.items():
+        given = [options] * len(site.features)
+        if sizes is not None:
+            given = [replace(options, **one._asdict()) for one in sizes[path]]
+        pairs = zip(given, site.features, strict=True)
+        made[path] = [chosen.build(feature.packed_shape, device) for chosen, feature in pairs]
     if not options.strict:
         for path, site in sites.items():
             made[path][0].adapter = _adapter(site, device)

@@ -15,6 +15,7 @@ import torch
 from compoff.batch import batch_of
 from compoff.checkpoint import save_bottlenecks
 from compoff.checks import check_flag, check_weight
+from compoff.codec_options import Sizes
 from compoff.cutting.inputs import require_known
 from compoff.distilling import student_pass
 from compoff.errors import FitError, SplitError
@@ -22,7 +23,7 @@ from compoff.fingerprint import fingerprint
 from compoff.gates import only_at
 from compoff.hooks import stop_listening
 from compoff.mounted import Mounted
-from compoff.mounting import require_gradients
+from compoff.mounting import build_bottlenecks, require_gradients
 from compoff.recipe import Recipe, recipe_for
 from compoff.teaching import teacher_pass
 
@@ -284,4 +285,10 @@ class Wrapped(Mounted):
             )
         reports = {split: figures for split, figures in reports.items() if figures is not None}
         fitted = {"options": self.options.describe(), "shapes": shapes, "skips": self.skips, "reports": reports}
-        save_bottlenecks(path, base, self.bottlenecks, {**fitted, **self._example.describe()})
+        save_bottlenecks(path, base, self.bottlenecks, {**fitted, **self._sizes(), **self._example.describe()})
+
+    def _sizes(self) -> dict[str, Any]:
+        """Sizes of the bottlenecks for `save`, where they were chosen for inputs of another size than these."""
+        sizes = {split: [*map(Sizes.of, self.bottlenecks_at(split))] for split in self.sites}
+        plain = build_bottlenecks(self.options, self.sites, "meta")
+        return {} if sizes == {split: [*map(Sizes.of, made)] for split, made in plain.items()} else {"sizes": sizes}

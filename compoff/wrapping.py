@@ -5,6 +5,7 @@ Knows the order of the checks; what wrapping means is in `wrapped`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import nn
 
 from compoff.checkpoint import read_bottlenecks
 from compoff.checks import check_whole
-from compoff.codec_options import CodecOptions
+from compoff.codec import Geometry
+from compoff.codec_options import CodecOptions, Sizes
 from compoff.cutting.inputs import ExampleInputs, example_call
 from compoff.cutting.sites import Site, Skips, check_skips, locate
 from compoff.errors import ArtifactError, FeatureError, SplitError
@@ -129,18 +131,24 @@ def _paths(split_points: str | Sequence[str]) -> list[str]:
         ) from None
 
 
-def load(path: str | Path, model: nn.Module) -> Wrapped:
+def load(path: str | Path, model: nn.Module, *, example_input: Any = None) -> Wrapped:
     """Wrap a model with bottlenecks that were fitted for it before.
 
     Args:
         path: A file that `Wrapped.save` wrote.
         model: The model, with the weights that they were fitted for.
+        example_input: A batch of inputs of another size than they were fitted with, as `wrap` takes it; None for that
+            size. Bytes and agreement at another size are not known then: `finish` measures them, and counts the tables
+            anew, which the fit counted at its own size.
 
     Returns:
         The wrapped model.
 
     Raises:
         ArtifactError: The file is damaged or foreign, or was fitted for other weights; the model is unchanged then.
+        FeatureError: With inputs as `example_input` tiles are not of the size that was fitted, since an axis is shorter
+            than one; or the model refuses it; the model is unchanged then.
+        SplitError: With inputs as `example_input` the model cannot be cut there; it is unchanged then.
 
     Examples:
         >>> import tempfile, torch, compoff
@@ -150,18 +158,48 @@ def load(path: str | Path, model: nn.Module) -> Wrapped:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     model.save(f"{folder}/fitted.safetensors")
         ...     again = compoff.load(f"{folder}/fitted.safetensors", model.unwrap())
-        >>> again.split_points
-        ('1',)
+        ...     larger = compoff.load(
+        ...         f"{folder}/fitted.safetensors", again.unwrap(), example_input=torch.zeros(2, 3, 34, 42)
+        ...     )
+        >>> larger.bottleneck("1").geometry.shape
+        (8, 32, 40)
     """
     refuse_wrapped(model)
     description, tensors, base = read_bottlenecks(path, model)
     try:
         options, shapes = CodecOptions(**_OLDEST | description["options"]), _shapes(description["shapes"])
         skips, reports = check_skips(description.get("skips", "forbid")), _reports(description["reports"])
-        where = device_of(model)
+        sizes, where = _sizes(options, description), device_of(model)
         example = ExampleInputs.of_description(description).map(lambda tensor: tensor.to(where))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ArtifactError(f"'{path}': its description does not fit its tensors ({error}); save again") from error
+    sites = _same_sites(path, model, shapes, example, skips)
+    if example_input is not None:
+        plain = build_bottlenecks(options, sites, "meta") if sizes is None else {}
+        sizes = sizes or {split: [*map(Sizes.of, bottlenecks)] for split, bottlenecks in plain.items()}
+        args, keywords = example_call(example_input)
+        fitted, sites = sites, locate(model, list(shapes), args, keywords, skips=skips)
+        _require_tiles(fitted, sites, sizes)
+        example = ExampleInputs.of_call(model, args, keywords)
+    try:
+        if sizes or any(size is not None for size in (options.channels, options.num_centers, options.stride)):
+            # Sizes of the file's own, which need not be those of its tensors.
+            _require_sizes(_stacked(build_bottlenecks(options, sites, "meta", sizes), tensors), tensors)
+        with torch.random.fork_rng(devices=[]):  # first weights are drawn, and thrown away
+            made = build_bottlenecks(options, sites, sizes=sizes)
+        _fill(made, tensors, reports)
+    except (RuntimeError, TypeError, ValueError, LookupError, MemoryError) as error:
+        raise ArtifactError(f"'{path}': its description does not fit its tensors ({error}); save again") from error
+    wrapped = _wrapped(model, options, skips, sites, made, example)
+    for split in (one for one in sites if one in reports and example_input is None):
+        wrapped.note_figures(split, reports[split], base)
+    return wrapped
+
+
+def _same_sites(
+    path: str | Path, model: nn.Module, shapes: dict[str, list[list[int]]], example: ExampleInputs, skips: Skips
+) -> dict[str, Site]:
+    """The sites of a file, with features of the shapes that it was fitted for."""
     try:
         sites = locate(model, list(shapes), example.args, example.keywords, skips=skips)
     except (SplitError, FeatureError, RuntimeError, MemoryError) as error:
@@ -173,19 +211,25 @@ def load(path: str | Path, model: nn.Module) -> Wrapped:
                 f"'{path}': shapes say {shapes[split]} at '{split}', but this {type(model).__name__} has {found} "
                 "there; the bottlenecks were fitted for another model"
             )
-    try:
-        if any(size is not None for size in (options.channels, options.num_centers, options.stride)):
-            # Sizes of the file's own, which need not be those of its tensors.
-            _require_sizes(_stacked(build_bottlenecks(options, sites, "meta"), tensors), tensors)
-        with torch.random.fork_rng(devices=[]):  # first weights are drawn, and thrown away
-            made = build_bottlenecks(options, sites)
-        _fill(made, tensors, reports)
-    except (RuntimeError, TypeError, FeatureError, MemoryError) as error:
-        raise ArtifactError(f"'{path}': its description does not fit its tensors ({error}); save again") from error
-    wrapped = _wrapped(model, options, skips, sites, made, example)
-    for split in (one for one in sites if one in reports):
-        wrapped.note_figures(split, reports[split], base)
-    return wrapped
+    return sites
+
+
+def _require_tiles(fitted: dict[str, Site], sites: dict[str, Site], sizes: dict[str, list[Sizes]]) -> None:
+    """Refuse inputs of a size at which tiles, and so the weights, are not those that were fitted."""
+    for split, site in sites.items():
+        if len(site.features) != len(sizes[split]):
+            raise FeatureError(
+                f"with this example_input {len(site.features)} tensors cross at '{split}', and {len(sizes[split])} were "
+                "fitted; give inputs that take the same way through the model"
+            )
+        for before, now, one in zip(fitted[split].features, site.features, sizes[split], strict=True):
+            tiles = [Geometry(feature.packed_shape, one.stride).tile for feature in (before, now)]
+            if tiles[0] != tiles[1]:
+                was, is_now = (" × ".join(map(str, tile)) for tile in tiles)
+                raise FeatureError(
+                    f"with this example_input a tile at '{split}' is {is_now} elements, and one of {was} was fitted; "
+                    "give inputs at which it is the same, or fit a model that is wrapped for these"
+                )
 
 
 def _fill(made: dict[str, list[Bottleneck]], tensors: dict[str, Tensor], reports: dict[str, dict[str, Any]]) -> None:
@@ -213,6 +257,17 @@ def _require_sizes(planned: nn.ModuleDict, tensors: dict[str, Tensor]) -> None:
         if large and (found is None or found.shape != weight.shape):
             told = "none" if found is None else tuple(found.shape)
             raise FeatureError(f"'{name}' is to be {tuple(weight.shape)}, the file holds {told}")
+
+
+def _sizes(options: CodecOptions, description: dict[str, Any]) -> dict[str, list[Sizes]] | None:
+    """Sizes that the options would not choose at the size of the file's inputs, since another size was fitted."""
+    given: dict[str, list[list[Any]]] | None = description.get("sizes")
+    if given is None:
+        return None
+    found = {split: [Sizes(*one) for one in ours] for split, ours in given.items()}
+    for one in (one for ours in found.values() for one in ours):
+        replace(options, **one._asdict())  # refuses what is no size
+    return found
 
 
 def _shapes(described: dict[str, Any]) -> dict[str, list[list[int]]]:

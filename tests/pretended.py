@@ -184,5 +184,7 @@ def pretended_cards(current: int = 0) -> Generator[Cards]:
         "is_cpu": property(lambda tensor: places.of(tensor) == _CPU),
     }
     told = mock.patch.multiple(Tensor, **asked)
-    with mock.patch.multiple(torch.cuda, **says), told, export, _Saying(places), _Refusing(places):
+    # A build of PyTorch for CUDA would ask the driver, before an optimizer's step, what the card's stream is doing.
+    accelerator = mock.patch.object(torch.accelerator, "current_accelerator", return_value=None)
+    with mock.patch.multiple(torch.cuda, **says), accelerator, told, export, _Saying(places), _Refusing(places):
         yield places

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import compoff
-from compoff.errors import ArtifactError, SplitError
+from compoff.errors import ArtifactError, FeatureError, SplitError
 from compoff.fingerprint import fingerprint
 from tests.small_networks import OptionalInputs, Plain
 
@@ -166,6 +166,55 @@ def test_constants_and_keywords_of_the_call_come_back(tmp_path: Path) -> None:
     assert [None if value is None else tuple(value.shape) for value in example.args] == [(2, 3, 8, 8), None, (8,)]
     assert example.keywords == {"double": True}
     assert example.batched == (True, False)
+
+
+# -- another size of input -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fitted(tmp_path: Path) -> tuple[Path, nn.Module]:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).eval()
+    wrapped = compoff.wrap(net, ["input", "2"], example_input=torch.zeros(2, 3, 32, 32))
+    compoff.fit(wrapped, [torch.randn(8, 3, 32, 32) for _ in range(4)], steps=2)
+    wrapped.save(tmp_path / "fitted")
+    return tmp_path / "fitted", wrapped.unwrap()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 48, 40), (2, 3, 35, 64)])
+def test_one_fit_serves_inputs_of_another_size(fitted: tuple[Path, nn.Module], shape: tuple[int, ...]) -> None:
+    path, net = fitted
+    x, as_fitted = torch.randn(shape), compoff.load(path, net)
+    before = {name: tensor.clone() for name, tensor in as_fitted.bottlenecks.state_dict().items()}
+    assert set(as_fitted.reports) == {"input", "2"}
+    larger = compoff.load(path, as_fitted.unwrap(), example_input=x).eval()
+    assert larger.reports == {}  # bytes and agreement were measured at another size
+    after = larger.bottlenecks.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+    larger.save(path.with_name("larger"))
+    with torch.no_grad():
+        expected = student(larger, "2", x)
+    larger = compoff.load(path.with_name("larger"), larger.unwrap()).eval()
+    assert torch.equal(student(larger, "2", x), expected)
+    report = compoff.finish(larger, [torch.randn(4, *shape[1:]) for _ in range(2)])
+    for split in ("input", "2"):
+        head, tail = compoff.export(larger, split)
+        assert head.manifest.report["curve"] == report.splits[split].curve
+        assert torch.allclose(tail(head(x)), student(larger, split, x), atol=1e-5)
+
+
+def test_a_size_with_other_tiles_is_refused_and_nothing_is_touched(fitted: tuple[Path, nn.Module]) -> None:
+    path, net = fitted
+    with pytest.raises(FeatureError, match=r"a tile at 'input' is 6 × 8 elements, and one of 8 × 8 was fitted"):
+        compoff.load(path, net, example_input=torch.zeros(2, 3, 6, 32))
+    with pytest.raises(FeatureError):
+        compoff.load(path, net, example_input=torch.zeros(2, 4, 32, 32))
+    with pytest.raises(SplitError):
+        compoff.load(path, net, example_input="a picture")
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in net.modules())
 
 
 def refused(path: Path, net: nn.Module) -> str:

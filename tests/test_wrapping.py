@@ -204,7 +204,7 @@ def test_operators_that_run_functions_are_refused_by_name() -> None:
         compoff.list_split_points(net, images())
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore:.torch.jit:FutureWarning")
 @pytest.mark.parametrize("scripted", [torch.jit.script, lambda part: torch.jit.trace(part, images())])
 def test_a_part_that_is_compiled_by_torch_jit_is_refused_and_nothing_is_left_in_the_model(scripted: Any) -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), scripted(nn.ReLU()), nn.Conv2d(8, 8, 3))
