@@ -2,9 +2,9 @@
 
     python -m benchmarks.sizes --model resnet50 --split layer2 --steps 400 --kept 2560 --target-bytes 1500 --data DATA
 
-The fit is that of `benchmarks.rate_accuracy` with the same options, and goes on from what that has left. Up to 227 pixels
-images are cropped to their middle; larger ones are enlarged from it, so their drop says more than their bytes. The network
-itself answers at every size, and is what is compared with.
+The fit is that of `benchmarks.rate_accuracy` with the same options, and goes on from what that has left. Up to 227
+pixels images are cropped to their middle; larger ones are enlarged from it, so their drop says more than their bytes.
+The network itself answers at every size, and is what is compared with.
 """
 
 from __future__ import annotations
