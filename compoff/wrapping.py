@@ -219,8 +219,8 @@ def _require_tiles(fitted: dict[str, Site], sites: dict[str, Site], sizes: dict[
     for split, site in sites.items():
         if len(site.features) != len(sizes[split]):
             raise FeatureError(
-                f"with this example_input {len(site.features)} tensors cross at '{split}', and {len(sizes[split])} were "
-                "fitted; give inputs that take the same way through the model"
+                f"with this example_input {len(site.features)} tensors cross at '{split}', and {len(sizes[split])} "
+                "were fitted; give inputs that take the same way through the model"
             )
         for before, now, one in zip(fitted[split].features, site.features, sizes[split], strict=True):
             tiles = [Geometry(feature.packed_shape, one.stride).tile for feature in (before, now)]
