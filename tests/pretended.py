@@ -185,6 +185,6 @@ def pretended_cards(current: int = 0) -> Generator[Cards]:
     }
     told = mock.patch.multiple(Tensor, **asked)
     # A build of PyTorch for CUDA would ask the driver, before an optimizer's step, what the card's stream is doing.
-    accelerator = mock.patch.object(torch.accelerator, "current_accelerator", return_value=None)
-    with mock.patch.multiple(torch.cuda, **says), accelerator, told, export, _Saying(places), _Refusing(places):
+    unasked = mock.patch.object(torch.optim.Optimizer, "_accelerator_graph_capture_health_check")
+    with mock.patch.multiple(torch.cuda, **says), unasked, told, export, _Saying(places), _Refusing(places):
         yield places
