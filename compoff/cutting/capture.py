@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import sympy
 import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
@@ -25,6 +22,7 @@ from compoff.cutting.cut import cut_at
 from compoff.cutting.flat import flat_output, require_plain_call
 from compoff.cutting.functional import functional
 from compoff.cutting.inputs import ExampleInputs
+from compoff.cutting.lines import fixing_line, users_line
 from compoff.cutting.proof import check_sizes, prove, require_finite
 from compoff.cutting.watching import frozen
 from compoff.errors import CompoffError, SplitError
@@ -34,7 +32,7 @@ from compoff.quiet import quiet
 from compoff.weights import exchange_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from torch.export import ExportedProgram
 
@@ -234,11 +232,15 @@ def _host(base: nn.Module) -> nn.Module:
 
 def _export(base: nn.Module, example: ExampleInputs, split: str, most: int) -> GraphModule:
     """Export, functionalise, and hand out the graph with the model's own calling convention."""
-    with explained(f"{type(base).__name__} cannot be exported at '{split}'"), traced(base):
-        program = torch.export.export(
-            base, example.args, example.keywords, dynamic_shapes=free_batch(example), strict=False
-        )
-        program = functional(program)
+
+    def export() -> ExportedProgram:
+        with traced(base):
+            return torch.export.export(
+                base, example.args, example.keywords, dynamic_shapes=free_batch(example), strict=False
+            )
+
+    with explained(f"{type(base).__name__} cannot be exported at '{split}'", export), traced(base):
+        program = functional(export())
     if changed := list(program.graph_signature.buffers_to_mutate.values()):
         raise KeepsState(
             f"{type(base).__name__} changes its own buffer '{changed[0]}' with every batch, but a head and a tail keep "
@@ -288,11 +290,12 @@ def _own_weights(program: ExportedProgram) -> None:
 
 
 @contextlib.contextmanager
-def explained(what: str) -> Generator[None]:
+def explained(what: str, export: Callable[[], object] | None = None) -> Generator[None]:
     """Turn whatever torch.export raises, which is of many types, into what it means to the user.
 
     Args:
         what: Start of the message.
+        export: Does the same once more, where that is to be searched for the line that PyTorch does not know.
 
     Yields:
         Nothing.
@@ -307,9 +310,12 @@ def explained(what: str) -> Generator[None]:
     except Exception as error:
         place, reason = _told(error)
         if "Constraints violated" in reason:
+            line = "" if export is None else fixing_line(export)
             raise SplitError(
-                f"{what}{place}: the size of the batch becomes a fixed number on the way, by "
-                "len(x), by int(x.shape[0]), or by a batch size written into it; use x.shape[0] as it is"
+                f"{what}{f' ({line})' if line else place}: the size of the batch becomes a fixed number on the way, by "
+                "a loop over the samples (for, zip, list(x), x.unbind()), by len(x), by int(x.shape[0]), or by a batch "
+                "size written into it; use x.shape[0] as it is, and what computes all samples at once. Or the first "
+                "axis of the model's first tensor is not the batch (but time, say), as it has to be"
             ) from error
         if reason.startswith("quantized.") or "'QuantizedMeta'" in reason:  # the newest torch, and older ones
             raise SplitError(
@@ -324,19 +330,8 @@ def explained(what: str) -> Generator[None]:
 
 def _told(error: BaseException) -> tuple[str, str]:
     """Where in the user's code something was raised, in brackets if that is known, and what it says first."""
-    place = _users_line(error)
+    place = users_line(error)
     return f" ({place})" if place else "", first_line(error)
-
-
-def _users_line(error: BaseException) -> str:
-    """File and line of the innermost frame that is neither PyTorch's nor ours."""
-    own = [str(Path(module.__file__).parent) for module in (torch, sympy) if module.__file__]
-    own.append(str(Path(__file__).parents[1]))
-    found = ""
-    for frame in traceback.extract_tb(error.__traceback__):
-        if not frame.filename.startswith((*own, "<")):
-            found = f"{frame.filename}:{frame.lineno}"
-    return found
 
 
 def free_batch(example: ExampleInputs) -> Any:

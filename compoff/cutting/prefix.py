@@ -135,10 +135,16 @@ def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInpu
     bottlenecks = [folded(bottleneck) for bottleneck in gate.bottlenecks]
     with frozen(base), quiet("torch", contextlib.redirect_stderr):
         module = _UpToCut(base, gate, bottlenecks, len(site.sides))
-        with explained(f"what runs before '{site.path}' in {type(base).__name__} cannot be exported"), traced(base):
-            program = torch.export.export(
-                module, (example.args, example.keywords), dynamic_shapes=free_batch(example), strict=False
-            )
+
+        def export() -> ExportedProgram:
+            with traced(base):
+                return torch.export.export(
+                    module, (example.args, example.keywords), dynamic_shapes=free_batch(example), strict=False
+                )
+
+        what = f"what runs before '{site.path}' in {type(base).__name__} cannot be exported"
+        with explained(what, export), traced(base):
+            program = export()
             check_sizes(program, most, site.path)
             graph = functional(program).module(check_guards=False)
         assert isinstance(graph, torch.fx.GraphModule)

@@ -262,9 +262,18 @@ def test_a_mask_that_hides_everything_says_nothing_of_the_halves() -> None:
     assert tail(head(torch.randn(2, 8, 32), mask)).shape == (2, 4)
 
 
-def test_a_batch_that_becomes_a_number_is_explained() -> None:
-    with pytest.raises(SplitError, match=r"the size of the batch becomes a fixed number .*len\(x\).*use x.shape\[0\]"):
-        exported(Net(behind=lambda z: z.reshape(len(z), -1) + 1.0), calibrated=False)
+FIXED: list[tuple[Callable[[Tensor], Tensor], str]] = [
+    (lambda z: torch.stack([one + 1.0 for one in z]), ""),
+    (lambda z: z.reshape(len(z), -1) + 1.0, " or before"),  # no function of PyTorch
+]
+
+
+@pytest.mark.parametrize(("behind", "when"), FIXED, ids=["loop", "len"])
+def test_a_batch_that_becomes_a_number_is_explained(behind: Callable[[Tensor], Tensor], when: str) -> None:
+    place = rf"\(\S*test_proof.py:{behind.__code__.co_firstlineno}{when}\)"
+    causes = r"a loop over the samples .*len\(x\).*use x.shape\[0\].*first axis .* is not the batch"
+    with pytest.raises(SplitError, match=f"{place}: the size of the batch becomes a fixed number .*{causes}"):
+        exported(Net(behind=behind), calibrated=False)
 
 
 def test_the_numbers_of_the_caller_are_left_alone() -> None:
