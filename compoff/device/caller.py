@@ -113,13 +113,14 @@ class Caller(Unpickled, Generic[LinkT]):
 
         A choice of nothing is made by the planner, where there is one.
         """
-        seconds = check_timeout(self.timeout if timeout is None else timeout)
         link, planner = self._link, self._planner
         link.check_open()
-        if planner is not None and choice.stays is None:
-            made = planner.choose(choice.split, choice.quality, link.last_round_trip, link.opened, max_bytes)
-            choice = made._replace(coding=choice.coding or made.coding)
-        route, head = self._heads.choose(choice.split)
+        with self._tally.failures():  # what is refused has ended, too
+            seconds = check_timeout(self.timeout if timeout is None else timeout)
+            if planner is not None and choice.stays is None:
+                made = planner.choose(choice.split, choice.quality, link.last_round_trip, link.opened, max_bytes)
+                choice = made._replace(coding=choice.coding or made.coding)
+            route, head = self._heads.choose(choice.split)
         free = coding is None and max_bytes is not None  # what a goal chose gives way before the quality does
         coding, quality, form = choice.coding if coding is None else coding, choice.quality, self._heads.form
         call = Call(head, route, inputs, keywords, quality, max_bytes, coding, seconds, form, or_shortest=free)

@@ -43,7 +43,8 @@ class RemoteStats:
             sent again.
         reply_bytes: Bytes of the replies that were the answers, without frames.
         recent: Reports of the last answered calls, at most 1024.
-        raised: Calls that ended in any other way: inputs were refused, the whole model raised, or a task was canceled.
+        raised: Calls that ended in any other way: inputs or options were refused, the whole model raised, or a task was
+            canceled.
 
     Examples:
         >>> from compoff.device.answers import CallReport
@@ -71,7 +72,7 @@ class RemoteStats:
 
     @property
     def calls(self) -> int:
-        """Calls that have ended, one way or another."""
+        """Calls that have ended, one way or another; what is asked of a closed remote is none."""
         return self.edge + self.local + self.failed + self.raised
 
     def quantile(self, fraction: float, field: Seconds = "total_seconds") -> float | None:

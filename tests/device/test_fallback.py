@@ -29,6 +29,7 @@ from compoff.errors import (
     PayloadError,
     ReadTimeout,
     ServerBusy,
+    SplitError,
 )
 from compoff.operations.certificates import Authority
 from compoff.wire.tensors import pack
@@ -756,6 +757,15 @@ def test_what_the_whole_model_raises_reaches_the_user(kind: Any, policy: str) ->
     with pytest.raises(ZeroDivisionError):
         remote(after(0))
     assert (remote.stats.calls, remote.stats.raised, remote.stats.failed) == (1, 1, 0)
+    remote.close()
+
+
+def test_a_call_whose_options_are_refused_has_ended_too(kind: Any, server: Server) -> None:
+    remote = kind(server.address)
+    for options, error in (({"split": "nope"}, SplitError), ({"timeout": 0}, LocalProtocolError)):
+        with pytest.raises(error):
+            remote(after(0), **options)
+    assert (remote.stats.calls, remote.stats.raised, remote.stats.failed) == (2, 1, 1)
     remote.close()
 
 
