@@ -93,7 +93,7 @@ class Head(Unpickled):
         *inputs: Any,
         quality: int | None = None,
         max_bytes: int | None = None,
-        coding: Coding = "range",
+        coding: Coding | None = None,
         **keywords: Any,
     ) -> Payload:
         """Turn inputs into the bytes to send.
@@ -109,7 +109,7 @@ class Head(Unpickled):
                 is Huffman coded, or holds more than one coded feature, cannot be cut:
                 ``payload_format.max_bytes(batch, 0)`` bytes are enough for any input.
             coding: ``"range"`` (the shortest, but for an odd payload), ``"static"`` (without contexts: quicker on both
-                sides), ``"huffman"`` (the paper's) or ``"raw"``.
+                sides), ``"huffman"`` (the paper's) or ``"raw"``; None, as reports and plans have it, for the first.
             **keywords: What the model takes by name; a parameter called as one of the above is given by position.
 
         Returns:
@@ -121,7 +121,7 @@ class Head(Unpickled):
                 into `max_bytes`, or, where a payload cannot be cut, not even the lowest quality does, or
                 one of the two is no whole number.
         """
-        return self.coded(inputs, keywords, quality, max_bytes, (coding,))[0]
+        return self.coded(inputs, keywords, quality, max_bytes, ("range" if coding is None else coding,))[0]
 
     def coded(
         self, inputs: tuple[Any, ...], keywords: dict[str, Any], quality: Any, max_bytes: Any, codings: Sequence[Coding]
@@ -153,7 +153,7 @@ class Head(Unpickled):
         *inputs: Any,
         quality: int | None = None,
         max_bytes: int | None = None,
-        coding: Coding = "range",
+        coding: Coding | None = None,
         **keywords: Any,
     ) -> None:
         """Refuse what a call would refuse before it computes anything; what a remote asks before a local answer.
@@ -168,7 +168,7 @@ class Head(Unpickled):
         Raises:
             FeatureError: As for a call.
         """
-        self._checked(inputs, keywords, quality, max_bytes, coding)
+        self._checked(inputs, keywords, quality, max_bytes, "range" if coding is None else coding)
 
     def _checked(
         self, inputs: tuple[Any, ...], keywords: dict[str, Any], quality: Any, max_bytes: Any, coding: Coding

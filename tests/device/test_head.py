@@ -62,6 +62,12 @@ def test_every_coding_carries_the_same_symbols(head: compoff.Head, coding: Any) 
     assert np.array_equal(head.payload_format.decode(head(x, coding=coding)).symbols[0], head.symbols(x)[0])
 
 
+def test_no_coding_is_the_shortest(head: compoff.Head) -> None:
+    x = images(2)
+    head.check(x, coding=None)
+    assert bytes(head(x, coding=None)) == bytes(head(x, coding="range")) == bytes(head(x))
+
+
 def test_the_only_quality_is_the_best(head: compoff.Head) -> None:
     x = images()
     assert head(x, quality=0) == head(x)
