@@ -333,6 +333,8 @@ class Tail(Unpickled, Described):
             if factory is not None:
                 _log.warning("the tail at '%s' is a program and needs no factory; %s is not used", folder.path, factory)
             return cls(folder.manifest, folder.tables, *load_backend(folder, backend, device, pool))
+        choice = _uncompiled(folder.manifest, backend, device)
+        module = ModuleBackend.load(folder, factory, choice.device)
         if isinstance(factory, str) and factory != folder.manifest.factory:
             _log.warning(
                 "the tail at '%s' was exported and tried with the factory '%s', and '%s' is loaded: its weights are "
@@ -341,8 +343,7 @@ class Tail(Unpickled, Described):
                 folder.manifest.factory,
                 factory,
             )
-        choice = _uncompiled(folder.manifest, backend, device)
-        return cls(folder.manifest, folder.tables, ModuleBackend.load(folder, factory, choice.device), choice)
+        return cls(folder.manifest, folder.tables, module, choice)
 
 
 def _uncompiled(manifest: Manifest, backend: str, device: str | int | torch.device) -> Choice:

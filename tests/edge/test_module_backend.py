@@ -138,9 +138,12 @@ def test_a_folder_never_chooses_the_code_that_runs(pair: Pair, folder: Path) -> 
         (lambda: 3, "makes a int; expected a torch.nn.Module"),
     ],
 )
-def test_a_factory_that_makes_something_else_is_refused(factory: Any, reason: str, folder: Path) -> None:
+def test_a_factory_that_makes_something_else_is_refused(
+    factory: Any, reason: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(ArtifactError, match=reason):
         compoff.Tail.load(folder, factory=factory)
+    assert not caplog.text  # of no model that it was loaded
 
 
 def test_a_factory_of_another_name_is_named_when_it_is_loaded(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
