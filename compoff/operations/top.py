@@ -128,7 +128,10 @@ def _ended_at(sock: socket.socket, ended: threading.Event) -> Generator[None]:
 
 
 def _no_figures(address: str, error: Exception, ended: threading.Event) -> RemoteProtocolError:
-    said = str(error) if isinstance(error, (ValueError, *_NO_HTTP)) else "it answers something else"
+    if isinstance(error, http.client.BadStatusLine) and not isinstance(error, http.client.RemoteDisconnected):
+        said = "it does not speak HTTP"  # the error's own words are the bytes that it said
+    else:
+        said = str(error) if isinstance(error, (ValueError, *_NO_HTTP)) else "it answers something else"
     reason = f"no whole answer within {_SECONDS:g} s" if ended.is_set() else said
     return RemoteProtocolError(
         f"{address} shows no figures ({printable(reason)}); give the address of the server's metrics, not the devices'"

@@ -213,7 +213,8 @@ def test_an_interval_that_cannot_be_waited_for_is_refused_before_a_look(interval
 
 
 def test_top_says_what_is_wrong_with_an_address() -> None:
-    with serve(Echo()) as server, pytest.raises(WireError, match="metrics"):
+    what = r"shows no figures \(it does not speak HTTP\); give the address of the server's metrics, not the devices'"
+    with serve(Echo()) as server, pytest.raises(WireError, match=what):
         fetch(server.address)
     with pytest.raises(WireError, match=r"nobody shows figures at 127.0.0.1:9: .*; start the server with --metrics"):
         fetch("127.0.0.1:9")
