@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -102,14 +103,15 @@ def finish(
                 "and call compoff.finish last, or let compoff.fit do all of it"
             )
     refuse_on(wrapped, "finish")
-    where, reports = device_of(wrapped.base), {split: SplitReport() for split in wrapped.split_points}
+    where, began = device_of(wrapped.base), time.monotonic()
+    reports = {split: SplitReport() for split in wrapped.split_points}
     with spare_attributes(wrapped.base, hooks=False), own_random_numbers(0, where):  # a loader that shuffles draws
         require_onlookers(wrapped, FitError)
         check_output(wrapped, aim, agreement)
         measured = held_out(validation, wrapped, where)
         counted = up_to(batches, wrapped, where, MEASURED)
         samples = conclude(wrapped, reports, counted, measured, aim, agreement, progress=progress)
-    return FitReport(reports, 0, 0.0, samples, held_out=validation is not None)
+    return FitReport(reports, 0, 0.0, samples, validation is not None, time.monotonic() - began)
 
 
 def conclude(

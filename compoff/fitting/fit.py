@@ -331,16 +331,17 @@ def _finish(
 ) -> FitReport:
     """Measure on what the loop saw, or on what was held out."""
     _log.info("counting symbols and measuring every quality")
-    wrapped, state = fitter.wrapped, fitter.state
+    wrapped, state, began = fitter.wrapped, fitter.state, time.monotonic()
     counted = recent or up_to(batches, wrapped, device, MEASURED)
     reports = {
         split: SplitReport(loss=state.loss[split], distilled_from=state.distilled_from.get(split))
         for split in wrapped.split_points
     }
     samples = conclude(wrapped, reports, counted, measured, aim, agreement, progress=progress)
+    seconds = time.monotonic() - began
     for split, report in reports.items():
         _tell_of_worse(split, report.loss[report.distilled_from or 0 :])
-    return FitReport(reports, state.step, state.seconds, samples, held_out=measured is not None)
+    return FitReport(reports, state.step, state.seconds, samples, measured is not None, seconds)
 
 
 def _tell_of_worse(split: str, losses: list[float]) -> None:

@@ -45,7 +45,8 @@ def test_a_loop_of_ones_own_gets_the_tables_and_the_default_of_fit(caplog: pytes
     assert not [record for record in caplog.records if record.name == "compoff.export"]
     assert model.training, "modes are left as they were"
     assert report.measured_on == 64
-    assert str(report).startswith("compoff.finish: measured on 64 training samples")
+    assert str(report).startswith("compoff.finish: measured on 64 training samples in ")
+    assert report.measuring_seconds > 0
     assert split.bytes <= 1.02 * 25
     assert head.quality == split.quality
     assert payload_bytes(head) < before / 2

@@ -22,12 +22,12 @@ def report() -> FitReport:
         ),
         "layer2": SplitReport(loss=[2.0, 0.5, 0.2, 0.1], bytes=12.2, raw_bytes=32768, output_error=0.01234),
     }
-    return FitReport(splits, steps=4, seconds=61.7, measured_on=64, held_out=False)
+    return FitReport(splits, steps=4, seconds=61.7, measured_on=64, held_out=False, measuring_seconds=92.6)
 
 
 def test_str_tells_bytes_and_agreement() -> None:
     assert str(report()).splitlines() == [
-        "compoff.fit: 4 steps in 62 s, measured on 64 training samples",
+        "compoff.fit: 4 steps in 62 s, measured on 64 training samples in 93 s",
         "  layer1: 100 B of 65536 B raw, agreement 98.7 %",
         "  layer2: 12 B of 32768 B raw, output error 0.0123",
     ]
@@ -41,6 +41,7 @@ def test_to_dict_is_json_and_complete() -> None:
         "seconds": 61.7,
         "measured_on": 64,
         "held_out": False,
+        "measuring_seconds": 92.6,
     }
     figures = report().splits["layer1"].figures()
     assert "loss" not in figures
