@@ -26,7 +26,7 @@ from benchmarks.networks import data_folder
 from benchmarks.plain_codecs import in_batches
 from benchmarks.rate_accuracy import Fitted
 from benchmarks.record import record
-from benchmarks.tasks import Photos, Shuffled, Task, load_task, paired
+from benchmarks.tasks import Photos, Shuffled, Task, endless, load_task, paired
 from benchmarks.variations import BASELINE, SEEDS, VARIATIONS, Variation, context_bytes
 from compoff.recipe import recipe_named
 
@@ -53,8 +53,8 @@ class Kept:
         self.options = options
         self._kinds: dict[str, Tensor] = {}
         features = features_at(task.net, split, iter(task.test.split(50)), len(task.test)).float()
-        self.behind_net = Behind(task.net, split).eval()
-        self.behind = Task(task.name, self.behind_net, task.train, features, task.labels, task.mean, task.std)
+        net = Behind(task.net, split).eval()
+        self.behind = Task(task.name, net, task.train, features, task.labels, task.mean, task.std)
 
     def batches(self, augmentation: str) -> KeptFeatures:
         """Features to fit on, of images that were augmented in one way."""
@@ -68,8 +68,7 @@ class Kept:
 def _augmented(train: Shuffled | Photos, augmentation: str) -> Iterator[Tensor]:
     """Round after round: as they are, mirrored at random, or mirrored and moved by up to four pixels."""
     if isinstance(train, Photos):  # seen from nearer or farther, and mirrored, each time
-        while True:
-            yield from train
+        yield from endless(train)
     while True:
         for batch in Shuffled(train.images, train.batch) if augmentation != "none" else train.images.split(train.batch):
             if augmentation != "moved":
@@ -90,7 +89,7 @@ def measured(kept: Kept, variation: Variation, options: argparse.Namespace) -> l
     with contextlib.ExitStack() as stack:
         for name, value in variation.patches.items():
             stack.enter_context(mock.patch(name, value))
-        kept.behind_net.reduced = options.bf16
+        task.net.reduced = options.bf16
         model = compoff.wrap(task.net, "input", example_input=task.test[:2], **wrapping)
         if variation.prepare is not None:
             variation.prepare(model, batches, target)
@@ -103,7 +102,7 @@ def measured(kept: Kept, variation: Variation, options: argparse.Namespace) -> l
             validation=list(_first(batches, 2)),
             seed=variation.seed,
         )
-        kept.behind_net.reduced = False  # measured in full
+        task.net.reduced = False  # measured in full
         counted = batches.features[:6000].float() if variation is BASELINE else None
         rows = _rows(Fitted(task, model, "input"), report.seconds, counted)
         model.unwrap()

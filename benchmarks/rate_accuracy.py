@@ -30,7 +30,7 @@ from benchmarks.networks import data_folder
 from benchmarks.plain_codecs import feature_rows, picture_rows
 from benchmarks.record import record
 from benchmarks.scoring import Scorer
-from benchmarks.tasks import CONDITIONS, Task, load_task, paired
+from benchmarks.tasks import CONDITIONS, Task, endless, load_task, paired
 from compoff.wire.frames import OVERHEAD_BYTES
 
 if TYPE_CHECKING:
@@ -113,16 +113,10 @@ def _kept(task: Task, split: str, options: argparse.Namespace) -> Tensor:
     if not path.exists():
         torch.manual_seed(options.seed)
         before = scorer_of(task, options).before if options.runtime == "onnxruntime" else None
-        features = features_at(task.net, split, _endless(task.train), options.kept, before)
+        features = features_at(task.net, split, endless(task.train), options.kept, before)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"features": features.cpu()}, path)
     return load_file(path)["features"].to(options.device)
-
-
-def _endless(batches: Any) -> Iterator[Tensor]:
-    """Round after round."""
-    while True:
-        yield from batches
 
 
 def fitted_rows(fitted: Fitted, codec: str, teacher: Tensor, cost: dict[str, Any]) -> list[dict[str, Any]]:
@@ -214,8 +208,8 @@ def scorer_of(task: Task, options: argparse.Namespace) -> Scorer:
     return Scorer(task.net, options.split, example, runtime=options.runtime, threads=options.threads)
 
 
-def parse() -> argparse.Namespace:
-    """The options."""
+def parse(given: list[str] | None = None) -> argparse.Namespace:
+    """The options; those of the command line unless they are given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="cifar10-resnet56")
     parser.add_argument("--split", required=True)
@@ -240,7 +234,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runtime", default="torch", choices=["torch", "onnxruntime"], help="what to measure with")
     parser.add_argument("--clean", action="store_true", help="leave out the spoilt images")
     parser.add_argument("--data", type=Path, default=None)
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import compoff
 from benchmarks.fitted import Fitted
 from benchmarks.networks import data_folder, read_imagenet_val
-from benchmarks.rate_accuracy import fit
+from benchmarks.rate_accuracy import fit, parse
 from benchmarks.record import record
 from benchmarks.scoring import Scorer
 from benchmarks.tasks import Photos, Task, load_task, paired
@@ -33,17 +33,6 @@ if TYPE_CHECKING:
 
 _LARGEST = 227  # side of the images that there are, in pixels
 _COUNTED = 16  # batches of photos that tables are counted on
-_LIKE_RATE_ACCURACY = {
-    "device": "cpu",
-    "channels": None,
-    "directions": None,
-    "stride": None,
-    "limit": None,
-    "bf16": True,
-    "runtime": "onnxruntime",
-    "until": float("inf"),
-    "seed": 0,
-}
 
 
 def images_at(folder: Path, size: int, count: int) -> tuple[Tensor, Tensor]:
@@ -107,7 +96,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     task = load_task(options.model, data_folder(options.data), batch=options.batch)
-    model, _ = fit(task, options.split, "transform", argparse.Namespace(**_LIKE_RATE_ACCURACY | vars(options)))
+    like = parse(["--split", options.split, "--steps", str(options.steps), "--bf16", "--runtime", "onnxruntime"])
+    fitting = argparse.Namespace(**vars(like) | vars(options), until=float("inf"), seed=0)
+    model, _ = fit(task, options.split, "transform", fitting)
     command = f"python -m benchmarks.sizes {' '.join(sys.argv[1:]).replace(str(options.data), 'DATA')}"
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

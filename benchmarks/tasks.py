@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["CONDITIONS", "Photos", "Shuffled", "Task", "load_task"]
+__all__ = ["CONDITIONS", "Photos", "Shuffled", "Task", "endless", "load_task"]
 
 _STATES = Path(__file__).resolve().parent / "states"  # not committed
 _PHOTO = 224  # side at which photos are kept, in pixels: that of most of them, since enlarging would smooth them
@@ -138,6 +138,12 @@ class Photos:
         field = F.affine_grid(grid, [count, 3, self.size, self.size], align_corners=False)
         samples = F.grid_sample(photos.float() / 255, field, align_corners=False, padding_mode="reflection")
         return (samples - self._mean) / self._std
+
+
+def endless(batches: Any) -> Iterator[Tensor]:
+    """Round after round."""
+    while True:
+        yield from batches
 
 
 def load_task(name: str, folder: Path, *, batch: int, device: str = "cpu", limit: int | None = None) -> Task:

@@ -14,6 +14,7 @@ from torch import nn
 
 from compoff.codec import Adapter
 from compoff.codec.precision import own_defaults
+from compoff.codec_options import Sizes
 from compoff.cutting.watching import named_modules
 from compoff.errors import FitError, SplitError
 from compoff.gates import Gate
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from compoff.codec import Bottleneck
-    from compoff.codec_options import CodecOptions, Sizes
+    from compoff.codec_options import CodecOptions
     from compoff.cutting.sites import Site
 
 __all__ = [
@@ -144,6 +145,18 @@ def build_bottlenecks(
         for path, site in sites.items():
             made[path][0].adapter = _adapter(site, device)
     return made
+
+
+def sizes_of(made: Mapping[str, Sequence[Bottleneck]]) -> dict[str, list[Sizes]]:
+    """Sizes of bottlenecks, as `build_bottlenecks` takes them.
+
+    Args:
+        made: The bottlenecks of each split point.
+
+    Returns:
+        Of each split point one for each bottleneck.
+    """
+    return {path: [*map(Sizes.of, bottlenecks)] for path, bottlenecks in made.items()}
 
 
 def _adapter(site: Site, device: str) -> Adapter:

@@ -15,7 +15,6 @@ import torch
 from compoff.batch import batch_of
 from compoff.checkpoint import save_bottlenecks
 from compoff.checks import check_flag, check_weight
-from compoff.codec_options import Sizes
 from compoff.cutting.inputs import require_known
 from compoff.distilling import student_pass
 from compoff.errors import FitError, SplitError
@@ -23,7 +22,7 @@ from compoff.fingerprint import fingerprint
 from compoff.gates import only_at
 from compoff.hooks import stop_listening
 from compoff.mounted import Mounted
-from compoff.mounting import build_bottlenecks, require_gradients
+from compoff.mounting import build_bottlenecks, require_gradients, sizes_of
 from compoff.recipe import Recipe, recipe_for
 from compoff.teaching import teacher_pass
 
@@ -289,6 +288,6 @@ class Wrapped(Mounted):
 
     def _sizes(self) -> dict[str, Any]:
         """Sizes of the bottlenecks for `save`, where they were chosen for inputs of another size than these."""
-        sizes = {split: [*map(Sizes.of, self.bottlenecks_at(split))] for split in self.sites}
-        plain = build_bottlenecks(self.options, self.sites, "meta")
-        return {} if sizes == {split: [*map(Sizes.of, made)] for split, made in plain.items()} else {"sizes": sizes}
+        sizes = sizes_of({split: self.bottlenecks_at(split) for split in self.sites})
+        plain = sizes_of(build_bottlenecks(self.options, self.sites, "meta"))
+        return {} if sizes == plain else {"sizes": sizes}

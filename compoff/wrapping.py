@@ -18,11 +18,11 @@ from compoff.codec_options import CodecOptions, Sizes
 from compoff.cutting.inputs import ExampleInputs, example_call
 from compoff.cutting.sites import Site, Skips, check_skips, locate
 from compoff.errors import ArtifactError, FeatureError, SplitError
-from compoff.mounting import build_bottlenecks, device_of, key_of, refuse_wrapped
+from compoff.mounting import build_bottlenecks, device_of, key_of, refuse_wrapped, sizes_of
 from compoff.wrapped import Wrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -169,14 +169,13 @@ def load(path: str | Path, model: nn.Module, *, example_input: Any = None) -> Wr
     try:
         options, shapes = CodecOptions(**_OLDEST | description["options"]), _shapes(description["shapes"])
         skips, reports = check_skips(description.get("skips", "forbid")), _reports(description["reports"])
-        sizes, where = _sizes(options, description), device_of(model)
+        sizes, where = _sizes(options, shapes, description), device_of(model)
         example = ExampleInputs.of_description(description).map(lambda tensor: tensor.to(where))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ArtifactError(f"'{path}': its description does not fit its tensors ({error}); save again") from error
     sites = _same_sites(path, model, shapes, example, skips)
     if example_input is not None:
-        plain = build_bottlenecks(options, sites, "meta") if sizes is None else {}
-        sizes = sizes or {split: [*map(Sizes.of, bottlenecks)] for split, bottlenecks in plain.items()}
+        sizes = sizes or sizes_of(build_bottlenecks(options, sites, "meta"))
         args, keywords = example_call(example_input)
         fitted, sites = sites, locate(model, list(shapes), args, keywords, skips=skips)
         _require_tiles(fitted, sites, sizes)
@@ -259,12 +258,12 @@ def _require_sizes(planned: nn.ModuleDict, tensors: dict[str, Tensor]) -> None:
             raise FeatureError(f"'{name}' is to be {tuple(weight.shape)}, the file holds {told}")
 
 
-def _sizes(options: CodecOptions, description: dict[str, Any]) -> dict[str, list[Sizes]] | None:
+def _sizes(options: CodecOptions, splits: Iterable[str], description: dict[str, Any]) -> dict[str, list[Sizes]] | None:
     """Sizes that the options would not choose at the size of the file's inputs, since another size was fitted."""
     given: dict[str, list[list[Any]]] | None = description.get("sizes")
     if given is None:
         return None
-    found = {split: [Sizes(*one) for one in ours] for split, ours in given.items()}
+    found = {split: [Sizes(*one) for one in given[split]] for split in splits}
     for one in (one for ours in found.values() for one in ours):
         replace(options, **one._asdict())  # refuses what is no size
     return found

@@ -291,6 +291,8 @@ def test_truncations_are_found(saved: tuple[Path, compoff.Wrapped]) -> None:
         ({"description": {"options": {"channels": 3, "num_centers": 5, "stride": 2}}}, "does not fit its tensors"),
         ({"description": {"options": {"channels": 4, "num_centers": 0, "stride": 2}}}, "does not fit its tensors"),
         ({"description": {"shapes": {"block1": [8, 8, 8]}}}, "does not fit its tensors"),
+        ({"description": {"sizes": {"elsewhere": [[4, 5, 2]]}}}, "does not fit its tensors"),
+        ({"description": {"sizes": {one: [[4, 5, 0]] for one in ("input", "stem.2", "block1")}}}, "stride is 0"),
         ({"description": {"options": {"channels": 10**7, "num_centers": 5, "stride": 2}}}, r"is to be \(10000000, "),
         ({"description": {"inputs": [[[2, 3, 10**5, 10**5], "float32"]]}}, "hold more than 268435456 numbers"),
         ({"description": {"inputs": [[[10**6], "float32", False]] * 1000}}, "hold more than 268435456 numbers"),

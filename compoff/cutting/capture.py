@@ -235,12 +235,13 @@ def _export(base: nn.Module, example: ExampleInputs, split: str, most: int) -> G
 
     def export() -> ExportedProgram:
         with traced(base):
-            return torch.export.export(
+            program = torch.export.export(
                 base, example.args, example.keywords, dynamic_shapes=free_batch(example), strict=False
             )
+            return functional(program)
 
-    with explained(f"{type(base).__name__} cannot be exported at '{split}'", export), traced(base):
-        program = functional(export())
+    with explained(f"{type(base).__name__} cannot be exported at '{split}'", export):
+        program = export()
     if changed := list(program.graph_signature.buffers_to_mutate.values()):
         raise KeepsState(
             f"{type(base).__name__} changes its own buffer '{changed[0]}' with every batch, but a head and a tail keep "

@@ -136,17 +136,16 @@ def capture_prefix(base: nn.Module, gate: Gate, site: Site, example: ExampleInpu
     with frozen(base), quiet("torch", contextlib.redirect_stderr):
         module = _UpToCut(base, gate, bottlenecks, len(site.sides))
 
-        def export() -> ExportedProgram:
+        def export() -> nn.Module:
             with traced(base):
-                return torch.export.export(
+                program = torch.export.export(
                     module, (example.args, example.keywords), dynamic_shapes=free_batch(example), strict=False
                 )
+                check_sizes(program, most, site.path)
+                return functional(program).module(check_guards=False)
 
-        what = f"what runs before '{site.path}' in {type(base).__name__} cannot be exported"
-        with explained(what, export), traced(base):
-            program = export()
-            check_sizes(program, most, site.path)
-            graph = functional(program).module(check_guards=False)
+        with explained(f"what runs before '{site.path}' in {type(base).__name__} cannot be exported", export):
+            graph = export()
         assert isinstance(graph, torch.fx.GraphModule)
         output = next(node for node in graph.graph.nodes if node.op == "output")
         results = [leaf for leaf in pytree.tree_leaves(output.args[0]) if isinstance(leaf, Node)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import itertools
 import os
 import platform
 import shutil
@@ -158,10 +159,9 @@ def _requirements(extra: str) -> list[Requirement]:
         one = Requirement(line)
         if one.marker is None or not one.marker.evaluate({"extra": extra}) or one.marker.evaluate({"extra": ""}):
             continue
-        if canonicalize_name(one.name) != _PACKAGE:
-            found[one.name] = one
-        for further in one.extras if canonicalize_name(one.name) == _PACKAGE else ():
-            found |= {requirement.name: requirement for requirement in _requirements(further)}
+        its_own = canonicalize_name(one.name) == _PACKAGE  # as an extra names others
+        for needed in itertools.chain(*map(_requirements, one.extras)) if its_own else [one]:
+            found[needed.name] = needed
     return list(found.values())
 
 
