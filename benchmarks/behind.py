@@ -14,10 +14,15 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Before", "Behind", "KeptFeatures", "features_at"]
+__all__ = ["Before", "Behind", "KeptFeatures", "features_at", "in_stages"]
 
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 _STEM = ("conv1", "bn1", "maxpool")
+
+
+def in_stages(net: nn.Module) -> bool:
+    """Whether a network is made of stages that follow one another, so that it can be parted here."""
+    return hasattr(net, _STAGES[0])
 
 
 class _Part(nn.Module):

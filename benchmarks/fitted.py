@@ -17,7 +17,7 @@ from compoff.coding import PayloadFormat
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmarks.scoring import Scorer
+    from benchmarks.scoring import Scorer, WholeScorer
     from benchmarks.tasks import Task
     from compoff.codec import Quality
     from compoff.coding import Coding
@@ -37,7 +37,9 @@ class Fitted:
         scorer: The network's two parts; None to run the network itself, as a tail that adapts needs it.
     """
 
-    def __init__(self, task: Task, model: compoff.Wrapped, split: str, scorer: Scorer | None = None) -> None:
+    def __init__(
+        self, task: Task, model: compoff.Wrapped, split: str, scorer: Scorer | WholeScorer | None = None
+    ) -> None:
         self.task = task
         self.model = model.eval()
         self.split = split

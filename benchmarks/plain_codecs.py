@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.tasks import paired
 from compoff.coding import Code, PayloadFormat, SymbolTables
 from compoff.wire.frames import OVERHEAD_BYTES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmarks.scoring import Scorer
+    from benchmarks.scoring import Scorer, WholeScorer
     from benchmarks.tasks import Task
 
 __all__ = ["feature_rows", "in_batches", "picture_rows"]
@@ -48,7 +47,7 @@ def _row(task: Task, split: str, system: str, quality: int, lengths: list[int], 
     return {**named, "bytes": mean, "wire_bytes": mean + OVERHEAD_BYTES, **more, "fit_seconds": 0.0}
 
 
-def picture_rows(task: Task, scorer: Scorer, teacher: Tensor) -> list[dict[str, Any]]:
+def picture_rows(task: Task, scorer: Scorer | WholeScorer, teacher: Tensor) -> list[dict[str, Any]]:
     """JPEG and WebP at several qualities, and PNG, in front of the unmodified network.
 
     Args:
@@ -71,12 +70,12 @@ def picture_rows(task: Task, scorer: Scorer, teacher: Tensor) -> list[dict[str, 
             decoded.append(Image.open(buffer).convert("RGB"))
         scores = scorer.scores(scorer.features(task.normalized(decoded)))
         cost = {"encoder_macs": None, "decoder_macs": None, "encode_ms": 1000 * float(np.median(times))}
-        rows.append(_row(task, "input", system, quality, lengths, **paired(teacher, scores, task.labels), **cost))
+        rows.append(_row(task, "input", system, quality, lengths, **task.compared(teacher, scores), **cost))
     return rows
 
 
 @torch.no_grad()
-def feature_rows(task: Task, split: str, scorer: Scorer, teacher: Tensor) -> list[dict[str, Any]]:
+def feature_rows(task: Task, split: str, scorer: Scorer | WholeScorer, teacher: Tensor) -> list[dict[str, Any]]:
     """The feature itself at 8, 4 and 2 bits with a range coder, tables from these very features.
 
     Args:
@@ -92,7 +91,9 @@ def feature_rows(task: Task, split: str, scorer: Scorer, teacher: Tensor) -> lis
     return [_feature_row(task, split, scorer, teacher, y, bits) for bits in (8, 4, 2)]
 
 
-def _feature_row(task: Task, split: str, scorer: Scorer, teacher: Tensor, y: Tensor, bits: int) -> dict[str, Any]:
+def _feature_row(
+    task: Task, split: str, scorer: Scorer | WholeScorer, teacher: Tensor, y: Tensor, bits: int
+) -> dict[str, Any]:
     """One row; symbols are made batch by batch, since all of them may not fit into memory beside the features."""
     low, high, levels = float(y.amin()), float(y.amax()), 2**bits
 
@@ -108,5 +109,5 @@ def _feature_row(task: Task, split: str, scorer: Scorer, teacher: Tensor, y: Ten
     coder = PayloadFormat(bytes(32), [Code(SymbolTables.from_counts(counts), (y.shape[1], y[0, 0].numel()))])
     lengths = [len(coder.encode([symbols(one[None]).flatten(2).to(torch.uint8).numpy()])) for one in y]
     cost = {"encoder_macs": 0, "decoder_macs": 0, "encode_ms": None}
-    named = paired(teacher, torch.cat(scores), task.labels)
+    named = task.compared(teacher, torch.cat(scores))
     return _row(task, split, f"{bits}-bit features", bits, lengths, **named, **cost)

@@ -23,14 +23,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import compoff
-from benchmarks.behind import Behind, KeptFeatures, features_at
+from benchmarks.behind import Behind, KeptFeatures, features_at, in_stages
+from benchmarks.detection import DETECTORS, load_detection
 from benchmarks.fit_cost import fit_cost
 from benchmarks.fitted import Fitted
 from benchmarks.networks import data_folder
 from benchmarks.plain_codecs import feature_rows, picture_rows
 from benchmarks.record import record
-from benchmarks.scoring import Scorer
-from benchmarks.tasks import CONDITIONS, Task, endless, load_task, paired
+from benchmarks.scoring import Scorer, WholeScorer
+from benchmarks.tasks import CONDITIONS, Task, endless, load_task
 from compoff.wire.frames import OVERHEAD_BYTES
 
 if TYPE_CHECKING:
@@ -103,8 +104,10 @@ def fit(task: Task, split: str, codec: str, options: argparse.Namespace) -> tupl
         fitted.unwrap()
         model = compoff.wrap(task.net, split, example_input=example, **wrapping)
         model.bottleneck(split).load_state_dict(made)
-    cost = fit_cost(model, split, example, steps=options.steps, batch=options.batch, kept=options.kept)
-    return model, {"fit_seconds": report.seconds, **cost}
+    cost = {"fit_seconds": report.seconds}
+    if in_stages(task.net):
+        cost |= fit_cost(model, split, example, steps=options.steps, batch=options.batch, kept=options.kept)
+    return model, cost
 
 
 def _kept(task: Task, split: str, options: argparse.Namespace) -> Tensor:
@@ -133,7 +136,7 @@ def fitted_rows(fitted: Fitted, codec: str, teacher: Tensor, cost: dict[str, Any
             "bytes": mean,
             "wire_bytes": mean + OVERHEAD_BYTES,
             "static_bytes": float(np.mean(fitted.lengths(symbols, index, "static"))),
-            **paired(teacher, fitted.answers(task.test, symbols, quality), task.labels),
+            **task.compared(teacher, fitted.answers(task.test, symbols, quality)),
             **macs,
             "encoder_macs": fitted.encoder_macs(quality),
             "adapter_bytes": adapter.bytes if adapter is not None else 0,
@@ -146,7 +149,7 @@ def fitted_rows(fitted: Fitted, codec: str, teacher: Tensor, cost: dict[str, Any
     return rows
 
 
-def shifted_rows(fitted: Fitted, scorer: Scorer) -> list[dict[str, Any]]:
+def shifted_rows(fitted: Fitted, scorer: Scorer | WholeScorer) -> list[dict[str, Any]]:
     """Bytes and drop of images that were blurred, noisy or JPEG before; the largest payload beside its limit."""
     task, rows, pictures = fitted.task, list[dict[str, Any]](), fitted.task.pictures()
     for condition, spoil in {"clean": lambda picture: picture, **CONDITIONS}.items():
@@ -164,7 +167,7 @@ def shifted_rows(fitted: Fitted, scorer: Scorer) -> list[dict[str, Any]]:
                     "bytes": float(np.mean(lengths)),
                     "largest_bytes": max(lengths),
                     "limit_bytes": fitted.coder.max_bytes(1, index),
-                    **paired(teacher, fitted.answers(images, symbols, quality), task.labels),
+                    **task.compared(teacher, fitted.answers(images, symbols, quality)),
                 }
             )
     return rows
@@ -194,7 +197,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for system in dict.fromkeys(row["system"].rpartition("-bit ")[2] for row in rows):
         points = sorted((row["bytes"], row["drop"]) for row in rows if row["system"].endswith(system))
         axes.plot(*zip(*points, strict=True), marker="o", label=system)
-    axes.set(xscale="log", xlabel="bytes of a payload", ylabel="drop of top-1, points", ylim=(-1, 20))
+    axes.set(xscale="log", xlabel="bytes of a payload", ylabel="drop, points", ylim=(-1, 20))
     axes.axhline(1, color="gray", linewidth=0.5)
     axes.legend()
     axes.set_title(f"{rows[0]['model']} at {rows[0]['split']}")
@@ -244,11 +247,16 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = data_folder(options.data)
-    task = load_task(options.model, folder, batch=options.batch, device=options.device, limit=options.limit)
+    if options.model in DETECTORS:
+        task: Task = load_detection(options.model, folder, batch=options.batch, limit=options.limit)
+    else:
+        task = load_task(options.model, folder, batch=options.batch, device=options.device, limit=options.limit)
+    if options.kept and not in_stages(task.net):
+        raise SystemExit(f"--kept: {options.model} has no stages to keep features behind; leave it out")
     task.test, task.labels = task.test[: options.measure], task.labels[: options.measure]
     rows: list[dict[str, Any]] = []
     shifted: list[dict[str, Any]] = []
-    scorer: Scorer | None = None
+    scorer = None if in_stages(task.net) else WholeScorer(task.net, options.split, task.test[:2])
     fits = [(seed, codec) for seed in options.seeds for codec in options.codecs]
     for seed, codec in [(seed, codec) for seed, codec in fits if seed == options.seeds[0] or codec == "transform"]:
         options.seed = seed

@@ -5,19 +5,23 @@ On a CPU, onnxruntime runs the parts of an ImageNet network in under half of PyT
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
+import compoff
 from benchmarks.behind import Before, Behind
 from compoff.onnx_export import to_onnx
 from compoff.onnx_session import OnnxSession
 from compoff.programs import TorchProgram
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
-__all__ = ["Scorer"]
+__all__ = ["Scorer", "WholeScorer"]
 
 _BATCH = 50
 
@@ -66,17 +70,58 @@ class Scorer:
         """The network's scores of features, on the CPU."""
         return self._in_batches(self._behind, features)
 
-    @torch.inference_mode()
     def _in_batches(self, part: nn.Module, inputs: Tensor) -> Tensor:
         # PyTorch's parts are the network's own layers, and move with it.
         where = next((weight.device for weight in self._behind.parameters()), torch.device("cpu"))
-        found = inputs.new_empty(0, device="cpu")
-        for begin in range(0, len(inputs), _BATCH):
-            made = part(inputs[begin : begin + _BATCH].to(where)).cpu()
-            if not begin:
-                found = made.new_empty(len(inputs), *made.shape[1:])
-            found[begin : begin + _BATCH] = made
-        return found
+        return _in_batches(part, inputs, where)
+
+
+class WholeScorer:
+    """The same of a network whose parts are not known: a copy is run as a whole, its feature taken out or replaced.
+
+    Args:
+        net: The network, not wrapped.
+        split: A split point that one tensor crosses.
+        example: Two images, where the network is.
+    """
+
+    def __init__(self, net: nn.Module, split: str, example: Tensor) -> None:
+        self._model = compoff.wrap(copy.deepcopy(net), split, example_input=example, skips="forbid").eval()
+        self._gate = self._model.gate(split)
+        self._blank = torch.zeros_like(example[:1])
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features of images at the split point, on the CPU."""
+        return _in_batches(self._taken, images, self._blank.device)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """What the network makes of features, on the CPU."""
+        return _in_batches(self._replaced, features, self._blank.device)
+
+    def _taken(self, images: Tensor) -> Tensor:
+        taken: list[Tensor] = []
+        self._gate.replace = lambda ys: (taken.append(ys[0].clone()), ys)[1]
+        try:
+            self._model.base(images)
+        finally:
+            self._gate.replace = None
+        return taken[0]
+
+    def _replaced(self, features: Tensor) -> Tensor:
+        """The answer to blank images, of which nothing is left behind the split point."""
+        with self._gate.replacing([features]):
+            return self._model.base(self._blank.expand(len(features), *self._blank.shape[1:]))
+
+
+@torch.inference_mode()
+def _in_batches(part: Callable[[Tensor], Tensor], inputs: Tensor, where: torch.device) -> Tensor:
+    found = inputs.new_empty(0, device="cpu")
+    for begin in range(0, len(inputs), _BATCH):
+        made = part(inputs[begin : begin + _BATCH].to(where)).cpu()
+        if not begin:
+            found = made.new_empty(len(inputs), *made.shape[1:])
+        found[begin : begin + _BATCH] = made
+    return found
 
 
 class _Session(torch.nn.Module):

@@ -56,11 +56,15 @@ class Task:
 
     name: str
     net: nn.Module
-    train: Shuffled | Photos
+    train: Any
     test: Tensor
     labels: Tensor
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def compared(self, teacher: Tensor, student: Tensor) -> dict[str, Any]:
+        """What the student's scores lose beside the teacher's, in the task's own measure, and how often both agree."""
+        return paired(teacher, student, self.labels)
 
     def pictures(self) -> list[Image.Image]:
         """The images to measure on as the 8-bit pictures that they came from."""

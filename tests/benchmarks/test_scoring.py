@@ -10,7 +10,7 @@ import torch
 import compoff
 from benchmarks.fit_cost import TRAININGS, fit_cost
 from benchmarks.networks import CifarResNet
-from benchmarks.scoring import Scorer
+from benchmarks.scoring import Scorer, WholeScorer
 from compoff.fitting.calibrating import SAMPLES
 
 
@@ -24,6 +24,30 @@ def test_two_parts_answer_as_the_whole_network(split: str, runtime: Literal["tor
     assert features is scorer.features(images)
     with torch.inference_mode():
         torch.testing.assert_close(scorer.scores(features), net(images), atol=1e-4, rtol=1e-4)
+
+
+class Shortcut(torch.nn.Module):
+    """A block whose input goes around it, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        y = self.stem(images)
+        return y + self.block(y)
+
+
+@pytest.mark.parametrize("split", ["input", "block"])
+def test_a_network_without_stages_answers_from_its_features_alone(split: str) -> None:
+    net, images = Shortcut().eval(), torch.randn(60, 3, 8, 8)
+    scorer = WholeScorer(net, split, images[:2])
+    features = scorer.features(images)
+    assert features.shape[1:] == ((3, 8, 8) if split == "input" else (4, 6, 6))
+    with torch.inference_mode():
+        torch.testing.assert_close(scorer.scores(features), net(images), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(scorer.scores(features[1:2] * 2)[0], scorer.scores(features * 2)[1])
+    assert not net._forward_pre_hooks  # a copy was wrapped
 
 
 def test_a_fit_costs_its_passes() -> None:
