@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from benchmarks.scoring import Scorer, WholeScorer
     from benchmarks.tasks import Task
 
-__all__ = ["feature_rows", "in_batches", "picture_rows"]
+__all__ = ["feature_rows", "in_batches", "picture_rows", "plain_row"]
 
 # Image codecs as small as Pillow makes them: a 32 x 32 JPEG with tables of its own is about a third shorter.
 _AT_BEST: dict[str, dict[str, Any]] = {"jpeg": {"optimize": True}, "webp": {"method": 6}, "png": {"optimize": True}}
@@ -41,7 +41,20 @@ def in_batches(net: Any, images: Tensor) -> Tensor:
     return torch.cat([net(batch.to(where)).cpu() for batch in images.split(100)])
 
 
-def _row(task: Task, split: str, system: str, quality: int, lengths: list[int], **more: Any) -> dict[str, Any]:
+def plain_row(task: Task, split: str, system: str, quality: int, lengths: list[int], **more: Any) -> dict[str, Any]:
+    """One row of what is not learned.
+
+    Args:
+        task: The task.
+        split: The split point.
+        system: What was coded how.
+        quality: At which quality.
+        lengths: Bytes of each sample.
+        **more: What else was measured.
+
+    Returns:
+        The row.
+    """
     mean = float(np.mean(lengths))
     named = {"system": system, "model": task.name, "split": split, "quality": quality}
     return {**named, "bytes": mean, "wire_bytes": mean + OVERHEAD_BYTES, **more, "fit_seconds": 0.0}
@@ -70,7 +83,7 @@ def picture_rows(task: Task, scorer: Scorer | WholeScorer, teacher: Tensor) -> l
             decoded.append(Image.open(buffer).convert("RGB"))
         scores = scorer.scores(scorer.features(task.normalized(decoded)))
         cost = {"encoder_macs": None, "decoder_macs": None, "encode_ms": 1000 * float(np.median(times))}
-        rows.append(_row(task, "input", system, quality, lengths, **task.compared(teacher, scores), **cost))
+        rows.append(plain_row(task, "input", system, quality, lengths, **task.compared(teacher, scores), **cost))
     return rows
 
 
@@ -110,4 +123,4 @@ def _feature_row(
     lengths = [len(coder.encode([symbols(one[None]).flatten(2).to(torch.uint8).numpy()])) for one in y]
     cost = {"encoder_macs": 0, "decoder_macs": 0, "encode_ms": None}
     named = task.compared(teacher, torch.cat(scores))
-    return _row(task, split, f"{bits}-bit features", bits, lengths, **named, **cost)
+    return plain_row(task, split, f"{bits}-bit features", bits, lengths, **named, **cost)

@@ -27,6 +27,7 @@ from benchmarks.behind import Behind, KeptFeatures, features_at, in_stages
 from benchmarks.detection import DETECTORS, load_detection
 from benchmarks.fit_cost import fit_cost
 from benchmarks.fitted import Fitted
+from benchmarks.keywords import KeywordTask, load_keywords, sound_rows
 from benchmarks.networks import data_folder
 from benchmarks.plain_codecs import feature_rows, picture_rows
 from benchmarks.record import record
@@ -240,6 +241,21 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
+def _task(options: argparse.Namespace, folder: Path) -> Task:
+    """The task that is named, if it can be measured as is asked for."""
+    if options.model in DETECTORS:
+        task: Task = load_detection(options.model, folder, batch=options.batch, limit=options.limit)
+    elif options.model == "bcresnet2":
+        task = load_keywords(folder, batch=options.batch, limit=options.limit)
+    else:
+        task = load_task(options.model, folder, batch=options.batch, device=options.device, limit=options.limit)
+    if options.kept and not in_stages(task.net):
+        raise SystemExit(f"--kept: {options.model} has no stages to keep features behind; leave it out")
+    if isinstance(task, KeywordTask) and not options.clean:
+        raise SystemExit("spoilt images are no sounds; give --clean")
+    return task
+
+
 def main() -> None:
     """Run the benchmark."""
     options = parse()
@@ -247,12 +263,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = data_folder(options.data)
-    if options.model in DETECTORS:
-        task: Task = load_detection(options.model, folder, batch=options.batch, limit=options.limit)
-    else:
-        task = load_task(options.model, folder, batch=options.batch, device=options.device, limit=options.limit)
-    if options.kept and not in_stages(task.net):
-        raise SystemExit(f"--kept: {options.model} has no stages to keep features behind; leave it out")
+    task = _task(options, folder)
     task.test, task.labels = task.test[: options.measure], task.labels[: options.measure]
     rows: list[dict[str, Any]] = []
     shifted: list[dict[str, Any]] = []
@@ -276,7 +287,10 @@ def main() -> None:
     scorer = scorer or scorer_of(task, options)
     teacher = scorer.scores(scorer.features(task.test))
     rows += feature_rows(task, options.split, scorer, teacher)
-    rows += picture_rows(task, scorer, teacher) if options.split == "input" else []
+    if options.split == "input" and isinstance(task, KeywordTask) and isinstance(scorer, WholeScorer):
+        rows += sound_rows(task, scorer, teacher)
+    elif options.split == "input":
+        rows += picture_rows(task, scorer, teacher)
     given = " ".join(sys.argv[1:])
     command = f"python -m benchmarks.rate_accuracy {given.replace(str(options.data), 'DATA')}"
     name = ".".join(filter(None, [options.model, options.split, options.name]))
