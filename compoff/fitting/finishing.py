@@ -21,6 +21,7 @@ from compoff.fitting.batches import Batches, require_batches, to_batch
 from compoff.fitting.measure import check_output, count_symbols, features_of, measure
 from compoff.fitting.progress import each
 from compoff.fitting.randomness import own_random_numbers
+from compoff.fitting.reach import tell_of_what_is_left_out
 from compoff.fitting.report import FitReport, SplitReport
 from compoff.mounting import device_of, require_wrapped
 from compoff.outer_hooks import require_onlookers
@@ -157,14 +158,15 @@ def conclude(
             wrapped.bottleneck(split).choose(report.quality)
             if report.aim_met is False:
                 _log.warning("no quality at '%s' keeps to %s; the default is the nearest", split, aim.asked(split))
-            _tell_of_what_is_lost(split, report, wrapped.options.codec)
+            if not _told_of_what_is_lost(split, report, wrapped.options.codec):
+                tell_of_what_is_left_out(wrapped, split, report.curve)
     finally:
         wrapped.train(was_training)
     return samples
 
 
-def _tell_of_what_is_lost(split: str, report: SplitReport, codec: str) -> None:
-    """Say where the answer does not come through, or nothing is sent of which it could be made."""
+def _told_of_what_is_lost(split: str, report: SplitReport, codec: str) -> bool:
+    """Say where the answer does not come through, or nothing is sent of which it could be made; whether that is so."""
     more = "aim at more bytes with target_bytes, in a model wrapped anew"
     if report.answer_lost:
         deepcod = "with features whose mean is near zero in units of their deviation"
@@ -175,7 +177,8 @@ def _tell_of_what_is_lost(split: str, report: SplitReport, codec: str) -> None:
             report.output_error,
             deepcod if codec == "deepcod" else more,
         )
-    elif len(report.curve) > 1 and report.curve[0]["bytes"] == report.curve[-1]["bytes"]:
+        return True
+    if len(report.curve) > 1 and report.curve[0]["bytes"] == report.curve[-1]["bytes"]:
         _log.warning(
             "every quality at '%s' takes %.0f bytes, so nothing is told of the feature (output error %.3g); %s",
             split,
@@ -183,6 +186,8 @@ def _tell_of_what_is_lost(split: str, report: SplitReport, codec: str) -> None:
             report.output_error,
             more,
         )
+        return True
+    return False
 
 
 def held_out(validation: Iterable[Any] | None, wrapped: Wrapped, device: torch.device | None) -> Iterable[Batch] | None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import compoff
-from compoff.fitting.reach import most_bytes
+from compoff.fitting.reach import most_bytes, tell_of_what_is_left_out
 
 
 def pictures() -> torch.Tensor:
@@ -72,3 +72,45 @@ def test_nothing_is_advised_that_there_is_not(told: pytest.LogCaptureFixture) ->
     model = compoff.wrap(nn.Linear(6, 2), "input", example_input=torch.zeros(2, 6), channels=6)
     compoff.fit(model, [torch.randn(64, 6)], steps=1, target_bytes=100)
     assert "with channels=6, which is all there is" in told.text
+
+
+def flat(width: int, channels: int) -> compoff.Wrapped:
+    """A map of independent numbers, every one of which the answer needs."""
+    return compoff.wrap(nn.Linear(width, width), "input", example_input=torch.zeros(2, width), channels=channels)
+
+
+@pytest.mark.parametrize(("channels", "warned"), [(24, True), (64, False)])
+def test_channels_that_leave_out_what_the_answer_needs(
+    told: pytest.LogCaptureFixture, channels: int, warned: bool
+) -> None:
+    torch.manual_seed(0)
+    model, batches = flat(64, channels), [torch.randn(256, 64)]
+    compoff.calibrate(model, batches, target_bytes=30)
+    compoff.finish(model, batches)
+    assert ("more bytes bring little at 'input': the error of the output is " in told.text) == warned
+    assert ("lost at any rate with channels=24; wrap with more channels to use them" in told.text) == warned
+
+
+def curve(*points: tuple[float, float]) -> list[dict[str, float]]:
+    return [{"bytes": size, "output_error": error} for size, error in points]
+
+
+# The error has to fall with the bytes to the power of 0.4: by 1.32 where they double.
+@pytest.mark.parametrize(
+    ("points", "warned"),
+    [
+        (curve((50, 0.9), (100, 0.25), (200, 0.2)), True),
+        (curve((50, 0.9), (100, 0.27), (200, 0.2)), False),
+        (curve((50, 0.9), (100, 0.1), (200, 0.3)), True),  # it may rise
+        (curve((50, 0.9), (100, 0.0), (200, 0.3)), True),
+        (curve((50, 0.9), (100, 0.049), (200, 0.049)), False),  # little is left to lose
+        (curve((50, 0.9), (100, 0.25), (119, 0.25)), False),  # hardly more bytes were tried
+        (curve((100, 0.25)), False),
+        (curve((50, 0.9), (100, 0.25), (200, float("nan"))), False),
+    ],
+)
+def test_the_error_has_to_fall_with_the_bytes(
+    told: pytest.LogCaptureFixture, points: list[dict[str, float]], warned: bool
+) -> None:
+    tell_of_what_is_left_out(flat(8, 4), "input", points)
+    assert ("more bytes bring little" in told.text) == warned
