@@ -241,7 +241,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
-def _task(options: argparse.Namespace, folder: Path) -> Task:
+def load(options: argparse.Namespace, folder: Path) -> Task:
     """The task that is named, if it can be measured as is asked for."""
     if options.model in DETECTORS:
         task: Task = load_detection(options.model, folder, batch=options.batch, limit=options.limit)
@@ -263,7 +263,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = data_folder(options.data)
-    task = _task(options, folder)
+    task = load(options, folder)
     task.test, task.labels = task.test[: options.measure], task.labels[: options.measure]
     rows: list[dict[str, Any]] = []
     shifted: list[dict[str, Any]] = []
