@@ -97,13 +97,16 @@ class DetectionTask(Task):
         }
 
 
-def load_detection(name: str, folder: Path, *, batch: int, limit: int | None = None) -> DetectionTask:
+def load_detection(
+    name: str, folder: Path, *, batch: int, device: str = "cpu", limit: int | None = None
+) -> DetectionTask:
     """A detector, what it is fitted on and what it is measured on.
 
     Args:
         name: Name of the detector.
         folder: The data folder.
         batch: Samples in a batch of the images to fit on.
+        device: Where those are made.
         limit: Number of images, of both kinds; None for all.
 
     Returns:
@@ -112,7 +115,7 @@ def load_detection(name: str, folder: Path, *, batch: int, limit: int | None = N
     network = Darknet(parse_sections((folder / "weights" / f"{name}.cfg").read_text()))
     load_weights(network, folder / "weights" / f"{name}.weights")
     images, labelled = _read_coco(folder / "coco_val128", network.size, limit)
-    mosaics = Mosaics(read_photos(folder, limit), batch, network.size[0])
+    mosaics = Mosaics(read_photos(folder, limit).to(device), batch, network.size[0])
     numbers = torch.zeros(len(images), dtype=torch.long)
     return DetectionTask(name, network.eval(), mosaics, images, numbers, (0, 0, 0), (1, 1, 1), labelled)
 

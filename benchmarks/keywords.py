@@ -73,12 +73,13 @@ class KeywordTask(Task):
     sounds: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-def load_keywords(folder: Path, *, batch: int, limit: int | None = None) -> KeywordTask:
+def load_keywords(folder: Path, *, batch: int, device: str = "cpu", limit: int | None = None) -> KeywordTask:
     """The keyword spotter, what it is fitted on and what it is measured on.
 
     Args:
         folder: The data folder.
         batch: Samples in a batch of the sentences to fit on.
+        device: Where those are kept.
         limit: Number of sentences and of words; None for all.
 
     Returns:
@@ -90,7 +91,7 @@ def load_keywords(folder: Path, *, batch: int, limit: int | None = None) -> Keyw
     sounds = torch.stack([_padded(_read(path)) for path in words])
     labels = torch.tensor([KEYWORDS.index(path.name.partition("__")[0]) for path in words])
     sentences = [_read(path) for path in sorted((folder / "speech" / "grid_s1" / "mp3_16k").glob("*.mp3"))[:limit]]
-    train = Sentences([sound for sound in sentences if len(sound) >= _RATE], batch)
+    train = Sentences([sound.to(device) for sound in sentences if len(sound) >= _RATE], batch)
     return KeywordTask("bcresnet2", network.eval(), train, log_mel(sounds), labels, (0, 0, 0), (1, 1, 1), sounds)
 
 

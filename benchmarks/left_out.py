@@ -61,7 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    options.kept, options.clean, options.device = None, True, "cpu"
+    options.kept, options.bf16, options.clean, options.device, options.runtime = None, False, True, "cpu", "torch"
     task = load(options, data_folder(options.data))
     scorer = WholeScorer(task.net, options.split, task.test[:2])
     sizes = [tuple(map(int, size.split("x"))) for size in options.sizes]

@@ -243,14 +243,15 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
 
 def load(options: argparse.Namespace, folder: Path) -> Task:
     """The task that is named, if it can be measured as is asked for."""
+    named = {"batch": options.batch, "device": options.device, "limit": options.limit}
     if options.model in DETECTORS:
-        task: Task = load_detection(options.model, folder, batch=options.batch, limit=options.limit)
+        task: Task = load_detection(options.model, folder, **named)
     elif options.model == "bcresnet2":
-        task = load_keywords(folder, batch=options.batch, limit=options.limit)
+        task = load_keywords(folder, **named)
     else:
-        task = load_task(options.model, folder, batch=options.batch, device=options.device, limit=options.limit)
-    if options.kept and not in_stages(task.net):
-        raise SystemExit(f"--kept: {options.model} has no stages to keep features behind; leave it out")
+        task = load_task(options.model, folder, **named)
+    if not in_stages(task.net) and (options.kept or options.bf16 or options.runtime != "torch"):
+        raise SystemExit(f"{options.model} has no stages: leave out --kept, --bf16 and --runtime")
     if isinstance(task, KeywordTask) and not options.clean:
         raise SystemExit("spoilt images are no sounds; give --clean")
     return task

@@ -77,7 +77,8 @@ def wrap(
         codec: ``"transform"``, which needs the fewest bytes and serves every rate; or ``"deepcod"``, the paper's. None
             for ``"transform"``, or where you bring an `encoder` for ``"deepcod"``, whose place that takes.
         channels: Channels of the latent at every split point; None for 8, or a sixteenth of a flat feature
-            (``"deepcod"``), or for as many as a moderate rate has a use for (``"transform"``).
+            (``"deepcod"``), or for as many as a moderate rate of an image classifier has a use for (``"transform"``).
+            A model that answers for every place of an image may need more; `fit` warns where it does.
         num_centers: Number of quantization levels: 2 to 256, None for 8 (``"deepcod"``); odd from 43, None for 255
             (``"transform"``).
         stride: Side of the tile that becomes one latent position, in elements; None for 4 (``"deepcod"``), or for the

@@ -88,7 +88,8 @@ class Boxes(nn.Module):
         """Decode the maps."""
         _, _, height, width = raw.shape
         values = raw.unflatten(1, (-1, self.num_values)).permute(0, 1, 3, 4, 2)
-        rows, columns = torch.arange(height).view(-1, 1), torch.arange(width).view(1, -1)
+        rows = torch.arange(height, device=raw.device).view(-1, 1)
+        columns = torch.arange(width, device=raw.device).view(1, -1)
         x = (values[..., 0].sigmoid() + columns) / width
         y = (values[..., 1].sigmoid() + rows) / height
         sides = values[..., 2:4].exp() * self.anchors.view(1, -1, 1, 1, 2)
