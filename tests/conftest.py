@@ -59,9 +59,16 @@ def pytest_collection_finish() -> None:
     # third longer. So what exports import is imported before, and the rest is looked through less often.
     if "torch" in sys.modules:
         importlib.import_module("torch.export.pt2_archive")
+        _spare_exports_what_nobody_reads()
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+
+
+def _spare_exports_what_nobody_reads() -> None:
+    # Where in the source each operator was called is for people who read a graph. Below as many frames as pytest has,
+    # to write it down takes a tenth of an export.
+    importlib.import_module("torch.fx.config").do_not_emit_stack_traces = True
 
 
 @pytest.fixture(autouse=True)
