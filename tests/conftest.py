@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import importlib
 import logging
@@ -69,6 +71,11 @@ def _spare_exports_what_nobody_reads() -> None:
     # Where in the source each operator was called is for people who read a graph. Below as many frames as pytest has,
     # to write it down takes a tenth of an export.
     importlib.import_module("torch.fx.config").do_not_emit_stack_traces = True
+    # The operators that ONNX has a translation for: an export reads the sources of 500 functions anew for their list,
+    # which takes longer than the rest of it. The list is only gone through.
+    with contextlib.suppress(ImportError):
+        apis = importlib.import_module("torch.onnx._internal._lazy_import").onnxscript_apis
+        apis.get_torchlib_ops = functools.cache(lambda: type(apis).__getattr__(apis, "get_torchlib_ops")())
 
 
 @pytest.fixture(autouse=True)
