@@ -45,35 +45,44 @@ def test_a_batch_of_keywords_is_taken_as_the_model_takes_it() -> None:
 SCRIPT = """
 import sys, torch, torch.distributed as dist, compoff
 from tests.small_networks import Plain, same, values
-rank, meeting, how = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+rank, meeting = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", store=dist.FileStore(meeting, 2), rank=rank, world_size=2)
-torch.manual_seed(0)
-model = compoff.wrap(Plain(), ["block1", "block2"], example_input=torch.zeros(2, 3, 8, 8), codec="deepcod").train()
-before = values(model.base)
-torch.manual_seed(rank)
-shares = [torch.randn(4, 3, 8, 8) * (1 + rank) for _ in range(3)]
-loss = compoff.DistillationLoss(model)
-if how != "uncalibrated":
-    loss.calibrate(shares[0])
-parallel = torch.nn.parallel.DistributedDataParallel(loss)
-optimizer = torch.optim.SGD(model.bottleneck_parameters(), lr=1e-2)
-try:
+
+def trained(calibrated):
+    torch.manual_seed(0)
+    model = compoff.wrap(Plain(), ["block1", "block2"], example_input=torch.zeros(2, 3, 8, 8), codec="deepcod").train()
+    before = values(model.base)
+    torch.manual_seed(rank)
+    shares = [torch.randn(4, 3, 8, 8) * (1 + rank) for _ in range(3)]
+    loss = compoff.DistillationLoss(model)
+    if calibrated:
+        loss.calibrate(shares[0])
+    parallel = torch.nn.parallel.DistributedDataParallel(loss)
+    optimizer = torch.optim.SGD(model.bottleneck_parameters(), lr=1e-2)
     for share in shares:
         optimizer.zero_grad()
         parallel(share).backward()
         first = [parameter.grad.clone() for parameter in model.bottleneck_parameters()] if share is shares[0] else first
         optimizer.step()
     assert same(values(model.base), before)
-    torch.save({"share": shares[0], "gradients": first, "state": model.bottlenecks.state_dict()}, f"{meeting}.{rank}")
+    return {"share": shares[0], "gradients": first, "state": model.bottlenecks.state_dict()}
+
+found = trained(True)
+try:
+    trained(False)
+    found["error"] = ""
 except compoff.FitError as error:
-    torch.save({"error": str(error)}, f"{meeting}.{rank}")
+    found["error"] = str(error)
+torch.save(found, f"{meeting}.{rank}")
 dist.destroy_process_group()
 """
 
 
-def both(folder: Path, how: str) -> list[dict[str, Any]]:
-    meeting = folder / "meeting"
-    commands = [[sys.executable, "-W", "ignore", "-c", SCRIPT, str(rank), str(meeting), how] for rank in range(2)]
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What became of two models in both processes, one calibrated and one not; only to be read."""
+    meeting = tmp_path_factory.mktemp("processes") / "meeting"
+    commands = [[sys.executable, "-W", "ignore", "-c", SCRIPT, str(rank), str(meeting)] for rank in range(2)]
     processes = [subprocess.Popen(command, cwd=_ROOT, stderr=subprocess.PIPE, text=True) for command in commands]
     for process in processes:
         _, errors = process.communicate(timeout=90)
@@ -81,8 +90,8 @@ def both(folder: Path, how: str) -> list[dict[str, Any]]:
     return [torch.load(f"{meeting}.{rank}") for rank in range(2)]
 
 
-def test_processes_stay_equal_and_take_the_mean_of_their_gradients(tmp_path: Path) -> None:
-    first, second = both(tmp_path, "calibrated")
+def test_processes_stay_equal_and_take_the_mean_of_their_gradients(both: list[dict[str, Any]]) -> None:
+    first, second = both
     assert list(first["state"]) == list(second["state"])
     trained = [name for name in first["state"] if not name.endswith(".u")]  # copied at the start of the next step
     for name in trained:
@@ -103,8 +112,8 @@ def test_processes_stay_equal_and_take_the_mean_of_their_gradients(tmp_path: Pat
         torch.testing.assert_close(together, (one + other) / 2, rtol=1e-4, atol=1e-6)
 
 
-def test_processes_that_would_start_from_units_of_their_own_say_so(tmp_path: Path) -> None:
-    for found in both(tmp_path, "uncalibrated"):
+def test_processes_that_would_start_from_units_of_their_own_say_so(both: list[dict[str, Any]]) -> None:
+    for found in both:
         assert "call compoff.DistillationLoss(model).calibrate(batch) before" in found["error"]
 
 
