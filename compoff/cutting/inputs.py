@@ -182,7 +182,7 @@ class ExampleInputs:
             ArtifactError: The nesting is damaged.
             ValueError: Something else is.
         """
-        zeros: list[Tensor] = []
+        shapes: list[tuple[list[int], str]] = []
         batched: list[bool] = []
         elements = 0
         for shape, dtype, *has_batch in description["inputs"]:
@@ -191,7 +191,8 @@ class ExampleInputs:
             elements += math.prod(shape)
             if elements > _MOST_ELEMENTS:
                 raise ValueError(f"its inputs hold more than {_MOST_ELEMENTS} numbers")
-            zeros.append(torch.zeros(shape, dtype=_dtype(dtype), device="cpu"))
+            shapes.append((shape, dtype))
+        zeros = [torch.zeros(shape, dtype=_dtype(dtype), device="cpu") for shape, dtype in shapes]
         call: list[Any] = unflatten(description["call"], zeros) if "call" in description else [zeros, {}]
         return cls(tuple(call[0]), dict(call[1]), tuple(batched))
 
