@@ -215,6 +215,13 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.fixture(scope="module")
+def fitted_under_nothing(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
+    return fitted_under(contextlib.nullcontext(), tmp_path_factory.mktemp("plain"))
+
+
 @pytest.mark.parametrize("default", [default_dtype(torch.float64), default_dtype(torch.bfloat16), torch.device("meta")])
-def test_defaults_of_the_script_change_no_fit(default: Any, tmp_path: Path) -> None:
-    assert fitted_under(default, tmp_path) == fitted_under(contextlib.nullcontext(), tmp_path)
+def test_defaults_of_the_script_change_no_fit(
+    default: Any, fitted_under_nothing: tuple[str, float], tmp_path: Path
+) -> None:
+    assert fitted_under(default, tmp_path) == fitted_under_nothing
