@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import compoff
-from tests.small_networks import Plain
+from tests.small_networks import Plain, tiny_decoder, tiny_encoder
 
 BACKEND = "aot_eager"  # traces forward and backward as the default one does, and needs no C++ compiler
 
@@ -92,8 +92,9 @@ class Functional(Plain):
 
 
 def fitted(net: nn.Module, split: str, x: Tensor) -> compoff.Wrapped:
-    """A model whose codec has seen data, so that it answers otherwise than the teacher."""
-    model = compoff.wrap(net, split, example_input=x, codec="deepcod")
+    """A model whose codec has seen data, so that it answers otherwise than the teacher; one that is soon compiled."""
+    coders: dict[str, Any] = {"encoder": tiny_encoder, "decoder": tiny_decoder}
+    model = compoff.wrap(net, split, example_input=x, codec="deepcod", **coders)
     model.distillation_loss(x)
     return model.eval()
 
