@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import shutil
 import stat
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -17,9 +20,6 @@ import compoff
 from compoff.errors import ArtifactError, FeatureError, SplitError
 from compoff.fingerprint import fingerprint
 from tests.small_networks import OptionalInputs, Plain
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def images(batch: int = 2) -> Tensor:
@@ -171,16 +171,23 @@ def test_constants_and_keywords_of_the_call_come_back(tmp_path: Path) -> None:
 # -- another size of input -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def fitted(tmp_path: Path) -> tuple[Path, nn.Module]:
+@pytest.fixture(scope="module")
+def fitted_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+    path = tmp_path_factory.mktemp("once") / "fitted"
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     ).eval()
     wrapped = compoff.wrap(net, ["input", "2"], example_input=torch.zeros(2, 3, 32, 32))
     compoff.fit(wrapped, [torch.randn(8, 3, 32, 32) for _ in range(4)], steps=2)
-    wrapped.save(tmp_path / "fitted")
-    return tmp_path / "fitted", wrapped.unwrap()
+    wrapped.save(path)
+    return path, wrapped.unwrap()
+
+
+@pytest.fixture
+def fitted(fitted_once: tuple[Path, nn.Module], tmp_path: Path) -> tuple[Path, nn.Module]:
+    path, net = fitted_once
+    return Path(shutil.copy(path, tmp_path)), copy.deepcopy(net)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 48, 40), (2, 3, 35, 64)])
