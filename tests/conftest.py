@@ -61,16 +61,13 @@ def pytest_collection_finish() -> None:
     # third longer. So what exports import is imported before, and the rest is looked through less often.
     if "torch" in sys.modules:
         importlib.import_module("torch.export.pt2_archive")
-        _spare_exports_what_nobody_reads()
+        _list_operators_once()
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
 
 
-def _spare_exports_what_nobody_reads() -> None:
-    # Where in the source each operator was called is for people who read a graph. Below as many frames as pytest has,
-    # to write it down takes a tenth of an export.
-    importlib.import_module("torch.fx.config").do_not_emit_stack_traces = True
+def _list_operators_once() -> None:
     # The operators that ONNX has a translation for: an export reads the sources of 500 functions anew for their list,
     # which takes longer than the rest of it. The list is only gone through.
     with contextlib.suppress(ImportError):
