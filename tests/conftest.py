@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 # cores already, and threads of OpenMP that wait for a busy core spin and make everything many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# The million objects of torch again, in processes that tests start: `sitecustomize.py` there says how.
+_CHILDREN = str(Path(__file__).with_name("children"))
+if _CHILDREN not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    os.environ["PYTHONPATH"] = os.pathsep.join([_CHILDREN, *filter(None, [os.environ.get("PYTHONPATH")])])
+
 # A deadline for an example would measure how busy the machine is; on a build server the examples are always the same.
 hypothesis.settings.register_profile("compoff", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("compoff")

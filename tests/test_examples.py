@@ -27,7 +27,7 @@ def test_there_are_examples() -> None:
 
 @pytest.mark.parametrize("name", _EXAMPLES)
 def test_example_runs(name: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    environment = {**os.environ, "PYTHONPATH": f"{_ROOT}{os.pathsep}{os.environ['PYTHONPATH']}"}
     done = subprocess.run(
         [sys.executable, "-c", _RUN, str(_ROOT / "examples" / name)],
         capture_output=True,

@@ -311,7 +311,7 @@ def test_runs_where_the_models_class_cannot_be_imported(tmp_path: Path) -> None:
     x = images(3)
     np.save(tmp_path / "x.npy", x.numpy())
     command = [sys.executable, "-W", "error", "-c", LOAD_WITHOUT_THE_MODEL, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ['PYTHONPATH']}"}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False
     )

@@ -241,7 +241,8 @@ def test_a_real_kill(path: Path) -> None:
         importlib.import_module("compoff.fitting.keeper")._SAVE_EVERY = 3
         tests["fit"](tests["wrapped"](), tests["Loader"](8, kill=True), Path(sys.argv[2]))
     """)
-    environment = {**os.environ, "PYTHONPATH": str(Path(compoff.__file__).parents[1])}
+    paths = f"{Path(compoff.__file__).parents[1]}{os.pathsep}{os.environ['PYTHONPATH']}"
+    environment = {**os.environ, "PYTHONPATH": paths}
     killed = subprocess.run([sys.executable, "-c", script, __file__, path], env=environment, timeout=100, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert json.loads(stored(path)[0]["state"])["step"] == 6
