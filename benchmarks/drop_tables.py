@@ -46,6 +46,12 @@ _LONGEST = {
     "layer3": "cpu.long",
     "layer4": "cpu.longest",
 }
+_TASKS = {
+    "boxes, input": "rate_accuracy.yolo-fastest-1.1-xl.input",
+    "boxes, layers.61": "rate_accuracy.yolo-fastest-1.1-xl.layers.61.stride4",
+    "words, input": "rate_accuracy.bcresnet2.input",
+    "words, t3": "rate_accuracy.bcresnet2.t3",
+}
 _DROPS = {"top-1": ("drop", "drop_stderr"), "top-5": ("drop_top5", "drop_top5_stderr")}
 
 
@@ -141,6 +147,22 @@ def imagenet_table() -> str:
         made += [name, *([beside] if theirs else [])]
     head = ["split point", "top-5 drop, points", "transform, bytes", "top-1 drop there", "encoder, MMAC"]
     return f"{table([*head, 'deepcod, bytes', 'without a learned codec, bytes'], cells)}\n\n{sources(made)}"
+
+
+def tasks_table() -> str:
+    """Fewest bytes of a detector and a keyword spotter, beside the best that is not learned."""
+    cells = [
+        [
+            called,
+            f"≤ {limit}",
+            fewest_bytes(result(name)["rows"], ("compoff",), limit),
+            fewest_bytes(result(name)["rows"], (), limit),
+        ]
+        for called, name in _TASKS.items()
+        for limit in (1, 2)
+    ]
+    head = ["task, split point", "drop, points", "transform, bytes", "best without a learned codec, bytes"]
+    return f"{table(head, cells)}\n\n{sources(list(_TASKS.values()))}"
 
 
 def aims_table() -> str:
@@ -264,4 +286,5 @@ DROP_TABLES: dict[str, Callable[[], str]] = {
     "chosen-elsewhere": elsewhere_table,
     "fit-share": fit_share_table,
     "imagenet": imagenet_table,
+    "tasks": tasks_table,
 }

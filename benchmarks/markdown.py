@@ -61,4 +61,6 @@ def system(row: dict[str, Any]) -> str:
         return f"transform, quality {row['quality']}"
     if row["system"] == "deepcod":
         return f"deepcod, {row.get('channels', row['quality'])} channels"
+    if row["system"] == "opus":
+        return f"opus, {row['quality']} kbit/s"
     return f"{row['system']} {row['quality']}" if row["system"] in ("jpeg", "webp") else row["system"]

@@ -132,6 +132,52 @@ def imagenet_table(name: str) -> str:
     return f"{table(head, cells)}\n\n{source(name)}"
 
 
+def task_table(name: str, drop: str, agreement: str) -> str:
+    """What one run measured of a task that is not ImageNet's.
+
+    Args:
+        name: The result.
+        drop: What is lost.
+        agreement: What is found again.
+    """
+    rows = sorted(result(name)["rows"], key=lambda row: row["bytes"])
+    cells = [
+        [
+            system(row),
+            whole(row["bytes"]),
+            f"{row['drop']:.1f} ± {row['drop_stderr']:.1f}",
+            f"{100 * row['agreement']:.1f} %",
+            "–" if row["encoder_macs"] is None else f"{row['encoder_macs'] / 1e6:.2f}",
+            "–" if row["encode_ms"] is None else f"{row['encode_ms']:.1f}",
+        ]
+        for row in rows
+    ]
+    head = ["system", "bytes", drop, agreement, "encoder MMAC", "encoding, ms"]
+    return f"{table(head, cells)}\n\n{source(name)}"
+
+
+def left_out_table(name: str) -> str:
+    """What codecs of several sizes leave out before anything is rounded."""
+    head = ["tile", "channels", "encoder MMAC", "error of the feature", "of the output", "drop of mAP50, points"]
+    cells = [
+        [
+            f"{row['stride']} × {row['stride']}",
+            whole(row["channels"]),
+            f"{row['encoder_macs'] / 1e6:.1f}",
+            f"{row['feature_error']:.3f}",
+            f"{row['output_error']:.3f}",
+            f"{row['drop']:.1f} ± {row['drop_stderr']:.1f}",
+            f"{100 * row['agreement']:.1f} %",
+        ]
+        for row in result(name)["rows"]
+    ]
+    return f"{table([*head, 'boxes found again'], cells)}\n\n{source(name)}"
+
+
+_boxes = partial(task_table, drop="drop of mAP50, points", agreement="boxes found again")
+_words = partial(task_table, drop="drop, points", agreement="same word")
+
+
 def encoder_table() -> str:
     """The device's work at the input beside an image codec's."""
     rows = result("encoder_time")["rows"]
@@ -191,11 +237,18 @@ def sizes_table(name: str) -> str:
 
 RATE_TABLES: dict[str, Callable[[], str]] = {
     "ablations-layer3": partial(ablation_table, "ablations.cifar10-resnet56.layer3"),
+    "ablations-resnet18-layer4": partial(ablation_table, "ablations.resnet18.layer4"),
     "ablations-rates": partial(ablation_table, "ablations.cifar10-resnet56.layer3.rates"),
     "adapted-tails": partial(tail_table, "layer2", "layer3"),
     "contexts-input": partial(contexts_table, "contexts.resnet18.input"),
     "contexts-layer1": partial(contexts_table, "contexts.resnet18.layer1"),
     "encoder-time": encoder_table,
+    "detector-input": partial(_boxes, "rate_accuracy.yolo-fastest-1.1-xl.input"),
+    "detector-layers.61": partial(_boxes, "rate_accuracy.yolo-fastest-1.1-xl.layers.61.stride4"),
+    "detector-layers.61-default": partial(_boxes, "rate_accuracy.yolo-fastest-1.1-xl.layers.61"),
+    "detector-left-out": partial(left_out_table, "left_out.yolo-fastest-1.1-xl.layers.61"),
+    "keywords-input": partial(_words, "rate_accuracy.bcresnet2.input"),
+    "keywords-t3": partial(_words, "rate_accuracy.bcresnet2.t3"),
     "sizes-layer2": partial(sizes_table, "sizes.resnet50.layer2"),
     **{
         f"{model}-{split}": partial(imagenet_table, f"rate_accuracy.{model}.{split}.cpu")
