@@ -150,14 +150,8 @@ def mean_precision(matches: Matches, times: NDArray[np.int64] | None = None) -> 
     times = np.ones(len(matches.labelled), np.int64) if times is None else times
     labelled, order = times @ matches.labelled, np.argsort(-matches.scores, kind="stable")
     classes, right, counts = matches.classes[order], matches.right[order], times[matches.images[order]]
-    return float(
-        np.mean(
-            [
-                _precision(right[classes == one], counts[classes == one], labelled[one])
-                for one in np.flatnonzero(labelled)
-            ]
-        )
-    )
+    of_class = [(classes == one, one) for one in np.flatnonzero(labelled)]
+    return float(np.mean([_precision(right[these], counts[these], labelled[one]) for these, one in of_class]))
 
 
 def _precision(right: NDArray[np.bool_], counts: NDArray[np.int64], labelled: int) -> float:

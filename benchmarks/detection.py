@@ -56,7 +56,7 @@ class Mosaics:
             yield rows.reshape(self.batch, 3, self.size, self.size)
 
     def _tile(self, photo: Tensor) -> Tensor:
-        """A square of a photo, never enlarged."""
+        """A square of a photo: not enlarged, unless the whole of it is smaller."""
         least, most = self.size // 2, photo.shape[-1]
         side = int(torch.randint(min(least, most), most + 1, ()))
         left, top = torch.randint(most - side + 1, (2,)).tolist()
