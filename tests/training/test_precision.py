@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from compoff.recipe import CodecName
 
 
-def images(batch: int = 8) -> Tensor:
-    return torch.randn(batch, 3, 16, 16)
+def images(batch: int = 8, size: int = 8) -> Tensor:
+    return torch.randn(batch, 3, size, size)
 
 
 def trained(steps: int, step: Callable[[compoff.Wrapped, torch.optim.Optimizer, Tensor], Tensor]) -> list[float]:
     """Losses of a loop of one's own on one batch."""
-    x = images()
+    x = images(size=16)
     model = compoff.wrap(Plain(), "block1", example_input=x, codec="deepcod").train()
     before = values(model.base)
     optimizer = torch.optim.Adam(model.bottleneck_parameters(), lr=3e-3)
@@ -103,7 +103,7 @@ def test_student_and_teacher_under_autocast_are_near_those_without() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_model_in_another_precision_trains(dtype: torch.dtype) -> None:
-    x = images().to(dtype)
+    x = images(size=16).to(dtype)
     model = compoff.wrap(Plain().to(dtype), "block1", example_input=x, codec="deepcod").train()
     optimizer = torch.optim.Adam(model.bottleneck_parameters(), lr=3e-3)
     losses = [float(plain_step(model, optimizer, x).detach()) for _ in range(30)]
@@ -123,7 +123,7 @@ def test_fit_inside_autocast() -> None:
 
 
 def test_a_fit_inside_autocast_ends_where_one_outside_does() -> None:
-    batches = list(torch.nn.functional.interpolate(torch.randn(256, 3, 4, 4), size=16, mode="bilinear").split(64))
+    batches = list(torch.nn.functional.interpolate(torch.randn(128, 3, 4, 4), size=16, mode="bilinear").split(32))
     found: list[compoff.FitReport] = []
     for enabled in (False, True):
         torch.manual_seed(0)
