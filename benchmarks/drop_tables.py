@@ -48,6 +48,7 @@ _LONGEST = {
 }
 _TASKS = {
     "boxes, input": "rate_accuracy.yolo-fastest-1.1-xl.input",
+    "boxes, layers.25": "rate_accuracy.yolo-fastest-1.1-xl.layers.25.stride4",
     "boxes, layers.61": "rate_accuracy.yolo-fastest-1.1-xl.layers.61.stride4",
     "words, input": "rate_accuracy.bcresnet2.input",
     "words, t3": "rate_accuracy.bcresnet2.t3",

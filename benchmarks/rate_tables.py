@@ -244,6 +244,7 @@ RATE_TABLES: dict[str, Callable[[], str]] = {
     "contexts-layer1": partial(contexts_table, "contexts.resnet18.layer1"),
     "encoder-time": encoder_table,
     "detector-input": partial(_boxes, "rate_accuracy.yolo-fastest-1.1-xl.input"),
+    "detector-layers.25": partial(_boxes, "rate_accuracy.yolo-fastest-1.1-xl.layers.25.stride4"),
     "detector-layers.61": partial(_boxes, "rate_accuracy.yolo-fastest-1.1-xl.layers.61.stride4"),
     "detector-layers.61-default": partial(_boxes, "rate_accuracy.yolo-fastest-1.1-xl.layers.61"),
     "detector-left-out": partial(left_out_table, "left_out.yolo-fastest-1.1-xl.layers.61"),
