@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ import compoff
 from compoff.cutting.inputs import ExampleInputs
 from compoff.cutting.proof import _alike, _mixes, check_sizes, prove
 from compoff.errors import SplitError
-from tests.small_networks import Plain
+from tests.small_networks import Plain, tiny_decoder, tiny_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,11 +44,12 @@ def exported(
     max_batch: int = 256,
     *,
     calibrated: bool = True,
-    codec: Literal["transform", "deepcod"] = "transform",
+    codec: Literal["transform", "deepcod", "tiny"] = "transform",
     drawn: Callable[..., Tensor] = torch.randn,
 ) -> tuple[compoff.Head, compoff.Tail]:
     torch.manual_seed(0)
-    wrapped = compoff.wrap(net.eval(), split, example_input=drawn(2, 3, 8, 8), codec=codec)
+    how: dict[str, Any] = {"encoder": tiny_encoder, "decoder": tiny_decoder} if codec == "tiny" else {"codec": codec}
+    wrapped = compoff.wrap(net.eval(), split, example_input=drawn(2, 3, 8, 8), **how)
     if calibrated and codec == "transform":
         compoff.calibrate(wrapped, [drawn(64, 3, 8, 8), drawn(64, 3, 8, 8)])
     return compoff.export(wrapped, split, max_batch=max_batch)
@@ -66,7 +67,7 @@ BRANCHES = {
 @pytest.mark.parametrize("place", ["between", "behind"])
 def test_code_that_looks_at_the_size_of_the_batch_is_refused(branch: Callable[[Tensor], Tensor], place: str) -> None:
     with pytest.raises(SplitError, match=r"answer a batch of .* otherwise than it does as a whole"):
-        exported(Net(**{place: branch}))
+        exported(Net(**{place: branch}), codec="tiny" if place == "behind" else "transform")
 
 
 class Fourth(nn.Module):
@@ -123,20 +124,20 @@ def test_what_a_tail_reads_in_another_order_than_it_arrives_in_is_refused() -> N
 
 
 def test_a_branch_beyond_the_largest_batch_does_no_harm() -> None:
-    head, tail = exported(Net(behind=BRANCHES["many"]), max_batch=100)
+    head, tail = exported(Net(behind=BRANCHES["many"]), max_batch=100, codec="tiny")
     assert tail(head(torch.randn(100, 3, 8, 8))).shape == (100, 512)
 
 
 @pytest.mark.parametrize("mixing", [lambda z: z - z.mean(0), lambda z: z / z.shape[0], lambda z: z.cumsum(0)])
 def test_samples_that_know_of_each_other_behind_the_cut_are_refused(mixing: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(SplitError, match="depends on the other samples of its batch"):
-        exported(Net(behind=mixing))
+        exported(Net(behind=mixing), codec="tiny")
 
 
 def test_statistics_of_the_batch_are_refused() -> None:
     norm = nn.BatchNorm1d(512, track_running_stats=False)
     with pytest.raises(SplitError, match="depends on the other samples of its batch"):
-        exported(Net(behind=norm))
+        exported(Net(behind=norm), codec="tiny")
 
 
 @pytest.mark.parametrize(
