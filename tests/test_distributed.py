@@ -29,6 +29,9 @@ def gradient(size):
         encoder.weight.grad = None
         loss.backward()
     assert all(torch.equal(value, before[name]) for name, value in wrapped.base.state_dict().items())
+    # What holds the group goes first. torch ends its threads with whoever lets go last, and only the group's own
+    # object lets them have the interpreter's lock meanwhile, which they may still want for what a pass has left them.
+    del parallel, loss
     dist.destroy_process_group()
     return encoder.weight.grad
 
@@ -42,9 +45,13 @@ def gradients(folder: Path) -> list[list[Tensor]]:
     root, script = Path(__file__).parent.parent, [sys.executable, "-W", "ignore", "-c", DISTRIBUTED]
     commands = [[*script, str(rank), str(meeting)] for rank in range(2)]
     processes = [subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) for command in commands]
-    for process in processes:
-        _, errors = process.communicate(timeout=90)
-        assert process.returncode == 0, errors
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=90)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
     return [torch.load(f"{meeting}.{rank}") for rank in range(2)]
 
 
