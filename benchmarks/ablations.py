@@ -26,7 +26,7 @@ from benchmarks.networks import data_folder
 from benchmarks.plain_codecs import in_batches
 from benchmarks.rate_accuracy import Fitted
 from benchmarks.record import record
-from benchmarks.tasks import Photos, Shuffled, Task, endless, load_task, paired
+from benchmarks.tasks import CLASSIFIERS, Photos, Shuffled, Task, endless, load_task, paired
 from benchmarks.variations import BASELINE, SEEDS, VARIATIONS, Variation, context_bytes
 from compoff.recipe import recipe_named
 
@@ -143,7 +143,7 @@ def _rows(fitted: Fitted, seconds: float, counted: Tensor | None) -> list[dict[s
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="cifar10-resnet56")
+    parser.add_argument("--model", default="cifar10-resnet56", choices=CLASSIFIERS)
     parser.add_argument("--split", default="layer3")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--target-bytes", type=float, default=100.0, help="what every variation is aimed at")

@@ -25,7 +25,7 @@ import compoff
 from benchmarks.behind import Before, Behind
 from benchmarks.networks import data_folder
 from benchmarks.record import record
-from benchmarks.tasks import load_task
+from benchmarks.tasks import CLASSIFIERS, load_task
 from compoff.batch import Batch
 from compoff.codec import code_of
 from compoff.coding import Code, PayloadFormat
@@ -122,7 +122,7 @@ def ways_of(code: Code, symbols: NDArray[np.uint8]) -> dict[str, Way]:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--model", default="resnet18", choices=CLASSIFIERS)
     parser.add_argument("--split", default="input")
     parser.add_argument("--photos", type=int, default=192, help="to start the codec from, and to fit the models to")
     parser.add_argument("--images", type=int, default=100, help="to measure on")

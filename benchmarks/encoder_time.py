@@ -25,7 +25,7 @@ import torch
 import compoff
 from benchmarks.networks import data_folder
 from benchmarks.record import record
-from benchmarks.tasks import load_task
+from benchmarks.tasks import CLASSIFIERS, load_task
 from compoff.batch import Batch
 from compoff.codec import code_of
 from compoff.coding import Coding, Payload, PayloadFormat
@@ -62,7 +62,7 @@ def decoded_size(coder: PayloadFormat, payload: Payload) -> int:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--model", default="resnet18", choices=CLASSIFIERS)
     parser.add_argument("--images", type=int, default=96, help="to start the codec from")
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--target-bytes", type=float, default=4000.0)

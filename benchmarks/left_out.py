@@ -15,7 +15,7 @@ import torch
 
 import compoff
 from benchmarks.networks import data_folder
-from benchmarks.rate_accuracy import load
+from benchmarks.rate_accuracy import MODELS, load
 from benchmarks.record import record
 from benchmarks.scoring import WholeScorer
 from benchmarks.tasks import endless
@@ -50,7 +50,7 @@ def row(task: Task, scorer: WholeScorer, options: argparse.Namespace, stride: in
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", required=True, choices=MODELS)
     parser.add_argument("--split", required=True)
     parser.add_argument("--sizes", nargs="+", required=True, help="stride and channels, such as 7x294")
     parser.add_argument("--batches", type=int, default=40, help="batches whose features the directions are of")

@@ -32,7 +32,7 @@ from benchmarks.networks import data_folder
 from benchmarks.plain_codecs import feature_rows, picture_rows
 from benchmarks.record import record
 from benchmarks.scoring import Scorer, WholeScorer
-from benchmarks.tasks import CONDITIONS, Task, endless, load_task
+from benchmarks.tasks import CLASSIFIERS, CONDITIONS, Task, endless, load_task
 from compoff.wire.frames import OVERHEAD_BYTES
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).resolve().parent.parent
 _STATES = _ROOT / "benchmarks" / "states"  # not committed: fits under way
+MODELS = (*CLASSIFIERS, *DETECTORS, "bcresnet2")
 _SYSTEMS = {"transform": "compoff", "adapted": "compoff, adapted tail", "deepcod": "deepcod"}
 _LATER = 75  # exit status of a run that is to be started again
 
@@ -215,7 +216,7 @@ def scorer_of(task: Task, options: argparse.Namespace) -> Scorer:
 def parse(given: list[str] | None = None) -> argparse.Namespace:
     """The options; those of the command line unless they are given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="cifar10-resnet56")
+    parser.add_argument("--model", default="cifar10-resnet56", choices=MODELS)
     parser.add_argument("--split", required=True)
     parser.add_argument("--codecs", nargs="+", default=["transform"], choices=sorted(_SYSTEMS))
     parser.add_argument("--channels", type=int, default=None, help='of codec "deepcod", which sets its bytes')

@@ -1,7 +1,7 @@
 """The tasks of the benchmarks: a trained network, images to fit on, and labelled images to measure on.
 
 CIFAR-10 is small enough to be held as floats; the photos for ImageNet's networks are kept as bytes, on the card if
-there is one, and sampled there. Names: ``cifar10-resnet20``, ``cifar10-resnet56``, ``resnet18``, ``resnet50``.
+there is one, and sampled there.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["CONDITIONS", "Photos", "Shuffled", "Task", "endless", "load_task"]
+__all__ = ["CLASSIFIERS", "CONDITIONS", "Photos", "Shuffled", "Task", "endless", "load_task"]
 
+CLASSIFIERS = ("cifar10-resnet20", "cifar10-resnet56", "resnet18", "resnet50")
 _STATES = Path(__file__).resolve().parent / "states"  # not committed
 _PHOTO = 224  # side at which photos are kept, in pixels: that of most of them, since enlarging would smooth them
 
@@ -177,7 +178,7 @@ def load_task(name: str, folder: Path, *, batch: int, device: str = "cpu", limit
         images, labels = zip(*read_imagenet_val(folder, limit=limit), strict=True)
         photos = Photos(read_photos(folder, limit).to(device), batch)
         return Task(name, net, photos, torch.cat(images), torch.cat(labels), IMAGENET_MEAN, IMAGENET_STD)
-    raise SystemExit(f"--model {name}: expected cifar10-resnet20, cifar10-resnet56, resnet18 or resnet50")
+    raise SystemExit(f"--model {name}: expected one of {', '.join(CLASSIFIERS)}")
 
 
 def read_photos(folder: Path, limit: int | None = None) -> Tensor:
