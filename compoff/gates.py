@@ -69,6 +69,7 @@ class Gate:
         self.layouts = tuple(layouts)
         self.own = tuple(own) or (True,) * len(self.bottlenecks)
         self.work = work or Work()
+        self.quality: int | None = None  # at which the bottlenecks answer in eval mode; None for the chosen one
         self.bypassed = False
         self._restoring = False
         self._on = False
@@ -191,6 +192,22 @@ class Gate:
         finally:
             self.replace, self.bypassed = before
 
+    @contextlib.contextmanager
+    def answering_at(self, quality: int | None) -> Generator[None]:
+        """Have the bottlenecks answer at one quality in eval mode while the block runs.
+
+        Args:
+            quality: Its index; None for the chosen one, also inside of a block that names one.
+
+        Yields:
+            Nothing.
+        """
+        before, self.quality = self.quality, quality
+        try:
+            yield
+        finally:
+            self.quality = before
+
     def sides(self, count: int) -> list[Tensor]:
         """Side tensors that were caught in this pass.
 
@@ -222,7 +239,8 @@ class Gate:
             restored = self.replace(packed)
         else:
             # Cloned, since what a bottleneck remembers for its gradient is about to be overwritten.
-            restored = [bottleneck(one.clone()) for bottleneck, one in zip(self.bottlenecks, packed, strict=True)]
+            pairs = zip(self.bottlenecks, packed, strict=True)
+            restored = [bottleneck(one.clone(), self.quality) for bottleneck, one in pairs]
         for index in range(1, len(features)):
             if restored[index] is not packed[index]:
                 features[index].copy_(self._unpacked(index, restored[index], features[index]))

@@ -15,6 +15,7 @@ import torch
 from compoff.batch import batch_of
 from compoff.checkpoint import save_bottlenecks
 from compoff.checks import check_flag, check_weight
+from compoff.codec.limits import check_quality
 from compoff.cutting.inputs import require_known
 from compoff.distilling import student_pass
 from compoff.errors import FitError, SplitError
@@ -84,13 +85,15 @@ class Wrapped(Mounted):
         self._student: Gate | None = None  # the gate of `at`
 
     @contextlib.contextmanager
-    def at(self, split: str, *, bypass: bool = False) -> Generator[Wrapped]:
+    def at(self, split: str, *, quality: int | None = None, bypass: bool = False) -> Generator[Wrapped]:
         """Make this model the student: the bottlenecks at `split` are on inside the block.
 
-        In eval mode it answers as an export does at its best quality; in training mode with noise for the rounding.
+        In eval mode it answers as an export does; in training mode with noise for the rounding.
 
         Args:
             split: The split point.
+            quality: Index of the quality to answer at, as the export's head takes it; None for the one that is sent
+                where none is asked for. For eval mode only.
             bypass: Whether features are handed on as they are in place of being coded: what is different then is what
                 the cut alone changes.
 
@@ -99,12 +102,15 @@ class Wrapped(Mounted):
 
         Raises:
             SplitError: `split` is not one of this model's split points, or shapes are not known yet; or `bypass` is no
-                truth value.
+                truth value, or a quality is named in training mode.
+            FeatureError: There is no such quality.
         """
         self._check(split)
         check_flag("bypass", bypass, SplitError)
+        if quality is not None:
+            self._check_quality(split, quality)
         gates, before = self._gates(), self._student
-        with only_at(gates, split), gates[split].bypassing(bypass):
+        with only_at(gates, split), gates[split].bypassing(bypass), gates[split].answering_at(quality):
             self._student = gates[split]
             try:
                 yield self
@@ -285,6 +291,15 @@ class Wrapped(Mounted):
         reports = {split: figures for split, figures in reports.items() if figures is not None}
         fitted = {"options": self.options.describe(), "shapes": shapes, "skips": self.skips, "reports": reports}
         save_bottlenecks(path, base, self.bottlenecks, {**fitted, **self._sizes(), **self._example.describe()})
+
+    def _check_quality(self, split: str, quality: int) -> None:
+        if self.training:
+            raise SplitError(
+                f"quality is {quality}, but the model is in training mode, where rounding at every rate is imitated by "
+                "noise; call model.eval() first, or leave quality out"
+            )
+        for bottleneck in self.bottlenecks_at(split):
+            check_quality(quality, len(bottleneck.qualities()))
 
     def _sizes(self) -> dict[str, Any]:
         """Sizes of the bottlenecks for `save`, where they were chosen for inputs of another size than these."""

@@ -50,6 +50,44 @@ def wrapped_plain(*splits: str) -> compoff.Wrapped:
     return compoff.wrap(Plain(), splits or ("block1", "block2"), example_input=images(), codec="deepcod").eval()
 
 
+# -- the student answers as an export
+
+
+@pytest.mark.parametrize("net", [Plain, Skip])
+def test_answers_at_each_quality_as_an_export_does(net: type[nn.Module]) -> None:
+    x = images(8)
+    wrapped = compoff.wrap(net(), "block1", example_input=x)
+    compoff.calibrate(wrapped, [x])
+    compoff.finish(wrapped, [x] * 2)
+    wrapped.eval().bottleneck("block1").choose(2)
+    head, tail = compoff.export(wrapped, "block1")
+    with torch.no_grad():
+        seen = []
+        for quality in (0, 2, 7, None):
+            with wrapped.at("block1", quality=quality):
+                seen.append(wrapped(x))
+                torch.testing.assert_close(seen[-1], tail(head(x, quality=quality)))
+        assert torch.equal(seen[1], seen[3])  # the chosen one
+        assert not torch.equal(seen[0], seen[1])
+        with wrapped.at("block1", quality=0):
+            with wrapped.at("block1"):
+                assert torch.equal(wrapped(x), seen[3])
+            assert torch.equal(wrapped(x), seen[0])
+
+
+def test_refuses_a_quality_that_there_is_not() -> None:
+    wrapped = wrapped_plain("block1")
+    for quality in (1, -1, True, 0.0):
+        with pytest.raises(FeatureError, match="quality"), wrapped.at("block1", quality=quality):  # type: ignore[arg-type]
+            pass
+    with wrapped.at("block1", quality=0):  # the codec has only one
+        answer = wrapped(x := images())
+    with wrapped.at("block1"):
+        assert torch.equal(answer, wrapped(x))
+    with pytest.raises(SplitError, match=r"call model.eval\(\) first"), wrapped.train().at("block1", quality=0):
+        pass
+
+
 # -- the model is not touched
 
 

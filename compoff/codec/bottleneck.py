@@ -290,11 +290,12 @@ class Bottleneck(nn.Module):
         return BottleneckOutput(y, self.decoder(z_hat), rate, prior_rate)
 
     @full_precision
-    def forward(self, y: Tensor) -> Tensor:
+    def forward(self, y: Tensor, quality: int | None = None) -> Tensor:
         """Compress and restore.
 
         Args:
             y: The feature.
+            quality: Which of `qualities` restores it in eval mode; None for the chosen one.
 
         Returns:
             The restored feature, in the dtype of `y`; in eval mode NaN for a sample that no symbols stand for.
@@ -306,8 +307,13 @@ class Bottleneck(nn.Module):
         weight = self.quantizer.centers
         if not self.training:
             symbols, finite = self.encode_checked(y.to(weight.dtype))
-            return where_finite(finite, self.decode(symbols)).to(y.dtype)
+            return where_finite(finite, self._restored(symbols, quality)).to(y.dtype)
         return self.run(y.to(weight.dtype)).y_hat.to(y.dtype)
+
+    def _restored(self, symbols: Tensor, quality: int | None) -> Tensor:
+        """The feature as the edge has it at a quality; at the chosen one if None."""
+        del quality  # this codec has only one
+        return self.decode(symbols)
 
     def semi_orthogonality_error(self, *, precise: bool = False) -> Tensor:
         """Distance of the encoder from an isometry, Eq. 7; zero for an own encoder, which Eq. 7 does not fit.

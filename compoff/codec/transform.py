@@ -200,7 +200,7 @@ class TransformBottleneck(Bottleneck):
             One quality a step that is served, each with the channels that are not all but silent at it.
         """
         steps = [int(step) for step in self.served.flip(0).cpu()]
-        return tuple(Quality(max(1, int(self._sent(step).sum())), step) for step in steps)
+        return tuple(Quality(int(self._sent(step).sum()), step) for step in steps)
 
     @property
     def chosen(self) -> int:
@@ -225,32 +225,18 @@ class TransformBottleneck(Bottleneck):
         return int(self.ladder[len(self.ladder) // 2])
 
     def _sent(self, step: Tensor | int) -> Tensor:
-        """Which channels are sent at a step: all up to the last that is not all but silent; found where float64 is."""
+        """Which channels are sent at a step: all up to the last that is not all but silent; at least the first."""
         step = step.cpu() if isinstance(step, Tensor) else step
-        values = self.quantizer.centers.cpu().double()
+        values = self.quantizer.centers.cpu().double()  # where float64 is
         spoken = (self.prior.probabilities().cpu().double() * (coarsen(values, step) != 0)).sum(1) > _SILENT
-        return spoken.flip(0).cumsum(0).flip(0) > 0
+        return (spoken.flip(0).cumsum(0).flip(0) > 0) | (torch.arange(len(spoken)) == 0)
 
-    @full_precision
-    def forward(self, y: Tensor) -> Tensor:
-        """Compress and restore; in eval mode as the best quality does.
-
-        Args:
-            y: The feature.
-
-        Returns:
-            The restored feature, in the dtype of `y`; in eval mode NaN for a sample that no symbols stand for.
-
-        Raises:
-            FeatureError: `y` has another shape than this bottleneck was made for.
-        """
-        if self.training:
-            return super().forward(y)
-        self.geometry.check(y)
-        symbols, finite = self.encode_checked(y.to(self.quantizer.centers.dtype))
-        values = self._coarse(symbols, self.ladder[0])
-        sent = self._sent(self.ladder[0]).to(values.device).view(-1, *(1,) * (len(self.latent_shape) - 1))
-        return where_finite(finite, self.decoder(self.quantizer.restored(values * sent))).to(y.dtype)
+    def _restored(self, symbols: Tensor, quality: int | None) -> Tensor:
+        # What is chosen stays a tensor: a compiled model need not stop to look.
+        index = self.quality.clamp(-1, len(self.served) - 1) if quality is None else quality
+        step = self.served.flip(0)[index]
+        sent = self._sent(step).to(symbols.device).view(-1, *(1,) * (len(self.latent_shape) - 1))
+        return self.decoder(self.quantizer.restored(self._coarse(symbols, step) * sent))
 
     def _scaled(self, y: Tensor) -> Tensor:
         """What is only rounded to symbols: the encoder's layer scales, too."""

@@ -117,13 +117,30 @@ def test_qualities_rise_and_leave_silent_channels_out() -> None:
     assert sent == sorted(sent)
 
 
-def test_in_eval_mode_it_restores_what_the_best_quality_sends() -> None:
+def test_in_eval_mode_it_restores_what_the_chosen_quality_sends() -> None:
     bottleneck, y = started((3, 8, 12), 8, step=0.02)
     silent = torch.zeros(8, 255)
     silent[:, 127] = 1e6
     silent[:5] += 1e6  # three channels are not sent at any quality
     bottleneck.prior.count(silent)
     assert bottleneck.qualities()[-1] == Quality(5, LADDER[0])
+    answers = [
+        bottleneck.decode(bottleneck.received(bottleneck.encode(y), quality)) for quality in bottleneck.qualities()
+    ]
+    torch.testing.assert_close(bottleneck(y), answers[-1])  # none is chosen, so the last
+    for quality, answer in enumerate(answers):
+        torch.testing.assert_close(bottleneck(y, quality), answer)
+        bottleneck.choose(quality)
+        torch.testing.assert_close(bottleneck(y), answer)
+    assert not torch.equal(answers[0], answers[-1])
+
+
+def test_it_sends_at_least_the_first_channel() -> None:
+    bottleneck, y = started((3, 8, 12), 8, step=0.02)
+    silent = torch.zeros(8, 255)
+    silent[:, 127] = 1e6
+    bottleneck.prior.count(silent)
+    assert {quality.channels for quality in bottleneck.qualities()} == {1}
     received = bottleneck.received(bottleneck.encode(y), bottleneck.qualities()[-1])
     torch.testing.assert_close(bottleneck(y), bottleneck.decode(received))
 
