@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compoff.checks import check_whole
-from compoff.codec.bottleneck import Bottleneck, BottleneckOutput, CodecFactory, Quality, where_finite
+from compoff.codec.bottleneck import Bottleneck, BottleneckOutput, CodecFactory, Quality
 from compoff.codec.density import Density
 from compoff.codec.directions import check_tile
 from compoff.codec.encoder import Encoder
