@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from compoff import __version__
 from compoff.autocast import no_autocast
 from compoff.checks import check_whole
-from compoff.codec import Encoder, code_of
+from compoff.codec import Encoder, code_of, trimmed
 from compoff.cutting.capture import KeepsState, capture
 from compoff.cutting.graph_flow import GraphFlow
 from compoff.cutting.memory import require_memoryless
@@ -109,7 +109,7 @@ def export(
     max_batch = int(max_batch)
     if tail_factory is not None and not _FACTORY.fullmatch(str(tail_factory)):
         raise ArtifactError(f"tail_factory is {tail_factory!r:.80}; expected the text 'package.module:function'")
-    example, bottlenecks = wrapped.example_inputs(), wrapped.bottlenecks_at(split)
+    example, bottlenecks = wrapped.example_inputs(), [trimmed(one) for one in wrapped.bottlenecks_at(split)]
     if pixels is not None:
         require_picture(pixels, example)
     _refuse_loose(wrapped.base, example)

@@ -60,6 +60,27 @@ def tiny(net: nn.Module, *splits: str, example: Any = None) -> compoff.Wrapped:
     return compoff.wrap(net, splits, example_input=example, encoder=tiny_encoder, decoder=tiny_decoder)
 
 
+@pytest.mark.parametrize("net", [Plain, Skip])
+def test_ships_only_the_channels_that_are_sent(net: type[nn.Module], tmp_path: Path) -> None:
+    x = images(4)
+    wrapped = compoff.wrap(net(), "block1", example_input=x)
+    compoff.calibrate(wrapped, [x])
+    for bottleneck in wrapped.bottlenecks_at("block1"):
+        counts = torch.zeros(bottleneck.latent_shape[0], 255)
+        counts[:, 127] = 1e7
+        counts[:9, 100:155] = 1e5
+        bottleneck.prior.count(counts)
+        assert bottleneck.latent_shape[0] > 9
+    pair = compoff.export(wrapped, "block1")
+    assert_equal_to_student(wrapped, "block1", pair, x)
+    for part, folder in zip(pair, (tmp_path / "head", tmp_path / "tail"), strict=True):
+        part.save(folder)
+        assert {code.latent_shape[0] for code in part.manifest.codes} == {9}
+    assert_equal_to_student(
+        wrapped, "block1", (compoff.Head.load(tmp_path / "head"), compoff.Tail.load(tmp_path / "tail")), x
+    )
+
+
 @pytest.mark.parametrize("split", ["input", "block2", "classifier"])
 def test_head_and_tail_are_the_student(split: str) -> None:
     wrapped = compoff.wrap(Plain(), split, example_input=images(1))

@@ -17,6 +17,7 @@ from compoff.codec.prior import Prior
 from compoff.codec.quantizer import Quantizer
 from compoff.codec.refiner import RefiningDecoder
 from compoff.codec.transform import TransformBottleneck
+from compoff.codec.trimming import trimmed
 from compoff.codec.uniform import UniformQuantizer
 from compoff.codec.wave_moments import WaveMoments
 
@@ -40,4 +41,5 @@ __all__ = [
     "UniformQuantizer",
     "WaveMoments",
     "code_of",
+    "trimmed",
 ]

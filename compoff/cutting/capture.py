@@ -7,7 +7,6 @@ cut sound: an in-place operator on one side would otherwise change what the othe
 from __future__ import annotations
 
 import contextlib
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from torch.export.passes import move_to_device_pass
 from torch.fx import GraphModule
 
 from compoff.batch import Batch
-from compoff.codec import Bottleneck
+from compoff.codec import Bottleneck, trimmed
 from compoff.cutting.cut import cut_at
 from compoff.cutting.flat import flat_output, require_plain_call
 from compoff.cutting.functional import functional
@@ -206,7 +205,7 @@ def _marked(base: nn.Module, gate: Gate) -> Generator[list[tuple[Tensor, Tensor]
 
 
 def folded(bottleneck: Bottleneck) -> Bottleneck:
-    """A copy of a bottleneck as it is exported: fixed, and folded into its weights what can be.
+    """A copy of a bottleneck as it is exported: trimmed, fixed, and folded into its weights what can be.
 
     Args:
         bottleneck: The bottleneck.
@@ -214,7 +213,7 @@ def folded(bottleneck: Bottleneck) -> Bottleneck:
     Returns:
         The copy.
     """
-    copied = copy.deepcopy(bottleneck).eval().requires_grad_(requires_grad=False)
+    copied = trimmed(bottleneck).eval().requires_grad_(requires_grad=False)
     copied.fold()
     return copied
 
