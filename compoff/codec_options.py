@@ -33,7 +33,7 @@ class Sizes(NamedTuple):
 
     Examples:
         >>> Sizes.of(CodecOptions().build((32, 16, 16)))
-        Sizes(channels=192, num_centers=255, stride=8)
+        Sizes(channels=1024, num_centers=255, stride=8)
     """
 
     channels: int

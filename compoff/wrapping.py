@@ -77,8 +77,8 @@ def wrap(
         codec: ``"transform"``, which needs the fewest bytes and serves every rate; or ``"deepcod"``, the paper's. None
             for ``"transform"``, or where you bring an `encoder` for ``"deepcod"``, whose place that takes.
         channels: Channels of the latent at every split point; None for 8, or a sixteenth of a flat feature
-            (``"deepcod"``), or for as many as a moderate rate of an image classifier has a use for (``"transform"``).
-            A model that answers for every place of an image may need more; `fit` warns where it does.
+            (``"deepcod"``), or for most of what a tile holds, as far as the device's work allows (``"transform"``);
+            those that no quality sends are not exported. `fit` warns where they are too few for a model.
         num_centers: Number of quantization levels: 2 to 256, None for 8 (``"deepcod"``); odd from 43, None for 255
             (``"transform"``).
         stride: Side of the tile that becomes one latent position, in elements; None for 4 (``"deepcod"``), or for the
@@ -182,6 +182,8 @@ def load(path: str | Path, model: nn.Module, *, example_input: Any = None) -> Wr
         _require_tiles(fitted, sites, sizes)
         example = ExampleInputs.of_call(model, args, keywords)
     try:
+        if sizes is None and options.channels is None:
+            sizes = _held(options, sites, tensors)
         if sizes or any(size is not None for size in (options.channels, options.num_centers, options.stride)):
             # Sizes of the file's own, which need not be those of its tensors.
             _require_sizes(_stacked(build_bottlenecks(options, sites, "meta", sizes), tensors), tensors)
@@ -268,6 +270,19 @@ def _sizes(options: CodecOptions, splits: Iterable[str], description: dict[str, 
     for one in (one for ours in found.values() for one in ours):
         replace(options, **one._asdict())  # refuses what is no size
     return found
+
+
+def _held(options: CodecOptions, sites: dict[str, Site], tensors: dict[str, Tensor]) -> dict[str, list[Sizes]] | None:
+    """Sizes of the file's tensors, where what the options leave open was chosen otherwise when it was saved."""
+    chosen = sizes_of(build_bottlenecks(options, sites, "meta"))
+    found = {
+        split: [
+            one._replace(channels=len(tensors.get(f"{key_of(split, index)}.quantizer.offset", range(one.channels))))
+            for index, one in enumerate(ours)
+        ]
+        for split, ours in chosen.items()
+    }
+    return None if found == chosen else found
 
 
 def _shapes(described: dict[str, Any]) -> dict[str, list[list[int]]]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import compoff
 from compoff.errors import ArtifactError, FeatureError, SplitError
 from compoff.fingerprint import fingerprint
-from tests.small_networks import OptionalInputs, Plain
+from tests.small_networks import OptionalInputs, Plain, Skip
 
 
 def images(batch: int = 2) -> Tensor:
@@ -123,6 +123,27 @@ def test_figures_are_those_of_the_quality_that_is_chosen(tmp_path: Path) -> None
     assert head.manifest.report["aim_met"] is None
     for name in ("bytes", "agreement", "output_error", "encoder_macs"):
         assert head.manifest.report[name] == curve[chosen][name]
+
+
+def test_a_file_keeps_its_channels_whatever_is_chosen_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def described(path: Path) -> dict[str, Any]:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()["description"])
+
+    path, x = tmp_path / "fitted.safetensors", images()
+    with monkeypatch.context() as then:
+        then.setattr("compoff.codec_options.default_channels", lambda _: 5)
+        wrapped = compoff.wrap(Skip(), "block1", example_input=x).eval()
+        wrapped.save(path)
+    answer = student(wrapped, "block1", x)
+    assert "sizes" not in described(path)  # they were what would be chosen
+    again = compoff.load(path, wrapped.unwrap()).eval()
+    assert {one.latent_shape[0] for one in again.bottlenecks_at("block1")} == {5}
+    assert torch.equal(student(again, "block1", x), answer)
+    again.save(path)
+    assert {size[0] for size in described(path)["sizes"]["block1"]} == {5}
+    third = compoff.load(path, again.unwrap()).eval()
+    assert torch.equal(student(third, "block1", x), answer)
 
 
 def test_the_default_quality_of_an_older_file_is_that_of_its_report(tmp_path: Path) -> None:

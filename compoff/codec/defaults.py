@@ -42,7 +42,10 @@ def widest_stride(shape: tuple[int, ...]) -> int:
 
 
 def default_channels(geometry: Geometry) -> int:
-    """Channels that hold all that a moderate rate has a use for.
+    """Channels that hold all that a rate has a use for.
+
+    What a quality does not send is neither computed nor exported, and where few bytes are aimed at, the last channels
+    are silent; so there may be many. A network that is narrow, or whose output looks everywhere, needs most of them.
 
     Args:
         geometry: Layout of the feature.
@@ -53,13 +56,11 @@ def default_channels(geometry: Geometry) -> int:
     Examples:
         >>> from compoff.codec import Geometry
         >>> default_channels(Geometry((32, 16, 16), stride=8)), default_channels(Geometry((3, 224, 224), stride=8))
-        (192, 160)
+        (1024, 160)
 
-    Source: this project.
+    Source: this project (docs/benchmarks/codec.md, what each choice is worth).
     """
-    most, few = described_by(geometry), 192
-    # Few tiles, of many numbers: an eighth of them, as far as the device's work allows.
-    if geometry.tile_elements > _MANY:
-        few = max(few, min(1024, geometry.tile_elements // 8, _MOST_SYMBOLS // math.prod(geometry.latent_space)))
+    # As many as the device's work allows where all are sent; of many tiles, fewer a tile.
+    few = max(192, min(1024, _MOST_SYMBOLS // math.prod(geometry.latent_space)))
     # The last sixth of a small tile is noise to the network; from pixels at 224 x 224 this makes 24 MMAC.
-    return min(few, max(1, most * 5 // 6))
+    return min(few, max(1, described_by(geometry) * 5 // 6))

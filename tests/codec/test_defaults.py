@@ -32,10 +32,11 @@ def test_tiles_are_wide_and_fit_the_map(shape: tuple[int, ...], side: int) -> No
     ("shape", "stride", "channels"),
     [
         ((3, 4, 4), 4, 40),
-        ((256, 14, 14), 4, 512),  # an eighth of a tile of many numbers
-        ((64, 56, 56), 8, 512),
-        ((256, 14, 14), 7, 1024),  # and no more
-        ((64, 128, 128), 8, 192),  # where tiles are many, symbols would be
+        ((24, 28, 28), 4, 320),  # all but the last sixth,
+        ((48, 26, 26), 7, 1024),  # as far as the device's work allows
+        ((256, 14, 14), 7, 1024),
+        ((64, 56, 56), 8, 512),  # where tiles are many, fewer each
+        ((64, 128, 128), 8, 192),
     ],
 )
 def test_channels_follow_what_a_tile_holds(shape: tuple[int, ...], stride: int, channels: int) -> None:

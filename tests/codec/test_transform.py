@@ -258,7 +258,7 @@ def test_levels_that_do_not_go_with_the_ladder_are_refused(num_centers: int) -> 
 def test_the_options_choose_sizes() -> None:
     bottleneck = CodecOptions(codec="transform").build((32, 16, 16))
     assert isinstance(bottleneck, TransformBottleneck)
-    assert bottleneck.latent_shape == (192, 2, 2)
+    assert bottleneck.latent_shape == (1024, 2, 2)
     with pytest.raises(FeatureError, match="encoder of your own"):
         CodecOptions(codec="transform", encoder=lambda _, __: torch.nn.Identity()).build((3, 8, 8))
 
