@@ -271,6 +271,7 @@ RATE_TABLES: dict[str, Callable[[], str]] = {
     "resnet50-layer4-mixed": partial(imagenet_table, "rate_accuracy.resnet50.layer4.cpu.mixed"),
     "resnet50-layer4-long": partial(imagenet_table, "rate_accuracy.resnet50.layer4.cpu.long"),
     "resnet50-layer4-longest": partial(imagenet_table, "rate_accuracy.resnet50.layer4.cpu.longest"),
+    "resnet50-layer4-channels": partial(imagenet_table, "rate_accuracy.resnet50.layer4.cpu.wide"),
     "resnet50-layer4-narrow": partial(imagenet_table, "rate_accuracy.resnet50.layer4.narrow"),
     "resnet50-layer4-wide": partial(imagenet_table, "rate_accuracy.resnet50.layer4.wide"),
     "resnet50-layer4-stride2": partial(imagenet_table, "rate_accuracy.resnet50.layer4.cpu.stride2"),
