@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["trimmed"]
 
+_TOGETHER = 32  # channels; kernels like such numbers, and another fit of the same codec often has as many
+
 
 def trimmed(bottleneck: Bottleneck) -> Bottleneck:
     """Leave out the last channels, where no quality sends them.
 
     What is not sent is zero to the decoder and adds nothing, so the answers are the same; a wrapped model has channels
-    for every rate that a fit may be aimed at, and a device need not store them.
+    for every rate that a fit may be aimed at, and a device need not store them. They come and go by 32.
 
     Args:
         bottleneck: The bottleneck, its symbols counted.
@@ -32,19 +35,20 @@ def trimmed(bottleneck: Bottleneck) -> Bottleneck:
 
     Examples:
         >>> from compoff.codec import Geometry, TransformBottleneck
-        >>> bottleneck = TransformBottleneck(Geometry((3, 8, 8), stride=4), channels=8)
-        >>> counts = torch.zeros(8, 255)
+        >>> bottleneck = TransformBottleneck(Geometry((8, 8, 8), stride=4), channels=100)
+        >>> counts = torch.zeros(100, 255)
         >>> counts[:, 127] = 1e6  # nothing but zeros,
-        >>> counts[:3, 120:135] = 1000  # but for the first three channels
+        >>> counts[:40, 120:135] = 1000  # but for the first forty channels
         >>> bottleneck.prior.count(counts)
         >>> trimmed(bottleneck).latent_shape
-        (3, 2, 2)
+        (64, 2, 2)
 
     Source: this project.
     """
     if not (isinstance(bottleneck, TransformBottleneck) and type(bottleneck.decoder) is RefiningDecoder):
         return copy.deepcopy(bottleneck)
     sent = max(quality.channels for quality in bottleneck.qualities())
+    sent = min(bottleneck.latent_shape[0], math.ceil(sent / _TOGETHER) * _TOGETHER)
     with torch.device("meta"):  # starting weights take long, and none of them stays
         narrow = TransformBottleneck(bottleneck.geometry, sent, bottleneck.num_centers)
     narrow.adapter = copy.deepcopy(bottleneck.adapter)

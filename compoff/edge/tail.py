@@ -225,7 +225,8 @@ class Tail(Unpickled, Described):
                 ``"auto"``, the fastest of these that works here; `choice` says which and why.
             device: Where it is to run; None for the GPU with TensorRT, else for where this tail runs.
             like: A tail of the same network, compiled for TensorRT before the codec was fitted again: its engine takes
-                over this tail's weights, which takes seconds where building one takes minutes.
+                over this tail's weights, which takes seconds where building one takes minutes. As many channels must
+                have been exported then.
 
         Returns:
             The same tail in that runtime.
@@ -247,6 +248,12 @@ class Tail(Unpickled, Described):
         """
         if like is not None and not isinstance(like, Tail):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise BackendError(f"like is a {type(like).__name__}; expected another compoff.Tail")
+        mine, its = ([code.latent_shape for code in one.manifest.codes] for one in (self, like or self))
+        if mine != its:
+            raise BackendError(
+                f"like was compiled for symbols of {its}, and this tail takes {mine}; an engine takes over weights of "
+                "the same shapes only: compile without like="
+            )
         where = ("cuda" if backend == "tensorrt" else self.choice.device) if device is None else device
         source, previous = self.backend.files.get(PROGRAM), None if like is None else like.backend
         if source is None:

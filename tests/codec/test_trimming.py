@@ -12,12 +12,12 @@ from compoff.coding import PayloadFormat
 from tests.small_networks import same, tiny_decoder
 
 WAVES = (520, 3, 3)  # 4680 elements: a tile too wide to find directions among all of them
-CHANNELS, SENT = 12, 5
+CHANNELS, SENT, KEPT = 45, 5, 32
 
 
 def counted(shape: tuple[int, ...]) -> tuple[TransformBottleneck, Tensor]:
     """A bottleneck whose last channels no quality sends, and some features."""
-    bottleneck = TransformBottleneck(Geometry(shape, stride=3), CHANNELS).eval()
+    bottleneck = TransformBottleneck(Geometry(shape, stride=4), CHANNELS).eval()
     for value in (*bottleneck.encoder.parameters(), *bottleneck.decoder.parameters()):
         nn.init.normal_(value, std=0.1)  # as trained; the last layer starts as zeros
     counts = torch.zeros(CHANNELS, 255)
@@ -29,16 +29,16 @@ def counted(shape: tuple[int, ...]) -> tuple[TransformBottleneck, Tensor]:
     return bottleneck, torch.randn(4, *shape)
 
 
-@pytest.mark.parametrize("shape", [(3, 6, 9), (5, 16), (24,), WAVES])
+@pytest.mark.parametrize("shape", [(3, 9, 11), (12, 16), (50,), WAVES])
 @torch.no_grad()
 def test_is_the_same_codec(shape: tuple[int, ...]) -> None:
     bottleneck, y = counted(shape)
     before = {name: value.clone() for name, value in bottleneck.state_dict().items()}
     narrow = trimmed(bottleneck)
-    assert narrow.latent_shape == (SENT, *bottleneck.latent_shape[1:])
+    assert narrow.latent_shape == (KEPT, *bottleneck.latent_shape[1:])
     assert (narrow.qualities(), narrow.chosen) == (bottleneck.qualities(), bottleneck.chosen)
     symbols = bottleneck.encode(y)
-    assert torch.equal(narrow.encode(y), symbols[:, :SENT])
+    assert torch.equal(narrow.encode(y), symbols[:, :KEPT])
     for quality in (0, 4, 10):
         torch.testing.assert_close(narrow(y, quality), bottleneck(y, quality), rtol=1e-4, atol=1e-4)
     # Where one is folded into its weights, and what the coder makes of both.
@@ -47,7 +47,7 @@ def test_is_the_same_codec(shape: tuple[int, ...]) -> None:
     mine, its = (PayloadFormat(bytes(32), [code_of(one)]) for one in (narrow, bottleneck))
     for quality in (0, 4, 10):
         few, all_of_them = (
-            one.codes[0].sent(values.numpy(), quality) for one, values in ((mine, symbols[:, :SENT]), (its, symbols))
+            one.codes[0].sent(values.numpy(), quality) for one, values in ((mine, symbols[:, :KEPT]), (its, symbols))
         )
         payload = its.encode([all_of_them], quality=quality)
         assert bytes(mine.encode([few], quality=quality)) == bytes(payload)
@@ -58,7 +58,7 @@ def test_is_the_same_codec(shape: tuple[int, ...]) -> None:
 
 
 def test_shares_no_memory() -> None:
-    bottleneck, _ = counted((3, 6, 9))
+    bottleneck, _ = counted((3, 8, 12))
     bottleneck.adapter = Adapter([(8, 1)])
     narrow = trimmed(bottleneck)
     assert narrow.adapter is not None
@@ -68,14 +68,14 @@ def test_shares_no_memory() -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_keeps_the_mode(*, training: bool) -> None:
-    assert trimmed(counted((3, 6, 9))[0].train(training)).training == training
+    assert trimmed(counted((3, 8, 12))[0].train(training)).training == training
 
 
 def test_leaves_all_channels_where_all_are_sent_or_the_decoder_is_the_users() -> None:
-    geometry = Geometry((3, 8, 8), stride=4)
+    geometry = Geometry((3, 8, 12), stride=4)
     uncounted = TransformBottleneck(geometry, CHANNELS)
     own = TransformBottleneck(geometry, CHANNELS, decoder=tiny_decoder)
-    own.prior.logits.copy_(counted((3, 8, 8))[0].prior.logits)
+    own.prior.logits.copy_(counted((3, 8, 12))[0].prior.logits)
     assert own.qualities()[-1].channels == SENT
     for bottleneck in (uncounted, own, Bottleneck(geometry, CHANNELS)):
         whole = trimmed(bottleneck)

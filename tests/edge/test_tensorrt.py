@@ -135,6 +135,17 @@ def test_the_default_device_is_none_of_an_engine_s(monkeypatch: pytest.MonkeyPat
     np.testing.assert_array_equal(backend.run(parts)[0], tail.backend.run(parts)[0])
 
 
+def test_only_weights_of_the_same_shapes_are_taken_over() -> None:
+    old, new = (
+        compoff.export(
+            compoff.wrap(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3)), "1", example_input=x, channels=channels), "1"
+        )[1]
+        for x, channels in ((torch.zeros(2, 8), 4), (torch.zeros(2, 8), 5))
+    )
+    with pytest.raises(BackendError, match=r"compiled for symbols of \[\(4,\)\], and this tail takes \[\(5,\)\]"):
+        new.compile("tensorrt", like=old)
+
+
 def test_only_tensorrt_takes_over_weights() -> None:
     tail = export()[1]
     with pytest.raises(BackendError, match="only an engine of TensorRT takes over other weights"):
