@@ -197,6 +197,7 @@ VARIATIONS = {
     "tile: 4 × 4": Variation("tile", options={"stride": 4}),
     "tile: 2 × 2": Variation("tile", options={"stride": 2}),
     "channels: 64": Variation("channels", options={"channels": 64}),
+    "channels: 192": Variation("channels", options={"channels": 192}),
     "loss: the output alone": Variation("loss", patches={"compoff.cutting.sites._later_blocks": lambda *_: ()}),
     "loss: no reconstruction": Variation("loss", recipe={"reconstruction": 0.0}),
     "loss: as much reconstruction as distillation": Variation("loss", recipe={"reconstruction": 1.0}),
