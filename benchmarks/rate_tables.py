@@ -238,6 +238,7 @@ def sizes_table(name: str) -> str:
 RATE_TABLES: dict[str, Callable[[], str]] = {
     "ablations-layer3": partial(ablation_table, "ablations.cifar10-resnet56.layer3"),
     "ablations-resnet18-layer4": partial(ablation_table, "ablations.resnet18.layer4"),
+    "ablations-channels": partial(ablation_table, "ablations.cifar10-resnet56.layer3.channels"),
     "ablations-rates": partial(ablation_table, "ablations.cifar10-resnet56.layer3.rates"),
     "adapted-tails": partial(tail_table, "layer2", "layer3"),
     "contexts-input": partial(contexts_table, "contexts.resnet18.input"),
