@@ -27,11 +27,13 @@ from benchmarks.behind import Behind, KeptFeatures, features_at, in_stages
 from benchmarks.detection import DETECTORS, load_detection
 from benchmarks.fit_cost import fit_cost
 from benchmarks.fitted import Fitted
-from benchmarks.keywords import KeywordTask, load_keywords, sound_rows
+from benchmarks.keywords import load_keywords
 from benchmarks.networks import data_folder
 from benchmarks.plain_codecs import feature_rows, picture_rows
 from benchmarks.record import record
 from benchmarks.scoring import Scorer, WholeScorer
+from benchmarks.sentences import load_sentences
+from benchmarks.sounds import SoundTask, sound_rows
 from benchmarks.tasks import CLASSIFIERS, CONDITIONS, Task, endless, load_task
 from compoff.wire.frames import OVERHEAD_BYTES
 
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).resolve().parent.parent
 _STATES = _ROOT / "benchmarks" / "states"  # not committed: fits under way
-MODELS = (*CLASSIFIERS, *DETECTORS, "bcresnet2")
+MODELS = (*CLASSIFIERS, *DETECTORS, "bcresnet2", "deepspeech")
 _SYSTEMS = {"transform": "compoff", "adapted": "compoff, adapted tail", "deepcod": "deepcod"}
 _LATER = 75  # exit status of a run that is to be started again
 
@@ -249,11 +251,13 @@ def load(options: argparse.Namespace, folder: Path) -> Task:
         task: Task = load_detection(options.model, folder, **named)
     elif options.model == "bcresnet2":
         task = load_keywords(folder, **named)
+    elif options.model == "deepspeech":
+        task = load_sentences(folder, **named)
     else:
         task = load_task(options.model, folder, **named)
     if not in_stages(task.net) and (options.kept or options.bf16 or options.runtime != "torch"):
         raise SystemExit(f"{options.model} has no stages: leave out --kept, --bf16 and --runtime")
-    if isinstance(task, KeywordTask) and not options.clean:
+    if isinstance(task, SoundTask) and not options.clean:
         raise SystemExit("spoilt images are no sounds; give --clean")
     return task
 
@@ -289,7 +293,7 @@ def main() -> None:
     scorer = scorer or scorer_of(task, options)
     teacher = scorer.scores(scorer.features(task.test))
     rows += feature_rows(task, options.split, scorer, teacher)
-    if options.split == "input" and isinstance(task, KeywordTask) and isinstance(scorer, WholeScorer):
+    if options.split == "input" and isinstance(task, SoundTask) and isinstance(scorer, WholeScorer):
         rows += sound_rows(task, scorer, teacher)
     elif options.split == "input":
         rows += picture_rows(task, scorer, teacher)

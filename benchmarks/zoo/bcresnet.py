@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["BcResNet", "bcresnet2", "log_mel"]
+__all__ = ["BcResNet", "bcresnet2", "log_mel", "mel_bands"]
 
 
 class SubSpectralNorm(nn.Module):
@@ -139,10 +139,10 @@ def log_mel(waveform: Tensor) -> Tensor:
     window = torch.hann_window(1024, device=waveform.device)
     spectrum = torch.stft(waveform, 1024, 512, window=window, center=True, pad_mode="reflect", return_complex=True)
     power = spectrum.abs().square()
-    return (_mel_bands().to(power) @ power + 1e-9).log2().unsqueeze(1)
+    return (mel_bands().to(power) @ power + 1e-9).log2().unsqueeze(1)
 
 
-def _mel_bands(bands: int = 40, bins: int = 513, rate: int = 16_000) -> Tensor:
+def mel_bands(bands: int = 40, bins: int = 513, rate: int = 16_000) -> Tensor:
     """Triangles equally wide on the HTK mel scale."""
     edges = 700 * (10 ** (torch.linspace(0, _mel(rate / 2), bands + 2, dtype=torch.float64) / 2595) - 1)
     frequencies = torch.linspace(0, rate / 2, bins, dtype=torch.float64)
