@@ -53,6 +53,8 @@ _TASKS = {
     "boxes, layers.61": "rate_accuracy.yolo-fastest-1.1-xl.layers.61.stride4",
     "words, input": "rate_accuracy.bcresnet2.input",
     "words, t3": "rate_accuracy.bcresnet2.t3",
+    "sentences, input": "rate_accuracy.deepspeech.input",
+    "sentences, recurrent1": "rate_accuracy.deepspeech.recurrent1",
 }
 _DROPS = {"top-1": ("drop", "drop_stderr"), "top-5": ("drop_top5", "drop_top5_stderr")}
 
@@ -152,7 +154,7 @@ def imagenet_table() -> str:
 
 
 def tasks_table() -> str:
-    """Fewest bytes of a detector and a keyword spotter, beside the best that is not learned."""
+    """Fewest bytes of networks that are no classifiers of images, beside the best that is not learned."""
     cells = [
         [
             called,

@@ -13,6 +13,7 @@ import compoff
 from benchmarks.plain_codecs import in_batches
 from compoff.codec import Encoder, code_of
 from compoff.coding import PayloadFormat
+from compoff.cutting.capture import folded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,15 +105,22 @@ class Fitted:
     def encode_ms(self, index: int) -> float:
         """Time of encoder and coder on one image's feature, in milliseconds: what the codec adds on the device.
 
-        The processor's time, which other processes on the machine take nothing of.
+        As exported, and of the channels that are sent at this quality, as a head computes them. The processor's time,
+        which other processes on the machine take nothing of.
         """
         self.model.to("cpu")
+        exported, channels = folded(self.bottleneck), self.bottleneck.qualities()[index].channels
+        if isinstance(exported.encoder, Encoder) and channels < exported.latent_shape[0]:
+            layer = exported.encoder.layer
+            layer.weight, layer.bias = (
+                torch.nn.Parameter(part[:channels], requires_grad=False) for part in (layer.weight, layer.bias)
+            )
         y = torch.randn(1, *self.bottleneck.geometry.shape)
         times: list[float] = []
         with torch.inference_mode():
             for _ in range(50):
                 start = time.process_time()
-                sent = self.code.sent(self.bottleneck.encode(y).numpy(), index)
+                sent = self.code.sent(exported.encode(y).numpy(), index)
                 self.coder.encode([sent], quality=index)
                 times.append(time.process_time() - start)
         return 1000 * float(np.median(times))

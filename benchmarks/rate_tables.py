@@ -176,6 +176,7 @@ def left_out_table(name: str) -> str:
 
 _boxes = partial(task_table, drop="drop of mAP50, points", agreement="boxes found again")
 _words = partial(task_table, drop="drop, points", agreement="same word")
+_sentences = partial(task_table, drop="word error rate, points more", agreement="same sentence")
 
 
 def encoder_table() -> str:
@@ -251,6 +252,8 @@ RATE_TABLES: dict[str, Callable[[], str]] = {
     "detector-left-out": partial(left_out_table, "left_out.yolo-fastest-1.1-xl.layers.61"),
     "keywords-input": partial(_words, "rate_accuracy.bcresnet2.input"),
     "keywords-t3": partial(_words, "rate_accuracy.bcresnet2.t3"),
+    "sentences-input": partial(_sentences, "rate_accuracy.deepspeech.input"),
+    "sentences-recurrent1": partial(_sentences, "rate_accuracy.deepspeech.recurrent1"),
     "sizes-layer2": partial(sizes_table, "sizes.resnet50.layer2"),
     **{
         f"{model}-{split}": partial(imagenet_table, f"rate_accuracy.{model}.{split}.cpu")
