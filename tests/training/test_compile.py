@@ -39,6 +39,22 @@ def test_each_student_and_the_teacher_stay_themselves() -> None:
     assert not torch.equal(seen[1], seen[2])
 
 
+def test_each_quality_stays_itself() -> None:
+    x = torch.randn(4, 3, 8, 8)
+    model = compoff.wrap(nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Linear(8, 3)).eval(), "2", example_input=x)
+    compoff.calibrate(model, [x])
+    model.eval()
+    model.bottleneck("2").choose(1)
+    compiled, seen = torch.compile(model, backend="eager"), []
+    with torch.no_grad():
+        for quality in (0, 1, None):
+            with model.at("2", quality=quality):
+                seen.append(compiled(x))
+                torch.testing.assert_close(seen[-1], model(x))
+    assert torch.equal(seen[1], seen[2])
+    assert not torch.equal(seen[0], seen[1])
+
+
 # The compiler looks at a gradient that it does not need.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_a_compiled_loss_has_the_same_value_and_gradients() -> None:
