@@ -72,8 +72,9 @@ def main() -> None:
         rows = [{"what": "installed", "mb": megabytes(site), **parts(site)}]
         wrapped = compoff.wrap(resnet18().eval(), "layer2", example_input=torch.randn(2, 3, 224, 224))
         head = compoff.export(wrapped, "layer2")[0]
-        head.compile("onnx").save(export / "fp32")
-        head.compile("onnx", precision="int8", batches=[torch.randn(16, 3, 224, 224)]).save(export / "int8")
+        int8 = head.compile("onnx", precision="int8", batches=[torch.randn(16, 3, 224, 224)])
+        head.compile("onnx").save(export / "fp32", torch=False)
+        int8.save(export / "int8", torch=False)
         for precision in ("fp32", "int8"):
             first = started(site, export / precision)
             later = [started(site, export / precision) for _ in range(runs)]

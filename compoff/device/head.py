@@ -15,9 +15,9 @@ from compoff.checks import check_whole
 from compoff.device.c_header import c_header
 from compoff.device.inputs import Inputs
 from compoff.device.limits import best_within
-from compoff.device.runners.choice import load_runner
+from compoff.device.runners.choice import load_runner, programs, require_torch
 from compoff.device.samples import first_samples
-from compoff.errors import BackendError, FeatureError
+from compoff.errors import FeatureError
 from compoff.parts import find_part
 from compoff.pickling import Unpickled
 
@@ -243,16 +243,19 @@ class Head(Unpickled):
         parts = self._run(self._inputs.arrays(inputs, keywords))
         return tuple(part.astype(np.uint8, copy=False) for part in parts[: len(self.manifest.codes)])
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, torch: bool = True) -> None:
         """Write this head to a folder.
 
         Args:
             path: The folder; made if need be.
+            torch: Whether to keep PyTorch's program beside that of another runtime; a device without it needs half as
+                many bytes, and the head cannot be compiled again there.
 
         Raises:
             ArtifactError: The folder holds something else.
+            BackendError: Without PyTorch's program there is none.
         """
-        write_folder(path, self.manifest, self.tables, self.runner.files)
+        write_folder(path, self.manifest, self.tables, programs(self.runner, torch=torch))
 
     @classmethod
     def load(cls, path: str | Path, *, runtime: Runtime | None = None, threads: int | None = None) -> Head:
@@ -314,15 +317,9 @@ class Head(Unpickled):
             >>> quick(x) == head(x)
             True
         """
-        try:
-            from compoff.device.compiling import compiled_head  # only here, since it imports torch
-        except ModuleNotFoundError as error:
-            if error.name != "torch":
-                raise
-            raise BackendError(
-                "compiling a head needs torch, which is not installed; compile and save it where the model was "
-                "exported, and copy the folder"
-            ) from error
+        require_torch()
+        from compoff.device.compiling import compiled_head  # only here, since it imports torch
+
         manifest, runner = compiled_head(
             self.manifest,
             self.runner.files,

@@ -81,6 +81,23 @@ def test_loads_with_what_it_was_saved_with(plain: compoff.Head, folder: Path) ->
     assert sorted(loaded.runner.files) == ["head.onnx", "head.pt2"]
 
 
+def test_a_device_needs_no_program_of_torch(plain: compoff.Head, head: compoff.Head, tmp_path: Path) -> None:
+    head.save(tmp_path)
+    head.save(tmp_path, torch=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["head.onnx", "manifest.yaml", "tables.safetensors"]
+    loaded, x = compoff.Head.load(tmp_path), golden_inputs(3)
+    assert loaded(x) == head(x)
+    loaded.save(tmp_path / "again", torch=False)
+    assert compoff.Head.load(tmp_path / "again")(x) == head(x)
+    with pytest.raises(BackendError, match="holds no program for torch"):
+        compoff.Head.load(tmp_path, runtime="torch")
+    with pytest.raises(BackendError, match=r"no program for another runtime; save what compile\('onnx'\) gives"):
+        plain.save(tmp_path / "none", torch=False)
+    with pytest.raises(BackendError, match="torch is 'no'"):
+        head.save(tmp_path / "none", torch="no")  # type: ignore[arg-type]
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_head_of_torch_alone_has_no_onnx_program(plain: compoff.Head, tmp_path: Path) -> None:
     plain.save(tmp_path)
     assert isinstance(compoff.Head.load(tmp_path).runner, TorchRunner)

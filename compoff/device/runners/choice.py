@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from compoff.checks import check_whole
+from compoff.checks import check_flag, check_whole
 from compoff.errors import BackendError
 
 if TYPE_CHECKING:
     from compoff.artifact import Folder
     from compoff.device.runners.runner import Runner
 
-__all__ = ["Runtime", "load_runner"]
+__all__ = ["Runtime", "load_runner", "programs", "require_torch"]
 
 Runtime: TypeAlias = Literal["torch", "onnx", "executorch"]
 """A runtime for heads."""
@@ -54,6 +54,41 @@ def load_runner(folder: Folder, runtime: Runtime | None = None, threads: int | N
     from compoff.device.runners.torch import TorchRunner  # imports torch
 
     return TorchRunner.load(folder)
+
+
+def programs(runner: Runner, *, torch: bool) -> dict[str, bytes]:
+    """The programs of a head, as they are saved.
+
+    Args:
+        runner: The runtime that holds them.
+        torch: Whether PyTorch's is to be among them.
+
+    Returns:
+        The files by name.
+
+    Raises:
+        BackendError: `torch` is no truth value, or without PyTorch's program there is none.
+    """
+    check_flag("torch", torch, BackendError)
+    files = {name: data for name, data in runner.files.items() if torch or _PROGRAMS.get(name) != "torch"}
+    if not any(name in _PROGRAMS for name in files):
+        raise BackendError(
+            "torch is False, but this head has no program for another runtime; save what compile('onnx') gives"
+        )
+    return files
+
+
+def require_torch() -> None:
+    """Refuse to compile a head where there is no PyTorch.
+
+    Raises:
+        BackendError: There is none.
+    """
+    if not _is_installed("torch"):
+        raise BackendError(
+            "compiling a head needs torch, which is not installed; compile and save it where the model was exported, "
+            "and copy the folder"
+        )
 
 
 def _asked_for(folder: Folder, there: list[Runtime], runtime: Runtime) -> Runtime:
