@@ -74,7 +74,7 @@ def test_head_and_tail_answer_as_the_model_does(
     tail.save(tmp_path / "tail")
     for count in (1, 5):
         x = inputs(kind, count, seed=2)
-        with torch.no_grad(), model.at("2"):
+        with torch.no_grad(), model.at("2", quality=10):
             expected = model(x)
         payload = head(x, quality=10)
         torch.testing.assert_close(tail(payload), expected, atol=1e-5, rtol=1e-5)

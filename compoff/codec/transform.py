@@ -229,7 +229,7 @@ class TransformBottleneck(Bottleneck):
         step = step.cpu() if isinstance(step, Tensor) else step
         values = self.quantizer.centers.cpu().double()  # where float64 is
         spoken = (self.prior.probabilities().cpu().double() * (coarsen(values, step) != 0)).sum(1) > _SILENT
-        return (spoken.flip(0).cumsum(0).flip(0) > 0) | (torch.arange(len(spoken)) == 0)
+        return (spoken.flip(0).cumsum(0).flip(0) > 0) | (torch.arange(len(spoken), device="cpu") == 0)
 
     def _restored(self, symbols: Tensor, quality: int | None) -> Tensor:
         # What is chosen stays a tensor: a compiled model need not stop to look.

@@ -71,7 +71,7 @@ def programs(runner: Runner, *, torch: bool) -> dict[str, bytes]:
     """
     check_flag("torch", torch, BackendError)
     files = {name: data for name, data in runner.files.items() if torch or _PROGRAMS.get(name) != "torch"}
-    if not any(name in _PROGRAMS for name in files):
+    if not torch and not any(name in _PROGRAMS for name in files):
         raise BackendError(
             "torch is False, but this head has no program for another runtime; save what compile('onnx') gives"
         )
